@@ -1,0 +1,91 @@
+"""The error taxonomy: every failure says whose it is, and exits with its own status.
+
+"The network was down" must never look like "the module is broken", so each class
+carries the exit status that ``tasks.py`` turns into the process's own.  The library
+raises; it never exits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class KbuildError(Exception):
+    """A failure that says what was expected, what was found, where to look and what to do.
+
+    ``what`` is one sentence; the keyword arguments become lines of their own, so that a
+    reader of a long log finds them in the same place every time.
+    """
+
+    exit_status = 1
+    kind = "error"
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        expected: str | None = None,
+        found: str | None = None,
+        log: Path | None = None,
+        hint: str | None = None,
+    ) -> None:
+        self.what = what
+        self.expected = expected
+        self.found = found
+        self.log = log
+        self.hint = hint
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        for label, value in (
+            ("expected", self.expected),
+            ("found", self.found),
+            ("log", self.log),
+            ("do", self.hint),
+        ):
+            if value is not None:
+                head, *rest = str(value).splitlines() or [""]
+                lines.append(f"  {label + ':':<10}{head}")
+                lines.extend(f"  {'':<10}{line}" for line in rest)
+        return "\n".join(lines)
+
+
+class UserError(KbuildError):
+    """The request makes no sense: an unknown suite, a bad option, a missing package."""
+
+    exit_status = 2
+    kind = "usage"
+
+
+class BuildError(KbuildError):
+    """Source, patch, configuration, compiler or packaging failed."""
+
+    exit_status = 3
+    kind = "build"
+
+
+class GuardError(BuildError):
+    """The fast path's proof did not hold: the image may not carry the distro's modules."""
+
+    kind = "guard"
+
+
+class TrustError(KbuildError):
+    """Something downloaded is not what the archive signed (``EX_DATAERR`` of sysexits(3))."""
+
+    exit_status = 65
+    kind = "trust"
+
+
+class InfrastructureError(KbuildError):
+    """Network, mirror, disk or QEMU failed; says nothing about the code (``EX_UNAVAILABLE``)."""
+
+    exit_status = 69
+    kind = "infrastructure"
+
+
+class LostDependencyError(InfrastructureError):
+    """A program that the machine should have is missing; ``invoke doctor`` names its package."""
+
+    kind = "missing program"

@@ -1,0 +1,133 @@
+"""Files that appear whole or not at all, and locks that say whom they wait for."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from kbuild.errors import InfrastructureError
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 1 << 20
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content, 64 hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_tree(root: Path) -> str:
+    """Return one SHA-256 over the names, types, execute bits and contents below ``root``.
+
+    Times and owners do not count: two checkouts of one commit have the same digest.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if path.is_symlink():
+            digest.update(f"l {name} {path.readlink()}\n".encode())
+        elif path.is_file():
+            executable = "x" if path.stat().st_mode & 0o111 else "-"
+            digest.update(f"f {executable} {name} {sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:
+    """Write a file by rename, so that a reader never sees half of it, not even after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = content.encode() if isinstance(content, str) else content
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(raw)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(mode)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` as indented JSON with sorted keys, by rename."""
+    write_atomic(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+@contextlib.contextmanager
+def fresh_directory(path: Path) -> Iterator[Path]:
+    """Yield a new directory beside ``path`` that takes its place when the block succeeds.
+
+    An exception removes the new directory and leaves what stood at ``path`` as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    scratch.chmod(0o755)
+    try:
+        yield scratch
+        replace_directory(scratch, path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def replace_directory(new: Path, path: Path) -> None:
+    """Put directory ``new`` at ``path``; what stood there goes away after the swap."""
+    if not path.exists():
+        new.rename(path)
+        return
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    path.rename(old / "content")
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def lock(path: Path, *, timeout_s: float = 7200.0) -> Iterator[None]:
+    """Hold an exclusive flock(2) on ``path``; says once that it waits.
+
+    Raises InfrastructureError when another run keeps it for more than ``timeout_s``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + timeout_s
+    with path.open("a+b") as stream:
+        waited = False
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not waited:
+                    logger.info("waiting for another run that holds %s", path)
+                    waited = True
+                if time.monotonic() > deadline:
+                    raise InfrastructureError(
+                        f"another run has held {path} for {timeout_s:g} s",
+                        hint="end that run, or wait for it",
+                    ) from None
+                time.sleep(0.2)
+        yield
+
+
+def disk_usage(path: Path) -> int:
+    """Return the bytes that lie allocated below ``path``, hard links counted once."""
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    for directory, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(OSError):
+                status = os.lstat(os.path.join(directory, name))
+                if (status.st_dev, status.st_ino) not in seen:
+                    seen.add((status.st_dev, status.st_ino))
+                    total += status.st_blocks * 512
+    return total

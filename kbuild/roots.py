@@ -1,0 +1,247 @@
+"""Roots: a minimal Debian of one suite, made by mmdebstrap(1), entered with bwrap(1).
+
+Compilers and packagers run in a root of the kernel's own suite, without network, with
+the source and the output at fixed paths: two checkouts then give the compiler cache and
+the kernel the same file names.  Without root privileges the same is done in a user
+namespace (mmdebstrap's unshare mode), which needs entries in /etc/subuid and /etc/subgid.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kbuild import fs, mirror, stamp
+from kbuild.errors import BuildError, InfrastructureError
+from kbuild.model import Root, Settings
+from kbuild.run import Arg, Completed, run
+
+logger = logging.getLogger(__name__)
+
+# What a compile root holds beside mmdebstrap's apt variant: the kernel's own build
+# dependencies, and what turns the result into Debian packages.
+COMPILE_PACKAGES = (
+    "bc",
+    "bison",
+    "build-essential",
+    "ccache",
+    "cpio",
+    "debhelper",
+    "dh-dkms",
+    "fakeroot",
+    "flex",
+    "kmod",
+    "libelf-dev",
+    "libssl-dev",
+    "lintian",
+    "openssl",
+    "pahole",
+    "python3",
+    "rsync",
+    "sparse",
+    "xz-utils",
+)
+
+# What a guest holds before our packages come: what an administrator's machine has that
+# installs a kernel and builds a module for it.
+GUEST_PACKAGES = (
+    "dkms",
+    "gcc",
+    "grub-common",
+    "initramfs-tools",
+    "kmod",
+    "libc6-dev",
+    "linux-base",
+    "make",
+    "procps",
+    "udev",
+    "zstd",
+)
+
+_MAKE_TIMEOUT_S = 1800.0
+_FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class Bind:
+    """A host path that a root shows at ``target``, read-only unless said otherwise."""
+
+    source: Path
+    target: str
+    writable: bool = False
+
+
+def compile_root(settings: Settings, suite: str, *, refresh: bool = False) -> Root:
+    """Return the root that kernels and packages of ``suite`` are built in."""
+    return make_root(settings, suite, "compile", COMPILE_PACKAGES, refresh=refresh)
+
+
+def guest_root(settings: Settings, suite: str, *, refresh: bool = False) -> Root:
+    """Return the root that guests of ``suite`` are copied from, before our packages."""
+    return make_root(settings, suite, "guest", GUEST_PACKAGES, refresh=refresh)
+
+
+def root_inputs(suite: str, kind: str, packages: Sequence[str]) -> dict[str, str]:
+    """Return the manifest that decides which root of the cache is the right one."""
+    return {
+        "format": _FORMAT,
+        "suite": suite,
+        "kind": kind,
+        "packages": " ".join(sorted(packages)),
+        "owner": "root" if os.geteuid() == 0 else f"subordinate ids of uid {os.geteuid()}",
+    }
+
+
+def root_path(settings: Settings, suite: str, kind: str, packages: Sequence[str]) -> Path:
+    """Return where the cache keeps that root, whether it is there or not."""
+    key = stamp.digest(root_inputs(suite, kind, packages))[:12]
+    return settings.cache / "roots" / f"{suite}-{kind}-{key}"
+
+
+def make_root(
+    settings: Settings, suite: str, kind: str, packages: Sequence[str], *, refresh: bool = False
+) -> Root:
+    """Return a root of the cache, made from the archive if it is not there.
+
+    ``refresh`` makes it again, for a suite whose compiler has moved on.  Raises
+    InfrastructureError when mmdebstrap fails or when it is missing in offline mode.
+    """
+    inputs = root_inputs(suite, kind, packages)
+    home = root_path(settings, suite, kind, packages)
+    with fs.lock(home.with_name(home.name + ".lock")):
+        if refresh or stamp.reason(home / "stamp.json", inputs) is not None:
+            if settings.offline:
+                raise InfrastructureError(
+                    f"the {kind} root of {suite} is not in the cache, and this run is offline",
+                    expected=str(home),
+                    hint="run once without --offline",
+                )
+            _bootstrap(settings, suite, kind, packages, home, inputs)
+    versions = json.loads((home / "packages.json").read_text())
+    return Root(
+        suite=suite,
+        path=home / "root",
+        digest=stamp.digest(inputs | {f"version of {k}": v for k, v in versions.items()}),
+        versions=versions,
+    )
+
+
+def _bootstrap(
+    settings: Settings,
+    suite: str,
+    kind: str,
+    packages: Sequence[str],
+    home: Path,
+    inputs: Mapping[str, str],
+) -> None:
+    logger.info("making the %s root of %s with mmdebstrap (about a minute)", kind, suite)
+    remove_root(home)
+    home.mkdir(parents=True)
+    log = settings.build / "logs" / f"root-{suite}-{kind}.log"
+    log.unlink(missing_ok=True)
+    options = ['--aptopt=Acquire::Retries "5"']
+    if settings.accept_expired:
+        options.append('--aptopt=Acquire::Check-Valid-Until "false"')
+    completed = run(
+        [
+            "mmdebstrap",
+            f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
+            "--variant=apt",
+            f"--include={','.join(packages)}",
+            *options,
+            suite,
+            home / "root",
+            "-",
+        ],
+        data=mirror.sources_list(settings, suite).encode(),
+        timeout_s=_MAKE_TIMEOUT_S,
+        log=log,
+        error=InfrastructureError,
+        hint="see the log; a mirror may be out of reach: give another with --mirror",
+    )
+    listing = run(
+        as_root("chroot", home / "root", "dpkg-query", "-W", "-f", "${Package} ${Version}\\n"),
+        timeout_s=60,
+    ).stdout
+    versions = dict(line.split(" ", 1) for line in listing.splitlines())
+    fs.write_json(home / "packages.json", versions)
+    stamp.write(
+        home / "stamp.json", inputs, [home / "root", home / "packages.json"], completed.seconds
+    )
+
+
+def remove_root(path: Path) -> None:
+    """Remove a directory that may belong to subordinate ids."""
+    if not path.exists():
+        return
+    if os.geteuid() == 0:
+        shutil.rmtree(path)
+    else:
+        run(as_root("rm", "-rf", "--one-file-system", path), timeout_s=600)
+
+
+def as_root(*argv: Arg) -> list[Arg]:
+    """Put the user namespace in front of a command that must be root towards a root's files."""
+    if os.geteuid() == 0:
+        return list(argv)
+    return [
+        "unshare",
+        "--map-auto",
+        "--map-root-user",
+        "--setuid=0",
+        "--setgid=0",
+        "--",
+        *argv,
+    ]
+
+
+def enter(
+    root: Root,
+    argv: Sequence[Arg],
+    *,
+    timeout_s: float,
+    binds: Sequence[Bind] = (),
+    cwd: str = "/",
+    env: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    check: bool = True,
+    on_line: Callable[[str], None] | None = None,
+    writable: bool = False,
+    hint: str | None = None,
+) -> Completed:
+    """Run a command in a root: no network, own processes, nothing of the host but ``binds``.
+
+    The root itself is read-only unless ``writable``; /tmp is fresh.  The environment is
+    ``env`` on a fixed base.  Raises BuildError as :func:`kbuild.run.run` does.
+    """
+    command: list[Arg] = ["bwrap", "--bind" if writable else "--ro-bind", root.path, "/"]
+    command += ["--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp"]
+    # Only tmpfs gives a read-only root the mount points that the binds need.
+    command += [] if writable else ["--tmpfs", "/mnt"]
+    for bind in binds:
+        command += ["--bind" if bind.writable else "--ro-bind", bind.source, bind.target]
+    command += ["--unshare-net", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
+    command += ["--die-with-parent", "--cap-add", "ALL", "--clearenv", "--chdir", cwd]
+    base = {
+        "HOME": "/tmp",
+        "LANG": "C.UTF-8",
+        "LC_ALL": "C.UTF-8",
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "TZ": "UTC",
+    }
+    for name, value in (base | dict(env or {})).items():
+        command += ["--setenv", name, value]
+    return run(
+        as_root(*command, "--", *argv),
+        timeout_s=timeout_s,
+        log=log,
+        check=check,
+        on_line=on_line,
+        error=BuildError,
+        hint=hint,
+    )

@@ -1,0 +1,261 @@
+"""The one way in which this project starts another program.
+
+Arguments are a list, never a shell string; the environment is an allow-list; standard
+input is closed unless given; every call has a deadline, and what is over its deadline is
+ended together with its children.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import selectors
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from kbuild.errors import BuildError, KbuildError, LostDependencyError
+
+logger = logging.getLogger(__name__)
+
+# What a child may see of our environment.  Everything else (a user's KBUILD_*, CFLAGS,
+# MAKEFLAGS, DEB_*) would make two machines build two different kernels.
+_INHERITED = (
+    "HOME",
+    "PATH",
+    "TMPDIR",
+    "USER",
+    "LOGNAME",
+    "XDG_CACHE_HOME",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+)
+_SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+_TAIL_BYTES = 4096
+_GRACE_S = 5.0
+
+Arg = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a finished program left behind; ``returncode`` is negative for a signal."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the allow-listed environment, in the C.UTF-8 locale, with ``extra`` on top."""
+    env = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    path = env.get("PATH", "/usr/local/bin:/usr/bin:/bin").split(":")
+    env["PATH"] = ":".join(path + [d for d in _SBIN if d not in path])
+    env |= {"LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
+    return env | dict(extra or {})
+
+
+def which(program: str) -> Path | None:
+    """Find ``program`` where :func:`run` would, the administrator's directories included."""
+    found = shutil.which(program, path=environment()["PATH"])
+    return Path(found) if found else None
+
+
+def describe_status(returncode: int) -> str:
+    """Say an exit status in words, signals by their name."""
+    if returncode >= 0:
+        return f"exit status {returncode}"
+    try:
+        return f"killed by {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"killed by signal {-returncode}"
+
+
+def start(
+    argv: Sequence[Arg],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: BinaryIO | int = subprocess.DEVNULL,
+    stdout: BinaryIO | int | None = None,
+    stderr: BinaryIO | int | None = None,
+    pass_fds: Sequence[int] = (),
+    die_with_parent: bool = True,
+) -> subprocess.Popen[bytes]:
+    """Start a long-lived program in its own session; the caller ends it with :func:`stop`.
+
+    ``die_with_parent`` puts setpriv(1) in front, so that a killed pipeline leaves no QEMU
+    or compiler behind.  Raises LostDependencyError when the program does not exist.
+    """
+    command = [os.fspath(a) for a in argv]
+    if die_with_parent:
+        command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
+    program = os.fspath(argv[0])
+    if "/" not in program and which(program) is None:
+        raise LostDependencyError(
+            f"the program {program!r} is not on this machine",
+            hint="run 'invoke doctor', which names the package",
+        )
+    logger.debug("run: %s", shlex.join(os.fspath(a) for a in argv))
+    try:
+        return subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment(env),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=pass_fds,
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
+        raise LostDependencyError(
+            f"cannot start {program!r}: {error.strerror}: {error.filename}",
+            hint="run 'invoke doctor', which names the package",
+        ) from error
+
+
+def stop(process: subprocess.Popen[bytes], *, grace_s: float = _GRACE_S) -> int:
+    """End a program started by :func:`start`, children included, and return its status."""
+    for signum, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, grace_s)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signum)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=wait_s)
+    return process.wait(timeout=grace_s)
+
+
+def run(
+    argv: Sequence[Arg],
+    *,
+    timeout_s: float,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    data: bytes | None = None,
+    log: Path | None = None,
+    check: bool = True,
+    on_line: Callable[[str], None] | None = None,
+    error: type[KbuildError] = BuildError,
+    hint: str | None = None,
+) -> Completed:
+    """Run a program to its end and return what it said.
+
+    ``data`` is its standard input.  With ``log`` both output streams are appended to that
+    file, whole, and ``stdout`` holds them merged; ``on_line`` sees each line as it comes.
+    With ``check`` a status other than 0 raises ``error``, with the tail of the output.
+    A run over ``timeout_s`` seconds is ended, its children too, and raises ``error``.
+    """
+    text = tuple(os.fspath(a) for a in argv)
+    merged = log is not None or on_line is not None
+    began = time.monotonic()
+    out, err = bytearray(), bytearray()
+    pending = bytearray()
+    with contextlib.ExitStack() as stack:
+        sink: BinaryIO | None = None
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            sink = stack.enter_context(log.open("ab"))
+            sink.write(f"$ {shlex.join(text)}\n".encode())
+            sink.flush()
+        process = start(
+            argv,
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL if data is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if merged else subprocess.PIPE,
+        )
+        try:
+            selector = stack.enter_context(selectors.DefaultSelector())
+            assert process.stdout is not None
+            selector.register(process.stdout, selectors.EVENT_READ, out)
+            if process.stderr is not None:
+                selector.register(process.stderr, selectors.EVENT_READ, err)
+            if process.stdin is not None:
+                os.set_blocking(process.stdin.fileno(), False)
+                selector.register(process.stdin, selectors.EVENT_WRITE, None)
+            remaining = memoryview(data or b"")
+            while selector.get_map():
+                left_s = began + timeout_s - time.monotonic()
+                if left_s <= 0:
+                    raise TimeoutError
+                for key, _ in selector.select(left_s):
+                    if key.data is None:
+                        assert process.stdin is not None
+                        try:
+                            remaining = remaining[os.write(key.fd, remaining) :]
+                        except BrokenPipeError:
+                            remaining = remaining[:0]
+                        if not remaining:
+                            selector.unregister(process.stdin)
+                            process.stdin.close()
+                        continue
+                    chunk = os.read(key.fd, 65536)
+                    if not chunk:
+                        selector.unregister(key.fileobj)
+                        continue
+                    key.data.extend(chunk)
+                    if sink is not None:
+                        sink.write(chunk)
+                        sink.flush()
+                    if on_line is not None:
+                        pending.extend(chunk)
+                        *lines, rest = bytes(pending).split(b"\n")
+                        pending[:] = rest
+                        for line in lines:
+                            on_line(line.decode(errors="replace"))
+            process.wait(timeout=max(0.1, began + timeout_s - time.monotonic()))
+        except (TimeoutError, subprocess.TimeoutExpired):
+            stop(process)
+            raise error(
+                f"{shlex.join(text)} did not finish in {timeout_s:g} s and was ended",
+                found=_tail(out, err),
+                log=log,
+                hint=hint,
+            ) from None
+        except BaseException:
+            stop(process)
+            raise
+        finally:
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    with contextlib.suppress(OSError):
+                        stream.close()
+    if on_line is not None and pending:
+        on_line(pending.decode(errors="replace"))
+    completed = Completed(
+        argv=text,
+        returncode=process.returncode,
+        stdout=out.decode(errors="replace"),
+        stderr=err.decode(errors="replace"),
+        seconds=time.monotonic() - began,
+    )
+    if check and completed.returncode != 0:
+        raise error(
+            f"{shlex.join(text)} failed: {describe_status(completed.returncode)}",
+            found=_tail(out, err),
+            log=log,
+            hint=hint,
+        )
+    return completed
+
+
+def _tail(out: bytearray, err: bytearray) -> str | None:
+    last = bytes(err or out)[-_TAIL_BYTES:].decode(errors="replace").strip()
+    return "\n".join(last.splitlines()[-20:]) or None
