@@ -1,0 +1,44 @@
+"""What a guest is made of, before it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kbuild.model import Kernel
+
+# Where image.make puts the agent, and what the kernel starts as its init.
+AGENT = "/usr/lib/cplayground/agent"
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """How QEMU executes the guest, and how much longer than on KVM things take there."""
+
+    name: str  # QEMU's: kvm or tcg
+    scale: float  # every deadline is multiplied by it
+
+
+KVM = Accelerator("kvm", 1.0)
+TCG = Accelerator("tcg", 6.0)
+ACCELERATORS = {a.name: a for a in (KVM, TCG)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuestSpec:
+    """One guest: a kernel, a disk, and how they are run."""
+
+    kernel: Kernel
+    disk: Path  # raw ext4 image; never written
+    accelerator: Accelerator = TCG
+    memory_mib: int = 1024
+    cpus: int = 2  # never 1: the races that we look for need two
+    console: str = "ttyS0"  # of the kernel; "" boots one without (the harness's own tests)
+    init: str = AGENT
+    append: tuple[str, ...] = ()  # further kernel parameters
+    slowness: float = 1.0  # of the kernel itself: a KASAN kernel takes its time
+
+    @property
+    def scale(self) -> float:
+        """The factor on every deadline."""
+        return self.accelerator.scale * self.slowness
