@@ -42,6 +42,7 @@ COMPILE_PACKAGES = (
     "openssl",
     "pahole",
     "python3",
+    "python3-kconfiglib",
     "rsync",
     "sparse",
     "xz-utils",

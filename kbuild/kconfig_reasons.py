@@ -1,0 +1,47 @@
+"""Say why Kconfig did not grant an option; run inside a root, by that root's Python.
+
+Usage: kconfig_reasons.py CONFIG OPTION...   in the source tree; prints a JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import kconfiglib
+
+
+def reason(kconf: kconfiglib.Kconfig, name: str) -> str:
+    """Explain one option by its definition and the values of what it depends on."""
+    symbol = kconf.syms.get(name)
+    if symbol is None or not symbol.nodes:
+        return "this kernel has no such option"
+    if kconfiglib.expr_value(symbol.direct_dep) == 0:
+        return "it depends on " + kconfiglib.expr_str(symbol.direct_dep, with_value)
+    if kconfiglib.expr_value(symbol.rev_dep) > 0:
+        return "it is selected by " + kconfiglib.expr_str(symbol.rev_dep, with_value)
+    if not any(node.prompt for node in symbol.nodes):
+        return "it has no prompt: only its default or a 'select' sets it"
+    if symbol.choice is not None:
+        chosen = symbol.choice.selection
+        return f"its choice has {chosen.name if chosen else 'nothing'} selected"
+    return f"its value became {symbol.str_value!r}"
+
+
+def with_value(item: kconfiglib.Symbol) -> str:
+    """Write a symbol of an expression with the value that it has."""
+    text: str = kconfiglib.standard_sc_expr_str(item)
+    if isinstance(item, kconfiglib.Symbol) and not item.is_constant:
+        return f"{text} (={item.str_value})"
+    return text
+
+
+def main(config: str, names: list[str]) -> None:
+    """Print the reasons for ``names``, given the final ``config``."""
+    kconf = kconfiglib.Kconfig("Kconfig", warn=False)
+    kconf.load_config(config)
+    json.dump({name: reason(kconf, name) for name in names}, sys.stdout, indent=1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

@@ -1,0 +1,255 @@
+"""Patches: chosen by kernel range, applied with no fuzz, and proved by their effect.
+
+A patch that applied proves nothing: with fuzz, the module author's own patch of 2020
+applies to every current kernel and exports the wrong functions.  So the patched source
+is read again, and each declared export must directly follow its own function.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+
+from debian.deb822 import Deb822
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from unidiff.errors import UnidiffParseError
+from unidiff.patch import PatchSet
+
+from kbuild import fs
+from kbuild.errors import BuildError, UserError
+from kbuild.model import Patch, Series, Tree
+from kbuild.run import run
+
+logger = logging.getLogger(__name__)
+
+# The subset of DEP-3 that a patch here must have; X-Exports is ours, as DEP-3's vendor
+# fields allow.
+_REQUIRED_FIELDS = ("Description", "Forwarded", "Last-Update", "X-Exports")
+_EXPORT = re.compile(r"^EXPORT_SYMBOL(?:_GPL)?\((\w+)\);", re.MULTILINE)
+# A function's head in the kernel's style: it starts in the first column, and the name is
+# what stands before the first parenthesis.
+_FUNCTION_HEAD = re.compile(r"^(?!EXPORT_SYMBOL)[A-Za-z_][^;{}()]*?\b(\w+)\(", re.MULTILINE)
+_PATCH_TIMEOUT_S = 60
+
+
+def read_series(directory: Path) -> Series:
+    """Read a quilt series with the range of kernels it is for; raises UserError if malformed."""
+    try:
+        wanted = (directory / "range").read_text().strip()
+        SpecifierSet(wanted)
+        names = [
+            line.split("#", 1)[0].strip()
+            for line in (directory / "series").read_text().splitlines()
+        ]
+    except (OSError, InvalidSpecifier) as error:
+        raise UserError(
+            f"{directory} is not a series: {error}",
+            expected="a file 'series' (quilt's format) and a file 'range' (a version specifier)",
+            hint="a range looks like >=5.11,<8",
+        ) from error
+    patches = tuple(_read_patch(directory / name) for name in names if name)
+    if not patches:
+        raise UserError(f"{directory / 'series'} names no patch", hint="list the patch files in it")
+    digest = hashlib.sha256()
+    for patch in patches:
+        digest.update(fs.sha256_file(patch.path).encode())
+    return Series(name=directory.name, range=wanted, patches=patches, digest=digest.hexdigest())
+
+
+def _read_patch(path: Path) -> Patch:
+    try:
+        header = path.read_text().split("\n---", 1)[0]
+    except OSError as error:
+        raise UserError(
+            f"the series in {path.parent} names a patch that is not there",
+            found=f"{path.name}: {error.strerror}",
+        ) from error
+    fields = Deb822(header)
+    missing = [name for name in _REQUIRED_FIELDS if not fields.get(name)]
+    if missing:
+        raise UserError(
+            f"{path} has no complete DEP-3 header",
+            expected=", ".join(_REQUIRED_FIELDS),
+            found=f"{', '.join(missing)} missing",
+        )
+    return Patch(
+        path=path,
+        description=fields["Description"].splitlines()[0],
+        exports=tuple(re.split(r"[,\s]+", fields["X-Exports"].strip())),
+    )
+
+
+def choose(directory: Path, upstream: str) -> Series:
+    """Return the one series below ``directory`` whose range holds ``upstream`` (6.1.192)."""
+    series = [read_series(path.parent) for path in sorted(directory.glob("*/series"))]
+    fitting = [one for one in series if SpecifierSet(one.range).contains(upstream)]
+    if len(fitting) != 1:
+        raise UserError(
+            f"{len(fitting)} series are for Linux {upstream}, and it must be exactly one",
+            expected="; ".join(f"{one.name}: {one.range}" for one in series) or "any series",
+            found=", ".join(one.name for one in fitting) or "none",
+            hint=f"add a directory to {directory}, or narrow a range",
+        )
+    return fitting[0]
+
+
+def touched(series: Series) -> tuple[str, ...]:
+    """Return the files that a series changes, relative to the tree, sorted."""
+    names: set[str] = set()
+    for patch in series.patches:
+        try:
+            names |= {change.path for change in PatchSet(patch.path.read_text())}
+        except UnidiffParseError as error:
+            raise UserError(f"{patch.path} is not a unified diff: {error}") from error
+    return tuple(sorted(names))
+
+
+def apply(pristine: Path, series: Series, tree: Path, *, base_version: str) -> Tree:
+    """Bring ``tree`` to ``pristine`` plus ``series``, whatever it was before.
+
+    The patched files are made and proved aside; only then does the tree change, and only
+    in the files whose content differs, so that make rebuilds what depends on them and
+    nothing else.  A patch that does not apply, or has not the effect that it declares,
+    raises BuildError and leaves the tree alone.  Unchanged files are hard links into
+    ``pristine``: nobody may write to them.
+    """
+    scratch = tree.with_name(f".{tree.name}.patching")
+    with fs.lock(tree.with_name(f".{tree.name}.lock")):
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            scratch.mkdir(parents=True)
+            names = touched(series)
+            _patch_aside(pristine, series, names, scratch)
+            check_effect(pristine, scratch, series, names)
+            state = tree.with_name(f".{tree.name}.json")
+            if not tree.is_dir() or not state.is_file():
+                state.unlink(missing_ok=True)
+                _link_tree(pristine, tree)
+                before: tuple[str, ...] = ()
+            else:
+                before = tuple(json.loads(state.read_text()))
+            # Recorded before the first change: a run that dies half-way must still be able
+            # to take every file back.
+            fs.write_json(state, sorted({*before, *names}))
+            for name in sorted({*before, *names}):
+                _install(scratch / name if name in names else pristine / name, tree / name)
+            fs.write_json(state, names)
+            digest = hashlib.sha256(base_version.encode())
+            for name in names:
+                content = scratch / name
+                digest.update(f"{name} {_digest_if_there(content)}\n".encode())
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return Tree(path=tree, base_version=base_version, series=series, digest=digest.hexdigest())
+
+
+def _digest_if_there(path: Path) -> str:
+    return fs.sha256_file(path) if path.exists() else "absent"
+
+
+def _patch_aside(pristine: Path, series: Series, names: tuple[str, ...], scratch: Path) -> None:
+    for name in names:
+        if (pristine / name).exists():
+            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(pristine / name, scratch / name)
+    for patch in series.patches:
+        completed = run(
+            [
+                "patch",
+                "-p1",
+                "--fuzz=0",
+                "--batch",
+                "--forward",
+                "--no-backup-if-mismatch",
+                "--reject-file=-",
+                "-i",
+                patch.path.resolve(),
+            ],
+            cwd=scratch,
+            timeout_s=_PATCH_TIMEOUT_S,
+            check=False,
+        )
+        if completed.returncode != 0:
+            raise BuildError(
+                f"the patch {patch.path.name} of series {series.name} does not apply",
+                expected="every hunk in its place, with no fuzz",
+                found=(completed.stdout + completed.stderr).strip(),
+                hint="compare the functions it names with the source, and refresh the patch",
+            )
+        logger.debug("patch %s: %s", patch.path.name, completed.stdout.strip())
+
+
+def check_effect(pristine: Path, patched: Path, series: Series, names: tuple[str, ...]) -> None:
+    """Prove that the source now exports exactly what the series declares, each in its place.
+
+    Raises BuildError naming the export that is missing, undeclared, or does not follow the
+    function of its own name.
+    """
+    added: set[str] = set()
+    for name in names:
+        if not (patched / name).exists():
+            continue
+        text = (patched / name).read_text(errors="replace")
+        old = (pristine / name).read_text(errors="replace") if (pristine / name).exists() else ""
+        fresh = set(_EXPORT.findall(text)) - set(_EXPORT.findall(old))
+        for symbol in sorted(fresh):
+            owner = exported_function(text, symbol)
+            if owner != symbol:
+                raise BuildError(
+                    f"the export of {symbol} in {name} does not follow its own function",
+                    expected=f"EXPORT_SYMBOL_GPL({symbol}); right after the end of {symbol}()",
+                    found=f"it follows {owner}()" if owner else "it follows no function",
+                    hint="the patch's context matched in the wrong place; refresh it",
+                )
+        added |= fresh
+    if added != set(series.exports):
+        raise BuildError(
+            f"series {series.name} does not export what its patches declare",
+            expected=", ".join(series.exports),
+            found=", ".join(sorted(added)) or "no new export",
+            hint="make X-Exports and the patch agree",
+        )
+
+
+def exported_function(text: str, symbol: str) -> str | None:
+    """Return the name of the function that the export of ``symbol`` directly follows.
+
+    None when what stands before it is not the end of a function.
+    """
+    match = re.search(rf"^EXPORT_SYMBOL(?:_GPL)?\({symbol}\);", text, re.MULTILINE)
+    if match is None:
+        return None
+    before = text[: match.start()]
+    if not before.endswith("\n}\n"):
+        return None
+    opening = before.rfind("\n{\n")
+    if opening < 0:
+        return None
+    heads = list(_FUNCTION_HEAD.finditer(before[: opening + 1]))
+    return heads[-1].group(1) if heads else None
+
+
+def _link_tree(pristine: Path, tree: Path) -> None:
+    with fs.fresh_directory(tree) as fresh:
+        fresh.rmdir()
+        completed = run(["cp", "-a", "--link", pristine, fresh], timeout_s=600, check=False)
+        if completed.returncode != 0:
+            # Another file system, or one without hard links.
+            shutil.rmtree(fresh, ignore_errors=True)
+            run(["cp", "-a", pristine, fresh], timeout_s=1800)
+
+
+def _install(source: Path, destination: Path) -> None:
+    if not source.exists():
+        destination.unlink(missing_ok=True)
+        return
+    if destination.exists() and source.read_bytes() == destination.read_bytes():
+        return
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    # A new inode, never a write through the hard link; a new time, so that make sees it.
+    mode = source.stat().st_mode & 0o777
+    fs.write_atomic(destination, source.read_bytes(), mode=mode)
