@@ -1,0 +1,273 @@
+"""What this machine has and lacks for the job, and how to get what it lacks.
+
+Every check gives a finding; none of them raises, because a doctor that dies of the
+first illness names no second one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import pwd
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from kbuild import fs, progress
+from kbuild.errors import KbuildError, UserError
+from kbuild.model import Settings
+from kbuild.run import which
+
+# A cloud-amd64 build, its root, the guest's and the packages, from empty caches.
+DISK_NEEDED = 15 * 10**9  # bytes
+# The compiler's and a guest's share; a full build of amd64 links in about as much.
+MEMORY_NEEDED = 3 * 10**9  # bytes
+_PYTHON_NEEDED = (3, 11)
+_SUBORDINATE_IDS = 65536
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; ``remedy`` says what to do when it is not ``ok``."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class HostPackage:
+    """A line of host-packages.txt: a Debian package, what of it must be found, and why."""
+
+    name: str
+    needs: tuple[str, ...]  # programs, or absolute paths of files
+    why: str
+
+
+def host_packages(path: Path) -> tuple[HostPackage, ...]:
+    """Read the list of Debian packages that ``inv`` installs.
+
+    Raises UserError for a line without its three columns.
+    """
+    packages = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        columns = line.split(None, 2)
+        if len(columns) != 3:
+            raise UserError(
+                f"{path.name} line {number} is incomplete",
+                expected="package, what must be found, why",
+                found=line,
+            )
+        name, needs, why = columns
+        packages.append(
+            HostPackage(name, () if needs == "-" else tuple(needs.split(",")), why.strip())
+        )
+    return tuple(packages)
+
+
+def check(settings: Settings) -> tuple[Finding, ...]:
+    """Look at everything that the tasks need, and say of each whether it is there."""
+    sections: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
+        _programs,
+        _python,
+        _user_namespaces,
+        _resources,
+        _accelerator,
+        _mirrors,
+        _caches,
+    )
+    findings: list[Finding] = []
+    for section in sections:
+        try:
+            findings.extend(section(settings))
+        except (KbuildError, OSError, ValueError) as error:
+            name = section.__name__.strip("_").replace("_", " ")
+            findings.append(Finding(name, False, f"could not be checked: {error}"))
+    return tuple(findings)
+
+
+def healthy(findings: tuple[Finding, ...]) -> bool:
+    """Say whether every finding is as it should be."""
+    return all(finding.ok for finding in findings)
+
+
+def render(findings: tuple[Finding, ...], *, width: int | None = None) -> str:
+    """Return the findings as a table, and below it what to do about the bad ones."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        table.add_row("ok" if finding.ok else "MISSING", finding.name, finding.detail)
+    text = io.StringIO()
+    columns = width or shutil.get_terminal_size((100, 24)).columns
+    console = Console(file=text, width=columns, highlight=False, markup=False, emoji=False)
+    console.print(table)
+    for finding in findings:
+        if not finding.ok and finding.remedy:
+            console.print(f"{finding.name}: {finding.remedy}", soft_wrap=True)
+    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    return "\n".join(lines) + "\n"
+
+
+def _programs(settings: Settings) -> Iterator[Finding]:
+    lacking: list[str] = []
+    for package in host_packages(settings.project / "host-packages.txt"):
+        for need in package.needs:
+            found = Path(need) if need.startswith("/") and Path(need).exists() else which(need)
+            if found is None:
+                lacking.append(package.name)
+                yield Finding(
+                    need,
+                    False,
+                    f"not found; it {package.why}",
+                    f"apt-get install --no-install-recommends {package.name}"
+                    " (as root), or let ./inv do it",
+                )
+            else:
+                yield Finding(need, True, str(found))
+
+
+def _python(settings: Settings) -> Iterator[Finding]:
+    running = ".".join(str(part) for part in sys.version_info[:3])
+    wanted = ".".join(str(part) for part in _PYTHON_NEEDED)
+    yield Finding(
+        "Python",
+        sys.version_info >= _PYTHON_NEEDED,
+        f"{running} at {sys.executable}",
+        f"Python {wanted} or newer is needed; Debian 12 has it: remove .venv and run ./inv",
+    )
+
+
+def _user_namespaces(settings: Settings) -> Iterator[Finding]:
+    """Without root privileges, roots are made and entered in a user namespace."""
+    if os.geteuid() == 0:
+        yield Finding("user namespaces", True, "running as root, not needed")
+        return
+    limit = _first_integer(Path("/proc/sys/user/max_user_namespaces"), 1)
+    allowed = _first_integer(Path("/proc/sys/kernel/unprivileged_userns_clone"), 1)
+    yield Finding(
+        "user namespaces",
+        limit > 0 and allowed > 0,
+        f"max_user_namespaces {limit}, unprivileged_userns_clone {allowed}",
+        "as root: sysctl user.max_user_namespaces=10000 kernel.unprivileged_userns_clone=1;"
+        " or run as root",
+    )
+    user = pwd.getpwuid(os.geteuid())
+    for file in (Path("/etc/subuid"), Path("/etc/subgid")):
+        count = subordinate_ids(file, user.pw_name, user.pw_uid)
+        option = "uids" if file.name == "subuid" else "gids"
+        yield Finding(
+            str(file),
+            count >= _SUBORDINATE_IDS,
+            f"{count} subordinate ids for {user.pw_name}, {_SUBORDINATE_IDS} needed",
+            f"as root: usermod --add-sub{option} 100000-165535 {user.pw_name}"
+            " (a range that nobody else has there)",
+        )
+
+
+def subordinate_ids(path: Path, user: str, uid: int) -> int:
+    """Return how many ids subuid(5) or subgid(5) file ``path`` gives to a user."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return 0
+    fields = [line.split(":") for line in lines]
+    return sum(
+        int(field[2])
+        for field in fields
+        if len(field) == 3 and field[0] in (user, str(uid)) and field[2].isdigit()
+    )
+
+
+def _resources(settings: Settings) -> Iterator[Finding]:
+    for what, path in (("disk for build/", settings.build), ("disk for caches", settings.cache)):
+        free = shutil.disk_usage(_existing(path)).free
+        yield Finding(
+            what,
+            free >= DISK_NEEDED,
+            f"{progress.size(free)} free at {path}, about {progress.size(DISK_NEEDED)} needed",
+            "make room ('invoke clean --help'), or put XDG_CACHE_HOME on another disk",
+        )
+    memory = memory_available(Path("/proc/meminfo").read_text(encoding="ascii"))
+    yield Finding(
+        "memory",
+        memory >= MEMORY_NEEDED,
+        f"{progress.size(memory)} available, {progress.size(MEMORY_NEEDED)} needed",
+        "end other programs, or use fewer --jobs",
+    )
+    cores = len(os.sched_getaffinity(0))
+    yield Finding("cores", True, f"{cores} usable, {settings.jobs} jobs asked for")
+
+
+def memory_available(meminfo: str) -> int:
+    """Return the bytes that proc(5)'s meminfo calls available; raises ValueError without it."""
+    for line in meminfo.splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError("/proc/meminfo has no MemAvailable line")
+
+
+def _accelerator(settings: Settings) -> Iterator[Finding]:
+    """Never a failure: without KVM, QEMU interprets, and everything works, slower."""
+    device = Path("/dev/kvm")
+    recorded = sorted((settings.cache / "accelerator").glob("*")) or sorted(
+        settings.cache.glob("accelerator*.json")
+    )
+    if not device.exists():
+        detail = "no /dev/kvm: guests run under TCG, some ten times slower"
+    elif not os.access(device, os.R_OK | os.W_OK):
+        detail = "/dev/kvm is there, but not for this user (group kvm): guests run under TCG"
+    else:
+        detail = "/dev/kvm is there; it is used once a guest has been seen to boot under it"
+    if recorded:
+        detail += f"; recorded in {', '.join(str(path) for path in recorded)}"
+    yield Finding("accelerator", True, detail)
+
+
+def _mirrors(settings: Settings) -> Iterator[Finding]:
+    try:
+        mirror = importlib.import_module("kbuild.mirror")
+    except ImportError as error:
+        yield Finding("mirrors", False, f"kbuild.mirror cannot be loaded: {error}", "run ./inv")
+        return
+    text = str(mirror.sources_list(settings, "bookworm"))
+    uris = sorted({word for word in text.split() if "://" in word})
+    yield Finding(
+        "mirrors",
+        bool(uris),
+        ", ".join(uris) or "none",
+        "apt's configuration names none for bookworm: give one with --mirror URL",
+    )
+
+
+def _caches(settings: Settings) -> Iterator[Finding]:
+    parts = sorted(settings.cache.iterdir()) if settings.cache.is_dir() else []
+    sizes = [f"{part.name} {progress.size(fs.disk_usage(part))}" for part in parts if part.is_dir()]
+    yield Finding(
+        "caches",
+        os.access(_existing(settings.cache), os.W_OK),
+        f"{settings.cache}: {', '.join(sizes) or 'empty'}; safe to delete",
+        f"{settings.cache} cannot be written: correct its owner, or set XDG_CACHE_HOME",
+    )
+
+
+def _existing(path: Path) -> Path:
+    """Return ``path``, or the nearest directory above it that exists."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def _first_integer(path: Path, default: int) -> int:
+    try:
+        return int(path.read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):
+        return default
