@@ -1,0 +1,203 @@
+"""Names, versions, and the two orders: dpkg's and the boot loader's."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from pathlib import Path
+
+import pytest
+from debian.debian_support import Version
+
+from kbuild import versions
+from kbuild.errors import BuildError, UserError
+
+# Ascending, as apt must see them.
+ORDERED = (
+    "6.1.191-1+cplayground9",
+    "6.1.192-1+cplayground1",
+    "6.1.192-2",
+    "6.1.192-2+b1",
+    "6.1.192-2+cplayground1",
+    "6.1.192-2+cplayground2",
+    "6.1.192-2+cplayground10",
+    "6.1.192-2+deb12u1",
+    "6.1.192-3",
+    "6.1.193-1",
+    "7.1.8-1~bpo13+1",
+    "7.1.8-1~bpo13+1+cplayground1",
+    "7.1.8-1",
+    "7.1.8-1+cplayground1",
+)
+
+# Ascending, as a boot menu must have them: the last one is booted.
+BOOTED = (
+    "6.1.0-55-cloud-amd64",
+    "6.1.0-55-cplayground-cloud-amd64",
+    "6.1.0-56-cloud-amd64",
+    "6.1.0-56-cplayground-cloud-amd64",
+    "6.1.0-57-cloud-amd64",
+    "6.1.0-57-cplayground-cloud-amd64",
+    "6.1.0-100-cloud-amd64",
+)
+
+
+def dpkg_less(left: str, right: str) -> bool:
+    return subprocess.run(["dpkg", "--compare-versions", left, "lt", right]).returncode == 0
+
+
+@pytest.mark.parametrize(("low", "high"), [*itertools.pairwise(ORDERED)])
+def test_package_versions_order(low: str, high: str) -> None:
+    assert Version(low) < Version(high)
+    assert dpkg_less(low, high)
+    assert not dpkg_less(high, low)
+
+
+def test_package_version_is_the_one_whose_order_is_tested() -> None:
+    assert versions.package_version("6.1.192-2", 1) in ORDERED
+    assert versions.package_version("6.1.192-2", 10) in ORDERED
+    assert versions.package_version("7.1.8-1~bpo13+1", 1) in ORDERED
+
+
+@pytest.mark.parametrize("base", ["", "6.1.192", "2:6.1-1", "6.1-1+cplayground1", "6.1 -1", "x-1"])
+def test_package_version_refuses_what_is_no_distro_version(base: str) -> None:
+    with pytest.raises(UserError, match="not the version of a distro kernel"):
+        versions.package_version(base, 1)
+
+
+def test_package_version_refuses_revision_zero() -> None:
+    with pytest.raises(UserError, match="counts from 1"):
+        versions.package_version("6.1.192-2", 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("6.1.0-56", "cloud-amd64"), "6.1.0-56-cplayground-cloud-amd64"),
+        (("6.1.0-56", "lab"), "6.1.0-56-cplayground-lab"),
+        (("6.1.0-56", "lab", "kasan"), "6.1.0-56-cplayground-lab-kasan"),
+        (("6.12.111+deb13", "amd64"), "6.12.111+deb13-cplayground-amd64"),
+    ],
+)
+def test_release(arguments: tuple[str, ...], expected: str) -> None:
+    assert versions.release(*arguments) == expected
+    # The length that struct new_utsname leaves for it.
+    assert len(expected) <= 64
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("6.1.0-56", "Cloud"),
+        ("6.1.0-56", "cloud_amd64"),
+        ("6.1.0-56", "cloud-amd64/.."),
+        ("6.1.0-56", ""),
+        ("6.1.0-56", "lab", "kasan-lockdep"),
+        ("6.1.0-56-cloud-amd64", "lab"),
+        ("", "lab"),
+    ],
+)
+def test_release_refuses_what_breaks_names(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(UserError):
+        versions.release(*arguments)
+
+
+def test_release_parses_as_dkms_parses_it() -> None:
+    """DKMS's postinst cuts /boot/config-* at its dashes and asks dpkg which is newer."""
+
+    def version_and_abi(release: str) -> str:
+        version, abi, _flavour = release.split("-", 2)
+        return f"{version}-{abi}"
+
+    assert version_and_abi("6.1.0-56-cplayground-cloud-amd64") == "6.1.0-56"
+    assert version_and_abi("6.1.0-56-cplayground-lab-kasan") == "6.1.0-56"
+    for low, high in itertools.pairwise(BOOTED):
+        assert not dpkg_less(version_and_abi(high), version_and_abi(low))
+
+
+def test_names_of_packages() -> None:
+    release = versions.release("6.1.0-56", "cloud-amd64")
+    assert versions.image_package(release) == "linux-image-6.1.0-56-cplayground-cloud-amd64"
+    assert versions.headers_package(release) == "linux-headers-6.1.0-56-cplayground-cloud-amd64"
+    assert versions.modules_package(release) == (
+        "cplayground-modules-6.1.0-56-cplayground-cloud-amd64"
+    )
+    assert versions.image_meta("cloud-amd64") == "linux-image-cplayground-cloud-amd64"
+    assert versions.headers_meta("cloud-amd64") == "linux-headers-cplayground-cloud-amd64"
+    assert versions.modules_meta("cloud-amd64") == "cplayground-modules-cloud-amd64"
+    assert versions.image_meta("lab", "kasan") == "linux-image-cplayground-lab-kasan"
+
+
+@pytest.mark.parametrize(("low", "high"), [*itertools.pairwise(BOOTED)])
+def test_boot_order_as_dpkg_has_it(low: str, high: str) -> None:
+    """GRUB 2.06 of Debian 12 compares what follows vmlinuz- with dpkg (version_test_gt)."""
+    assert dpkg_less(low, high)
+
+
+def test_boot_order_as_sort_has_it() -> None:
+    """GRUB since 2.12 sorts the paths with sort -V (version_sort)."""
+    paths = [f"/boot/vmlinuz-{release}" for release in BOOTED]
+    shuffled = "\n".join(reversed(paths)) + "\n"
+    done = subprocess.run(
+        ["sort", "-V"], input=shuffled, text=True, capture_output=True, env={"LC_ALL": "C"}
+    )
+    assert done.stdout.splitlines() == paths
+
+
+def grub_library(root: Path, text: str) -> Path:
+    library = root / "usr/share/grub/grub-mkconfig_lib"
+    library.parent.mkdir(parents=True)
+    library.write_text(text)
+    return root
+
+
+# The same contracts as in grub-common, in our words.
+OLD_GRUB = """
+version_find_latest () {
+    latest=$1
+    for kernel; do
+        if dpkg --compare-versions "${kernel#*-}" gt "${latest#*-}"; then latest=$kernel; fi
+    done
+    echo "$latest"
+}
+version_sort () { echo "the old menu does not sort" >&2; exit 1; }
+"""
+NEW_GRUB = """
+version_sort () { LC_ALL=C sort -V "$@"; }
+"""
+
+
+@pytest.mark.parametrize("library", [OLD_GRUB, NEW_GRUB], ids=["grub-2.06", "grub-2.12"])
+def test_boot_order_runs_the_function_of_the_root(tmp_path: Path, library: str) -> None:
+    root = grub_library(tmp_path, library)
+    mixed = [*BOOTED[::2], *BOOTED[1::2]]
+    assert versions.boot_order(mixed, root) == tuple(reversed(BOOTED))
+
+
+def test_boot_order_fails_without_grub(tmp_path: Path) -> None:
+    with pytest.raises(BuildError):
+        versions.boot_order(BOOTED, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("upstream", "specifier", "expected"),
+    [
+        ("6.1.192", ">=5.11,<8", True),
+        ("5.11", ">=5.11,<8", True),
+        ("5.10.260", ">=5.11,<8", False),
+        ("5.10.260", "<5.11", True),
+        ("6.12~rc3", ">=5.11,<8", True),
+        ("5.11~rc1", ">=5.11", False),
+        ("8.0", "<8", False),
+        ("6.1.9", ">=6.1.10", False),
+    ],
+)
+def test_upstream_in_range(upstream: str, specifier: str, expected: bool) -> None:
+    assert versions.upstream_in_range(upstream, specifier) is expected
+
+
+def test_upstream_in_range_refuses_nonsense() -> None:
+    with pytest.raises(UserError, match="not an upstream kernel version"):
+        versions.upstream_in_range("6.1.192-2", ">=5.11")
+    with pytest.raises(UserError, match="not a range"):
+        versions.upstream_in_range("6.1.192", "from 5.11 on")
