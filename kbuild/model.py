@@ -32,6 +32,7 @@ class Target:
     flavour: str  # Debian's flavour (cloud-amd64, amd64), or ours: lab
     variant: str = "release"
     version: str | None = None  # Debian source version (6.1.192-2); None is the newest
+    fragments: tuple[Path, ...] = ()  # configuration of the user's own, on top of ours
 
     @property
     def name(self) -> str:

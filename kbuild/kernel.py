@@ -1,0 +1,492 @@
+"""Configure and compile: a patched tree and a configuration become a kernel.
+
+Everything is compiled out of tree in a root of the suite, without network, at the same
+paths on every machine, so that the compiler cache serves the next checkout too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kbuild import fastpath, fs, kconfig, progress, roots, stamp, symvers
+from kbuild.errors import BuildError, GuardError, UserError
+from kbuild.kconfig import Fragment
+from kbuild.model import Base, BuiltKernel, Root, Settings, Target, Tree
+from kbuild.roots import Bind
+from kbuild.suites import DEBIAN_FLAVOURS, suite
+
+logger = logging.getLogger(__name__)
+
+# Variant → fragments below fragments/, on top of the flavour's own.
+VARIANTS: Mapping[str, tuple[str, ...]] = {"release": ()}
+
+# Options that make the modules of a full build verify: a key made for this build alone,
+# as Debian makes one, instead of the distro's that nobody has any more.
+_OWN_KEY = Fragment(
+    "module signing of a full build",
+    {"MODULE_SIG_KEY": '"certs/signing_key.pem"', "SYSTEM_TRUSTED_KEYS": '""'},
+)
+
+# Objects of a build that nobody has counted yet, as seen on Linux 6.1.
+_USUAL_OBJECTS = {("fast", "cloud-amd64"): 3100, ("rebuild", "lab"): 1600}
+_MANY_OBJECTS = 20000
+
+_COMPILE_TIMEOUT_S = 12 * 3600
+_CONFIGURE_TIMEOUT_S = 600
+_CCACHE_SIZE = "8G"
+
+# What make prints for one object, and what it prints when something went wrong.
+_OBJECT = re.compile(r"^  (?:CC|AS|LD|AR|HOSTCC|HOSTLD|CC \[M\]|LD \[M\]|AS \[M\])\s")
+_QUIET_LINE = re.compile(r"^  [A-Z0-9_]+(?: \[M\])?\s")
+_ERROR = re.compile(
+    r"(?:\b(?:fatal )?error: |^ERROR: |undefined reference to|\*\*\* |: No such file or directory)"
+)
+_MAKE_ERROR = re.compile(r"^make(?:\[\d+\])?: \*\*\* ")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides a kernel, before the first compiler runs."""
+
+    target: Target
+    base: Base
+    release: str
+    method: str  # "fast" or "rebuild"
+    reason: str  # why that method
+    fragments: tuple[Fragment, ...]
+    config: str  # merged, before olddefconfig; for lab, what allnoconfig is given
+    timestamp: str  # of the source, in seconds since the epoch
+
+
+def choose_method(
+    target: Target, distro: Fragment, fragments: Sequence[Fragment], modules: str
+) -> tuple[str, str]:
+    """Decide between the fast path and a full build, and say why.
+
+    ``modules`` is the user's wish: "keep", "rebuild" or "auto".  Raises UserError when the
+    distro's modules cannot be kept although they were asked for.
+    """
+    obstacle = None
+    if target.flavour not in DEBIAN_FLAVOURS:
+        obstacle = f"the flavour {target.flavour} is ours: Debian has no modules for it"
+    elif fragments:
+        names = ", ".join(fragment.name for fragment in fragments)
+        obstacle = f"the configuration is not the distro's ({names})"
+    elif distro.options.get("MODVERSIONS") != "y":
+        obstacle = "the distro's kernel has no CONFIG_MODVERSIONS, so CRCs prove nothing"
+    if modules == "rebuild":
+        return "rebuild", "asked for"
+    if obstacle is None:
+        return "fast", "Debian's configuration, with symbol versions to prove it by"
+    if modules == "keep":
+        raise UserError(
+            "the distro's modules cannot be kept",
+            found=obstacle,
+            hint="leave --modules out, or say --modules rebuild",
+        )
+    return "rebuild", obstacle
+
+
+def fragments_of(settings: Settings, target: Target) -> tuple[Fragment, ...]:
+    """Return our fragments for a target, in order; raises UserError for an unknown variant."""
+    if target.variant not in VARIANTS:
+        raise UserError(
+            f"the variant {target.variant!r} is not known",
+            expected=", ".join(VARIANTS),
+            found=target.variant,
+        )
+    places = [settings.project / "fragments" / name for name in VARIANTS[target.variant]]
+    if target.flavour not in DEBIAN_FLAVOURS:
+        places.insert(0, settings.project / "fragments" / f"{target.flavour}.config")
+    return tuple(kconfig.read(path) for path in (*places, *target.fragments))
+
+
+def make_plan(
+    settings: Settings,
+    target: Target,
+    base: Base,
+    *,
+    release: str,
+    distro_config: Path,
+    timestamp: int,
+    modules: str = "auto",
+) -> Plan:
+    """Put together what decides a kernel; raises UserError when it makes no sense."""
+    distro = kconfig.read(distro_config, strict=False)
+    fragments = fragments_of(settings, target)
+    method, reason = choose_method(target, distro, fragments, modules)
+    if method == "fast":
+        fragments = (
+            Fragment(
+                "module signing of the fast path",
+                {
+                    "MODULE_SIG_KEY": '""',
+                    "SYSTEM_TRUSTED_KEYS": '"/mnt/input/distro-modules.pem"',
+                },
+            ),
+        )
+    elif target.flavour in DEBIAN_FLAVOURS:
+        fragments = (_OWN_KEY, *fragments)
+    start = distro if target.flavour in DEBIAN_FLAVOURS else Fragment("allnoconfig", {})
+    return Plan(
+        target=target,
+        base=base,
+        release=release,
+        method=method,
+        reason=reason,
+        fragments=fragments,
+        config=kconfig.merge(start, fragments),
+        timestamp=str(timestamp),
+    )
+
+
+def plan_inputs(plan: Plan, tree_digest: str, root_digest: str) -> dict[str, str]:
+    """Return the manifest of a kernel build."""
+    return {
+        "source": f"{plan.base.version} {plan.base.source.sha256}",
+        "distro image": plan.base.image.sha256,
+        "patched source": tree_digest,
+        "configuration": stamp.digest({"text": plan.config}),
+        "method": plan.method,
+        "release": plan.release,
+        "root": root_digest,
+        "recipe": fs.sha256_file(Path(__file__)),
+    }
+
+
+def build(
+    settings: Settings,
+    root: Root,
+    plan: Plan,
+    tree: Tree,
+    *,
+    package_version: str,
+    distro_image: Path,
+    distro_headers: Path,
+    home: Path,
+) -> BuiltKernel:
+    """Compile the kernel of ``plan`` below ``home``, or return what lies there when it is current.
+
+    ``distro_image`` and ``distro_headers`` are the unpacked packages of the base.  An
+    interrupted build is taken up where it stopped.  Raises BuildError with the first
+    error of the log, or GuardError when the fast path's proof does not hold.
+    """
+    inputs = plan_inputs(plan, tree.digest, root.digest)
+    mark = home / "kernel.json"
+    with fs.lock(home / ".lock"):
+        why = stamp.reason(mark, inputs)
+        if why is not None:
+            logger.info(
+                "building %s (%s path: %s): %s", plan.release, plan.method, plan.reason, why
+            )
+            _compile(
+                settings,
+                root,
+                plan,
+                tree,
+                package_version,
+                distro_image,
+                distro_headers,
+                home,
+                inputs,
+            )
+        last = stamp.read(mark)
+    assert last is not None
+    output = home / "out"
+    fast = plan.method == "fast"
+    return BuiltKernel(
+        target=plan.target,
+        base=plan.base,
+        series=tree.series,
+        release=plan.release,
+        method=plan.method,
+        source=tree.path,
+        output=output,
+        modules=(
+            distro_image / "lib/modules" / plan.base.release
+            if fast
+            else home / "modules" / "lib/modules" / plan.release
+        ),
+        symvers=home / "Module.symvers",
+        config=output / ".config",
+        compiler=(home / "compiler").read_text().strip(),
+        digest=stamp.digest(inputs),
+        seconds=last.seconds,
+    )
+
+
+def make_arguments(settings: Settings, plan: Plan) -> list[str]:
+    """Return make's command line without goals; the same for every call on one output."""
+    compiler = suite(plan.target.suite).compiler
+    arguments = [
+        "make",
+        "-C",
+        "/mnt/source",
+        "O=/mnt/out",
+        f"-j{settings.jobs}",
+        "--output-sync=target",
+        "ARCH=x86_64",
+        f"CC=ccache {compiler}",
+        f"HOSTCC=ccache {compiler}",
+        f"KERNELRELEASE={plan.release}",
+    ]
+    if plan.method == "fast":
+        # The distro's BTF takes DWARF's place, so none is generated or linked.
+        arguments += ["PAHOLE=/mnt/input/pahole", "KCFLAGS=-g0", "KAFLAGS=-g0"]
+    return arguments
+
+
+def _environment(plan: Plan, package_version: str) -> dict[str, str]:
+    day = time.strftime("%Y-%m-%d", time.gmtime(int(plan.timestamp)))
+    return {
+        "CCACHE_DIR": "/mnt/ccache",
+        "CCACHE_MAXSIZE": _CCACHE_SIZE,
+        # A root made again holds the same compiler with other file times.
+        "CCACHE_COMPILERCHECK": "content",
+        "KBUILD_BUILD_HOST": "localhost",
+        "KBUILD_BUILD_USER": "cplayground",
+        "KBUILD_BUILD_VERSION": "1",
+        "KBUILD_BUILD_TIMESTAMP": f"@{plan.timestamp}",
+        # Debian's own variable, for what uname -v shows.
+        "KBUILD_BUILD_VERSION_TIMESTAMP": f"{package_version} ({day})",
+        "SOURCE_DATE_EPOCH": plan.timestamp,
+        # kconfiglib reads the tree as kbuild would.
+        "srctree": "/mnt/source",
+        "ARCH": "x86",
+        "SRCARCH": "x86",
+        "CC": suite(plan.target.suite).compiler,
+        "LD": "ld",
+    }
+
+
+def _compile(
+    settings: Settings,
+    root: Root,
+    plan: Plan,
+    tree: Tree,
+    package_version: str,
+    distro_image: Path,
+    distro_headers: Path,
+    home: Path,
+    inputs: Mapping[str, str],
+) -> None:
+    began = time.monotonic()
+    output, given = home / "out", home / "input"
+    log = settings.build / "logs" / f"kernel-{plan.release}.log"
+    log.unlink(missing_ok=True)
+    (home / "kernel.json").unlink(missing_ok=True)
+    for directory in (output, given, settings.cache / "ccache"):
+        directory.mkdir(parents=True, exist_ok=True)
+    binds = [
+        Bind(tree.path, "/mnt/source"),
+        Bind(output, "/mnt/out", writable=True),
+        Bind(given, "/mnt/input"),
+        Bind(settings.cache / "ccache", "/mnt/ccache", writable=True),
+    ]
+    env = _environment(plan, package_version)
+    compiler = _compiler_version(root, suite(plan.target.suite).compiler)
+    distro_symvers = distro_headers / "usr/src" / f"linux-headers-{plan.base.release}"
+    distro_symvers /= "Module.symvers"
+    if plan.method == "fast":
+        distro = kconfig.read(distro_symvers.with_name(".config"), strict=False)
+        fastpath.check_compiler(distro, compiler)
+        fastpath.extract(
+            root,
+            distro_image / "boot" / f"vmlinuz-{plan.base.release}",
+            distro_image / "lib/modules" / plan.base.release,
+            given,
+        )
+        fastpath.write_pahole(given / "pahole", int(distro.options.get("PAHOLE_VERSION", "0")))
+
+    make = make_arguments(settings, plan)
+    _configure(root, plan, make, binds, env, output, given, log)
+    goals = ["bzImage", "modules_prepare"] if plan.method == "fast" else ["bzImage", "modules"]
+    _make(settings, root, plan, [*make, *goals], binds, env, output, log)
+
+    if plan.method == "fast":
+        added = fastpath.guard(
+            symvers.read(distro_symvers), symvers.read(output / "vmlinux.symvers"), tree.series
+        )
+        fastpath.write_symvers(distro_symvers, added, home / "Module.symvers")
+    else:
+        _install_modules(root, make, binds, env, home, log)
+        _check_exports(output / "Module.symvers", tree)
+        fs.write_atomic(home / "Module.symvers", (output / "Module.symvers").read_bytes())
+    fs.write_atomic(home / "compiler", compiler + "\n")
+    seconds = time.monotonic() - began
+    stamp.write(
+        home / "kernel.json",
+        inputs,
+        [home / "Module.symvers", home / "compiler", output / "arch/x86/boot/bzImage"],
+        seconds,
+    )
+    logger.info("built %s in %s", plan.release, progress.duration(seconds))
+
+
+def _compiler_version(root: Root, compiler: str) -> str:
+    completed = roots.enter(root, [compiler, "--version"], timeout_s=60)
+    return completed.stdout.splitlines()[0]
+
+
+def _configure(
+    root: Root,
+    plan: Plan,
+    make: Sequence[str],
+    binds: Sequence[Bind],
+    env: Mapping[str, str],
+    output: Path,
+    given: Path,
+    log: Path,
+) -> None:
+    # make would take a .config that is only newer for a changed one, and syncconfig is
+    # what touches include/config: so the result is compared with, not written over, the last.
+    wanted = given / "config"
+    if (
+        wanted.exists()
+        and wanted.read_text() == plan.config
+        and (output / ".config").exists()
+        and (given / "configured").exists()
+    ):
+        return
+    (given / "configured").unlink(missing_ok=True)
+    fs.write_atomic(wanted, plan.config)
+    if plan.target.flavour in DEBIAN_FLAVOURS:
+        fs.write_atomic(output / ".config", plan.config)
+        goal, extra = "olddefconfig", {}
+    else:
+        goal, extra = "allnoconfig", {"KCONFIG_ALLCONFIG": "/mnt/input/config"}
+    roots.enter(
+        root,
+        [*make, goal],
+        timeout_s=_CONFIGURE_TIMEOUT_S,
+        binds=binds,
+        env={**env, **extra},
+        log=log,
+    )
+    final = kconfig.read(output / ".config", strict=False)
+    kconfig.verify(
+        final,
+        plan.fragments,
+        root=root,
+        tree=Path("/mnt/source"),
+        output=output,
+        log=log,
+        binds=binds,
+        env=env,
+    )
+    fs.write_atomic(given / "configured", "")
+
+
+def _make(
+    settings: Settings,
+    root: Root,
+    plan: Plan,
+    argv: Sequence[str],
+    binds: Sequence[Bind],
+    env: Mapping[str, str],
+    output: Path,
+    log: Path,
+) -> None:
+    counts = settings.cache / "objects" / f"{plan.target.suite}-{plan.target.name}-{plan.method}"
+    there = _count_objects(output)
+    total = max(_expected_objects(counts, plan), there + 1)
+    done = there
+    with progress.bar(f"compiling {plan.release}", total, unit="objects", initial=there) as advance:
+
+        def on_line(line: str) -> None:
+            nonlocal done
+            if _OBJECT.match(line):
+                done += 1
+                advance(min(done, total))
+
+        completed = roots.enter(
+            root,
+            argv,
+            timeout_s=_COMPILE_TIMEOUT_S,
+            binds=binds,
+            env=env,
+            log=log,
+            check=False,
+            on_line=on_line,
+        )
+    if completed.returncode != 0:
+        raise BuildError(
+            f"the kernel {plan.release} does not build",
+            found=first_error(completed.stdout),
+            log=log,
+            hint="mend it and run the same command again: what is built stays built",
+        )
+    fs.write_atomic(counts, f"{_count_objects(output)}\n")
+
+
+def _expected_objects(counts: Path, plan: Plan) -> int:
+    try:
+        return int(counts.read_text())
+    except (OSError, ValueError):
+        return _USUAL_OBJECTS.get((plan.method, plan.target.flavour), _MANY_OBJECTS)
+
+
+def _count_objects(output: Path) -> int:
+    return sum(name.endswith(".o") for _, _, names in os.walk(output) for name in names)
+
+
+def first_error(text: str, *, context: int = 12) -> str:
+    """Return the first error of a build log with the lines that belong to it.
+
+    make goes on with what it had begun, so the last lines of a log are rarely the cause.
+    """
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if _ERROR.search(line) and not _MAKE_ERROR.match(line):
+            start = number
+            # A compiler says which function it is in before it says what is wrong.
+            while start > 0 and number - start < 4 and not _QUIET_LINE.match(lines[start - 1]):
+                start -= 1
+            end = number + 1
+            while end < len(lines) and end - number < context and not _QUIET_LINE.match(lines[end]):
+                end += 1
+            return "\n".join(lines[start:end])
+    for number, line in enumerate(lines):
+        if _MAKE_ERROR.match(line):
+            return "\n".join(lines[max(0, number - context) : number + 1])
+    return "\n".join(lines[-context:])
+
+
+def _install_modules(
+    root: Root,
+    make: Sequence[str],
+    binds: Sequence[Bind],
+    env: Mapping[str, str],
+    home: Path,
+    log: Path,
+) -> None:
+    modules = home / "modules"
+    shutil.rmtree(modules, ignore_errors=True)
+    modules.mkdir()
+    roots.enter(
+        root,
+        [*make, "INSTALL_MOD_PATH=/mnt/modules", "INSTALL_MOD_STRIP=1", "modules_install"],
+        timeout_s=_COMPILE_TIMEOUT_S,
+        binds=[*binds, Bind(modules, "/mnt/modules", writable=True)],
+        env=env,
+        log=log,
+    )
+
+
+def _check_exports(path: Path, tree: Tree) -> None:
+    exported = symvers.read(path)
+    missing = [name for name in tree.series.exports if name not in exported]
+    if missing:
+        raise GuardError(
+            "the kernel does not export what the series declares",
+            expected=", ".join(tree.series.exports),
+            found=f"{', '.join(missing)} missing in {path}",
+            hint="is the function compiled in? its #ifdef may be off in this configuration",
+        )
