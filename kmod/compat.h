@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What differs between kernels, decided by probes (features.h), never by versions.
+ *
+ * A reference on another task's file table: get_files_struct() was removed in
+ * Linux 5.11 (fa67bf885e52, "file: Remove get_files_struct"), and no kernel
+ * exports the pair without our patch.
+ */
+#ifndef CPG_COMPAT_H
+#define CPG_COMPAT_H
+
+#include <linux/fdtable.h>
+
+#include "features.h"
+
+#ifdef CPG_HAVE_FILES_STRUCT
+
+#define CPG_BACKENDS "export stock"
+#define CPG_DEFAULT "export"
+#define CPG_HAS_EXPORT true
+
+/* Returns a reference on the table that the task uses, or NULL.  Takes task_lock. */
+static inline struct files_struct *cpg_get_table(struct task_struct *task)
+{
+	return get_files_struct(task);
+}
+
+/* Drops the reference.  The last one closes the files, so: no lock, no RCU. */
+static inline void cpg_put_table(struct files_struct *files)
+{
+	put_files_struct(files);
+}
+
+#else
+
+#define CPG_BACKENDS "stock"
+#define CPG_DEFAULT "stock"
+#define CPG_HAS_EXPORT false
+
+static inline struct files_struct *cpg_get_table(struct task_struct *task)
+{
+	return NULL;
+}
+
+static inline void cpg_put_table(struct files_struct *files)
+{
+}
+
+#endif
+
+#endif

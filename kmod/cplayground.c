@@ -1,0 +1,571 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * /proc/cplayground: the processes of every container and their open files.
+ *
+ * One record for each process outside the initial PID namespace:
+ *
+ *	<namespace id>\t<global pid>\t<pid>\t<ppid>\t<pgid>\t<command>\n
+ *	<fd>\t<close-on-exec>\t<open file id>\t<position>\t<flags>\t<path>\n
+ *	...
+ *	\n
+ *
+ * pid, ppid and pgid are those of the process's own (innermost) namespace; ppid
+ * and pgid are 0 for a parent or a group that lives outside of it.  Flags are
+ * octal with a leading 0.  Control bytes and backslashes of a command or a path
+ * are written as \ooo, so that no name can look like a record.  An id is 64 hex
+ * digits, equal for equal objects while the module stays loaded.
+ *
+ * The reader's place is two numbers, a process and a slot of its table, and a
+ * reference on the struct pid.  Each step copies a bounded batch of descriptors
+ * under the locks that the kernel itself takes for /proc/PID/fdinfo, and formats
+ * it when they have been dropped.
+ */
+
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/ctype.h>
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/idr.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/pid.h>
+#include <linux/pid_namespace.h>
+#include <linux/proc_fs.h>
+#include <linux/random.h>
+#include <linux/rcupdate.h>
+#include <linux/sched.h>
+#include <linux/sched/signal.h>
+#include <linux/sched/task.h>
+#include <linux/seq_file.h>
+#include <linux/siphash.h>
+#include <linux/slab.h>
+#include <linux/spinlock.h>
+#include <linux/string.h>
+#include <linux/uidgid.h>
+#include <linux/user_namespace.h>
+
+#include "compat.h"
+
+#define CPG_NAME "cplayground"
+
+/* Descriptors copied under one hold of a table's lock. */
+#define CPG_BATCH 32
+/* Slots looked at under one hold of a table's lock: 8 KiB of its bitmap. */
+#define CPG_SLOTS 65536U
+/*
+ * The longest line is a path of PATH_MAX bytes with each of them escaped, four
+ * times as long, and some 150 bytes.  Being larger than that, the buffer is
+ * never grown: a container cannot choose how much memory a reader takes.
+ */
+#define CPG_BUFFER SZ_64K
+
+/* A position: the pid in the upper half, what of it in the lower. */
+#define CPG_HEADER 0U
+#define CPG_FIRST_FD 1U		/* descriptor n is CPG_FIRST_FD + n */
+#define CPG_TRAILER U32_MAX
+#define CPG_EOF INT_MAX		/* above every pid */
+
+/*
+ * How a file table is reached: "stock" uses it under task_lock() and never touches
+ * its count; "export" takes a reference, where the kernel exports what it takes.
+ */
+static char *backend = CPG_DEFAULT;
+module_param(backend, charp, 0444);
+MODULE_PARM_DESC(backend, "How file tables are reached, one of: " CPG_BACKENDS " (default: "
+		 CPG_DEFAULT ")");
+
+static unsigned int file_uid;
+module_param(file_uid, uint, 0444);
+MODULE_PARM_DESC(file_uid, "User that owns /proc/" CPG_NAME " (default: 0)");
+
+static unsigned int file_gid;
+module_param(file_gid, uint, 0444);
+MODULE_PARM_DESC(file_gid, "Group that owns /proc/" CPG_NAME " (default: 0)");
+
+static ushort file_mode = 0400;
+module_param(file_mode, ushort, 0444);
+MODULE_PARM_DESC(file_mode, "Permissions of /proc/" CPG_NAME ", read bits only (default: 0400)");
+
+static bool cpg_export __ro_after_init;
+static siphash_key_t cpg_keys[4] __ro_after_init;
+static struct proc_dir_entry *cpg_entry;
+
+enum cpg_line { CPG_LINE_HEADER, CPG_LINE_FILE, CPG_LINE_TRAILER };
+
+/* One descriptor as it was while the table's lock was held. */
+struct cpg_fd {
+	struct file *file;	/* a reference */
+	unsigned int fd;
+	bool cloexec;
+};
+
+/* One reader; protected by the seq_file's own mutex. */
+struct cpg_reader {
+	enum cpg_line line;	/* what show() prints */
+	struct pid *pid;	/* a reference, from header to trailer; NULL outside */
+
+	/* The header, copied when the process was found. */
+	pid_t nr_ns;
+	pid_t ppid_ns;
+	pid_t pgid_ns;
+	char comm[TASK_COMM_LEN];
+
+	/* The batch: entries at..filled-1 are still to be shown, all hold their file. */
+	struct cpg_fd batch[CPG_BATCH];
+	unsigned int at;
+	unsigned int filled;
+	unsigned int slot;	/* where the next batch begins */
+	bool more;		/* the table had slots from there on */
+
+	char *path;		/* PATH_MAX bytes for file_path() */
+};
+
+/*
+ * Output.  These write to the seq_file's buffer alone; a line that does not fit
+ * marks it as overflowed, and the core shows that line again with room.
+ */
+
+/* Print an id: a keyed hash, so that it tells nothing about either number. */
+static void cpg_put_id(struct seq_file *m, u64 object, u64 salt)
+{
+	char *p;
+	u64 word;
+	int i, shift;
+
+	if (seq_get_buf(m, &p) < 64) {
+		seq_commit(m, -1);
+		return;
+	}
+	for (i = 0; i < 4; i++) {
+		word = siphash_2u64(object, salt, &cpg_keys[i]);
+		for (shift = 60; shift >= 0; shift -= 4)
+			*p++ = "0123456789abcdef"[(word >> shift) & 0xf];
+	}
+	seq_commit(m, 64);
+}
+
+/* Print a name with control bytes and backslashes as \ooo; every other byte passes. */
+static void cpg_put_name(struct seq_file *m, const char *name)
+{
+	char *start, *p;
+	size_t room = seq_get_buf(m, &start);
+
+	for (p = start; *name; name++) {
+		unsigned char c = *name;
+
+		if (iscntrl(c) || c == '\\') {
+			if (room < 4)
+				goto overflow;
+			*p++ = '\\';
+			*p++ = '0' + (c >> 6);
+			*p++ = '0' + ((c >> 3) & 7);
+			*p++ = '0' + (c & 7);
+			room -= 4;
+		} else {
+			if (room < 1)
+				goto overflow;
+			*p++ = c;
+			room--;
+		}
+	}
+	seq_commit(m, p - start);
+	return;
+
+overflow:
+	seq_commit(m, -1);
+}
+
+static void cpg_show_header(struct seq_file *m, struct cpg_reader *r)
+{
+	/* A struct pid keeps its namespace, and neither it nor its numbers change. */
+	struct pid_namespace *ns = ns_of_pid(r->pid);
+
+	cpg_put_id(m, (unsigned long)ns, ns->ns.inum);
+	seq_put_decimal_ll(m, "\t", pid_nr(r->pid));
+	seq_put_decimal_ll(m, "\t", r->nr_ns);
+	seq_put_decimal_ll(m, "\t", r->ppid_ns);
+	seq_put_decimal_ll(m, "\t", r->pgid_ns);
+	seq_putc(m, '\t');
+	cpg_put_name(m, r->comm);
+	seq_putc(m, '\n');
+}
+
+static void cpg_show_file(struct seq_file *m, struct cpg_reader *r)
+{
+	struct cpg_fd *entry = &r->batch[r->at];
+	struct file *file = entry->file;
+	char *path = file_path(file, r->path, PATH_MAX);
+
+	seq_put_decimal_ull(m, "", entry->fd);
+	seq_puts(m, entry->cloexec ? "\t1\t" : "\t0\t");
+	/*
+	 * A freed struct file is soon used again for another one.  The inode stays
+	 * the same as long as the open file exists, and tells most of these apart.
+	 */
+	cpg_put_id(m, (unsigned long)file, (unsigned long)file_inode(file));
+	/* Both change under locks of the writer's own; fs/proc/fd.c takes neither. */
+	seq_put_decimal_ll(m, "\t", READ_ONCE(file->f_pos));
+	seq_printf(m, "\t0%o\t", READ_ONCE(file->f_flags));
+	/* The only failure is a path of PATH_MAX bytes or more, as with readlink(2). */
+	cpg_put_name(m, IS_ERR(path) ? "(path too long)" : path);
+	seq_putc(m, '\n');
+}
+
+static int cpg_show(struct seq_file *m, void *v)
+{
+	struct cpg_reader *r = v;
+
+	switch (r->line) {
+	case CPG_LINE_HEADER:
+		cpg_show_header(m, r);
+		break;
+	case CPG_LINE_FILE:
+		cpg_show_file(m, r);
+		break;
+	case CPG_LINE_TRAILER:
+		seq_putc(m, '\n');
+		break;
+	}
+	return 0;
+}
+
+/*
+ * File tables.
+ */
+
+/* Drop the references of the batch.  May be the last ones, so: no lock, no RCU. */
+static void cpg_drop_batch(struct cpg_reader *r)
+{
+	while (r->filled)
+		fput(r->batch[--r->filled].file);
+	r->at = 0;
+}
+
+/*
+ * Copy a batch, from r->slot on; takes a reference on each file.  The caller
+ * guarantees that the table stays: by a reference, or by task_lock() of a task
+ * that uses it.
+ *
+ * file_lock protects the table's bitmaps, its slots, and the reference that
+ * each slot holds on its file.  get_file() is therefore right here, also where
+ * files are freed without a grace period.
+ */
+static void cpg_scan(struct cpg_reader *r, struct files_struct *files)
+{
+	struct fdtable *fdt;
+	unsigned int end, fd;
+	struct file *file;
+
+	spin_lock(&files->file_lock);
+	fdt = files_fdtable(files);
+	end = min(fdt->max_fds, r->slot + CPG_SLOTS);
+	for (fd = r->slot; r->filled < CPG_BATCH; fd++) {
+		fd = find_next_bit(fdt->open_fds, end, fd);
+		if (fd >= end)
+			break;
+		file = rcu_dereference_check_fdtable(files, fdt->fd[fd]);
+		if (!file)	/* reserved by an open() that has not finished */
+			continue;
+		r->batch[r->filled++] = (struct cpg_fd){
+			.file = get_file(file),
+			.fd = fd,
+			.cloexec = test_bit(fd, fdt->close_on_exec),
+		};
+	}
+	r->slot = fd;
+	r->more = fd < fdt->max_fds;
+	spin_unlock(&files->file_lock);
+}
+
+/*
+ * task_lock protects task->files: the task clears or replaces it only with this
+ * lock held, so its own reference keeps the table while we hold it.  The order
+ * task_lock, file_lock is that of fs/proc/fd.c.  Returns false for no table.
+ */
+static bool cpg_scan_task(struct cpg_reader *r, struct task_struct *task)
+{
+	struct files_struct *files;
+
+	task_lock(task);
+	files = task->files;
+	if (files)
+		cpg_scan(r, files);
+	task_unlock(task);
+	return files;
+}
+
+/*
+ * Copy the batch from r->slot on.  The table is the leader's; a leader that has
+ * exited before its threads has none, then it is that of the first one with a
+ * table.  An empty batch with r->more set only means that the step was used up.
+ *
+ * RCU keeps the tasks: none is freed before rcu_read_unlock().
+ */
+static void cpg_step(struct cpg_reader *r)
+{
+	struct task_struct *leader, *task;
+	struct files_struct *files = NULL;
+
+	r->more = false;
+	rcu_read_lock();
+	leader = pid_task(r->pid, PIDTYPE_TGID);
+	if (leader) {
+		for_each_thread(leader, task) {
+			if (cpg_export) {
+				files = cpg_get_table(task);
+				if (files)
+					break;
+			} else if (cpg_scan_task(r, task)) {
+				break;
+			}
+		}
+	}
+	rcu_read_unlock();
+	if (files) {
+		/* A program that execs meanwhile loses its locks: nothing but the scan. */
+		cpg_scan(r, files);
+		cpg_put_table(files);
+	}
+}
+
+/*
+ * The iteration.
+ */
+
+static loff_t cpg_position(pid_t nr, u32 part)
+{
+	return (loff_t)nr << 32 | part;
+}
+
+/* Go to the first descriptor from @slot on, or to the trailer when there is none. */
+static void *cpg_find_file(struct cpg_reader *r, loff_t *pos, unsigned int slot)
+{
+	pid_t nr = pid_nr(r->pid);
+
+	cpg_drop_batch(r);
+	r->slot = slot;
+	do {
+		if (fatal_signal_pending(current))
+			return ERR_PTR(-EINTR);
+		cond_resched();
+		cpg_step(r);
+	} while (!r->filled && r->more);
+
+	if (r->filled) {
+		r->line = CPG_LINE_FILE;
+		*pos = cpg_position(nr, CPG_FIRST_FD + r->batch[0].fd);
+	} else {
+		r->line = CPG_LINE_TRAILER;
+		*pos = cpg_position(nr, CPG_TRAILER);
+	}
+	return r;
+}
+
+/*
+ * Copy the header of the process of @pid, and take a reference on @pid; returns
+ * false if it is none of ours.  Called under RCU, which keeps @pid and its task.
+ *
+ * A process is ours if its pid has a number below the initial namespace's.  That
+ * never changes, while a dying task's namespace is no longer known.
+ */
+static bool cpg_take_process(struct cpg_reader *r, struct pid *pid)
+{
+	struct pid_namespace *ns = ns_of_pid(pid);
+	struct task_struct *task;
+
+	if (!pid->level)
+		return false;
+	task = pid_task(pid, PIDTYPE_TGID);
+	if (!task)
+		return false;
+	r->nr_ns = pid->numbers[pid->level].nr;
+	r->ppid_ns = task_ppid_nr_ns(task, ns);
+	r->pgid_ns = task_pgrp_nr_ns(task, ns);
+	/* Takes task_lock on some kernels, so it must not be held here. */
+	get_task_comm(r->comm, task);
+	/* The table of pids is emptied before the pid's own reference is dropped. */
+	r->pid = get_pid(pid);
+	return true;
+}
+
+/* Go to the header of the first of our processes whose pid is @nr or above. */
+static void *cpg_find_process(struct cpg_reader *r, loff_t *pos, pid_t nr)
+{
+	struct pid *pid;
+	bool taken;
+
+	put_pid(r->pid);
+	r->pid = NULL;
+	for (;; nr++) {
+		if (fatal_signal_pending(current)) {
+			*pos = cpg_position(nr, CPG_HEADER);
+			return ERR_PTR(-EINTR);
+		}
+		cond_resched();
+
+		/* RCU protects the table of pids; it is left after each of them. */
+		rcu_read_lock();
+		pid = idr_get_next(&init_pid_ns.idr, &nr);
+		taken = pid && cpg_take_process(r, pid);
+		rcu_read_unlock();
+
+		if (!pid) {
+			*pos = cpg_position(CPG_EOF, CPG_HEADER);
+			return NULL;
+		}
+		if (taken) {
+			r->line = CPG_LINE_HEADER;
+			*pos = cpg_position(nr, CPG_HEADER);
+			return r;
+		}
+	}
+}
+
+/*
+ * Go to the first line at or after *pos.  Inside a record r->pid is its process,
+ * since the core only ever continues where it stopped, or begins again at 0: a
+ * pid that was given to another process meanwhile cannot be mistaken for it.
+ */
+static void *cpg_start(struct seq_file *m, loff_t *pos)
+{
+	struct cpg_reader *r = m->private;
+	u32 part = lower_32_bits(*pos);
+
+	if (part == CPG_HEADER)
+		return cpg_find_process(r, pos, upper_32_bits(*pos));
+	if (part == CPG_TRAILER) {
+		r->line = CPG_LINE_TRAILER;
+		return r;
+	}
+	return cpg_find_file(r, pos, part - CPG_FIRST_FD);
+}
+
+static void *cpg_next(struct seq_file *m, void *v, loff_t *pos)
+{
+	struct cpg_reader *r = v;
+	pid_t nr = pid_nr(r->pid);
+
+	switch (r->line) {
+	case CPG_LINE_HEADER:
+		return cpg_find_file(r, pos, 0);
+	case CPG_LINE_FILE:
+		if (++r->at == r->filled)
+			return cpg_find_file(r, pos, r->slot);
+		*pos = cpg_position(nr, CPG_FIRST_FD + r->batch[r->at].fd);
+		return r;
+	case CPG_LINE_TRAILER:
+		break;
+	}
+	return cpg_find_process(r, pos, nr + 1);
+}
+
+/* Between two reads nothing is held but the struct pid. */
+static void cpg_stop(struct seq_file *m, void *v)
+{
+	cpg_drop_batch(m->private);
+}
+
+static const struct seq_operations cpg_seq_ops = {
+	.start = cpg_start,
+	.next = cpg_next,
+	.stop = cpg_stop,
+	.show = cpg_show,
+};
+
+static int cpg_open(struct inode *inode, struct file *file)
+{
+	struct cpg_reader *r;
+	struct seq_file *m;
+
+	/*
+	 * The entry is in every procfs, a container's own included, whose root
+	 * passes any mode.  What it shows is the host's business alone.
+	 */
+	if (proc_pid_ns(inode->i_sb) != &init_pid_ns)
+		return -EACCES;
+
+	r = __seq_open_private(file, &cpg_seq_ops, sizeof(*r));
+	if (!r)
+		return -ENOMEM;
+	m = file->private_data;
+	r->path = kmalloc(PATH_MAX, GFP_KERNEL_ACCOUNT);
+	m->buf = kvmalloc(CPG_BUFFER, GFP_KERNEL_ACCOUNT);
+	if (!r->path || !m->buf) {
+		kfree(r->path);
+		seq_release_private(inode, file);	/* frees m->buf */
+		return -ENOMEM;
+	}
+	m->size = CPG_BUFFER;
+	return 0;
+}
+
+/* Also called by proc_remove(), for files that are still open then. */
+static int cpg_release(struct inode *inode, struct file *file)
+{
+	struct seq_file *m = file->private_data;
+	struct cpg_reader *r = m->private;
+
+	put_pid(r->pid);
+	kfree(r->path);
+	return seq_release_private(inode, file);
+}
+
+static const struct proc_ops cpg_proc_ops = {
+	.proc_open = cpg_open,
+	.proc_read_iter = seq_read_iter,
+	.proc_lseek = seq_lseek,
+	.proc_release = cpg_release,
+};
+
+static int __init cpg_init(void)
+{
+	kuid_t uid = make_kuid(&init_user_ns, file_uid);
+	kgid_t gid = make_kgid(&init_user_ns, file_gid);
+	int error;
+
+	if (!strcmp(backend, "export")) {
+		if (!CPG_HAS_EXPORT) {
+			pr_err("backend=export is not built in: this kernel does not export get_files_struct and put_files_struct\n");
+			return -EINVAL;
+		}
+		cpg_export = true;
+	} else if (strcmp(backend, "stock")) {
+		pr_err("backend=%s is unknown; built in: " CPG_BACKENDS "\n", backend);
+		return -EINVAL;
+	}
+	if (!uid_valid(uid) || !gid_valid(gid)) {
+		pr_err("file_uid=%u file_gid=%u: not a user and a group\n", file_uid, file_gid);
+		return -EINVAL;
+	}
+	if (!file_mode || file_mode & ~0444) {
+		pr_err("file_mode=0%o: must be read bits only, such as 0400 or 0440\n", file_mode);
+		return -EINVAL;
+	}
+
+	/* Waits for the random number generator: ids must not be guessable. */
+	error = get_random_bytes_wait(cpg_keys, sizeof(cpg_keys));
+	if (error)
+		return error;
+
+	cpg_entry = proc_create(CPG_NAME, file_mode, NULL, &cpg_proc_ops);
+	if (!cpg_entry)
+		return -ENOMEM;
+	proc_set_user(cpg_entry, uid, gid);
+	pr_info("version " CPG_VERSION ", /proc/" CPG_NAME ", backend %s\n", backend);
+	return 0;
+}
+
+/* Waits for running calls, then ends open files: nothing is left that uses us. */
+static void __exit cpg_exit(void)
+{
+	proc_remove(cpg_entry);
+}
+
+module_init(cpg_init);
+module_exit(cpg_exit);
+
+MODULE_LICENSE("GPL");
+MODULE_DESCRIPTION("Processes of containers and their open files in /proc/" CPG_NAME);
+MODULE_VERSION(CPG_VERSION);
+MODULE_INFO(backends, CPG_BACKENDS);

@@ -1,0 +1,53 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0
+#
+# Find out what the target kernel offers, and say it in a header.  Called by Kbuild:
+#
+#   probe.sh <header> <Module.symvers or ""> <version> <compiler and its flags...>
+#
+# Features are tried by compiling, never taken from a version number: distributions
+# backport.  What the compiler said is kept beside the header.
+
+set -eu
+
+header=$1 symvers=$2 version=$3
+shift 3
+here=$(dirname "$0")/probes
+log=${header%.h}.log
+: > "$log"
+
+compiles() {
+	name=$1
+	shift
+	echo "== $name" >> "$log"
+	"$@" -Werror -DKBUILD_MODNAME='"probe"' -DKBUILD_BASENAME='"probe"' \
+		-fsyntax-only "$here/$name.c" >> "$log" 2>&1
+}
+
+exports() {
+	[ -n "$symvers" ] && cut -f 2 "$symvers" | grep -qx "$1"
+}
+
+if ! compiles sanity "$@"; then
+	cat "$log" >&2
+	echo "cplayground: the kernel headers are not usable: nothing compiles against them" >&2
+	exit 1
+fi
+if ! compiles required "$@"; then
+	cat "$log" >&2
+	echo "cplayground: this kernel is not supported: Linux 5.10 or later is needed" >&2
+	exit 1
+fi
+{
+	echo "/* Made by probe.sh for one kernel; see ${log##*/}. */"
+	echo "#define CPG_VERSION \"$version\""
+	if exports get_files_struct && exports put_files_struct; then
+		if ! compiles files_struct "$@"; then
+			cat "$log" >&2
+			echo "cplayground: the kernel exports get_files_struct, its headers lack it" >&2
+			exit 1
+		fi
+		echo "#define CPG_HAVE_FILES_STRUCT 1"
+	fi
+} > "$header.tmp"
+mv "$header.tmp" "$header"
