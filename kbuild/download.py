@@ -8,17 +8,23 @@ and digest were found to be the expected ones.  What is still on its way lies in
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import requests
 import tenacity
 import urllib3
 
+from kbuild import fs, progress
+from kbuild.errors import InfrastructureError, TrustError
+from kbuild.model import Settings
+
 logger = logging.getLogger(__name__)
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 # Answers after which the same request may well succeed a little later.
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 # What a document without a known digest may weigh; Debian's largest InRelease has 0.2 MB.
@@ -72,7 +78,9 @@ class Network:
         # 416 says that the range asked for does not exist: the caller starts anew.
         raise UnavailableError(answer, status=response.status_code)
 
-    def retry(self, url: str, *, stop: tenacity.stop.stop_base | None = None) -> tenacity.Retrying:
+    def retry(
+        self, url: str, *, stop: Callable[[tenacity.RetryCallState], bool] | None = None
+    ) -> tenacity.Retrying:
         """Return the loop over passing failures: waits of 1, 2, 4, ... 30 s, each with jitter."""
 
         def say(state: tenacity.RetryCallState) -> None:
@@ -100,6 +108,25 @@ class Network:
         return None
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """A file as a signed index describes it: whatever else arrives under its name is refused."""
+
+    what: str  # how messages call it: the path in the archive
+    name: str  # the file's name in the cache
+    size: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """A small file without a known digest, and the validators of HTTP that came with it."""
+
+    content: bytes
+    etag: str
+    modified: str
+
+
 class PassingError(Exception):
     """A failure of the network or a server that may be gone at the next attempt."""
 
@@ -119,3 +146,215 @@ def _cause(error: BaseException) -> str:
         if inner is not None and isinstance(inner, urllib3.exceptions.MaxRetryError):
             text = str(inner.reason)
     return text.rpartition(": ")[2] or type(error).__name__
+
+
+def document(network: Network, url: str, *, etag: str = "", modified: str = "") -> Document | None:
+    """Fetch a small file whole; None means that it is the one that the validators describe.
+
+    Raises PassingError after the last attempt, UnavailableError when the server has none.
+    """
+    headers = {}
+    if etag:
+        headers["If-None-Match"] = etag
+    if modified:
+        headers["If-Modified-Since"] = modified
+    for attempt in network.retry(url):
+        with attempt, network.open(url, headers) as response:
+            if response.status_code == 304:
+                return None
+            content = bytearray()
+            for chunk in _chunks(response):
+                content += chunk
+                if len(content) > _DOCUMENT_LIMIT:
+                    raise UnavailableError(f"longer than {_DOCUMENT_LIMIT} bytes")
+            return Document(
+                bytes(content),
+                response.headers.get("ETag", ""),
+                response.headers.get("Last-Modified", ""),
+            )
+    raise AssertionError("tenacity ends a loop by raising")
+
+
+def place(settings: Settings, wanted: Wanted) -> Path:
+    """Return where the cache keeps a file, whether it is there or not."""
+    return settings.cache / "files" / wanted.sha256 / wanted.name
+
+
+def cached(settings: Settings, wanted: Wanted) -> Path | None:
+    """Return a file from the cache, its digest checked; a damaged one is thrown away."""
+    path = place(settings, wanted)
+    if not path.exists():
+        return None
+    size = path.stat().st_size
+    found = fs.sha256_file(path) if size == wanted.size else "not looked at"
+    if found == wanted.sha256:
+        return path
+    logger.warning(
+        "%s is damaged and is thrown away: expected %d bytes, sha256 %s; found %d bytes, sha256 %s",
+        path,
+        wanted.size,
+        wanted.sha256,
+        size,
+        found,
+    )
+    path.unlink(missing_ok=True)
+    return None
+
+
+def fetch(settings: Settings, wanted: Wanted, urls: Sequence[str], network: Network) -> Path:
+    """Return a file from the cache, or from the first URL that has the right one.
+
+    A URL whose content is wrong is left with a warning; what it gave is deleted.  Raises
+    TrustError when that was so and no other had it, InfrastructureError when none could
+    deliver, or when the run is offline and the cache does not have it.
+    """
+    path = cached(settings, wanted)
+    if path is not None:
+        return path
+    if settings.offline:
+        raise InfrastructureError(
+            f"{wanted.what} is not in the cache, and this run is offline",
+            expected=str(place(settings, wanted)),
+            hint="run 'invoke fetch' with the same options, without --offline",
+        )
+    with fs.lock(settings.cache / "locks" / f"{wanted.sha256}.lock"):
+        # Another run may have fetched it while this one waited.
+        path = cached(settings, wanted)
+        if path is not None:
+            return path
+        part = settings.cache / "partial" / f"{wanted.sha256}.part"
+        part.parent.mkdir(parents=True, exist_ok=True)
+        refused: TrustError | None = None
+        reasons = []
+        for url in urls:
+            try:
+                _from(network, url, wanted, part)
+            except TrustError as error:
+                logger.warning("%s", error)
+                refused = refused or error
+            except (PassingError, UnavailableError) as error:
+                logger.info("%s: %s", url, error)
+                reasons.append(f"{url}: {error}")
+            else:
+                path = place(settings, wanted)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                part.replace(path)
+                return path
+    if refused is not None:
+        raise refused
+    raise InfrastructureError(
+        f"{wanted.what} could not be fetched from any mirror",
+        expected=f"{wanted.size} bytes, sha256 {wanted.sha256}",
+        found="\n".join(reasons) or "no mirror to ask",
+        hint="check the network, try again later (what has arrived is kept), "
+        "or give another mirror with --mirror",
+    )
+
+
+def _from(network: Network, url: str, wanted: Wanted, part: Path) -> None:
+    """Complete ``part`` from one URL, however many connections that takes.
+
+    Raises TrustError when this URL's content is not the one wanted; ``part`` is then gone.
+    """
+    last_gain = 0
+
+    def stop(state: tenacity.RetryCallState) -> bool:
+        return state.attempt_number - last_gain >= network.attempts
+
+    logger.info("fetching %s (%s)", url, progress.size(wanted.size))
+    for attempt in network.retry(url, stop=stop):
+        with attempt:
+            before = _size(part)
+            try:
+                resumed = _transfer(network, url, wanted, part)
+                if _matches(wanted, part):
+                    return
+                # The beginning came from an earlier run or another mirror; it may be what is wrong.
+                if resumed:
+                    logger.warning("%s: the resumed file is not the right one; starting anew", url)
+                    part.unlink()
+                    _transfer(network, url, wanted, part)
+                    if _matches(wanted, part):
+                        return
+            finally:
+                if _size(part) > before:
+                    last_gain = attempt.retry_state.attempt_number
+            found = fs.sha256_file(part)
+            part.unlink()
+            raise _refusal(url, wanted, f"{wanted.size} bytes, sha256 {found}")
+
+
+def _transfer(network: Network, url: str, wanted: Wanted, part: Path) -> bool:
+    """Bring ``part`` to its full size over one connection; say whether it was begun before."""
+    have = _size(part)
+    if have > wanted.size:
+        part.unlink()
+        have = 0
+    if have == wanted.size and have:
+        return True
+    try:
+        response = network.open(url, {"Range": f"bytes={have}-"} if have else None)
+    except UnavailableError as error:
+        if error.status == 416:
+            part.unlink(missing_ok=True)
+            raise PassingError("the server has no such range") from error
+        raise
+    with response:
+        resumed = response.status_code == 206
+        if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            part.unlink(missing_ok=True)
+            raise PassingError("the server sent another range than the one asked for")
+        if have and not resumed:
+            logger.info("%s: the server does not resume; starting anew", url)
+        have = have if resumed else 0
+        announced = response.headers.get("Content-Length", "")
+        if announced.isdecimal() and have + int(announced) != wanted.size:
+            part.unlink(missing_ok=True)
+            raise _refusal(url, wanted, f"{have + int(announced)} bytes")
+        with (
+            part.open("ab" if have else "wb") as stream,
+            progress.bar(wanted.name, wanted.size, unit="bytes", initial=have) as advance,
+        ):
+            for chunk in _chunks(response):
+                have += len(chunk)
+                if have > wanted.size:
+                    part.unlink()
+                    raise _refusal(url, wanted, f"more than {wanted.size} bytes")
+                stream.write(chunk)
+                advance(have)
+            stream.flush()
+            os.fsync(stream.fileno())
+    if have < wanted.size:
+        raise PassingError(f"the connection ended after {have} of {wanted.size} bytes")
+    return resumed
+
+
+def _chunks(response: requests.Response) -> Iterator[bytes]:
+    """Read a body; a connection that drops is a PassingError, a full disk is not."""
+    chunks = response.iter_content(_CHUNK)
+    while True:
+        try:
+            chunk = next(chunks, None)
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            raise PassingError(f"the connection dropped: {_cause(error)}") from error
+        if chunk is None:
+            return
+        yield chunk
+
+
+def _matches(wanted: Wanted, part: Path) -> bool:
+    return _size(part) == wanted.size and fs.sha256_file(part) == wanted.sha256
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _refusal(url: str, wanted: Wanted, found: str) -> TrustError:
+    return TrustError(
+        f"{url} is not the file that the signed index lists; it was thrown away",
+        expected=f"{wanted.size} bytes, sha256 {wanted.sha256}",
+        found=found,
+        hint="the mirror is damaged, being updated, or lying: "
+        "try again later, or another with --mirror",
+    )

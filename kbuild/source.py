@@ -1,0 +1,332 @@
+"""Which kernel: the newest of a suite or the one asked for, fetched and unpacked.
+
+The distro's kernel is five or six packages: the Debian-patched source as a tarball, the
+image, the headers of the flavour, and what those need in turn.  All of one version.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from debian.deb822 import PkgRelation
+from debian.debian_support import Version
+
+from kbuild import archive, download, fs, mirror, progress, suites
+from kbuild.archive import Listed
+from kbuild.download import Network
+from kbuild.errors import BuildError, InfrastructureError, TrustError, UserError
+from kbuild.model import Base, Settings, Target, VerifiedFile
+from kbuild.run import run
+
+logger = logging.getLogger(__name__)
+
+# Source packages that the kernel's binary packages come from: the build, and the one that
+# carries the signatures for Secure Boot; until buster, the meta packages had their own.
+_KERNEL_SOURCE = re.compile(r"linux|linux-latest|linux-signed-\w+")
+# 6.1.0-56, or since trixie 6.12.117+deb13; what follows it is the flavour.
+_ABI = r"\d[\w.+~]*(?:-\d+)?"
+_UNPACK_TIMEOUT_S = 1800.0
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A package of the kernel, and every place where it can be had."""
+
+    listed: Listed
+    urls: tuple[str, ...]
+    dists: tuple[str, ...]  # the signed indexes that list it
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A distro kernel as the signed indexes describe it; nothing of it is fetched yet."""
+
+    suite: str
+    flavour: str  # one of Debian's
+    version: str  # Debian source version
+    abi: str
+    signers: tuple[str, ...]  # fingerprints that signed the indexes used
+    expired: bool
+    source: Offer
+    image: Offer
+    headers: Offer
+    support: tuple[Offer, ...]
+
+    @property
+    def offers(self) -> tuple[Offer, ...]:
+        """Every package of it."""
+        return (self.source, self.image, self.headers, *self.support)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One package in one signed index."""
+
+    listed: Listed
+    release: archive.Release
+
+
+def resolve(
+    settings: Settings,
+    target: Target,
+    *,
+    network: Network | None = None,
+    apt: Path = mirror.APT,
+) -> Resolved:
+    """Find the kernel that a target names, in the suite's signed indexes.
+
+    Consults indexes only; with ``settings.offline`` those of the last run.  Raises
+    UserError for a version that is not there, InfrastructureError when the archive lists
+    an image without the source and headers of the same version, and what
+    :mod:`kbuild.archive` raises.
+    """
+    row = suites.suite(target.suite)
+    flavour = suites.base_flavour(target.flavour)
+    network = network or Network()
+    found = list(_kernel_packages(settings, row, network, apt))
+    image = _image(found, row.name, flavour, target.version)
+    version, name = image.listed.version, image.listed.package
+    abi = name.removeprefix("linux-image-").removesuffix(f"-{flavour}")
+    same = [f for f in found if f.listed.version == version]
+    source = _one(same, re.compile(rf"linux-source-{_ABI}"), image)
+    headers = _one(same, re.compile(re.escape(f"linux-headers-{abi}-{flavour}")), image)
+    support = _support(same, headers)
+    used = [f.release for f in (image, source, headers, *support)]
+    return Resolved(
+        suite=row.name,
+        flavour=flavour,
+        version=version,
+        abi=abi,
+        signers=tuple(sorted({signer for release in used for signer in release.signers})),
+        expired=any(release.expired for release in used),
+        source=_offer(same, source),
+        image=_offer(same, image),
+        headers=_offer(same, headers),
+        support=tuple(_offer(same, one) for one in support),
+    )
+
+
+def fetch(
+    settings: Settings,
+    target: Target,
+    *,
+    network: Network | None = None,
+    apt: Path = mirror.APT,
+) -> Base:
+    """Bring the kernel that a target names into the cache, every file verified.
+
+    A dry run downloads indexes only, says what it would fetch, and returns where those
+    files would lie.  Raises what :func:`resolve` and :func:`kbuild.download.fetch` raise.
+    """
+    network = network or Network()
+    resolved = resolve(settings, target, network=network, apt=apt)
+    logger.info(
+        "base: linux %s (%s-%s) of %s",
+        resolved.version,
+        resolved.abi,
+        resolved.flavour,
+        resolved.suite,
+    )
+    for offer in resolved.offers:
+        if settings.dry:
+            missing = not download.place(settings, offer.listed.wanted).exists()
+            logger.info(
+                "%s %s (%s)",
+                "would fetch" if missing else "have",
+                offer.listed.wanted.name,
+                progress.size(offer.listed.size),
+            )
+        else:
+            download.fetch(settings, offer.listed.wanted, offer.urls, network)
+    return _base(settings, resolved)
+
+
+def _base(settings: Settings, resolved: Resolved) -> Base:
+    def file(offer: Offer) -> VerifiedFile:
+        one = offer.listed
+        path = download.place(settings, one.wanted)
+        return VerifiedFile(one.package, one.version, path, one.sha256, one.size)
+
+    return Base(
+        suite=resolved.suite,
+        flavour=resolved.flavour,
+        version=resolved.version,
+        abi=resolved.abi,
+        signers=resolved.signers,
+        source=file(resolved.source),
+        image=file(resolved.image),
+        headers=file(resolved.headers),
+        support=tuple(file(offer) for offer in resolved.support),
+        expired=resolved.expired,
+    )
+
+
+def _kernel_packages(
+    settings: Settings, row: suites.Suite, network: Network, apt: Path
+) -> Iterator[_Found]:
+    for dist, bases in mirror.dists(row, mirror.find(settings, apt=apt)):
+        release = archive.release(settings, row, dist, bases, network)
+        for listed in archive.packages(settings, release, network, prefix="linux-"):
+            if _KERNEL_SOURCE.fullmatch(listed.source):
+                yield _Found(listed, release)
+
+
+def _image(found: Sequence[_Found], suite: str, flavour: str, version: str | None) -> _Found:
+    """Find the image asked for, or the one that the newest meta package depends on."""
+    pattern = re.compile(rf"linux-image-{_ABI}-{re.escape(flavour)}")
+    images = [f for f in found if pattern.fullmatch(f.listed.package)]
+    if version is not None:
+        for one in images:
+            if one.listed.version == version:
+                return one
+        listed = sorted({f.listed.version for f in images}, key=Version, reverse=True)
+        raise UserError(
+            f"{suite} has no linux {version} for {flavour}",
+            expected="one of " + ", ".join(listed) if listed else "an image of this flavour",
+            found=version,
+            hint="archives keep few old versions; leave --version out for the newest",
+        )
+    metas = [f for f in found if f.listed.package == f"linux-image-{flavour}"]
+    if not metas:
+        raise InfrastructureError(
+            f"{suite} has no package linux-image-{flavour}",
+            expected="the meta package that depends on the newest image",
+            found=f"{len(images)} images of this flavour",
+        )
+    meta = max(metas, key=lambda f: Version(f.listed.version))
+    needed = [name for name in _dependencies(meta.listed) if pattern.fullmatch(name)]
+    candidates = [f for f in images if f.listed.package in needed]
+    if not candidates:
+        raise InfrastructureError(
+            f"{suite} lists linux-image-{flavour} {meta.listed.version} without its image",
+            expected=meta.listed.depends,
+            found="no such package in the suite's indexes",
+            hint="the mirror is being updated: try again later, or give another with --mirror",
+        )
+    return max(candidates, key=lambda f: Version(f.listed.version))
+
+
+def _one(same: Sequence[_Found], pattern: re.Pattern[str], image: _Found) -> _Found:
+    for found in same:
+        if pattern.fullmatch(found.listed.package):
+            return found
+    raise InfrastructureError(
+        f"the archive lists {image.listed.package} {image.listed.version} without its "
+        "source or headers",
+        expected=f"a package {pattern.pattern} of version {image.listed.version}",
+        found=f"{len(same)} other packages of that version",
+        hint="a security update arrives package by package: try again in some hours, or ask "
+        "for an earlier one with --version",
+    )
+
+
+def _support(same: Sequence[_Found], headers: _Found) -> list[_Found]:
+    """Follow the headers' dependencies as far as they were built from the kernel's source."""
+    by_name = {f.listed.package: f for f in same}
+    wanted = [headers.listed]
+    support: dict[str, _Found] = {}
+    while wanted:
+        for name in _dependencies(wanted.pop()):
+            if name in by_name and name not in support and name != headers.listed.package:
+                support[name] = by_name[name]
+                wanted.append(by_name[name].listed)
+    return [support[name] for name in sorted(support)]
+
+
+def _dependencies(listed: Listed) -> list[str]:
+    groups = PkgRelation.parse_relations(listed.depends) if listed.depends else []
+    return [str(alternative["name"]) for group in groups for alternative in group]
+
+
+def _offer(same: Sequence[_Found], chosen: _Found) -> Offer:
+    """Gather the places of one package: several dists may list the same file."""
+    equal = [f for f in same if f.listed.wanted == chosen.listed.wanted]
+    # After a point release the same file lies in two archives under the same or another path.
+    places = [chosen, *(f for f in equal if f is not chosen)]
+    urls = [f"{base}/{f.listed.filename}" for f in places for base in f.release.bases]
+    return Offer(
+        listed=chosen.listed,
+        urls=tuple(dict.fromkeys(urls)),
+        dists=tuple(dict.fromkeys(f.release.dist for f in places)),
+    )
+
+
+def unpack(settings: Settings, base: Base) -> Path:
+    """Return the pristine kernel tree of a base, unpacked once, times kept.
+
+    Nobody may write in it.  Raises TrustError when the file in the cache is no longer the
+    verified one, BuildError when it cannot be unpacked.
+    """
+
+    def fill(into: Path) -> None:
+        scratch = into / "deb"
+        _extract(base.source.path, scratch)
+        tarballs = sorted((scratch / "usr/src").glob("linux-source-*.tar.*"))
+        if len(tarballs) != 1:
+            raise BuildError(
+                f"{base.source.path.name} does not hold a kernel tree",
+                expected="one file usr/src/linux-source-*.tar.xz",
+                found=", ".join(t.name for t in tarballs) or "none",
+            )
+        (into / "content").mkdir()
+        run(
+            [
+                *("tar", "--extract", "--no-same-owner", "--strip-components=1"),
+                *("--directory", into / "content", "--file", tarballs[0]),
+            ],
+            timeout_s=_UNPACK_TIMEOUT_S,
+        )
+        shutil.rmtree(scratch)
+
+    return _unpacked(settings, settings.cache / "trees", base.source, fill)
+
+
+def unpack_deb(settings: Settings, file: VerifiedFile) -> Path:
+    """Return a directory with a package's files, unpacked once; nobody may write in it.
+
+    Raises as :func:`unpack` does.
+    """
+    return _unpacked(
+        settings,
+        settings.cache / "debs",
+        file,
+        lambda into: _extract(file.path, into / "content"),
+    )
+
+
+def _unpacked(
+    settings: Settings, shelf: Path, file: VerifiedFile, fill: Callable[[Path], None]
+) -> Path:
+    """Return ``shelf/<sha256>/content``, made by ``fill`` in a directory that is then renamed."""
+    home = shelf / file.sha256
+    content = home / "content"
+    # The directory got its name when it was complete, so that its being there is the stamp.
+    if content.is_dir():
+        return content
+    with fs.lock(settings.cache / "locks" / f"unpack-{file.sha256}.lock"):
+        if content.is_dir():
+            return content
+        # Scratch of a run that was killed; the lock says that nobody is at work in it.
+        for left in shelf.glob(f".{file.sha256}.*"):
+            shutil.rmtree(left, ignore_errors=True)
+        found = fs.sha256_file(file.path)
+        if found != file.sha256:
+            raise TrustError(
+                f"{file.path} has changed since it was verified",
+                expected=f"sha256 {file.sha256}",
+                found=f"sha256 {found}",
+                hint="run 'invoke fetch', which replaces it",
+            )
+        logger.info("unpacking %s", file.path.name)
+        with fs.fresh_directory(home) as scratch:
+            fill(scratch)
+    return content
+
+
+def _extract(deb: Path, into: Path) -> None:
+    run(["dpkg-deb", "--extract", deb, into], timeout_s=_UNPACK_TIMEOUT_S)
