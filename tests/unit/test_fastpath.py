@@ -1,0 +1,133 @@
+"""The fast path's proof: what is taken from the distro's image, and the guard over CRCs."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from kbuild import fastpath, patches, symvers
+from kbuild.errors import BuildError, GuardError
+from kbuild.kconfig import Fragment
+from kbuild.model import Series
+from kbuild.symvers import ExportedSymbol
+from tests.unit import toy
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Series:
+    return patches.choose(toy.make(tmp_path).patches, "6.1.192")
+
+
+DISTRO = {
+    symbol.name: symbol
+    for symbol in (
+        ExportedSymbol(0x11111111, "module_layout", "vmlinux", "EXPORT_SYMBOL", ""),
+        ExportedSymbol(0x22222222, "fput", "vmlinux", "EXPORT_SYMBOL", ""),
+        ExportedSymbol(0x33333333, "ext4_thing", "fs/ext4/ext4", "EXPORT_SYMBOL_GPL", ""),
+    )
+}
+NEW = {
+    name: ExportedSymbol(0x44444444, name, "vmlinux", "EXPORT_SYMBOL_GPL", "")
+    for name in ("get_files_struct", "put_files_struct")
+}
+OURS = {name: s for name, s in DISTRO.items() if s.owner == "vmlinux"} | NEW
+
+
+def test_guard_passes_and_returns_the_new_exports(series: Series) -> None:
+    assert fastpath.guard(DISTRO, OURS, series) == NEW
+
+
+@pytest.mark.parametrize(
+    ("ours", "words"),
+    [
+        (
+            OURS | {"module_layout": dataclasses.replace(OURS["module_layout"], crc=1)},
+            "CRC, kind or namespace changed: module_layout",
+        ),
+        (
+            OURS | {"fput": dataclasses.replace(OURS["fput"], kind="EXPORT_SYMBOL_GPL")},
+            "CRC, kind or namespace changed: fput",
+        ),
+        ({n: s for n, s in OURS.items() if n != "fput"}, "gone: fput"),
+        (OURS | {"extra": dataclasses.replace(OURS["fput"], name="extra")}, "not declared: extra"),
+        (
+            {n: s for n, s in OURS.items() if n != "get_files_struct"},
+            "declared, but not exported: get_files_struct",
+        ),
+    ],
+)
+def test_guard_names_what_differs_and_offers_the_other_way(
+    ours: dict[str, ExportedSymbol], words: str, series: Series
+) -> None:
+    with pytest.raises(GuardError) as caught:
+        fastpath.guard(DISTRO, ours, series)
+    assert words in (caught.value.found or "")
+    assert "--modules rebuild" in (caught.value.hint or "")
+
+
+def test_guard_needs_crcs(series: Series) -> None:
+    bare = {n: dataclasses.replace(s, crc=None) for n, s in DISTRO.items()}
+    with pytest.raises(GuardError, match="no CRCs"):
+        fastpath.guard(bare, OURS, series)
+    with pytest.raises(GuardError, match="no CRCs"):
+        fastpath.guard({}, OURS, series)
+
+
+def test_written_symvers_hold_both(tmp_path: Path) -> None:
+    distro = tmp_path / "distro"
+    distro.write_text("0x11111111\tfput\tvmlinux\tEXPORT_SYMBOL\t\n")
+    fastpath.write_symvers(distro, NEW, tmp_path / "ours")
+    assert set(symvers.read(tmp_path / "ours")) == {"fput", *NEW}
+
+
+def test_btf_and_certificate_come_out_of_the_image(tmp_path: Path) -> None:
+    image = toy.make(tmp_path).image / "boot" / f"vmlinuz-{toy.RELEASE}"
+    vmlinux = fastpath.unpack_vmlinuz(image)
+    assert fastpath.btf_section(vmlinux, where=image) == toy.BTF
+    certificate = fastpath.find_certificate(vmlinux, toy.SERIAL)
+    assert isinstance(certificate, x509.Certificate)
+    assert certificate.serial_number == toy.SERIAL
+    assert fastpath.find_certificate(vmlinux, toy.SERIAL + 1) is None
+
+
+def test_the_serial_alone_is_no_certificate() -> None:
+    bare = toy.elf(toy.BTF, b"\x30\x82\x01\x00" + toy.SERIAL.to_bytes(20, "big") + bytes(300))
+    assert fastpath.find_certificate(bare, toy.SERIAL) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"MZ" + bytes(2000), "is not a bzImage"),
+        (b"", "is not a bzImage"),
+        (toy.bz_image(b"no ELF"), "not an ELF"),
+        (toy.bz_image(toy.elf(None, b"x")).replace(b"\x1f\x8b", b"\x00\x00", 1), "compressed in"),
+    ],
+)
+def test_a_bad_image_is_refused(content: bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "vmlinuz"
+    path.write_bytes(content)
+    with pytest.raises(BuildError, match=words):
+        fastpath.unpack_vmlinuz(path)
+
+
+def test_an_image_without_btf_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"no \.BTF section"):
+        fastpath.btf_section(toy.elf(None, b"x"), where=tmp_path)
+
+
+def test_another_compiler_is_refused() -> None:
+    config = Fragment("distro", {"CC_VERSION_TEXT": '"gcc-12 (Debian 12.2.0-14) 12.2.0"'})
+    fastpath.check_compiler(config, "gcc-12 (Debian 12.2.0-14) 12.2.0")
+    with pytest.raises(GuardError, match="not the one that built"):
+        fastpath.check_compiler(config, "gcc-12 (Debian 12.2.0-15) 12.2.0")
+
+
+def test_the_pahole_stand_in_tells_the_distros_version(tmp_path: Path) -> None:
+    fastpath.write_pahole(tmp_path / "pahole", 124)
+    said = subprocess.run([tmp_path / "pahole", "--version"], capture_output=True, check=True)
+    assert said.stdout == b"v1.24\n"

@@ -1,0 +1,246 @@
+"""Orchestration of a kernel build, on a toy tree with fake tools: a second instead of an hour."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kbuild import kernel, patches, symvers
+from kbuild.errors import BuildError, GuardError, UserError
+from kbuild.kconfig import Fragment
+from kbuild.model import BuiltKernel, Root, Settings, Target
+from tests.unit import toy
+
+CLOUD = Target("bookworm", "cloud-amd64")
+LAB = Target("bookworm", "lab")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A toy distro with everything that a build needs."""
+
+    settings: Settings
+    distro: toy.ToyDistro
+    root: Root
+    home: Path
+
+    def build(self, target: Target = CLOUD, modules: str = "auto") -> BuiltKernel:
+        series = patches.choose(self.distro.patches, self.distro.base.upstream)
+        tree = patches.apply(
+            self.distro.pristine, series, self.home / "tree", base_version="6.1.192-2"
+        )
+        plan = kernel.make_plan(
+            self.settings,
+            target,
+            self.distro.base,
+            release=f"6.1.0-56-cplayground-{target.flavour}",
+            distro_config=self.distro.headers / f"usr/src/linux-headers-{toy.RELEASE}/.config",
+            timestamp=1763288260,
+            modules=modules,
+        )
+        return kernel.build(
+            self.settings,
+            self.root,
+            plan,
+            tree,
+            package_version="6.1.192-2+cplayground1",
+            distro_image=self.distro.image,
+            distro_headers=self.distro.headers,
+            home=self.home / target.flavour,
+        )
+
+    def log(self, flavour: str = "cloud-amd64") -> str:
+        return (self.settings.build / f"logs/kernel-6.1.0-56-cplayground-{flavour}.log").read_text()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setenv("PATH", f"{toy.FAKE_TOOLS}:{os.environ['PATH']}")
+    project = tmp_path / "project"
+    toy.write(project / "fragments/lab.config", "CONFIG_MODULES=y\n# CONFIG_SWAP is not set\n")
+    settings = Settings(project=project, build=tmp_path / "build", cache=tmp_path / "cache", jobs=2)
+    root = Root(suite="bookworm", path=tmp_path / "root", digest="root1")
+    return Bench(settings, toy.make(tmp_path / "distro"), root, tmp_path / "home")
+
+
+def test_the_fast_path_keeps_the_distros_modules(bench: Bench) -> None:
+    built = bench.build()
+    assert built.method == "fast"
+    assert built.modules == bench.distro.image / "lib/modules" / toy.RELEASE
+    exported = symvers.read(built.symvers)
+    assert {"get_files_struct", "put_files_struct", "ext4_thing", "open"} == set(exported) - {
+        "exit_files"
+    }
+    config = built.config.read_text()
+    assert 'CONFIG_SYSTEM_TRUSTED_KEYS="/mnt/input/distro-modules.pem"' in config
+    given = bench.home / "cloud-amd64/input"
+    assert (given / "distro.btf").read_bytes() == toy.BTF
+    assert (given / "distro-modules.pem").read_text().startswith("-----BEGIN CERTIFICATE")
+
+
+def test_nothing_is_rebuilt_when_nothing_changed(bench: Bench) -> None:
+    bench.build()
+    before = bench.log()
+    again = bench.build()
+    assert bench.log() == before
+    assert again.method == "fast"
+
+
+def test_an_edited_patch_rebuilds_only_its_file(bench: Bench) -> None:
+    bench.build()
+    patch = bench.distro.patches / "5.11/export.patch"
+    patch.write_text(patch.read_text().replace("task->files", "READ_ONCE(task->files)"))
+    bench.build()
+    compiled = [line for line in bench.log().splitlines() if line.startswith("  CC ")]
+    assert compiled == ["  CC      fs/file.o"]
+
+
+def test_an_interrupted_build_goes_on_where_it_stopped(bench: Bench) -> None:
+    broken = bench.distro.pristine / "lib/zlast.c"
+    toy.write(broken, "int x;\nvoid broken(void)\n#error on purpose\n")
+    with pytest.raises(BuildError):
+        bench.build()
+    assert "  CC      fs/open.o" in bench.log()
+    tree_file = bench.home / "tree/lib/zlast.c"
+    tree_file.unlink()
+    tree_file.write_text("int x;\n")
+    bench.build()
+    assert "  CC      lib/zlast.o" in bench.log()
+    assert "  CC      fs/open.o" not in bench.log()
+
+
+def test_the_first_error_is_shown_with_its_lines(bench: Bench) -> None:
+    toy.write(bench.distro.pristine / "fs/bad.c", "int x;\n\n#error on purpose\n")
+    with pytest.raises(BuildError, match="does not build") as caught:
+        bench.build()
+    found = caught.value.found or ""
+    assert found.splitlines()[0].endswith("In function 'broken':")
+    assert "fs/bad.c:3:2: error: #error on purpose" in found
+    assert "CC" not in found
+    assert caught.value.log is not None
+    assert found in caught.value.log.read_text()
+
+
+def test_a_changed_struct_is_refused_by_name(bench: Bench) -> None:
+    patch = bench.distro.patches / "5.11/export.patch"
+    patch.write_text(
+        patch.read_text()
+        + "--- a/include/linux/fdtable.h\n+++ b/include/linux/fdtable.h\n"
+        + "@@ -1,2 +1,3 @@\n struct files_struct;\n+struct fdtable { int more; };\n"
+        + " void put_files_struct(struct files_struct *fs);\n"
+    )
+    with pytest.raises(GuardError) as caught:
+        bench.build()
+    assert "exit_files, open" in (caught.value.found or "")
+    assert not (bench.home / "cloud-amd64/kernel.json").exists()
+
+
+def test_the_lab_is_built_in_full(bench: Bench) -> None:
+    built = bench.build(LAB)
+    assert built.method == "rebuild"
+    assert built.modules == bench.home / "lab/modules/lib/modules/6.1.0-56-cplayground-lab"
+    assert built.modules.is_dir()
+    assert "# CONFIG_SWAP is not set" in built.config.read_text()
+
+
+def test_a_dropped_option_is_an_error_that_names_it(bench: Bench) -> None:
+    toy.write(bench.settings.project / "fragments/lab.config", "CONFIG_KASAN=y\nCONFIG_MODULES=y\n")
+    toy.write(bench.distro.pristine / "refused", "KASAN\n")
+    with pytest.raises(BuildError, match=r"1 option\(s\) of the fragments are not") as caught:
+        bench.build(LAB)
+    assert "CONFIG_KASAN: wanted y" in (caught.value.found or "")
+    # The next run must not take the refused configuration for a good one.
+    with pytest.raises(BuildError, match="are not in the final configuration"):
+        bench.build(LAB)
+
+
+def test_another_compiler_stops_the_fast_path_before_it_starts(bench: Bench) -> None:
+    config = bench.distro.headers / f"usr/src/linux-headers-{toy.RELEASE}/.config"
+    config.write_text(config.read_text().replace("12.2.0", "12.3.0"))
+    with pytest.raises(GuardError, match="not the one that built"):
+        bench.build()
+    assert not (bench.settings.build / "logs").exists()
+
+
+def test_a_module_without_signature_stops_the_fast_path(bench: Bench) -> None:
+    toy.write(bench.distro.image / "lib/modules" / toy.RELEASE / "kernel/bare.ko", "")
+    with pytest.raises(BuildError, match="not all signed with one key"):
+        bench.build()
+
+
+def test_a_lost_export_is_noticed_in_a_full_build(bench: Bench) -> None:
+    series = patches.choose(bench.distro.patches, "6.1.192")
+    patch = dataclasses.replace(series.patches[0], exports=("get_files_struct", "gone"))
+    tree = patches.apply(bench.distro.pristine, series, bench.home / "t", base_version="6.1.192-2")
+    bare = dataclasses.replace(tree, series=dataclasses.replace(series, patches=(patch,)))
+    plan = kernel.make_plan(
+        bench.settings,
+        LAB,
+        bench.distro.base,
+        release="6.1.0-56-cplayground-lab",
+        distro_config=bench.distro.headers / f"usr/src/linux-headers-{toy.RELEASE}/.config",
+        timestamp=0,
+    )
+    with pytest.raises(GuardError, match="does not export what the series declares"):
+        kernel.build(
+            bench.settings,
+            bench.root,
+            plan,
+            bare,
+            package_version="1",
+            distro_image=bench.distro.image,
+            distro_headers=bench.distro.headers,
+            home=bench.home / "lab",
+        )
+
+
+@pytest.mark.parametrize(
+    ("target", "distro", "fragments", "modules", "method"),
+    [
+        (CLOUD, {"MODVERSIONS": "y"}, (), "auto", "fast"),
+        (CLOUD, {"MODVERSIONS": "y"}, (), "keep", "fast"),
+        (CLOUD, {"MODVERSIONS": "y"}, (), "rebuild", "rebuild"),
+        (CLOUD, {"MODVERSIONS": "n"}, (), "auto", "rebuild"),
+        (CLOUD, {"MODVERSIONS": "y"}, (Fragment("own", {"A": "y"}),), "auto", "rebuild"),
+        (LAB, {"MODVERSIONS": "y"}, (), "auto", "rebuild"),
+    ],
+)
+def test_the_method_follows_from_what_is_asked_and_what_is_there(
+    target: Target,
+    distro: dict[str, str],
+    fragments: tuple[Fragment, ...],
+    modules: str,
+    method: str,
+) -> None:
+    assert kernel.choose_method(target, Fragment("d", distro), fragments, modules)[0] == method
+
+
+@pytest.mark.parametrize(
+    ("target", "distro"), [(LAB, {"MODVERSIONS": "y"}), (CLOUD, {"MODVERSIONS": "n"})]
+)
+def test_modules_that_cannot_be_kept_are_refused(target: Target, distro: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="cannot be kept"):
+        kernel.choose_method(target, Fragment("d", distro), (), "keep")
+
+
+def test_an_unknown_variant_is_refused(bench: Bench) -> None:
+    with pytest.raises(UserError, match="variant 'kosher'"):
+        kernel.fragments_of(bench.settings, Target("bookworm", "lab", "kosher"))
+
+
+@pytest.mark.parametrize(
+    ("log", "first"),
+    [
+        ("  CC a.o\na.c:1: error: x\n  CC b.o\nmake: *** [a.o] Error 1\n", "a.c:1: error: x"),
+        ("  LD v\nld: a.o: undefined reference to `f'\n", "ld: a.o: undefined reference to `f'"),
+        ('ERROR: modpost: "f" [m.ko] undefined!\n', 'ERROR: modpost: "f" [m.ko] undefined!'),
+        ("  CC a.o\nmake: *** [Makefile:1: all] Error 2\n", "  CC a.o"),
+        ("nothing at all", "nothing at all"),
+    ],
+)
+def test_first_error(log: str, first: str) -> None:
+    assert kernel.first_error(log).splitlines()[0] == first

@@ -1,0 +1,174 @@
+"""A series is chosen by range, applied with no fuzz, and proved by its effect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kbuild import patches
+from kbuild.errors import BuildError, UserError
+from tests.unit import toy
+
+MISPLACED = """\
+ void exit_files(struct task_struct *tsk)
+ {
+ }
++EXPORT_SYMBOL_GPL(put_files_struct);
+ EXPORT_SYMBOL(exit_files);
+"""
+
+
+@pytest.fixture
+def distro(tmp_path: Path) -> toy.ToyDistro:
+    return toy.make(tmp_path)
+
+
+def rewrite(distro: toy.ToyDistro, old: str, new: str) -> None:
+    path = distro.patches / "5.11/export.patch"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def apply(distro: toy.ToyDistro, tree: Path) -> Path:
+    series = patches.choose(distro.patches, "6.1.192")
+    return patches.apply(distro.pristine, series, tree, base_version="6.1.192-2").path
+
+
+def content(tree: Path) -> dict[str, bytes]:
+    return {p.relative_to(tree).as_posix(): p.read_bytes() for p in tree.rglob("*") if p.is_file()}
+
+
+def test_apply_changes_the_patched_file_and_never_the_pristine_one(
+    distro: toy.ToyDistro, tmp_path: Path
+) -> None:
+    before = content(distro.pristine)
+    tree = apply(distro, tmp_path / "tree")
+    assert "EXPORT_SYMBOL_GPL(get_files_struct);" in (tree / "fs/file.c").read_text()
+    assert content(distro.pristine) == before
+    assert (tree / "fs/open.c").samefile(distro.pristine / "fs/open.c")
+
+
+def test_apply_twice_touches_nothing(distro: toy.ToyDistro, tmp_path: Path) -> None:
+    tree = apply(distro, tmp_path / "tree")
+    times = {p: p.stat().st_mtime_ns for p in tree.rglob("*")}
+    apply(distro, tree)
+    assert {p: p.stat().st_mtime_ns for p in tree.rglob("*")} == times
+
+
+def test_an_edited_patch_rewrites_only_what_it_changes(
+    distro: toy.ToyDistro, tmp_path: Path
+) -> None:
+    tree = apply(distro, tmp_path / "tree")
+    times = {p: p.stat().st_mtime_ns for p in tree.rglob("*") if p.is_file()}
+    rewrite(distro, "return task->files;", "return READ_ONCE(task->files);")
+    apply(distro, tree)
+    changed = [p.name for p in times if p.stat().st_mtime_ns != times[p]]
+    assert changed == ["file.c"]
+
+
+def test_a_file_that_left_the_series_is_pristine_again(
+    distro: toy.ToyDistro, tmp_path: Path
+) -> None:
+    second = (
+        "Description: d\nForwarded: no\nLast-Update: 2026-01-01\nX-Exports: put_files_struct\n---\n"
+        "--- a/fs/open.c\n+++ b/fs/open.c\n@@ -1,4 +1,4 @@\n-int open(void)\n+long open(void)\n"
+        " {\n }\n EXPORT_SYMBOL(open);\n"
+    )
+    toy.write(distro.patches / "5.11/second.patch", second)
+    toy.write(distro.patches / "5.11/series", "export.patch\nsecond.patch\n")
+    tree = apply(distro, tmp_path / "tree")
+    assert "long open" in (tree / "fs/open.c").read_text()
+    toy.write(distro.patches / "5.11/series", "export.patch\n")
+    apply(distro, tree)
+    assert content(tree)["fs/open.c"] == content(distro.pristine)["fs/open.c"]
+
+
+def test_fuzz_is_refused_and_the_tree_stays(distro: toy.ToyDistro, tmp_path: Path) -> None:
+    tree = apply(distro, tmp_path / "tree")
+    before = content(tree)
+    rewrite(distro, " 	return files->fdt;\n", " 	return other->fdt;\n")
+    with pytest.raises(BuildError, match=r"export\.patch .* does not apply") as caught:
+        apply(distro, tree)
+    assert "FAILED" in (caught.value.found or "")
+    assert content(tree) == before
+
+
+def test_an_export_behind_another_function_is_refused(
+    distro: toy.ToyDistro, tmp_path: Path
+) -> None:
+    # What fuzz does to the 2020 patch: the export lands after somebody else's closing brace.
+    rewrite(distro, "+EXPORT_SYMBOL_GPL(put_files_struct);\n", "")
+    rewrite(distro, " void exit_files(struct task_struct *tsk)\n {\n", MISPLACED)
+    rewrite(distro, "@@ -5,11 +5,18 @@", "@@ -5,13 +5,20 @@")
+    with pytest.raises(BuildError, match=r"put_files_struct .* does not follow") as caught:
+        apply(distro, tmp_path / "tree")
+    assert caught.value.found == "it follows exit_files()"
+    assert not (tmp_path / "tree").exists()
+
+
+@pytest.mark.parametrize(
+    ("declared", "found"),
+    [
+        ("get_files_struct", "put_files_struct"),
+        ("get_files_struct, put_files_struct, open2", "get"),
+    ],
+)
+def test_exports_that_are_not_the_declared_ones_are_refused(
+    distro: toy.ToyDistro, tmp_path: Path, declared: str, found: str
+) -> None:
+    rewrite(distro, "X-Exports: get_files_struct, put_files_struct", f"X-Exports: {declared}")
+    with pytest.raises(BuildError, match="does not export what its patches declare") as caught:
+        apply(distro, tmp_path / "tree")
+    assert found in (caught.value.found or "")
+
+
+@pytest.mark.parametrize("upstream", ["5.11", "6.1.192", "7.3.4"])
+def test_range_holds(upstream: str, distro: toy.ToyDistro) -> None:
+    assert patches.choose(distro.patches, upstream).name == "5.11"
+
+
+@pytest.mark.parametrize("upstream", ["5.10.262", "8.0"])
+def test_out_of_range_is_refused(upstream: str, distro: toy.ToyDistro) -> None:
+    with pytest.raises(UserError, match="0 series are for Linux"):
+        patches.choose(distro.patches, upstream)
+
+
+def test_overlapping_ranges_are_refused(distro: toy.ToyDistro) -> None:
+    toy.write(distro.patches / "6/series", "export.patch\n")
+    toy.write(distro.patches / "6/range", ">=6\n")
+    toy.write(distro.patches / "6/export.patch", toy.PATCH)
+    with pytest.raises(UserError, match="2 series are for Linux"):
+        patches.choose(distro.patches, "6.1.192")
+
+
+@pytest.mark.parametrize("field", ["Description", "Forwarded", "Last-Update", "X-Exports"])
+def test_incomplete_dep3_header_is_refused(distro: toy.ToyDistro, field: str) -> None:
+    rewrite(distro, f"{field}:", f"Not-{field}:")
+    with pytest.raises(UserError, match="DEP-3") as caught:
+        patches.choose(distro.patches, "6.1.192")
+    assert field in (caught.value.found or "")
+
+
+def test_our_own_series_declares_its_exports() -> None:
+    series = patches.choose(Path(__file__).parents[2] / "patches", "6.1.192")
+    assert series.exports == ("get_files_struct", "put_files_struct")
+    assert patches.touched(series) == ("fs/file.c", "include/linux/fdtable.h")
+
+
+@pytest.mark.parametrize(
+    ("text", "owner"),
+    [
+        ("int a(void)\n{\n}\nEXPORT_SYMBOL(a);\n", "a"),
+        ("static int b(int x,\n\t     int y)\n{\n}\nEXPORT_SYMBOL(a);\n", "b"),
+        ("int a(void)\n{\n}\n\nEXPORT_SYMBOL(a);\n", None),
+        ("struct s {\n};\nEXPORT_SYMBOL(a);\n", None),
+        (
+            "int b(void)\n{\n}\nEXPORT_SYMBOL(b);\nint a(void)\n{\n\tf();\n}\nEXPORT_SYMBOL(a);\n",
+            "a",
+        ),
+    ],
+)
+def test_exported_function(text: str, owner: str | None) -> None:
+    assert patches.exported_function(text, "a") == owner
