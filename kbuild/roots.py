@@ -39,6 +39,7 @@ COMPILE_PACKAGES = (
     "libelf-dev",
     "libssl-dev",
     "lintian",
+    "lz4",
     "openssl",
     "pahole",
     "python3",
@@ -46,6 +47,7 @@ COMPILE_PACKAGES = (
     "rsync",
     "sparse",
     "xz-utils",
+    "zstd",
 )
 
 # What a guest holds before our packages come: what an administrator's machine has that
