@@ -13,7 +13,7 @@ from pathlib import Path
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 
-from kbuild.errors import UserError
+from kbuild.errors import BuildError, UserError
 from kbuild.run import run
 
 # Marks our rebuilds in versions and releases.
@@ -23,6 +23,7 @@ VENDOR = "cplayground"
 _FLAVOUR = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _VARIANT = re.compile(r"[a-z0-9]+")
 _ABI = re.compile(r"[0-9]+(\.[0-9]+)*(\+[a-z0-9]+)?(~[a-z0-9.]+)?(-[0-9]+|-[0-9.]+[a-z0-9.~]*)?")
+_MODULE_VERSION = re.compile(r"[0-9]+(\.[0-9]+)+")
 _UPSTREAM = re.compile(r"[0-9]+(\.[0-9]+)+(~rc[0-9]+)?")
 _DEBIAN_VERSION = re.compile(r"[0-9][A-Za-z0-9.+~]*-[A-Za-z0-9.+~]+")
 
@@ -117,6 +118,33 @@ def headers_meta(flavour: str, variant: str = "release") -> str:
 def modules_meta(flavour: str, variant: str = "release") -> str:
     """Return the package that follows the newest prebuilt module of a flavour."""
     return f"{VENDOR}-modules-{flavour_name(flavour, variant)}"
+
+
+def source_package(flavour: str, variant: str = "release") -> str:
+    """Return the source package that a flavour's kernel packages come from."""
+    return f"linux-{VENDOR}-{flavour_name(flavour, variant)}"
+
+
+def module_version(project: Path) -> str:
+    """Return our module's version, which stands in one place, kmod/VERSION.
+
+    Raises BuildError when that is no version.
+    """
+    path = project / "kmod" / "VERSION"
+    text = path.read_text().strip() if path.exists() else ""
+    if not _MODULE_VERSION.fullmatch(text):
+        raise BuildError(
+            "the module has no version", expected=f"one line in {path}, such as 0.1.0", found=text
+        )
+    return text
+
+
+def prebuilt_version(module: str, kernel: str) -> str:
+    """Return the version of the module's package for one kernel: 0.1.0+6.1.192-2+cplayground1.
+
+    It rises with the module's version as well as with the kernel's.
+    """
+    return f"{module}+{kernel}"
 
 
 def upstream_in_range(upstream: str, specifier: str) -> bool:
