@@ -1,0 +1,504 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Build processes and descriptors in new PID namespaces, hold them still, and say so.
+ *
+ *	topology [scenario...]          all of the table below without arguments
+ *	topology many-files <n>         one process with n descriptors
+ *	topology many-processes <n>     n processes in one namespace
+ *
+ * Prints "container <scenario> <global pid of its init>" for each, then "ready".  Ends
+ * everything when its standard input ends or gives a byte; a line "gone" follows.
+ */
+#define _GNU_SOURCE
+#include <err.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/inotify.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/timerfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define CHECK(call) check((long)(call), #call, __LINE__)
+#define SLOTS 65536
+#define WAIT_MS 120000
+
+/* Shared by all of our processes: which of them stand still. */
+static struct shared {
+	atomic_uint next;
+	atomic_char still[SLOTS];
+} *shared;
+static unsigned int my_slot;
+static char place[64];
+
+static long check(long result, const char *call, int line)
+{
+	if (result < 0)
+		err(1, "line %d: %s", line, call);
+	return result;
+}
+
+static void still(void)
+{
+	atomic_store(&shared->still[my_slot], 1);
+}
+
+static _Noreturn void sleep_for_ever(void)
+{
+	for (;;)
+		pause();
+}
+
+static _Noreturn void hold(void)
+{
+	still();
+	sleep_for_ever();
+}
+
+static unsigned int new_slot(void)
+{
+	unsigned int slot = atomic_fetch_add(&shared->next, 1);
+
+	if (slot >= SLOTS)
+		errx(1, "more than %d processes", SLOTS);
+	return slot;
+}
+
+static void wait_still(unsigned int slot)
+{
+	for (int i = 0; i < WAIT_MS && !atomic_load(&shared->still[slot]); i++)
+		usleep(1000);
+	if (!atomic_load(&shared->still[slot]))
+		errx(1, "process %u did not come to a halt", slot);
+}
+
+/* fork(2), with flags of clone(2); run fn in the child, and return when it holds still. */
+static pid_t spawn(int flags, void (*fn)(void))
+{
+	unsigned int slot = new_slot();
+	pid_t pid;
+
+	/* The library's own fork() keeps its idea of threads right, so it is preferred. */
+	pid = CHECK(flags ? syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0) : fork());
+	if (!pid) {
+		my_slot = slot;
+		fn();
+		hold();
+	}
+	wait_still(slot);
+	return pid;
+}
+
+static int make_file(const char *name, int flags)
+{
+	return CHECK(open(name, flags | O_CREAT, 0600));
+}
+
+static void nothing(void)
+{
+}
+
+/* Parents, groups, sessions. */
+
+static void grandchild(void)
+{
+	CHECK(setsid());
+	spawn(0, nothing);
+}
+
+static void child(void)
+{
+	CHECK(setpgid(0, 0));
+	spawn(0, nothing);
+	spawn(0, grandchild);
+}
+
+static void tree(void)
+{
+	CHECK(setsid());
+	spawn(0, nothing);
+	spawn(0, child);
+}
+
+/* A process whose parent has gone belongs to the namespace's init; its group stays. */
+static void orphan_maker(void)
+{
+	CHECK(setpgid(0, 0));
+	spawn(0, nothing);
+	still();
+	_exit(0);
+}
+
+static void orphan(void)
+{
+	pid_t pid = spawn(0, orphan_maker);
+
+	CHECK(waitpid(pid, NULL, 0));
+}
+
+static void zombie_end(void)
+{
+	still();
+	_exit(3);
+}
+
+static void zombie(void)
+{
+	siginfo_t info;
+
+	CHECK(waitid(P_PID, spawn(0, zombie_end), &info, WEXITED | WNOWAIT));
+}
+
+static void nested_inner(void)
+{
+	make_file("inner", O_RDWR);
+	spawn(CLONE_NEWPID, tree);
+}
+
+static void nested(void)
+{
+	spawn(CLONE_NEWPID, nested_inner);
+	spawn(CLONE_NEWPID, nothing);
+}
+
+/* One that joins a namespace from outside has neither parent nor group in it. */
+static void joined(void)
+{
+	pid_t pid = spawn(CLONE_NEWPID, nothing);
+	int fd = CHECK(syscall(SYS_pidfd_open, pid, 0));
+
+	CHECK(setns(fd, CLONE_NEWPID));
+	CHECK(close(fd));
+	spawn(0, nothing);
+}
+
+/* Descriptors. */
+
+static void descriptors(void)
+{
+	int fds[2], fd;
+	sigset_t set;
+	struct epoll_event event = { .events = EPOLLIN };
+
+	fd = make_file("plain", O_RDWR | O_APPEND);
+	CHECK(write(fd, "0123456789", 10));
+	CHECK(lseek(fd, 4, SEEK_SET));
+	CHECK(dup(fd));
+	CHECK(dup2(fd, 700));
+	CHECK(dup3(fd, 701, O_CLOEXEC));
+	fd = make_file("plain", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	CHECK(lseek(fd, 1LL << 40, SEEK_SET));
+	fd = make_file("plain", O_WRONLY | O_SYNC | O_NOATIME);
+	CHECK(fcntl(fd, F_SETFD, FD_CLOEXEC));
+	make_file("unlinked", O_RDWR);
+	CHECK(unlink("unlinked"));
+	make_file("looks (deleted)", O_RDWR);
+	CHECK(open(".", O_RDONLY | O_DIRECTORY));
+	CHECK(open("plain", O_PATH));
+	CHECK(symlink("plain", "link"));
+	CHECK(open("link", O_PATH | O_NOFOLLOW | O_CLOEXEC));
+	CHECK(open(".", O_TMPFILE | O_RDWR, 0600));
+	CHECK(open("/dev/null", O_RDWR));
+	CHECK(open("/proc/self/status", O_RDONLY));
+	CHECK(open("/proc/self/ns/mnt", O_RDONLY));
+	CHECK(pipe2(fds, O_CLOEXEC));
+	CHECK(pipe2(fds, O_NONBLOCK));
+	CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, fds));
+	CHECK(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+	CHECK(memfd_create("a memory\tfile", MFD_CLOEXEC));
+	CHECK(eventfd(1, EFD_NONBLOCK));
+	fd = CHECK(epoll_create1(EPOLL_CLOEXEC));
+	CHECK(epoll_ctl(fd, EPOLL_CTL_ADD, fds[0], &event));
+	sigemptyset(&set);
+	sigaddset(&set, SIGUSR1);
+	CHECK(signalfd(-1, &set, SFD_CLOEXEC));
+	CHECK(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK));
+	CHECK(inotify_init1(IN_CLOEXEC));
+	CHECK(syscall(SYS_pidfd_open, getpid(), 0));
+	/* Not every kernel has it, and it may be switched off: then there is one less. */
+	unsigned int params[30] = { 0 };
+
+	syscall(SYS_io_uring_setup, 4, params);
+	spawn(0, nothing);
+}
+
+static void close_all(void)
+{
+	CHECK(close_range(0, ~0U, 0));
+}
+
+static void hole_in_the_table(void)
+{
+	CHECK(dup2(0, 500));
+	CHECK(dup2(0, 64));
+	CHECK(dup2(0, 63));
+	CHECK(close_range(0, 62, 0));
+}
+
+static void tables(void)
+{
+	spawn(0, close_all);
+	spawn(0, hole_in_the_table);
+}
+
+static void sharer(void)
+{
+	make_file("from the sharer", O_RDWR | O_CLOEXEC);
+}
+
+static void shared_table(void)
+{
+	make_file("before", O_RDWR);
+	spawn(CLONE_FILES, sharer);
+	spawn(0, nothing);
+}
+
+/* Threads. */
+
+static unsigned int thread_slot;
+
+static void *private_table(void *unused)
+{
+	(void)unused;
+	CHECK(unshare(CLONE_FILES));
+	make_file("of the thread alone", O_RDWR);
+	atomic_store(&shared->still[thread_slot], 1);
+	sleep_for_ever();
+}
+
+static void with_thread(void)
+{
+	pthread_t id;
+
+	thread_slot = new_slot();
+	if (pthread_create(&id, NULL, private_table, NULL))
+		errx(1, "pthread_create");
+	wait_still(thread_slot);
+	make_file("of the process", O_RDWR);
+}
+
+static void thread(void)
+{
+	spawn(0, with_thread);
+}
+
+static void *outlive_leader(void *unused)
+{
+	char text[4096], *state;
+	ssize_t length;
+	int fd;
+
+	(void)unused;
+	for (int i = 0; i < WAIT_MS; i++) {
+		fd = CHECK(open("/proc/self/stat", O_RDONLY));
+		length = CHECK(read(fd, text, sizeof(text) - 1));
+		close(fd);
+		text[length] = '\0';
+		state = strrchr(text, ')');
+		if (state && state[2] == 'Z')
+			hold();
+		usleep(1000);
+	}
+	errx(1, "the leader did not end");
+}
+
+/* The first thread exits alone; what it opened stays open in the others. */
+static void dead_leader(void)
+{
+	pthread_t id;
+
+	make_file("held by a thread", O_RDWR | O_CLOEXEC);
+	if (pthread_create(&id, NULL, outlive_leader, NULL))
+		errx(1, "pthread_create");
+	syscall(SYS_exit, 0);
+}
+
+static void dead_leaders(void)
+{
+	spawn(0, dead_leader);
+}
+
+/* Names. */
+
+static void hostile_name(void)
+{
+	CHECK(prctl(PR_SET_NAME, "a\tb\nc\\d\x7f\x01\xff\xc3\xa9"));
+}
+
+static void hostile(void)
+{
+	make_file("tab\there", O_RDWR);
+	make_file("line\nhere\n\n", O_RDWR);
+	make_file("back\\slash\\011", O_RDWR);
+	make_file("\x01\x02\x1b[31m\x7f", O_RDWR);
+	make_file("\xff\xfe\x80 not utf-8", O_RDWR);
+	make_file("caf\xc3\xa9", O_RDWR);
+	make_file("\n\n0000000000000000000000000000000000000000000000000000000000000000\t1\t1\t0\t0\tforged\n",
+		  O_RDWR);
+	CHECK(mkdir("dir\nectory", 0700));
+	make_file("dir\nectory/file", O_RDWR);
+	spawn(0, hostile_name);
+	CHECK(prctl(PR_SET_NAME, ""));
+}
+
+/* Directories so deep that no path of PATH_MAX bytes reaches the last ones. */
+static void long_paths(void)
+{
+	char name[256];
+
+	for (int depth = 0; depth < 34; depth++) {
+		memset(name, depth % 2 ? '\n' : 'x', 250);
+		name[250] = '\0';
+		CHECK(mkdir(name, 0700));
+		CHECK(chdir(name));
+		make_file("f", O_RDWR);
+	}
+}
+
+static void other_root(void)
+{
+	CHECK(mkdir("root", 0700));
+	make_file("root/inside", O_RDWR);
+	CHECK(chroot("root"));
+	CHECK(open("/inside", O_RDONLY));
+}
+
+/* Sizes. */
+
+static unsigned int amount;
+
+static void many_files(void)
+{
+	struct rlimit limit = { amount + 64, amount + 64 };
+	int fd = make_file("many", O_RDWR);
+
+	CHECK(setrlimit(RLIMIT_NOFILE, &limit));
+	for (unsigned int i = 0; i < amount; i++)
+		CHECK(i % 7 ? dup(fd) : open("many", O_RDONLY | (i % 2 ? O_CLOEXEC : 0)));
+}
+
+static int wait_for_ever(void *unused)
+{
+	(void)unused;
+	sleep_for_ever();
+}
+
+/* They share our memory, and use one page each for a stack: thousands fit a small guest. */
+static void many_processes(void)
+{
+	const size_t page = 4096;
+	char *stacks = mmap(NULL, amount * page, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (stacks == MAP_FAILED)
+		err(1, "mmap");
+	for (unsigned int i = 0; i < amount; i++)
+		CHECK(clone(wait_for_ever, stacks + (i + 1) * page, CLONE_VM | SIGCHLD, NULL));
+}
+
+static const struct scenario {
+	const char *name;
+	void (*fn)(void);
+	int sized;
+} scenarios[] = {
+	{ "tree", tree, 0 },
+	{ "orphan", orphan, 0 },
+	{ "zombie", zombie, 0 },
+	{ "nested", nested, 0 },
+	{ "joined", joined, 0 },
+	{ "descriptors", descriptors, 0 },
+	{ "tables", tables, 0 },
+	{ "shared-table", shared_table, 0 },
+	{ "thread", thread, 0 },
+	{ "dead-leader", dead_leaders, 0 },
+	{ "hostile", hostile, 0 },
+	{ "long-paths", long_paths, 0 },
+	{ "other-root", other_root, 0 },
+	{ "many-files", many_files, 1 },
+	{ "many-processes", many_processes, 1 },
+};
+
+static const struct scenario *current;
+
+static pid_t containers[64];
+static size_t started;
+
+static void container(void)
+{
+	CHECK(prctl(PR_SET_PDEATHSIG, SIGKILL));
+	CHECK(mkdir(current->name, 0700));
+	CHECK(chdir(current->name));
+	current->fn();
+}
+
+static void start(const struct scenario *scenario)
+{
+	if (started == sizeof(containers) / sizeof(containers[0]))
+		errx(2, "too many scenarios");
+	current = scenario;
+	containers[started] = spawn(CLONE_NEWPID, container);
+	printf("container %s %d\n", scenario->name, containers[started++]);
+}
+
+static const struct scenario *find(const char *name)
+{
+	for (size_t i = 0; i < sizeof(scenarios) / sizeof(scenarios[0]); i++)
+		if (!strcmp(scenarios[i].name, name))
+			return &scenarios[i];
+	errx(2, "no scenario is called %s", name);
+}
+
+int main(int argc, char **argv)
+{
+	char byte;
+
+	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
+		      -1, 0);
+	if (shared == MAP_FAILED)
+		err(1, "mmap");
+	setlinebuf(stdout);
+	snprintf(place, sizeof(place), "/tmp/topology.XXXXXX");
+	if (!mkdtemp(place) || chdir(place))
+		err(1, "%s", place);
+
+	if (argc == 1)
+		for (size_t i = 0; i < sizeof(scenarios) / sizeof(scenarios[0]); i++)
+			if (!scenarios[i].sized)
+				start(&scenarios[i]);
+	for (int i = 1; i < argc; i++) {
+		const struct scenario *scenario = find(argv[i]);
+
+		if (scenario->sized) {
+			if (++i == argc)
+				errx(2, "%s needs a number", scenario->name);
+			amount = strtoul(argv[i], NULL, 10);
+		}
+		start(scenario);
+	}
+	printf("ready\n");
+
+	while (read(0, &byte, 1) < 0 && errno == EINTR)
+		;
+	/* They are the inits of their namespaces: with them goes all that is inside. */
+	for (size_t i = 0; i < started; i++)
+		CHECK(kill(containers[i], SIGKILL));
+	for (size_t i = 0; i < started; i++)
+		CHECK(waitpid(containers[i], NULL, 0));
+	printf("gone\n");
+	return 0;
+}
