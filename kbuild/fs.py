@@ -88,7 +88,12 @@ def replace_directory(new: Path, path: Path) -> None:
         return
     old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
     path.rename(old / "content")
-    new.rename(path)
+    try:
+        new.rename(path)
+    except BaseException:
+        (old / "content").rename(path)
+        old.rmdir()
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -84,7 +84,7 @@ def _describe(done: float, total: float | None, unit: str, elapsed_s: float, ini
 
 def duration(seconds: float) -> str:
     """Say a length of time as people do: 0.4 s, 12 s, 3 min 05 s, 1 h 02 min."""
-    if seconds < 10:
+    if round(seconds, 1) < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:
@@ -97,7 +97,7 @@ def duration(seconds: float) -> str:
 def size(amount: float) -> str:
     """Say a number of bytes in decimal units, as disks and downloads are sold."""
     for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
+        if round(amount, 1) < 1000:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1000
     return f"{amount:.1f} TB"

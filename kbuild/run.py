@@ -107,7 +107,9 @@ def start(
     if die_with_parent:
         command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
     program = os.fspath(argv[0])
-    if "/" not in program and which(program) is None:
+    # setpriv would turn a missing program into an exit status of its own.
+    there = Path(cwd or ".", program).exists() if "/" in program else which(program) is not None
+    if not there:
         raise LostDependencyError(
             f"the program {program!r} is not on this machine",
             hint="run 'invoke doctor', which names the package",
@@ -132,13 +134,31 @@ def start(
 
 
 def stop(process: subprocess.Popen[bytes], *, grace_s: float = _GRACE_S) -> int:
-    """End a program started by :func:`start`, children included, and return its status."""
-    for signum, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, grace_s)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signum)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(timeout=wait_s)
+    """End a program started by :func:`start`, children included, and return its status.
+
+    The whole session is asked with SIGTERM; ``grace_s`` seconds later, or as soon as the
+    program itself is gone, SIGKILL ends what is left of it.
+    """
+    if process.returncode is None:
+        _signal_session(process, signal.SIGTERM)
+        deadline = time.monotonic() + grace_s
+        # Not reaped before the second signal: until then nobody else can get its number.
+        while not _ended(process) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        _signal_session(process, signal.SIGKILL)
     return process.wait(timeout=grace_s)
+
+
+def _signal_session(process: subprocess.Popen[bytes], signum: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signum)
+
+
+def _ended(process: subprocess.Popen[bytes]) -> bool:
+    with contextlib.suppress(ChildProcessError):
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, process.pid, flags) is not None
+    return True
 
 
 def run(

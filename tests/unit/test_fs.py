@@ -1,0 +1,224 @@
+"""Files and directories that appear whole, and locks between processes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kbuild import fs
+from kbuild.errors import InfrastructureError
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def python(code: str, *argv: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *argv],
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_write_atomic_makes_directories_and_sets_the_mode(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "script"
+    fs.write_atomic(path, "#!/bin/sh\n", mode=0o755)
+    assert path.read_text() == "#!/bin/sh\n"
+    assert path.stat().st_mode & 0o777 == 0o755
+    assert names(path.parent) == ["script"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "chmod"])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    path = tmp_path / "file"
+    fs.write_atomic(path, "old")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os if step == "fsync" else Path, step, fail)
+    with pytest.raises(OSError, match="No space left"):
+        fs.write_atomic(path, "new")
+    monkeypatch.undo()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_killed_writer_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    fs.write_atomic(path, "old")
+    code = (
+        "import os, sys; from pathlib import Path; from kbuild import fs\n"
+        "os.fsync = lambda descriptor: os.kill(os.getpid(), 9)\n"
+        "fs.write_atomic(Path(sys.argv[1]), 'new' * 100000)\n"
+    )
+    writer = python(code, str(path))
+    assert writer.wait(timeout=30) == -9
+    assert path.read_text() == "old"
+
+
+def test_readers_see_one_version_or_the_other(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    versions = {"a" * 300000, "b" * 300000}
+    fs.write_atomic(path, "a" * 300000)
+    code = (
+        "import sys; from pathlib import Path; from kbuild import fs\n"
+        "for n in range(60): fs.write_atomic(Path(sys.argv[1]), 'ab'[n % 2] * 300000)\n"
+    )
+    writer = python(code, str(path))
+    reads = 0
+    while writer.poll() is None:
+        assert path.read_text() in versions
+        reads += 1
+    assert writer.returncode == 0
+    assert reads > 0
+
+
+def test_write_json_is_sorted_and_ends_with_a_newline(tmp_path: Path) -> None:
+    fs.write_json(tmp_path / "x.json", {"b": 1, "a": [2]})
+    assert (tmp_path / "x.json").read_text() == '{\n  "a": [\n    2\n  ],\n  "b": 1\n}\n'
+
+
+def test_a_fresh_directory_takes_the_place_of_the_old(tmp_path: Path) -> None:
+    path = tmp_path / "result"
+    for content in ("first", "second"):
+        with fs.fresh_directory(path) as scratch:
+            (scratch / content).touch()
+    assert names(path) == ["second"]
+    assert names(tmp_path) == ["result"]
+    assert path.stat().st_mode & 0o777 == 0o755
+
+
+def test_an_exception_keeps_the_old_directory(tmp_path: Path) -> None:
+    path = tmp_path / "result"
+    with fs.fresh_directory(path) as scratch:
+        (scratch / "old").touch()
+    with pytest.raises(KeyboardInterrupt), fs.fresh_directory(path) as scratch:
+        (scratch / "half").touch()
+        raise KeyboardInterrupt
+    assert names(path) == ["old"]
+    assert names(tmp_path) == ["result"]
+
+
+def test_a_failed_swap_puts_the_old_directory_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, new = tmp_path / "result", tmp_path / "new"
+    path.mkdir()
+    (path / "old").touch()
+    new.mkdir()
+    rename = Path.rename
+
+    def fail_for_new(self: Path, target: Path) -> Path:
+        if self == new:
+            raise OSError(18, "Invalid cross-device link")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_new)
+    with pytest.raises(OSError, match="cross-device"):
+        fs.replace_directory(new, path)
+    assert names(path) == ["old"]
+    assert names(tmp_path) == ["new", "result"]
+
+
+def test_a_lock_excludes_another_process(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    code = (
+        "import sys, time; from pathlib import Path; from kbuild import fs\n"
+        "with fs.lock(Path(sys.argv[1])):\n"
+        "    print('mine', flush=True); time.sleep(300)\n"
+    )
+    holder = python(code, str(path))
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "mine\n"
+        with (
+            pytest.raises(InfrastructureError, match="another run has held"),
+            fs.lock(path, timeout_s=0.3),
+        ):
+            pytest.fail("two processes hold one lock")
+    finally:
+        holder.kill()
+        holder.communicate(timeout=20)
+    # A killed holder leaves the file, not the lock.
+    assert path.exists()
+    with fs.lock(path, timeout_s=5):
+        pass
+
+
+def test_a_waiter_says_so_once_and_gets_the_lock(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "x.lock"
+    code = (
+        "import sys, time; from pathlib import Path; from kbuild import fs\n"
+        "with fs.lock(Path(sys.argv[1])):\n"
+        "    print('mine', flush=True); sys.stdin.readline()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)],
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdin is not None
+    holder.stdout.readline()
+    waits: list[float] = []
+
+    def release_after_three(seconds: float, sleep: object = time.sleep) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            holder.communicate("go\n", timeout=20)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "sleep", release_after_three)
+        with fs.lock(path, timeout_s=60):
+            pass
+    assert len(waits) >= 3
+    assert caplog.messages == [f"waiting for another run that holds {path}"]
+
+
+def test_a_trees_digest_sees_content_names_modes_and_links(tmp_path: Path) -> None:
+    def tree(name: str) -> Path:
+        root = tmp_path / name
+        (root / "sub").mkdir(parents=True)
+        (root / "sub" / "file").write_text("content")
+        (root / "link").symlink_to("sub")
+        return root
+
+    reference = fs.sha256_tree(tree("a"))
+    assert fs.sha256_tree(tree("same")) == reference
+    os.utime(tmp_path / "same" / "sub" / "file", (0, 0))
+    assert fs.sha256_tree(tmp_path / "same") == reference
+
+    (tree("content") / "sub" / "file").write_text("Content")
+    (tree("mode") / "sub" / "file").chmod(0o755)
+    (tree("name") / "sub" / "file").rename(tmp_path / "name" / "sub" / "renamed")
+    link = tree("link") / "link"
+    link.unlink()
+    link.symlink_to("sub/file")
+    digests = {fs.sha256_tree(tmp_path / n) for n in ("content", "mode", "name", "link")}
+    assert len(digests | {reference}) == 5
+
+
+def test_disk_usage_counts_hard_links_once_and_survives_what_vanishes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 100000)
+    single = fs.disk_usage(tmp_path)
+    os.link(tmp_path / "a", tmp_path / "b")
+    assert fs.disk_usage(tmp_path) == single >= 100000
+    assert fs.disk_usage(tmp_path / "missing") == 0
