@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from kbuild.errors import KbuildError
-from kbuild.vm.outcome import Outcome, Verdict
+from kbuild.run import describe_status
+from kbuild.vm import qemu, triage
+from kbuild.vm.channel import (
+    Channel,
+    ChannelClosed,
+    ChannelRefused,
+    ChannelTimeout,
+    Job,
+    Kind,
+)
+from kbuild.vm.console import banner, mark_line
+from kbuild.vm.outcome import Evidence, Outcome, Verdict, judge
 from kbuild.vm.spec import GuestSpec
+
+logger = logging.getLogger(__name__)
+
+# Deadlines in seconds of a fast machine; each is multiplied by the guest's scale.
+_BOOT_S = 30.0
+_ANSWER_S = 5.0  # for the agent to answer anything that takes no time itself
+_POWER_OFF_S = 10.0
+_TAIL_S = 2.0  # how long QEMU may take to end by itself once its sockets are closed
+
+_ENVIRONMENT = {
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "TERM": "dumb",
+}
+_BULK_FINDER = (
+    "modprobe -q virtio_console; for p in /sys/class/virtio-ports/*; do"
+    ' [ "$(cat "$p/name" 2>/dev/null)" = "$1" ] && echo "/dev/${p##*/}" && exit 0; done; exit 1'
+)
 
 
 class GuestLost(KbuildError):  # noqa: N818 - the name says what happened, as in GuestResult
@@ -18,17 +51,27 @@ class GuestLost(KbuildError):  # noqa: N818 - the name says what happened, as in
 
     kind = "guest"
 
-    def __init__(self, outcome: Outcome, what: str, console: str) -> None:
-        self.outcome = outcome
+    def __init__(self, verdict: Verdict, what: str, console: str, log: Path | None = None) -> None:
+        self.verdict = verdict
+        self.outcome: Outcome = verdict.outcome
         self.console = console
-        self.exit_status = outcome.exit_status
-        super().__init__(what, found=console or "nothing on the console")
+        self.exit_status = verdict.outcome.exit_status
+        super().__init__(f"{what}: {verdict}", found=console or "nothing on the console", log=log)
 
 
 class GuestCommandError(KbuildError):
-    """A command in the guest failed, or did not end in its time."""
+    """A command in the guest failed, or did not end in its time.
+
+    ``result`` is what it left, None for a command that the agent could not start.
+    """
 
     kind = "guest command"
+    exit_status = Outcome.FAILED.exit_status
+
+    def __init__(self, what: str, result: GuestResult | None) -> None:
+        self.result = result
+        said = b"" if result is None else (result.stderr or result.stdout)[-4096:]
+        super().__init__(what, found=said.decode(errors="replace").strip() or None)
 
 
 @dataclass(frozen=True)
@@ -50,44 +93,118 @@ class GuestResult:
 class Background:
     """A command that runs in the guest while others do."""
 
+    def __init__(self, guest: Guest, job: Job, argv: Sequence[str]) -> None:
+        self._guest = guest
+        self._job = job
+        self._argv = tuple(argv)
+        self._began = time.monotonic()
+
     def read_line(self, timeout_s: float) -> bytes:
         """Return the next line of its standard output with its newline, b"" at the end.
 
         Raises GuestCommandError when no line comes in ``timeout_s`` (unscaled) seconds.
         """
-        raise NotImplementedError
+        with self._guest.talking("a line of output"):
+            try:
+                self._guest.channel.wait(self._job, timeout_s * self._guest.spec.scale, line=True)
+            except ChannelTimeout:
+                self._guest.require_answer()
+                raise GuestCommandError(
+                    f"{self._argv[0]} wrote no line in {timeout_s:g} s"
+                    f" (times {self._guest.spec.scale:g})",
+                    self._result(),
+                ) from None
+            except ChannelRefused as refusal:
+                raise GuestCommandError(f"{self._argv[0]}: {refusal}", None) from None
+        head, newline, rest = bytes(self._job.stdout).partition(b"\n")
+        self._job.stdout[:] = rest
+        return head + newline
 
     def write(self, data: bytes) -> None:
         """Give it more standard input."""
-        raise NotImplementedError
+        with self._guest.talking("input"):
+            self._guest.channel.write(self._job, data, self._guest.answer_s)
 
     def close_stdin(self) -> None:
         """End its standard input."""
-        raise NotImplementedError
+        with self._guest.talking("input"):
+            self._guest.channel.close_input(self._job, self._guest.answer_s)
 
     def kill(self, signum: int = 9) -> None:
         """Send a signal to its process group."""
-        raise NotImplementedError
+        with self._guest.talking("a signal"):
+            self._guest.channel.signal(self._job, signum, self._guest.answer_s)
 
     def wait(self, timeout_s: float, *, check: bool = False) -> GuestResult:
-        """Wait for its end; the result holds what :meth:`read_line` has not taken."""
-        raise NotImplementedError
+        """Wait for its end; the result holds what :meth:`read_line` has not taken.
+
+        Over ``timeout_s`` (unscaled) it is killed and GuestCommandError raised.
+        """
+        with self._guest.talking("a command's end"):
+            try:
+                self._guest.channel.wait(self._job, timeout_s * self._guest.spec.scale)
+            except ChannelTimeout:
+                self._guest.require_answer()
+                self._guest.channel.signal(self._job, 9, self._guest.answer_s)
+                self._job.timed_out = True
+                self._guest.channel.wait(self._job, self._guest.answer_s)
+            except ChannelRefused as refusal:
+                raise GuestCommandError(f"{self._argv[0]}: {refusal}", None) from None
+        return self._guest.finish(self._job, self._result(), timeout_s, check=check)
+
+    def _result(self) -> GuestResult:
+        job = self._job
+        return GuestResult(
+            argv=self._argv,
+            status=job.status if job.status is not None else -9,
+            stdout=bytes(job.stdout),
+            stderr=bytes(job.stderr),
+            seconds=time.monotonic() - self._began,
+        )
 
 
 class Guest:
-    """A running guest; a context manager that powers it off at its end."""
+    """A running guest; a context manager that powers it off at its end.
 
-    spec: GuestSpec
-    release: str  # uname -r, as the guest said it
+    Used by one thread.  Made by :meth:`boot`.
+    """
+
+    def __init__(self, spec: GuestSpec, machine: qemu.Machine, allowed_taint: int) -> None:
+        self.spec = spec
+        self.machine = machine
+        self.channel = Channel(machine.control, machine.bulk)
+        self.release = ""  # uname -r, as the guest said it
+        self.boot_id = ""
+        self.boot_seconds = 0.0
+        self.answer_s = _ANSWER_S * spec.scale
+        self._allowed_taint = allowed_taint
+        self._taint: int | None = None
+        self._farewell: int | None = None
+        self._hello = False
+        self._answered = True
+        self._verdict: Verdict | None = None
 
     @classmethod
     def boot(cls, spec: GuestSpec, *, workdir: Path, expected_taint: int = 0) -> Guest:
         """Start QEMU and wait for the agent; raises GuestLost when it does not come up.
 
         ``workdir`` receives console.log and qemu.log; ``expected_taint`` is the mask of
-        taint bits that the guest may have gained when it is judged.
+        taint bits that may be set when the guest is judged.
         """
-        raise NotImplementedError
+        began = time.monotonic()
+        guest = cls(spec, qemu.start(spec, workdir), expected_taint)
+        try:
+            with guest.talking("the agent's hello"):
+                greeting = guest.channel.ping(_BOOT_S * spec.scale)
+            guest._hello = True
+            _, guest.boot_id, guest.release = greeting.splitlines()[:3]
+            guest.boot_seconds = time.monotonic() - began
+            guest._open_bulk()
+        except BaseException:
+            guest.machine.close()
+            raise
+        logger.info("guest %s answered after %.1f s", guest.release, guest.boot_seconds)
+        return guest
 
     def __enter__(self) -> Self:
         return self
@@ -98,7 +215,9 @@ class Guest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        raise NotImplementedError
+        self.shutdown()
+
+    # --- commands ---------------------------------------------------------------------
 
     def run(
         self,
@@ -116,47 +235,208 @@ class Guest:
         the command is killed and GuestCommandError raised; with ``check`` so does a status
         other than 0.  Raises GuestLost when the guest itself is gone.
         """
-        raise NotImplementedError
+        limit_s = timeout_s * self.spec.scale
+        job = self._start(argv, limit_s=limit_s, env=env, cwd=cwd)
+        began = time.monotonic()
+        with self.talking(f"the result of {argv[0]}"):
+            try:
+                if stdin:
+                    self.channel.write(job, stdin, limit_s)
+                self.channel.close_input(job, self.answer_s)
+                # The agent keeps the limit; we only notice when it does not.
+                self.channel.wait(job, limit_s + self.answer_s)
+            except ChannelRefused as refusal:
+                self.channel.forget(job)
+                raise GuestCommandError(f"{argv[0]}: {refusal}", None) from None
+        result = GuestResult(
+            argv=tuple(argv),
+            status=job.status if job.status is not None else -9,
+            stdout=bytes(job.stdout),
+            stderr=bytes(job.stderr),
+            seconds=time.monotonic() - began,
+        )
+        return self.finish(job, result, timeout_s, check=check)
 
     def start(
-        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: str = "/"
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+        pty: bool = False,
     ) -> Background:
         """Start a command in the background; its standard input stays open."""
-        raise NotImplementedError
+        return Background(self, self._start(argv, limit_s=0, env=env, cwd=cwd, pty=pty), argv)
 
     def put(self, content: Path | bytes, remote: str, *, mode: int = 0o755) -> None:
         """Write a file in the guest (by rename) from a local file or from bytes."""
-        raise NotImplementedError
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        # a serial port's worth of time for what a port without flow control may need
+        timeout_s = 10.0 + len(data) / 100_000
+        self.run(["@write", remote, f"{mode:o}"], stdin=data, timeout_s=timeout_s, check=True)
 
     def read(self, remote: str, *, timeout_s: float = 10.0) -> bytes:
         """Return what a file in the guest holds, to its end; procfiles too."""
-        raise NotImplementedError
+        return self.run(["@read", remote], timeout_s=timeout_s, check=True).stdout
 
     def mark(self, text: str) -> None:
         """Write a line to the guest's kernel log, where a test begins or ends."""
-        raise NotImplementedError
+        with self.talking("the mark's echo"):
+            self.channel.request(Kind.MARK, text.encode(), self.answer_s)
+
+    def mark_begin(self, name: str) -> None:
+        """Mark where ``name`` begins on the console; see console.between_marks."""
+        self.mark(mark_line("begin", name))
+
+    def mark_end(self, name: str) -> None:
+        """Mark where ``name`` ends."""
+        self.mark(mark_line("end", name))
 
     def taint(self) -> int:
         """Return /proc/sys/kernel/tainted."""
-        raise NotImplementedError
+        return int(self.read("/proc/sys/kernel/tainted"))
 
     def expect_taint(self, mask: int) -> None:
         """Allow these taint bits from now on (a test that loads an unsigned module)."""
-        raise NotImplementedError
+        self._allowed_taint |= mask
+
+    def spin_agent(self) -> None:
+        """Make the agent loop for ever, so that the harness can be seen to notice."""
+        self.channel.post(Kind.LOOP, self.answer_s)
+
+    # --- console ----------------------------------------------------------------------
 
     def console(self, since: int = 0) -> str:
         """Return the console's text from byte offset ``since`` on."""
-        raise NotImplementedError
+        return self.machine.console.text(since)
 
     def console_size(self) -> int:
         """Return how many bytes the console has: an offset for :meth:`console`."""
-        raise NotImplementedError
+        return self.machine.console.size()
+
+    def reports(self, since: int = 0) -> tuple[triage.Report, ...]:
+        """Return what the kernel complained about on the console from ``since`` on."""
+        return triage.scan(self.console(since))
+
+    # --- end --------------------------------------------------------------------------
 
     @property
     def alive(self) -> bool:
         """Whether the guest may still be used."""
-        raise NotImplementedError
+        return self._verdict is None and self.machine.status is None
 
-    def shutdown(self) -> Verdict:
-        """Power the guest off in order and judge it; a second call returns the same verdict."""
-        raise NotImplementedError
+    def shutdown(self, *, status: int = 0) -> Verdict:
+        """Power the guest off in order and judge it; a second call returns the same verdict.
+
+        ``status`` is that of the command for which the guest was booted, if there was one.
+        """
+        if self._verdict is not None:
+            return self._verdict
+        try:
+            # The last result frame: the guest works to the end and says how it is.
+            self._taint = self.taint()
+            with self.talking("the farewell"):
+                answer = self.channel.request(Kind.POWER_OFF, b"", _POWER_OFF_S * self.spec.scale)
+                self._farewell = int.from_bytes(answer.payload, "little")
+                self.machine.wait(_POWER_OFF_S * self.spec.scale)
+        except (GuestLost, GuestCommandError):
+            pass
+        return self._conclude(status)
+
+    def _conclude(self, status: int | None = 0) -> Verdict:
+        if self._verdict is None:
+            self.machine.stop()
+            text = self.machine.console.text()
+            self._verdict = judge(
+                Evidence(
+                    hello=self._hello,
+                    banner=banner(text) is not None,
+                    answered=self._answered,
+                    reports=triage.scan(text),
+                    farewell=self._farewell,
+                    power_off_event=self.machine.powered_off(),
+                    qemu_status=self.machine.status,
+                    ended_by_us=self.machine.stopped,
+                    taint=self._taint,
+                    allowed_taint=self._allowed_taint,
+                    status=status,
+                )
+            )
+            self.machine.close()
+            self.channel.close()
+        return self._verdict
+
+    # --- for Background ---------------------------------------------------------------
+
+    @contextmanager
+    def talking(self, what: str) -> Iterator[None]:
+        """Turn the channel's end or silence in the block into GuestLost, with the verdict."""
+        if self._verdict is not None:
+            raise self._lost("the guest is gone already")
+        try:
+            yield
+        except ChannelClosed:
+            self._answered = False
+            # QEMU closed its sockets: it is about to end by itself, or its end was caused.
+            self.machine.wait(_TAIL_S * self.spec.scale)
+            self._conclude(None)
+            raise self._lost(f"the guest is gone while we waited for {what}") from None
+        except ChannelTimeout:
+            self._answered = False
+            self._conclude(None)
+            raise self._lost(f"the guest is silent: no sign of {what}") from None
+
+    def require_answer(self) -> None:
+        """Ping the agent; ChannelTimeout when it is silent too, and not only a command."""
+        self.channel.ping(self.answer_s)
+
+    def finish(
+        self, job: Job, result: GuestResult, timeout_s: float, *, check: bool
+    ) -> GuestResult:
+        """Drop a job that has ended and hold its result against what was asked."""
+        self.channel.forget(job)
+        name = " ".join(result.argv)
+        if job.timed_out:
+            stuck = ", and it cannot be killed" if job.unkillable else ""
+            raise GuestCommandError(
+                f"in the guest, {name} did not end in {timeout_s:g} s"
+                f" (times {self.spec.scale:g}){stuck}",
+                result,
+            )
+        if check and result.status != 0:
+            raise GuestCommandError(
+                f"in the guest, {name} failed: {describe_status(result.status)}", result
+            )
+        return result
+
+    def _start(
+        self,
+        argv: Sequence[str],
+        *,
+        limit_s: float,
+        env: Mapping[str, str] | None,
+        cwd: str,
+        pty: bool = False,
+    ) -> Job:
+        with self.talking("the line to be free"):
+            return self.channel.start(
+                argv,
+                limit_s=limit_s,
+                env=_ENVIRONMENT | dict(env or {}),
+                cwd=cwd,
+                pty=pty,
+                timeout_s=self.answer_s,
+            )
+
+    def _open_bulk(self) -> None:
+        # Without the driver everything goes over the serial port: slower, and as good.
+        found = self.run(["sh", "-c", _BULK_FINDER, "sh", qemu.BULK_PORT], timeout_s=10)
+        with self.talking("the second port"):
+            if found.status != 0 or not self.channel.use_bulk(found.text.strip(), self.answer_s):
+                logger.info("the guest has no virtio port: its serial port serves for everything")
+
+    def _lost(self, what: str) -> GuestLost:
+        assert self._verdict is not None
+        return GuestLost(
+            self._verdict, what, self.machine.console.tail(), self.machine.console.path
+        )

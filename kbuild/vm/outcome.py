@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
+
+from kbuild.run import describe_status
+
+if TYPE_CHECKING:
+    from kbuild.vm.triage import Report
 
 
 class Outcome(Enum):
@@ -12,7 +18,7 @@ class Outcome(Enum):
     PASSED = ("passed", 0)
     FAILED = ("failed", 20)  # a command ended with a status other than 0
     CRASHED = ("crashed", 21)  # oops, BUG or panic
-    REPORTED = ("reported", 22)  # KASAN, lockdep, kmemleak...: a detector spoke
+    REPORTED = ("reported", 22)  # KASAN, lockdep...: a detector spoke
     WARNED = ("warned", 23)  # WARN, or a refcount warning
     HUNG = ("hung", 24)  # no answer, soft lockup, hung task, RCU stall
     KILLED = ("killed", 25)  # QEMU was ended from outside
@@ -37,3 +43,104 @@ class Verdict:
     def passed(self) -> bool:
         """Whether every piece of evidence was there."""
         return self.outcome is Outcome.PASSED
+
+    def __str__(self) -> str:
+        return "\n".join([self.outcome.label, *(f"  - {reason}" for reason in self.reasons)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What was seen of one guest.  The defaults are the worst: what is not shown is missing."""
+
+    hello: bool = False  # the agent spoke on its own channel
+    banner: bool = False  # the kernel's first line is on the console
+    answered: bool = False  # no request was left without an answer in its time
+    reports: tuple[Report, ...] = ()  # what triage found on the console
+    farewell: int | None = None  # the agent's errno when it made the disk read-only; 0 is good
+    power_off_event: bool = False  # QEMU says that the guest itself powered off
+    qemu_status: int | None = None  # negative for a signal; None while it runs
+    ended_by_us: bool = False  # QEMU had to be stopped
+    taint: int | None = None  # the last result frame: /proc/sys/kernel/tainted
+    allowed_taint: int = 0  # mask of the bits that may be set
+    status: int | None = None  # of the command that was judged; 0 when only the guest was
+
+
+# include/linux/panic.h of 6.1: the letters in order of their bits
+TAINT_LETTERS = "PFSRMBUDAWCIOELKXTN"
+
+
+def taint_letters(mask: int) -> str:
+    """Name the bits of /proc/sys/kernel/tainted as the kernel's oopses do."""
+    known = "".join(letter for bit, letter in enumerate(TAINT_LETTERS) if mask >> bit & 1)
+    unknown = mask >> len(TAINT_LETTERS)
+    return known + (f"+{unknown << len(TAINT_LETTERS):#x}" if unknown else "")
+
+
+def judge(seen: Evidence) -> Verdict:
+    """Give the verdict: PASSED only if nothing is missing; otherwise the first thing decides.
+
+    The kernel's own reports come first, in the order in which they appeared, because what
+    follows a report (no power-off, taint) is its consequence.
+    """
+    missing: list[tuple[Outcome, str]] = [
+        (report.outcome, f"console line {report.line}: {report.name}: {report.title}")
+        for report in seen.reports
+    ]
+
+    def require(condition: bool, outcome: Outcome, reason: str) -> None:
+        if not condition:
+            missing.append((outcome, reason))
+
+    signalled = seen.qemu_status is not None and seen.qemu_status < 0
+    require(
+        not signalled or seen.ended_by_us,
+        Outcome.KILLED,
+        f"QEMU was ended from outside: {describe_status(seen.qemu_status or 0)}",
+    )
+    require(
+        seen.banner,
+        Outcome.NO_OUTPUT,
+        "no kernel has said its first line on the console, so its silence proves nothing",
+    )
+    require(
+        not seen.ended_by_us,
+        Outcome.HUNG,
+        f"the guest {'did not answer' if seen.hello else 'never said hello'} or did not end in"
+        " its time, and QEMU was stopped",
+    )
+    require(seen.hello, Outcome.NO_OUTPUT, "the agent never said hello")
+    require(
+        seen.qemu_status is not None and seen.qemu_status == 0,
+        Outcome.NO_POWER_OFF,
+        "QEMU still runs"
+        if seen.qemu_status is None
+        else f"QEMU ended with {describe_status(seen.qemu_status)}",
+    )
+    require(seen.farewell is not None, Outcome.NO_POWER_OFF, "the agent did not say farewell")
+    require(
+        not seen.farewell,
+        Outcome.NO_POWER_OFF,
+        f"the disk could not be made read-only at the end: errno {seen.farewell}",
+    )
+    require(
+        seen.power_off_event, Outcome.NO_POWER_OFF, "the guest did not power itself off in order"
+    )
+    require(seen.answered, Outcome.NO_POWER_OFF, "a request was left without an answer")
+    require(seen.taint is not None, Outcome.TAINTED, "the taint at the end is not known")
+    extra = (seen.taint or 0) & ~seen.allowed_taint
+    require(
+        extra == 0,
+        Outcome.TAINTED,
+        f"the kernel is tainted ({taint_letters(extra)}) beyond"
+        f" ({taint_letters(seen.allowed_taint)})",
+    )
+    require(
+        seen.status == 0,
+        Outcome.FAILED,
+        "no command's status is known"
+        if seen.status is None
+        else f"the command ended with {describe_status(seen.status)}",
+    )
+    if not missing:
+        return Verdict(Outcome.PASSED)
+    return Verdict(missing[0][0], tuple(reason for _, reason in missing))
