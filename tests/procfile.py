@@ -1,0 +1,245 @@
+"""The grammar of /proc/cplayground, read strictly: what docs/procfile.md says and nothing else.
+
+Bytes in, frozen values out.  Names stay bytes, since a file name may be any; everything
+that the module would not have written is refused with its line and byte column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+ID_LENGTH = 64
+# A comm holds 16 bytes with its terminating zero (TASK_COMM_LEN).
+COMMAND_MAX = 15
+# A path is shorter than PATH_MAX, its terminating zero included.
+PATH_MAX = 4095
+PATH_TOO_LONG = b"(path too long)"
+
+_PID_MAX = 1 << 22  # PID_MAX_LIMIT of a 64-bit kernel
+_FD_MAX = 1 << 30  # above fs.nr_open's own limit
+_POSITION_MAX = 1 << 63
+_FLAGS_MAX = 1 << 32
+_HEX = frozenset(b"0123456789abcdef")
+_OCTAL = frozenset(b"01234567")
+_DIGITS = frozenset(b"0123456789")
+_BACKSLASH = 0x5C
+
+
+class ProcfileError(ValueError):
+    """The text is not of the format; ``line`` and ``column`` count from 1, columns in bytes."""
+
+    def __init__(self, line: int, column: int, what: str) -> None:
+        self.line = line
+        self.column = column
+        self.what = what
+        super().__init__(f"line {line}, column {column}: {what}")
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """A descriptor of a process."""
+
+    fd: int
+    cloexec: bool
+    id: str  # 64 hex digits, equal for descriptors of one open file
+    position: int  # bytes
+    flags: int  # of open(2), without O_CLOEXEC
+    path: bytes
+
+
+@dataclass(frozen=True)
+class Process:
+    """A record: a process outside the initial PID namespace, and what it has open."""
+
+    namespace: str  # 64 hex digits, equal for processes of one PID namespace
+    pid: int  # in the initial namespace
+    ns_pid: int
+    ns_ppid: int  # 0: the parent lives outside
+    ns_pgid: int  # 0: the group does
+    command: bytes
+    files: tuple[OpenFile, ...] = field(default=())
+
+
+def escape(name: bytes) -> bytes:
+    """Write a name as the module does: control bytes and backslashes as three octal digits."""
+    return b"".join(b"\\%03o" % byte if _must_escape(byte) else bytes((byte,)) for byte in name)
+
+
+def unescape(text: bytes) -> bytes:
+    """Return the name that the module wrote as ``text``; raises ProcfileError (in line 1)."""
+    return _unescape(text, 1, 1)
+
+
+def format_records(processes: Iterable[Process]) -> bytes:
+    """Write records as the module does."""
+    lines = []
+    for p in processes:
+        lines.append(
+            b"%s\t%d\t%d\t%d\t%d\t%s\n"
+            % (p.namespace.encode(), p.pid, p.ns_pid, p.ns_ppid, p.ns_pgid, escape(p.command))
+        )
+        lines += [
+            b"%d\t%d\t%s\t%d\t0%o\t%s\n"
+            % (f.fd, f.cloexec, f.id.encode(), f.position, f.flags, escape(f.path))
+            for f in p.files
+        ]
+        lines.append(b"\n")
+    return b"".join(lines)
+
+
+def parse(text: bytes) -> tuple[Process, ...]:
+    """Read a whole procfile.
+
+    Beside the shape of each line it demands what the module promises of their order:
+    processes by ascending pid, descriptors by ascending number, each record ended by an
+    empty line.  Raises ProcfileError for anything else.
+    """
+    *lines, rest = text.split(b"\n")
+    if rest:
+        raise ProcfileError(len(lines) + 1, len(rest) + 1, "the last line has no newline")
+    processes: list[Process] = []
+    header: Process | None = None
+    files: list[OpenFile] = []
+    for number, line in enumerate(lines, 1):
+        if header is None:
+            header = _header(line, number)
+            if processes and processes[-1].pid >= header.pid:
+                raise ProcfileError(
+                    number,
+                    ID_LENGTH + 2,
+                    f"process {header.pid} after process {processes[-1].pid}",
+                )
+        elif line:
+            files.append(_file(line, number))
+            if len(files) > 1 and files[-2].fd >= files[-1].fd:
+                raise ProcfileError(
+                    number, 1, f"descriptor {files[-1].fd} after descriptor {files[-2].fd}"
+                )
+        else:
+            processes.append(
+                Process(
+                    header.namespace,
+                    header.pid,
+                    header.ns_pid,
+                    header.ns_ppid,
+                    header.ns_pgid,
+                    header.command,
+                    tuple(files),
+                )
+            )
+            header, files = None, []
+    if header is not None:
+        raise ProcfileError(len(lines) + 1, 1, "the last record has no empty line at its end")
+    return tuple(processes)
+
+
+def _header(line: bytes, number: int) -> Process:
+    (ns, c0), (pid, c1), (ns_pid, c2), (ppid, c3), (pgid, c4), (command, c5) = _columns(
+        line, number
+    )
+    name = _unescape(command, number, c5)
+    if len(name) > COMMAND_MAX:
+        raise ProcfileError(number, c5, f"a command of {len(name)} bytes, {COMMAND_MAX} at most")
+    return Process(
+        namespace=_id(ns, number, c0),
+        pid=_decimal(pid, number, c1, 1, _PID_MAX),
+        ns_pid=_decimal(ns_pid, number, c2, 1, _PID_MAX),
+        ns_ppid=_decimal(ppid, number, c3, 0, _PID_MAX),
+        ns_pgid=_decimal(pgid, number, c4, 0, _PID_MAX),
+        command=name,
+    )
+
+
+def _file(line: bytes, number: int) -> OpenFile:
+    (fd, c0), (cloexec, c1), (identity, c2), (position, c3), (flags, c4), (path, c5) = _columns(
+        line, number
+    )
+    if cloexec not in (b"0", b"1"):
+        raise ProcfileError(number, c1, f"close-on-exec is {cloexec!r}, not 0 or 1")
+    name = _unescape(path, number, c5)
+    if not 0 < len(name) <= PATH_MAX:
+        raise ProcfileError(number, c5, f"a path of {len(name)} bytes, 1 to {PATH_MAX} are allowed")
+    return OpenFile(
+        fd=_decimal(fd, number, c0, 0, _FD_MAX),
+        cloexec=cloexec == b"1",
+        id=_id(identity, number, c2),
+        position=_decimal(position, number, c3, -_POSITION_MAX, _POSITION_MAX),
+        flags=_flags(flags, number, c4),
+        path=name,
+    )
+
+
+def _columns(line: bytes, number: int) -> list[tuple[bytes, int]]:
+    fields = line.split(b"\t")
+    if len(fields) != 6:
+        raise ProcfileError(number, 1, f"{len(fields)} columns, not 6")
+    columns, start = [], 1
+    for text in fields:
+        columns.append((text, start))
+        start += len(text) + 1
+    return columns
+
+
+def _id(text: bytes, line: int, column: int) -> str:
+    for offset, byte in enumerate(text):
+        if byte not in _HEX:
+            raise ProcfileError(line, column + offset, f"{bytes((byte,))!r} in an id")
+    if len(text) != ID_LENGTH:
+        raise ProcfileError(line, column, f"an id of {len(text)} digits, not {ID_LENGTH}")
+    return text.decode()
+
+
+def _decimal(text: bytes, line: int, column: int, least: int, limit: int) -> int:
+    digits = text[1:] if text[:1] == b"-" and least < 0 else text
+    for offset, byte in enumerate(digits, len(text) - len(digits)):
+        if byte not in _DIGITS:
+            raise ProcfileError(line, column + offset, f"{bytes((byte,))!r} in a number")
+    if not digits or (digits[:1] == b"0" and text != b"0"):
+        raise ProcfileError(line, column, f"{text!r} is not a number without leading zeros")
+    # A number of very many digits is refused before it is worked out.
+    value = int(text) if len(text) <= 20 else limit
+    if not least <= value < limit:
+        raise ProcfileError(line, column, f"{text!r} is not in the range {least} to {limit - 1}")
+    return value
+
+
+def _flags(text: bytes, line: int, column: int) -> int:
+    if text[:1] != b"0":
+        raise ProcfileError(line, column, "flags without the leading 0 of an octal number")
+    for offset, byte in enumerate(text):
+        if byte not in _OCTAL:
+            raise ProcfileError(line, column + offset, f"{bytes((byte,))!r} in an octal number")
+    digits = text[1:]
+    if not digits or (digits[:1] == b"0" and digits != b"0") or len(digits) > 11:
+        raise ProcfileError(line, column, f"{text!r} is not one 0 and an octal number")
+    value = int(digits, 8)
+    if value >= _FLAGS_MAX:
+        raise ProcfileError(line, column, f"{text!r} is more than 32 bits")
+    return value
+
+
+def _must_escape(byte: int) -> bool:
+    return byte < 0x20 or byte in (0x7F, _BACKSLASH)
+
+
+def _unescape(text: bytes, line: int, column: int) -> bytes:
+    name = bytearray()
+    at = 0
+    while at < len(text):
+        byte = text[at]
+        if byte != _BACKSLASH:
+            if _must_escape(byte):
+                raise ProcfileError(line, column + at, f"control byte {byte:#04x} in a name")
+            name.append(byte)
+            at += 1
+            continue
+        digits = text[at + 1 : at + 4]
+        if len(digits) != 3 or any(digit not in _OCTAL for digit in digits):
+            raise ProcfileError(line, column + at, "a backslash without three octal digits")
+        value = int(digits, 8)
+        if value > 0xFF or value == 0 or not _must_escape(value):
+            raise ProcfileError(line, column + at, f"\\{digits.decode()} would not be escaped")
+        name.append(value)
+        at += 4
+    return bytes(name)
