@@ -1,0 +1,333 @@
+"""Which kernel is found in the indexes, and what becomes of its packages."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from kbuild import source, suites
+from kbuild.errors import BuildError, InfrastructureError, TrustError, UserError
+from kbuild.model import Base, Settings, Target, VerifiedFile
+from tests.unit import signed_archive
+from tests.unit.signed_archive import NOTHING, Fault, Server, SignedArchive, Waits, flip, settings
+
+DISTS = ("bookworm", "bookworm-updates", "bookworm-security")
+TARGET = Target("bookworm", "cloud-amd64")
+OLD, NEW = "6.1.9-1", "6.1.10-1"  # as strings, they sort the other way round
+
+
+@pytest.fixture(autouse=True)
+def _our_keyring(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = signed_archive.suite(signed_archive.key())
+    monkeypatch.setitem(suites.SUITES, "bookworm", row)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> SignedArchive:
+    one = SignedArchive(tmp_path_factory.mktemp("template"), signed_archive.key())
+    one.add_kernel("bookworm", OLD, "6.1.0-8")
+    one.add_kernel("bookworm-security", NEW, "6.1.0-9")
+    publish(one)
+    return one
+
+
+@pytest.fixture
+def home(template: SignedArchive, tmp_path: Path) -> SignedArchive:
+    return template.copy(tmp_path / "archive")
+
+
+def publish(one: SignedArchive, *dists: str) -> None:
+    for dist in dists or DISTS:
+        one.publish(dist)
+
+
+@pytest.fixture
+def server(home: SignedArchive) -> Iterator[Server]:
+    with signed_archive.serve(home.root) as one:
+        yield one
+
+
+def resolve(one: Settings, target: Target = TARGET) -> source.Resolved:
+    return source.resolve(one, target, network=Waits().network, apt=NOTHING)
+
+
+def fetch(one: Settings, target: Target = TARGET) -> Base:
+    return source.fetch(one, target, network=Waits().network, apt=NOTHING)
+
+
+def test_the_newest_kernel_is_that_of_the_security_pocket(tmp_path: Path, server: Server) -> None:
+    base = fetch(settings(tmp_path, server.url))
+    assert (base.version, base.abi, base.release) == (NEW, "6.1.0-9", "6.1.0-9-cloud-amd64")
+    assert base.signers == (signed_archive.key().fingerprint,)
+    assert not base.expired
+    assert [f.name for f in (base.source, base.image, base.headers, *base.support)] == [
+        "linux-source-6.1",
+        "linux-image-6.1.0-9-cloud-amd64",
+        "linux-headers-6.1.0-9-cloud-amd64",
+        "linux-compiler-gcc-12-x86",
+        "linux-headers-6.1.0-9-common",
+        "linux-kbuild-6.1",
+    ]
+    for one in (base.source, base.image, base.headers, *base.support):
+        assert one.version == NEW
+        assert one.path.stat().st_size == one.size
+        assert one.sha256 in str(one.path)
+
+
+def test_the_newest_may_lie_in_the_main_archive(
+    tmp_path: Path, home: SignedArchive, server: Server
+) -> None:
+    home.add_kernel("bookworm", "6.1.11-1", "6.1.0-10")
+    publish(home, "bookworm")
+    assert resolve(settings(tmp_path, server.url)).version == "6.1.11-1"
+
+
+def test_the_version_asked_for_is_taken(tmp_path: Path, server: Server) -> None:
+    base = fetch(settings(tmp_path, server.url), dataclasses.replace(TARGET, version=OLD))
+    assert (base.version, base.abi) == (OLD, "6.1.0-8")
+
+
+def test_an_unknown_version_lists_those_that_are_there(tmp_path: Path, server: Server) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(settings(tmp_path, server.url), dataclasses.replace(TARGET, version="6.1.7-1"))
+    assert f"one of {NEW}, {OLD}" in str(caught.value)
+
+
+def test_our_own_flavour_rests_on_debians(tmp_path: Path, server: Server) -> None:
+    assert resolve(settings(tmp_path, server.url), Target("bookworm", "lab")).flavour == (
+        "cloud-amd64"
+    )
+
+
+def test_a_flavour_is_not_mistaken_for_one_that_ends_like_it(
+    tmp_path: Path, home: SignedArchive, server: Server
+) -> None:
+    home.add_kernel("bookworm", OLD, "6.1.0-8", flavour="amd64")
+    home.add_kernel("bookworm", OLD, "6.1.0-8", flavour="rt-amd64")
+    publish(home, "bookworm")
+    found = resolve(settings(tmp_path, server.url), Target("bookworm", "amd64"))
+    assert found.image.listed.package == "linux-image-6.1.0-8-amd64"
+    with pytest.raises(UserError, match="has no linux"):
+        resolve(settings(tmp_path, server.url), Target("bookworm", "amd64", version=NEW))
+
+
+def test_abi_names_of_trixie_are_understood(
+    tmp_path: Path, home: SignedArchive, server: Server
+) -> None:
+    home.add_kernel("bookworm", "6.12.3-1", "6.12.3+deb13")
+    publish(home, "bookworm")
+    found = resolve(settings(tmp_path, server.url))
+    assert found.abi == "6.12.3+deb13"
+    assert "linux-headers-6.12.3+deb13-common" in [o.listed.package for o in found.support]
+
+
+@pytest.mark.parametrize("missing", ["linux-source-6.1", "linux-headers-6.1.0-9-cloud-amd64"])
+def test_an_image_without_its_source_or_headers_is_said(
+    tmp_path: Path, home: SignedArchive, server: Server, missing: str
+) -> None:
+    drop(home, missing)
+    with pytest.raises(InfrastructureError, match="without its source or headers") as caught:
+        resolve(settings(tmp_path, server.url))
+    assert NEW in str(caught.value)
+
+
+def test_a_meta_package_without_its_image_is_said(
+    tmp_path: Path, home: SignedArchive, server: Server
+) -> None:
+    drop(home, "linux-image-6.1.0-9-cloud-amd64")
+    with pytest.raises(InfrastructureError, match="without its image"):
+        resolve(settings(tmp_path, server.url))
+
+
+def test_a_suite_without_the_flavour_is_said(
+    tmp_path: Path, home: SignedArchive, server: Server
+) -> None:
+    with pytest.raises(InfrastructureError, match="no package linux-image-amd64"):
+        resolve(settings(tmp_path, server.url), Target("bookworm", "amd64"))
+
+
+def drop(home: SignedArchive, package: str) -> None:
+    home.stanzas["bookworm-security"] = [
+        stanza
+        for stanza in home.stanzas["bookworm-security"]
+        if not stanza.startswith(f"Package: {package}\n")
+    ]
+    publish(home, "bookworm-security")
+
+
+def test_packages_of_other_sources_are_no_kernel(
+    tmp_path: Path, home: SignedArchive, server: Server
+) -> None:
+    home.add("bookworm", "linux-image-cloud-amd64", "99", source="evil", depends="linux-image-99")
+    publish(home, "bookworm")
+    assert resolve(settings(tmp_path, server.url)).version == NEW
+
+
+def test_a_file_listed_but_gone_is_taken_from_another_mirror(
+    tmp_path: Path, home: SignedArchive, server: Server
+) -> None:
+    server.fail(".deb", Fault(status=404))
+    with signed_archive.serve(home.root) as other:
+        base = fetch(settings(tmp_path, server.url, other.url))
+        assert base.image.path.exists()
+        assert len(other.asked(".deb")) == 6
+    with pytest.raises(InfrastructureError, match="404") as caught:
+        fetch(settings(tmp_path / "again", server.url))
+    assert server.url in str(caught.value)
+
+
+def test_a_file_that_two_archives_list_can_come_from_either(
+    tmp_path: Path, home: SignedArchive, server: Server
+) -> None:
+    main = SignedArchive(tmp_path / "main", signed_archive.key())
+    main.add_kernel("bookworm", NEW, "6.1.0-9")
+    main.publish("bookworm")
+    main.publish("bookworm-updates")
+    home.inrelease("bookworm").unlink()
+    with signed_archive.serve(main.root) as other:
+        found = resolve(settings(tmp_path, server.url, other.url))
+        assert set(found.image.dists) == {"bookworm", "bookworm-security"}
+        assert len(found.image.urls) == 2
+
+
+@pytest.mark.parametrize("package", ["linux-source-6.1", "linux-image-6.1.0-9-cloud-amd64"])
+def test_a_changed_byte_in_a_package_is_refused(
+    tmp_path: Path, home: SignedArchive, server: Server, package: str
+) -> None:
+    (path,) = home.root.glob(f"pool/main/l/linux/{package}_{NEW}_*.deb")
+    flip(path)
+    one = settings(tmp_path, server.url)
+    with pytest.raises(TrustError, match=package):
+        fetch(one)
+    assert f"{path.name}" not in signed_archive.kept(one)
+    assert not list((one.cache / "partial").iterdir())
+
+
+def test_the_second_time_only_the_releases_are_asked_for(tmp_path: Path, server: Server) -> None:
+    one = settings(tmp_path, server.url)
+    first = fetch(one)
+    before = len(server.requests)
+    assert fetch(one) == first
+    again = server.requests[before:]
+    assert [r.path for r in again] == [f"/dists/{dist}/InRelease" for dist in DISTS]
+    assert {r.status for r in again} == {304}
+
+
+def test_offline_gives_the_same_and_asks_nobody(tmp_path: Path, server: Server) -> None:
+    first = fetch(settings(tmp_path, server.url))
+    before = len(server.requests)
+    assert fetch(settings(tmp_path, server.url, offline=True)) == first
+    assert len(server.requests) == before
+
+
+def test_offline_without_a_cache_says_what_to_run(tmp_path: Path, server: Server) -> None:
+    with pytest.raises(InfrastructureError, match="invoke fetch"):
+        fetch(settings(tmp_path, server.url, offline=True))
+    assert server.requests == []
+
+
+def test_an_accepted_expiry_is_told(tmp_path: Path, home: SignedArchive, server: Server) -> None:
+    home.publish("bookworm-security", date=datetime.now(UTC) - timedelta(days=9))
+    with pytest.raises(TrustError, match="has expired"):
+        resolve(settings(tmp_path, server.url))
+    one = dataclasses.replace(settings(tmp_path, server.url), accept_expired=True)
+    assert resolve(one).expired
+
+
+def test_a_dry_run_fetches_no_package_and_says_which(
+    tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    dry = fetch(settings(tmp_path, server.url, dry=True))
+    assert server.asked(".deb") == []
+    assert not dry.source.path.exists()
+    assert f"would fetch linux-source-6.1_{NEW}_all.deb" in caplog.text
+    assert fetch(settings(tmp_path, server.url)) == dry
+    caplog.clear()
+    fetch(settings(tmp_path, server.url, dry=True))
+    assert f"have linux-source-6.1_{NEW}_all.deb" in caplog.text
+
+
+def test_the_tree_is_unpacked_once_with_its_times(tmp_path: Path, server: Server) -> None:
+    one = settings(tmp_path, server.url)
+    base = fetch(one)
+    tree = source.unpack(one, base)
+    assert (tree / "Makefile").read_text() == f"# {NEW}\n"
+    assert (tree / "Makefile").stat().st_mtime == 1_000_000_000
+    assert sorted(p.name for p in tree.iterdir()) == ["Makefile", "fs"]
+    inode = tree.stat().st_ino
+    assert source.unpack(one, base) == tree
+    assert tree.stat().st_ino == inode
+
+
+def test_what_a_killed_run_left_is_cleared_away(tmp_path: Path, server: Server) -> None:
+    one = settings(tmp_path, server.url)
+    base = fetch(one)
+    half = one.cache / "trees" / f".{base.source.sha256}.killed" / "content"
+    half.mkdir(parents=True)
+    tree = source.unpack(one, base)
+    assert (tree / "Makefile").exists()
+    assert [p.name for p in (one.cache / "trees").iterdir()] == [base.source.sha256]
+
+
+def test_a_failed_unpacking_leaves_nothing(tmp_path: Path, server: Server) -> None:
+    one = settings(tmp_path, server.url)
+    base = fetch(one)
+    # The image is a package without a tarball.
+    with pytest.raises(BuildError, match="does not hold a kernel tree"):
+        source.unpack(one, dataclasses.replace(base, source=base.image))
+    assert list((one.cache / "trees").iterdir()) == []
+
+
+def test_a_package_changed_after_its_verification_is_not_unpacked(
+    tmp_path: Path, server: Server
+) -> None:
+    one = settings(tmp_path, server.url)
+    base = fetch(one)
+    flip(base.source.path)
+    with pytest.raises(TrustError, match="has changed"):
+        source.unpack(one, base)
+    tree = source.unpack(one, fetch(one))
+    assert (tree / "Makefile").exists()
+
+
+def test_any_package_can_be_unpacked(tmp_path: Path, server: Server) -> None:
+    one = settings(tmp_path, server.url)
+    base = fetch(one)
+    files = source.unpack_deb(one, base.image)
+    assert (files / f"boot/config-{base.image.name}").read_text() == f"# {NEW}\n"
+    assert source.unpack_deb(one, base.image) == files
+
+
+def test_a_file_that_is_no_package_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "not.deb"
+    path.write_bytes(b"no package")
+    sha256 = "f49d3c21da0a89e7f5ed0ea8a2a5e47cd3f4b4a4a4b6b0ab14a2ee9c4b37e2cd"
+    with pytest.raises(TrustError):
+        source.unpack_deb(settings(tmp_path), VerifiedFile("x", "1", path, sha256, 10))
+
+
+def test_two_runs_at_once_do_not_harm_each_other(tmp_path: Path, server: Server) -> None:
+    one = settings(tmp_path, server.url)
+    gate = threading.Barrier(3)
+    results: list[tuple[Base, Path]] = []
+
+    def work() -> None:
+        gate.wait(10)
+        base = fetch(one)
+        results.append((base, source.unpack(one, base)))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(results) == 3
+    assert results.count(results[0]) == 3
+    assert len(server.asked(".deb")) == 6
+    assert (results[0][1] / "Makefile").exists()
