@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,10 @@ def documentation() -> str:
 
 
 def namespace() -> Collection:
-    tasks = importlib.import_module("tasks")
-    found = getattr(tasks, "ns", None) or getattr(tasks, "namespace", None)
-    return found if isinstance(found, Collection) else Collection.from_module(tasks)
+    # Loaded anew, because Invoke gives a task's help texts out only once.
+    tasks = importlib.reload(importlib.import_module("tasks"))
+    assert isinstance(tasks.ns, Collection)
+    return tasks.ns
 
 
 def undocumented_tasks(collection: Collection, text: str) -> list[str]:
@@ -73,13 +75,18 @@ def test_every_task_and_option_is_documented() -> None:
 
 
 def test_an_undocumented_task_is_found() -> None:
-    @task(help={"speed": "how fast"})
-    def fly(c: Context, speed: str = "fast") -> None:
-        """Take off."""
+    def collection(help_texts: dict[str, str]) -> Collection:
+        @task(help=help_texts)
+        def fly(c: Context, speed: str = "fast") -> None:
+            """Take off."""
 
-    collection = Collection(fly)
-    assert undocumented_tasks(collection, "nothing") == ["fly", "fly --speed"]
-    assert not undocumented_tasks(collection, "`invoke fly --speed slow`")
+        return Collection(fly)
+
+    helped = {"speed": "how fast"}
+    assert undocumented_tasks(collection(helped), "nothing") == ["fly", "fly --speed"]
+    assert not undocumented_tasks(collection(helped), "`invoke fly --speed slow`")
+    found = undocumented_tasks(collection({}), "`invoke fly --speed slow`")
+    assert found == ["fly --speed: no help text"]
 
 
 def test_every_flavour_and_suite_is_documented() -> None:
@@ -96,7 +103,8 @@ def test_every_exit_status_is_documented() -> None:
         for value in vars(errors).values()
         if isinstance(value, type) and issubclass(value, KbuildError)
     }
-    assert {int(row) for row in rows} == statuses
+    interrupted = 128 + signal.SIGINT
+    assert {int(row) for row in rows} == statuses | {interrupted}
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
