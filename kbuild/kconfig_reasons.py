@@ -5,10 +5,27 @@ Usage: kconfig_reasons.py CONFIG OPTION...   in the source tree; prints a JSON o
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import sys
+from typing import IO
 
 import kconfiglib
+
+
+class Kconfig(kconfiglib.Kconfig):
+    """kconfiglib's last release, taught what Kconfig has learnt since.
+
+    Linux 6.1 writes "modules" where kconfiglib 14.1 knows "option modules".
+    """
+
+    def _open(self, filename: str, mode: str) -> IO[str]:
+        stream = super()._open(filename, mode)
+        if mode != "r":
+            return stream
+        with stream:
+            return io.StringIO(re.sub(r"(?m)^(\s+)modules$", r"\1option modules", stream.read()))
 
 
 def reason(kconf: kconfiglib.Kconfig, name: str) -> str:
@@ -16,7 +33,13 @@ def reason(kconf: kconfiglib.Kconfig, name: str) -> str:
     symbol = kconf.syms.get(name)
     if symbol is None or not symbol.nodes:
         return "this kernel has no such option"
-    if kconfiglib.expr_value(symbol.direct_dep) == 0:
+    visible = kconfiglib.expr_value(symbol.direct_dep)
+    if visible and symbol.visibility == 0 and any(node.prompt for node in symbol.nodes):
+        prompts = [node.prompt[1] for node in symbol.nodes if node.prompt]
+        return "nobody may choose it without " + " or ".join(
+            kconfiglib.expr_str(condition, with_value) for condition in prompts
+        )
+    if visible == 0:
         return "it depends on " + kconfiglib.expr_str(symbol.direct_dep, with_value)
     if kconfiglib.expr_value(symbol.rev_dep) > 0:
         return "it is selected by " + kconfiglib.expr_str(symbol.rev_dep, with_value)
@@ -38,7 +61,7 @@ def with_value(item: kconfiglib.Symbol) -> str:
 
 def main(config: str, names: list[str]) -> None:
     """Print the reasons for ``names``, given the final ``config``."""
-    kconf = kconfiglib.Kconfig("Kconfig", warn=False)
+    kconf = Kconfig("Kconfig", warn=False)
     kconf.load_config(config)
     json.dump({name: reason(kconf, name) for name in names}, sys.stdout, indent=1)
 
