@@ -30,12 +30,12 @@ exports() {
 
 if ! compiles sanity "$@"; then
 	cat "$log" >&2
-	echo "cplayground: the kernel headers are not usable: nothing compiles against them" >&2
+	echo "cplayground: error: the kernel headers are not usable: nothing compiles against them" >&2
 	exit 1
 fi
 if ! compiles required "$@"; then
 	cat "$log" >&2
-	echo "cplayground: this kernel is not supported: Linux 5.10 or later is needed" >&2
+	echo "cplayground: error: this kernel is not supported: Linux 5.10 or later is needed" >&2
 	exit 1
 fi
 {
@@ -44,7 +44,7 @@ fi
 	if exports get_files_struct && exports put_files_struct; then
 		if ! compiles files_struct "$@"; then
 			cat "$log" >&2
-			echo "cplayground: the kernel exports get_files_struct, its headers lack it" >&2
+			echo "cplayground: error: the kernel exports get_files_struct, its headers lack it" >&2
 			exit 1
 		fi
 		echo "#define CPG_HAVE_FILES_STRUCT 1"
