@@ -41,8 +41,8 @@ def _name(text: str) -> bytes | None:
 
 def parse(text: bytes) -> tuple[SeenProcess, ...]:
     """Read what observe printed; raises ValueError when it is cut off or has another shape."""
-    *lines, last, empty = text.decode("ascii").split("\n")
-    if empty or last != f"end {len(lines)}":
+    *lines, last = text.decode("ascii").removesuffix("\n").split("\n")
+    if not text.endswith(b"\n") or last != f"end {len(lines)}":
         raise ValueError(f"observe did not come to its end: {last!r} after {len(lines)} lines")
     seen: list[tuple[list[str], list[SeenFile]]] = []
     for line in lines:

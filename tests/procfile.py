@@ -138,36 +138,34 @@ def _header(line: bytes, number: int) -> Process:
     (ns, c0), (pid, c1), (ns_pid, c2), (ppid, c3), (pgid, c4), (command, c5) = _columns(
         line, number
     )
+    namespace = _id(ns, number, c0)
+    pids = (
+        _decimal(pid, number, c1, 1, _PID_MAX),
+        _decimal(ns_pid, number, c2, 1, _PID_MAX),
+        _decimal(ppid, number, c3, 0, _PID_MAX),
+        _decimal(pgid, number, c4, 0, _PID_MAX),
+    )
     name = _unescape(command, number, c5)
     if len(name) > COMMAND_MAX:
         raise ProcfileError(number, c5, f"a command of {len(name)} bytes, {COMMAND_MAX} at most")
-    return Process(
-        namespace=_id(ns, number, c0),
-        pid=_decimal(pid, number, c1, 1, _PID_MAX),
-        ns_pid=_decimal(ns_pid, number, c2, 1, _PID_MAX),
-        ns_ppid=_decimal(ppid, number, c3, 0, _PID_MAX),
-        ns_pgid=_decimal(pgid, number, c4, 0, _PID_MAX),
-        command=name,
-    )
+    return Process(namespace, *pids, command=name)
 
 
 def _file(line: bytes, number: int) -> OpenFile:
     (fd, c0), (cloexec, c1), (identity, c2), (position, c3), (flags, c4), (path, c5) = _columns(
         line, number
     )
+    # From left to right, so that the first column that is wrong is the one reported.
+    descriptor = _decimal(fd, number, c0, 0, _FD_MAX)
     if cloexec not in (b"0", b"1"):
         raise ProcfileError(number, c1, f"close-on-exec is {cloexec!r}, not 0 or 1")
+    file_id = _id(identity, number, c2)
+    offset = _decimal(position, number, c3, -_POSITION_MAX, _POSITION_MAX)
+    bits = _flags(flags, number, c4)
     name = _unescape(path, number, c5)
     if not 0 < len(name) <= PATH_MAX:
         raise ProcfileError(number, c5, f"a path of {len(name)} bytes, 1 to {PATH_MAX} are allowed")
-    return OpenFile(
-        fd=_decimal(fd, number, c0, 0, _FD_MAX),
-        cloexec=cloexec == b"1",
-        id=_id(identity, number, c2),
-        position=_decimal(position, number, c3, -_POSITION_MAX, _POSITION_MAX),
-        flags=_flags(flags, number, c4),
-        path=name,
-    )
+    return OpenFile(descriptor, cloexec == b"1", file_id, offset, bits, name)
 
 
 def _columns(line: bytes, number: int) -> list[tuple[bytes, int]]:

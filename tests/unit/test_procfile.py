@@ -1,0 +1,175 @@
+"""The procfile's parser accepts what the module writes, and refuses the rest with its place."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests import oracle, procfile
+from tests.procfile import OpenFile, Process, ProcfileError
+
+DATA = Path(__file__).parent / "data" / "procfile"
+ACCEPTED = sorted(DATA.glob("*.procfile"))
+# The name of a refused file begins with the line and the column that the error must give.
+REFUSED = sorted((DATA / "refused").glob("*.procfile"))
+
+NAME_BYTES = st.integers(min_value=1, max_value=255)
+IDS = st.binary(min_size=32, max_size=32).map(bytes.hex)
+FILES = st.builds(
+    OpenFile,
+    fd=st.integers(0, (1 << 30) - 1),
+    cloexec=st.booleans(),
+    id=IDS,
+    position=st.integers(-(1 << 63), (1 << 63) - 1),
+    flags=st.integers(0, (1 << 32) - 1),
+    path=st.lists(NAME_BYTES, min_size=1, max_size=40).map(bytes),
+)
+PROCESSES = st.builds(
+    Process,
+    namespace=IDS,
+    pid=st.integers(1, (1 << 22) - 1),
+    ns_pid=st.integers(1, (1 << 22) - 1),
+    ns_ppid=st.integers(0, (1 << 22) - 1),
+    ns_pgid=st.integers(0, (1 << 22) - 1),
+    command=st.lists(NAME_BYTES, max_size=15).map(bytes),
+    files=st.lists(FILES, max_size=4, unique_by=lambda file: file.fd).map(
+        lambda files: tuple(sorted(files, key=lambda file: file.fd))
+    ),
+)
+LISTINGS = st.lists(PROCESSES, max_size=4, unique_by=lambda process: process.pid).map(
+    lambda processes: tuple(sorted(processes, key=lambda process: process.pid))
+)
+SETTINGS = settings(print_blob=True, deadline=None)
+
+
+@SETTINGS
+@given(LISTINGS)
+def test_what_is_formatted_is_read_back(listing: tuple[Process, ...]) -> None:
+    assert procfile.parse(procfile.format_records(listing)) == listing
+
+
+@SETTINGS
+@given(LISTINGS, st.data())
+def test_a_changed_text_is_refused_or_says_something_else(
+    listing: tuple[Process, ...], data: st.DataObject
+) -> None:
+    """One reading for each text: whatever is accepted is written back byte for byte."""
+    text = bytearray(procfile.format_records(listing))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(text)))
+        change = data.draw(st.sampled_from(("insert", "delete", "replace")))
+        byte = data.draw(st.sampled_from(b"\n\t\\ 019abx-\x00\x7f\xff"))
+        if change == "insert":
+            text.insert(at, byte)
+        elif at < len(text):
+            text[at : at + 1] = b"" if change == "delete" else bytes((byte,))
+    try:
+        read = procfile.parse(bytes(text))
+    except ProcfileError as error:
+        assert 1 <= error.line <= text.count(b"\n") + 1
+        assert error.column >= 1
+    else:
+        assert procfile.format_records(read) == bytes(text)
+
+
+@SETTINGS
+@given(st.binary(max_size=60).filter(lambda name: b"\0" not in name))
+@example(b"\n\n" + b"0" * 64 + b"\t1\t1\t0\t0\tforged\n")
+@example(bytes(range(1, 256)))
+def test_no_name_can_look_like_anything_else(name: bytes) -> None:
+    escaped = procfile.escape(name)
+    assert not re.search(rb"[\x00-\x1f\x7f]", escaped)
+    assert procfile.unescape(escaped) == name
+
+
+@pytest.mark.parametrize("path", ACCEPTED, ids=lambda path: path.stem)
+def test_recorded_files_are_accepted(path: Path) -> None:
+    text = path.read_bytes()
+    assert procfile.format_records(procfile.parse(text)) == text
+
+
+def test_the_recorded_topology_is_what_was_built() -> None:
+    """Seen on Debian's 6.1 kernel: every scenario of tests/guest/topology.c, compared there."""
+    listing = procfile.parse((DATA / "topology.procfile").read_bytes())
+    assert len(listing) == 38
+    assert sum(len(process.files) for process in listing) == 235
+    commands = {process.command for process in listing}
+    assert commands == {b"topology", b"", b"a\tb\nc\\d\x7f\x01\xff\xc3\xa9"}
+    assert any(file.path == procfile.PATH_TOO_LONG for p in listing for file in p.files)
+
+
+@pytest.mark.parametrize("path", REFUSED, ids=lambda path: path.stem)
+def test_refused_files_are_refused_at_their_place(path: Path) -> None:
+    line, column, _ = path.stem.split("-", 2)
+    with pytest.raises(ProcfileError) as caught:
+        procfile.parse(path.read_bytes())
+    assert (caught.value.line, caught.value.column) == (int(line), int(column))
+
+
+def test_the_corpus_is_there() -> None:
+    assert len(ACCEPTED) >= 3
+    assert len(REFUSED) >= 20
+
+
+SEEN = (
+    b"P 100 1 0 1 4026532200 696e6974\n"
+    b"F 0 1 7 5 2 2f61\n"
+    b"F 3 0 7 5 2 !\n"
+    b"P 101 2 1 1 4026532200 -\n"
+    b"F 0 0 9 0 0 706970653a5b315d\n"
+    b"end 5\n"
+)
+SHOWN = (
+    Process(
+        "a" * 64,
+        100,
+        1,
+        0,
+        1,
+        b"init",
+        (
+            OpenFile(0, True, "1" * 64, 5, 2, b"/a"),
+            OpenFile(3, False, "1" * 64, 5, 2, procfile.PATH_TOO_LONG),
+        ),
+    ),
+    Process("a" * 64, 101, 2, 1, 1, b"", (OpenFile(0, False, "2" * 64, 0, 0, b"pipe:[1]"),)),
+)
+
+
+def test_the_oracle_agrees_with_an_equal_listing() -> None:
+    assert oracle.differences(SHOWN, oracle.parse(SEEN)) == []
+
+
+@pytest.mark.parametrize(
+    ("seen", "message"),
+    [
+        (SEEN.replace(b"P 101", b"P 102"), "process 102: not shown"),
+        (SEEN.replace(b"P 101", b"P 102"), "process 101: does not exist"),
+        (SEEN.replace(b"P 101 2", b"P 101 3"), "process 101: ns_pid is 2"),
+        (SEEN.replace(b"2 1 1 40", b"2 7 1 40"), "process 101: ns_ppid is 1"),
+        (SEEN.replace(b"2 1 1 40", b"2 1 7 40"), "process 101: ns_pgid is 1"),
+        (SEEN.replace(b"696e6974", b"696e"), "process 100: command is b'init'"),
+        (SEEN.replace(b"1 1 4026532200", b"1 1 4026532201"), "another namespace has the same id"),
+        (SEEN.replace(b"F 3", b"F 4"), "descriptor 3: does not exist"),
+        (SEEN.replace(b"F 3", b"F 4"), "descriptor 4: not shown"),
+        (SEEN.replace(b"F 0 1", b"F 0 0"), "close-on-exec is True"),
+        (SEEN.replace(b"7 5 2 2f61", b"7 6 2 2f61"), "position is 5"),
+        (SEEN.replace(b"5 2 2f61", b"5 3 2f61"), "flags is '0o2'"),
+        (SEEN.replace(b"2f61", b"2f62"), "path is b'/a'"),
+        (SEEN.replace(b"2 !", b"2 2f61"), "path is b'(path too long)'"),
+        (SEEN.replace(b"F 3 0 7", b"F 3 0 8"), "another open file has the same id"),
+        (SEEN.replace(b"F 0 0 9", b"F 0 0 7"), "the same open file has another id"),
+    ],
+)
+def test_the_oracle_names_each_difference(seen: bytes, message: str) -> None:
+    assert any(message in line for line in oracle.differences(SHOWN, oracle.parse(seen)))
+
+
+@pytest.mark.parametrize("seen", [b"", SEEN[:-6], SEEN.replace(b"end 5", b"end 4"), b"X\nend 1\n"])
+def test_the_oracle_refuses_half_an_observation(seen: bytes) -> None:
+    with pytest.raises(ValueError, match="observe"):
+        oracle.parse(seen)
