@@ -6,7 +6,6 @@ first illness names no second one.
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
 import pwd
@@ -19,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from kbuild import fs, progress
+from kbuild import fs, mirror, progress
 from kbuild.errors import KbuildError, UserError
 from kbuild.model import Settings
 from kbuild.run import which
@@ -91,7 +90,8 @@ def check(settings: Settings) -> tuple[Finding, ...]:
             findings.extend(section(settings))
         except (KbuildError, OSError, ValueError) as error:
             name = section.__name__.strip("_").replace("_", " ")
-            findings.append(Finding(name, False, f"could not be checked: {error}"))
+            hint = error.hint if isinstance(error, KbuildError) else None
+            findings.append(Finding(name, False, f"could not be checked: {error}", hint or ""))
     return tuple(findings)
 
 
@@ -235,19 +235,15 @@ def _accelerator(settings: Settings) -> Iterator[Finding]:
 
 
 def _mirrors(settings: Settings) -> Iterator[Finding]:
-    try:
-        mirror = importlib.import_module("kbuild.mirror")
-    except ImportError as error:
-        yield Finding("mirrors", False, f"kbuild.mirror cannot be loaded: {error}", "run ./inv")
-        return
-    text = str(mirror.sources_list(settings, "bookworm"))
-    uris = sorted({word for word in text.split() if "://" in word})
-    yield Finding(
-        "mirrors",
-        bool(uris),
-        ", ".join(uris) or "none",
-        "apt's configuration names none for bookworm: give one with --mirror URL",
-    )
+    """The archives that fetch would ask; none of them is asked now."""
+    found = mirror.find(settings)
+    for name, urls in (("mirror", found.main), ("mirror (security)", found.security)):
+        yield Finding(
+            name,
+            bool(urls),
+            ", ".join(urls) or "none in apt's configuration",
+            "give one with --mirror URL",
+        )
 
 
 def _caches(settings: Settings) -> Iterator[Finding]:

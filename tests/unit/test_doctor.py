@@ -1,0 +1,181 @@
+"""What doctor says of machines that have everything, nothing, and half."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from kbuild import doctor, mirror
+from kbuild.doctor import Finding
+from kbuild.errors import InfrastructureError, UserError
+from kbuild.mirror import Mirrors
+from kbuild.model import Settings
+
+PROJECT = Path(__file__).resolve().parents[2]
+LIST = """\
+# comment
+mmdebstrap   mmdebstrap                    makes roots
+uidmap       newuidmap,newgidmap           maps ids
+
+keyring      {keyring}                     trusts
+python3-venv -                             makes .venv
+"""
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Return settings of a project whose list names four packages, on a PATH without programs."""
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "host-packages.txt").write_text(LIST.format(keyring=tmp_path / "keyring.gpg"))
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr("kbuild.run._SBIN", ())
+    monkeypatch.setattr(mirror, "find", lambda settings: Mirrors(("http://a.example/debian",), ()))
+    return Settings(project=project, build=tmp_path / "build", cache=tmp_path / "cache", jobs=2)
+
+
+def install(settings: Settings, *programs: str) -> None:
+    for program in programs:
+        path = settings.project.parent / "bin" / program
+        path.write_text("#!/bin/sh\n")
+        path.chmod(0o755)
+
+
+def by_name(settings: Settings) -> dict[str, Finding]:
+    return {finding.name: finding for finding in doctor.check(settings)}
+
+
+def test_a_missing_program_names_its_package(settings: Settings) -> None:
+    install(settings, "mmdebstrap", "newuidmap")
+    found = by_name(settings)
+    assert found["mmdebstrap"].ok
+    assert found["newuidmap"].ok
+    assert not found["newgidmap"].ok
+    assert "maps ids" in found["newgidmap"].detail
+    assert "apt-get install --no-install-recommends uidmap" in found["newgidmap"].remedy
+    assert "python3-venv" not in found
+
+
+def test_a_missing_file_is_seen(settings: Settings) -> None:
+    keyring = settings.project.parent / "keyring.gpg"
+    assert not by_name(settings)[str(keyring)].ok
+    keyring.touch()
+    assert by_name(settings)[str(keyring)].ok
+
+
+def test_the_list_of_this_project_is_complete() -> None:
+    packages = doctor.host_packages(PROJECT / "host-packages.txt")
+    assert len({package.name for package in packages}) == len(packages)
+    needs = [need for package in packages for need in package.needs]
+    assert len(set(needs)) == len(needs)
+    assert {"mmdebstrap", "bwrap", "qemu-system-x86_64", "gpgv", "setpriv"} <= set(needs)
+
+
+def test_an_incomplete_line_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "host-packages.txt"
+    path.write_text("# fine\nmmdebstrap mmdebstrap\n")
+    with pytest.raises(UserError, match="line 2 is incomplete"):
+        doctor.host_packages(path)
+
+
+def test_a_check_that_fails_itself_is_a_finding(settings: Settings) -> None:
+    (settings.project / "host-packages.txt").unlink()
+    found = by_name(settings)
+    assert not found["programs"].ok
+    assert "could not be checked" in found["programs"].detail
+    assert found["Python"].ok  # and the others are made all the same
+
+
+def test_no_mirror_is_a_finding_with_the_errors_own_hint(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(settings: Settings) -> Mirrors:
+        raise InfrastructureError("no mirror is configured", hint="give one with --mirror")
+
+    monkeypatch.setattr(mirror, "find", none)
+    finding = by_name(settings)["mirrors"]
+    assert (finding.ok, finding.remedy) == (False, "give one with --mirror")
+
+
+def test_mirrors_are_shown_and_a_missing_half_is_named(settings: Settings) -> None:
+    found = by_name(settings)
+    assert (found["mirror"].ok, found["mirror"].detail) == (True, "http://a.example/debian")
+    assert not found["mirror (security)"].ok
+
+
+def usage(free: int) -> Callable[[Path], object]:
+    return lambda path: SimpleNamespace(total=2 * free, used=free, free=free)
+
+
+@pytest.mark.parametrize(("free", "ok"), [(doctor.DISK_NEEDED - 1, False), (10**11, True)])
+def test_disk_space(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, free: int, ok: bool
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", usage(free))
+    found = by_name(settings)
+    assert found["disk for build/"].ok is ok
+    assert found["disk for caches"].ok is ok
+    assert bool(found["disk for caches"].remedy)
+
+
+def test_memory() -> None:
+    text = "MemTotal: 100 kB\nMemFree: 1 kB\nMemAvailable:   2048 kB\n"
+    assert doctor.memory_available(text) == 2048 * 1024
+    with pytest.raises(ValueError, match="no MemAvailable"):
+        doctor.memory_available("MemTotal: 1 kB\n")
+
+
+def test_subordinate_ids(tmp_path: Path) -> None:
+    path = tmp_path / "subuid"
+    assert doctor.subordinate_ids(path, "joe", 1000) == 0
+    path.write_text("joe:100000:65536\nann:165536:65536\n1000:300000:10\nbroken\njoe:1:x\n")
+    assert doctor.subordinate_ids(path, "joe", 1000) == 65546
+    assert doctor.subordinate_ids(path, "bob", 1001) == 0
+
+
+def test_without_root_the_ids_are_looked_at(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert "/etc/subuid" not in by_name(settings)
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    monkeypatch.setattr(doctor, "subordinate_ids", lambda path, user, uid: 0)
+    found = by_name(settings)
+    assert not found["/etc/subuid"].ok
+    assert "--add-subgids" in found["/etc/subgid"].remedy
+
+
+def test_caches_are_sized_by_part(settings: Settings) -> None:
+    assert by_name(settings)["caches"].detail.endswith("cache: empty; safe to delete")
+    (settings.cache / "files").mkdir(parents=True)
+    (settings.cache / "files" / "linux.tar").write_bytes(b"x" * 200_000)
+    (settings.cache / "roots").mkdir()
+    (settings.cache / "x.lock").touch()
+    detail = by_name(settings)["caches"].detail
+    assert "files 20" in detail
+    assert "roots 0 B" in detail
+    assert "x.lock" not in detail
+
+
+def test_kvm_is_never_a_failure(settings: Settings) -> None:
+    assert by_name(settings)["accelerator"].ok
+
+
+def test_rendering() -> None:
+    findings = (
+        Finding("git", True, "/usr/bin/git"),
+        Finding("bwrap", False, "not found [it] enters roots", "install bubblewrap"),
+    )
+    assert doctor.render(findings, width=80) == (
+        "ok       git    /usr/bin/git\n"
+        "MISSING  bwrap  not found [it] enters roots\n"
+        "bwrap: install bubblewrap\n"
+    )
+    assert not doctor.healthy(findings)
+    assert doctor.healthy(findings[:1])
