@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,6 +91,14 @@ class GuestResult:
         return self.stdout.decode(errors="replace")
 
 
+@dataclass(frozen=True)
+class Exchange:
+    """What went over a terminal at one time, both ways."""
+
+    typed: bytes
+    shown: bytes
+
+
 class Background:
     """A command that runs in the guest while others do."""
 
@@ -151,6 +160,27 @@ class Background:
             except ChannelRefused as refusal:
                 raise GuestCommandError(f"{self._argv[0]}: {refusal}", None) from None
         return self._guest.finish(self._job, self._result(), timeout_s, check=check)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended and all of its output was taken."""
+        return self._job.done and not self._job.stdout
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell its terminal how large it is (only for one that was started with a pty)."""
+        with self._guest.talking("a new size"):
+            self._guest.channel.resize(self._job, rows, columns, self._guest.answer_s)
+
+    def converse(self, keyboard: int, timeout_s: float) -> Exchange:
+        """Wait for typed bytes on ``keyboard`` or for output, whichever comes first."""
+        typed = b""
+        with self._guest.talking("a terminal session"):
+            idle = not self._job.done and not self._job.stdout
+            if idle and self._guest.channel.pump(timeout_s, keyboard):
+                typed = os.read(keyboard, 4096)
+            shown = bytes(self._job.stdout)
+            self._job.stdout.clear()
+        return Exchange(typed, shown)
 
     def _result(self) -> GuestResult:
         job = self._job
@@ -325,7 +355,7 @@ class Guest:
         """Whether the guest may still be used."""
         return self._verdict is None and self.machine.status is None
 
-    def shutdown(self, *, status: int = 0) -> Verdict:
+    def shutdown(self, *, status: int | None = 0) -> Verdict:
         """Power the guest off in order and judge it; a second call returns the same verdict.
 
         ``status`` is that of the command for which the guest was booted, if there was one.
@@ -440,3 +470,26 @@ class Guest:
         return GuestLost(
             self._verdict, what, self.machine.console.tail(), self.machine.console.path
         )
+
+
+def judge_command(
+    spec: GuestSpec,
+    argv: Sequence[str],
+    *,
+    workdir: Path,
+    timeout_s: float,
+    expected_taint: int = 0,
+) -> tuple[GuestResult | None, Verdict]:
+    """Boot a guest for one command and judge both; the result is None if none came.
+
+    Raises InfrastructureError when QEMU itself does not start.
+    """
+    try:
+        guest = Guest.boot(spec, workdir=workdir, expected_taint=expected_taint)
+        try:
+            result: GuestResult | None = guest.run(argv, timeout_s=timeout_s)
+        except GuestCommandError as error:
+            result = error.result
+        return result, guest.shutdown(status=None if result is None else result.status)
+    except GuestLost as lost:
+        return None, lost.verdict

@@ -227,7 +227,9 @@ def start(spec: GuestSpec, workdir: Path) -> Machine:
     """
     workdir.mkdir(parents=True, exist_ok=True)
     console, log = workdir / "console.log", workdir / "qemu.log"
-    console.unlink(missing_ok=True)
+    for kept in (console, log):
+        if kept.exists():
+            kept.replace(kept.with_suffix(".previous.log"))
     pairs = [socket.socketpair() for _ in range(3)]
     control, bulk, qmp = (pair[1].fileno() for pair in pairs)
     argv = command(spec, Wires(control=control, bulk=bulk, qmp=qmp, console=console))

@@ -9,6 +9,8 @@ from kbuild.model import Kernel
 
 # Where image.make puts the agent, and what the kernel starts as its init.
 AGENT = "/usr/lib/cplayground/agent"
+# The module with which the harness tests itself, one for each kernel of the image.
+MISBEHAVE = "/usr/lib/cplayground/{release}/misbehave.ko"
 
 
 @dataclass(frozen=True)

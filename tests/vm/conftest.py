@@ -1,0 +1,193 @@
+"""Guests for the tests: one per test module and kernel, judged when the module ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from kbuild.model import Kernel
+from kbuild.vm import image, qemu, triage
+from kbuild.vm.console import between_marks
+from kbuild.vm.guest import Guest
+from kbuild.vm.image import GuestImage
+from kbuild.vm.outcome import taint_letters
+from kbuild.vm.shell import interactive
+from kbuild.vm.spec import Accelerator, GuestSpec
+
+MODULE = "cplayground"
+# A module of ours is out of tree (O), and DKMS signs with a key that nobody trusts (E).
+MODULE_TAINT = 1 << 12 | 1 << 13
+
+_GUEST_KEY = pytest.StashKey[Guest]()
+_NAME_KEY = pytest.StashKey[str]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("vm", "tests that boot a guest")
+    group.addoption("--image", type=Path, help="image.json that kbuild.vm.image wrote")
+    group.addoption("--accel", choices=("kvm", "tcg"), help="do not try which one works")
+    group.addoption(
+        "--kernel", choices=("ours", "stock", "all"), default="all", help="of those in the image"
+    )
+    group.addoption(
+        "--keep-vm", action="store_true", help="open a shell in the guest when a test has failed"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    ours = [item for item in items if here in item.path.parents]
+    for item in ours:
+        item.add_marker("vm")
+        # A guest has deadlines of its own, which know how slow it is.
+        item.add_marker(pytest.mark.timeout(1800))
+    if config.getoption("image") is None:
+        config.hook.pytest_deselected(items=ours)
+        items[:] = [item for item in items if item not in ours]
+
+
+def _image(config: pytest.Config) -> GuestImage:
+    path: Path = config.getoption("image")
+    return image.read(path.resolve())
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kernel" not in metafunc.fixturenames or metafunc.config.getoption("image") is None:
+        return
+    wanted = metafunc.config.getoption("kernel")
+    kernels = [
+        kernel
+        for kernel in _image(metafunc.config).kernels
+        if wanted in ("all", "ours" if image.is_ours(kernel) else "stock")
+    ]
+    if not kernels:
+        raise pytest.UsageError(f"the image holds no {wanted} kernel")
+    metafunc.parametrize("kernel", kernels, ids=[k.release for k in kernels], scope="session")
+
+
+@pytest.fixture(scope="session")
+def guest_image(request: pytest.FixtureRequest) -> GuestImage:
+    """The image given with --image."""
+    return _image(request.config)
+
+
+@pytest.fixture(scope="session")
+def accelerator(request: pytest.FixtureRequest, guest_image: GuestImage) -> Accelerator:
+    """What guests run on here: --accel, or what was seen to work."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cplayground-kernel"
+    wanted: str | None = request.config.getoption("accel")
+    return qemu.choose_accelerator(cache, guest_image.kernels[0], wanted).accelerator
+
+
+@dataclass
+class Slot:
+    """The place of a module's guest: booted when first needed, again after one has died."""
+
+    spec: GuestSpec
+    workdir: Path
+    guest: Guest | None = None
+    boots: int = 0
+    verdicts: list[str] = field(default_factory=list)
+
+    def get(self) -> Guest:
+        """Return a living guest."""
+        if self.guest is None or not self.guest.alive:
+            self.close()
+            self.boots += 1
+            self.guest = Guest.boot(
+                self.spec,
+                workdir=self.workdir / str(self.boots),
+                expected_taint=MODULE_TAINT,
+            )
+        return self.guest
+
+    def close(self) -> None:
+        """Power the guest off, and keep the verdict if it is a bad one."""
+        if self.guest is not None:
+            verdict = self.guest.shutdown()
+            if not verdict.passed:
+                self.verdicts.append(f"{verdict}\n  console: {self.guest.machine.console.path}")
+            self.guest = None
+
+
+@pytest.fixture(scope="module")
+def guest_slot(
+    request: pytest.FixtureRequest,
+    kernel: Kernel,
+    accelerator: Accelerator,
+    guest_image: GuestImage,
+) -> Iterator[Slot]:
+    """The module's guest for this kernel; its whole verdict has to be PASSED."""
+    module = Path(str(request.node.name)).stem
+    workdir = request.config.rootpath / "build" / "logs" / "vm" / module / kernel.release
+    slot = Slot(GuestSpec(kernel=kernel, disk=guest_image.disk, accelerator=accelerator), workdir)
+    yield slot
+    slot.close()
+    if slot.verdicts:
+        pytest.fail("a guest of this module did not pass:\n" + "\n".join(slot.verdicts))
+
+
+@pytest.fixture
+def guest(request: pytest.FixtureRequest, guest_slot: Slot) -> Iterator[Guest]:
+    """A booted guest, shared by the module's tests, replaced if the last one left it dead."""
+    machine = guest_slot.get()
+    name = re.sub(r"\s+", " ", request.node.nodeid)[-300:]
+    request.node.stash[_GUEST_KEY] = machine
+    request.node.stash[_NAME_KEY] = name
+    machine.mark_begin(name)
+    yield machine
+    if not machine.alive:
+        pytest.fail(f"the guest did not survive this test: {machine.shutdown()}")
+    machine.mark_end(name)
+    reports = triage.scan(between_marks(machine.console(), name))
+    if reports:
+        pytest.fail("the kernel complained during this test:\n" + reports[0].excerpt)
+
+
+@pytest.fixture
+def loaded(guest: Guest) -> Iterator[Guest]:
+    """The guest with the installed module loaded; it has to unload again, and taint no more."""
+    before = guest.taint()
+    guest.run(["modprobe", MODULE], timeout_s=20, check=True)
+    yield guest
+    if not guest.alive:
+        return  # the guest's own fixture says so
+    guest.run(["rmmod", MODULE], timeout_s=20, check=True)
+    extra = guest.taint() & ~before & ~MODULE_TAINT
+    if extra:
+        pytest.fail(f"the module tainted the kernel: {taint_letters(extra)}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    machine = item.stash.get(_GUEST_KEY, None)
+    if report.failed and machine is not None:
+        text = machine.console()
+        part = between_marks(text, item.stash[_NAME_KEY])
+        found = triage.scan(part)
+        if found:
+            report.sections.insert(0, ("first kernel report", found[0].excerpt))
+        report.sections.append(("guest console during this test", part or "(nothing)"))
+        report.sections.append(("whole console", str(machine.machine.console.path)))
+        name = getattr(item, "originalname", item.name)
+        report.sections.append(("reproduce", f"./inv test -k {shlex.quote(name)}"))
+        if item.config.getoption("keep_vm") and machine.alive:
+            _shell(item.config, machine)
+    return report
+
+
+def _shell(config: pytest.Config, machine: Guest) -> None:
+    capture = config.pluginmanager.getplugin("capturemanager")
+    assert capture is not None
+    with capture.global_and_fixture_disabled():
+        print("\nthe guest of the failed test; leave the shell to go on")
+        interactive(machine)
