@@ -61,7 +61,8 @@ case "$*" in
 "-m pip install "*)
     echo "pip $*" >> "$STATE/calls"
     [ ! -e "$STATE/no-index" ] || { echo "no matching distribution"; exit 1; }
-    [ ! -e "$STATE/slow" ] || { touch "$STATE/in-pip"; sleep "$(cat "$STATE/slow")"; }
+    touch "$STATE/in-pip"
+    while [ -e "$STATE/hold" ]; do sleep 0.05; done
     printf '#!/bin/sh\\necho "invoke $*"\\n' > "$(dirname "$0")/invoke"
     chmod +x "$(dirname "$0")/invoke" ;;
 esac
@@ -126,6 +127,12 @@ class Checkout:
         out, err = process.communicate(timeout=60)
         return process.returncode, out, err
 
+    def wait_for(self, name: str) -> None:
+        deadline = time.monotonic() + 60
+        while not (self.state / name).exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
     def calls(self) -> list[str]:
         path = self.state / "calls"
         lines = path.read_text().splitlines() if path.exists() else []
@@ -187,15 +194,12 @@ def test_a_checkout_that_was_moved_gets_a_new_environment(checkout: Checkout) ->
 
 
 def test_a_run_that_was_killed_is_taken_up(checkout: Checkout) -> None:
-    checkout.set("slow", "300")
+    checkout.set("hold")
     process = checkout.start()
-    deadline = time.monotonic() + 30
-    while not (checkout.state / "in-pip").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    checkout.wait_for("in-pip")
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=20)
-    (checkout.state / "slow").unlink()
+    (checkout.state / "hold").unlink()
     checkout.calls()
     assert checkout.inv("--list")[:2] == (0, "invoke --list\n")
     # Half of a package may lie in the old environment, so it is made anew.
@@ -203,16 +207,15 @@ def test_a_run_that_was_killed_is_taken_up(checkout: Checkout) -> None:
 
 
 def test_two_at_once_install_once(checkout: Checkout) -> None:
-    checkout.set("slow", "1")
+    checkout.set("hold")
     first = checkout.start("first")
-    deadline = time.monotonic() + 30
-    while not (checkout.state / "in-pip").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    checkout.wait_for("in-pip")
     second = checkout.start("second")
+    assert second.stderr is not None
+    assert "waiting for another ./inv" in second.stderr.readline()
+    (checkout.state / "hold").unlink()
     outputs = [process.communicate(timeout=60) for process in (first, second)]
     assert [out for out, _ in outputs] == ["invoke first\n", "invoke second\n"]
-    assert "waiting for another ./inv" in outputs[1][1]
     assert len([call for call in checkout.calls() if call.startswith("pip ")]) == 1
 
 
