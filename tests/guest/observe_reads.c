@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Read a file in unusual ways, and write what came to standard output.
+ *
+ *	observe_reads <file> size <n>		read(2) of n bytes each
+ *	observe_reads <file> pread <n>		pread(2) of n bytes each, from the end backwards
+ *	observe_reads <file> lseek <n>		lseek(2) there and read n bytes, every other piece first
+ *	observe_reads <file> storm <seconds>	again and again, while processes of ours come and go
+ *
+ * storm prints "<reads of the whole file> <bytes> <processes>" and then the bytes.
+ */
+#define _GNU_SOURCE
+#include <err.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define WORKERS 4
+#define SHOWN (1 << 20)
+
+static char *text;
+static size_t length, room;
+
+static void append(const char *piece, size_t size)
+{
+	while (length + size > room) {
+		room = room ? 2 * room : 1 << 16;
+		text = realloc(text, room);
+		if (!text)
+			err(1, "realloc");
+	}
+	memcpy(text + length, piece, size);
+	length += size;
+}
+
+static int open_file(const char *path)
+{
+	int fd = open(path, O_RDONLY);
+
+	if (fd < 0)
+		err(1, "%s", path);
+	return fd;
+}
+
+/* Read to the end in steps of n bytes. */
+static void read_all(const char *path, size_t n)
+{
+	char *piece = malloc(n);
+	int fd = open_file(path);
+	ssize_t got;
+
+	if (!piece)
+		err(1, "malloc");
+	while ((got = read(fd, piece, n)) > 0)
+		append(piece, got);
+	if (got < 0)
+		err(1, "read");
+	free(piece);
+	close(fd);
+}
+
+/* A read may give less than was asked for, but only the end of the file gives nothing. */
+static void fill(int fd, char *to, size_t size, off_t offset, int seek)
+{
+	ssize_t got;
+
+	if (seek && lseek(fd, offset, SEEK_SET) != offset)
+		err(1, "lseek to %jd", (intmax_t)offset);
+	while (size) {
+		got = seek ? read(fd, to, size) : pread(fd, to, size, offset);
+		if (got < 0)
+			err(1, "read at %jd", (intmax_t)offset);
+		if (!got)
+			errx(1, "the file ends at %jd", (intmax_t)offset);
+		to += got;
+		size -= got;
+		offset += got;
+	}
+}
+
+static size_t piece_size(size_t offset, size_t n)
+{
+	return offset + n > length ? length - offset : n;
+}
+
+static void read_backwards(const char *path, size_t n)
+{
+	int fd = open_file(path);
+
+	for (size_t i = (length + n - 1) / n; i-- > 0;)
+		fill(fd, text + i * n, piece_size(i * n, n), i * n, 0);
+	close(fd);
+}
+
+static void read_interleaved(const char *path, size_t n)
+{
+	int fd = open_file(path);
+
+	for (size_t first = 0; first < 2; first++)
+		for (size_t offset = first * n; offset < length; offset += 2 * n)
+			fill(fd, text + offset, piece_size(offset, n), offset, 1);
+	close(fd);
+}
+
+static void come_and_go(atomic_ulong *count)
+{
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	for (;;) {
+		pid_t pid = fork();
+
+		if (!pid)
+			_exit(0);
+		if (pid > 0 && waitpid(pid, NULL, 0) == pid)
+			atomic_fetch_add(count, 1);
+	}
+}
+
+static void storm(const char *path, unsigned int seconds)
+{
+	atomic_ulong *count = mmap(NULL, sizeof(*count), PROT_READ | PROT_WRITE,
+				   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	pid_t workers[WORKERS];
+	unsigned long reads = 0;
+	time_t end = time(NULL) + seconds;
+
+	if (count == MAP_FAILED)
+		err(1, "mmap");
+	for (int i = 0; i < WORKERS; i++) {
+		workers[i] = fork();
+		if (workers[i] < 0)
+			err(1, "fork");
+		if (!workers[i])
+			come_and_go(count);
+	}
+	while (time(NULL) < end && length < SHOWN) {
+		read_all(path, 65536);
+		reads++;
+	}
+	for (int i = 0; i < WORKERS; i++) {
+		kill(workers[i], SIGKILL);
+		waitpid(workers[i], NULL, 0);
+	}
+	printf("%lu %zu %lu\n", reads, length, atomic_load(count));
+}
+
+int main(int argc, char **argv)
+{
+	unsigned long number;
+
+	if (argc != 4)
+		errx(2, "usage: observe_reads <file> size|pread|lseek|storm <number>");
+	number = strtoul(argv[3], NULL, 10);
+	if (!number)
+		errx(2, "%s is not a number above 0", argv[3]);
+
+	if (!strcmp(argv[2], "storm")) {
+		storm(argv[1], number);
+	} else if (!strcmp(argv[2], "size")) {
+		read_all(argv[1], number);
+	} else {
+		/* Its length first; what is printed then comes from the other way alone. */
+		read_all(argv[1], 65536);
+		memset(text, 0, length);
+		if (!strcmp(argv[2], "pread"))
+			read_backwards(argv[1], number);
+		else if (!strcmp(argv[2], "lseek"))
+			read_interleaved(argv[1], number);
+		else
+			errx(2, "%s is none of size, pread, lseek, storm", argv[2]);
+	}
+	if (fwrite(text, 1, length, stdout) != length || fflush(stdout))
+		err(1, "standard output");
+	return 0;
+}
