@@ -255,8 +255,7 @@ def verify(keyring: Path, content: bytes, where: str) -> tuple[str, tuple[str, .
         ]
         signers = good_signers(status)
         plain = sum(words[0] == "PLAINTEXT" for words in status)
-        bad = any(words[0] == "BADSIG" for words in status)
-        if bad or not signers or plain != 1 or not (scratch / "text").exists():
+        if not signers or plain != 1 or not (scratch / "text").exists():
             raise TrustError(
                 f"{where} is not signed by a key of the archive's keyring",
                 expected=f"a good signature by a key in {keyring}",
@@ -269,6 +268,7 @@ def verify(keyring: Path, content: bytes, where: str) -> tuple[str, tuple[str, .
 def good_signers(status: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """Return the primary fingerprints of the good signatures in gpgv's status lines.
 
+    A bad signature beside a good one makes none of them count.
     VALIDSIG alone is not enough: gpgv also says it after EXPKEYSIG and REVKEYSIG (GnuPG's
     doc/DETAILS), so it counts only where GOODSIG opened the same signature's lines.
     """
@@ -280,6 +280,8 @@ def good_signers(status: Sequence[Sequence[str]]) -> tuple[str, ...]:
                 good = False
             case ["GOODSIG", *_]:
                 good = True
+            case ["BADSIG", *_]:
+                return ()
             case ["VALIDSIG", fingerprint, *rest] if good:
                 if len(rest) >= 7 and rest[6] in _DIGESTS:
                     signers.append(rest[8] if len(rest) > 8 else fingerprint)

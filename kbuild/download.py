@@ -257,6 +257,7 @@ def _from(network: Network, url: str, wanted: Wanted, part: Path) -> None:
     Raises TrustError when this URL's content is not the one wanted; ``part`` is then gone.
     """
     last_gain = 0
+    most = _size(part)
 
     def stop(state: tenacity.RetryCallState) -> bool:
         return state.attempt_number - last_gain >= network.attempts
@@ -264,7 +265,6 @@ def _from(network: Network, url: str, wanted: Wanted, part: Path) -> None:
     logger.info("fetching %s (%s)", url, progress.size(wanted.size))
     for attempt in network.retry(url, stop=stop):
         with attempt:
-            before = _size(part)
             try:
                 resumed = _transfer(network, url, wanted, part)
                 if _matches(wanted, part):
@@ -277,7 +277,9 @@ def _from(network: Network, url: str, wanted: Wanted, part: Path) -> None:
                     if _matches(wanted, part):
                         return
             finally:
-                if _size(part) > before:
+                # Bytes that had been there before, and were thrown away, are no gain.
+                if _size(part) > most:
+                    most = _size(part)
                     last_gain = attempt.retry_state.attempt_number
             found = fs.sha256_file(part)
             part.unlink()

@@ -31,6 +31,8 @@ _KERNEL_SOURCE = re.compile(r"linux|linux-latest|linux-signed-\w+")
 # 6.1.0-56, or since trixie 6.12.117+deb13; what follows it is the flavour.
 _ABI = r"\d[\w.+~]*(?:-\d+)?"
 _UNPACK_TIMEOUT_S = 1800.0
+# Shelves of the cache: kernel trees, and packages' files.
+_TREES, _DEBS = "trees", "debs"
 
 
 @dataclass(frozen=True)
@@ -143,10 +145,12 @@ def fetch(
             )
         else:
             download.fetch(settings, offer.listed.wanted, offer.urls, network)
-    return _base(settings, resolved)
+    return base(settings, resolved)
 
 
-def _base(settings: Settings, resolved: Resolved) -> Base:
+def base(settings: Settings, resolved: Resolved) -> Base:
+    """Return the base that :func:`fetch` makes of ``resolved``; its files may not be there yet."""
+
     def file(offer: Offer) -> VerifiedFile:
         one = offer.listed
         path = download.place(settings, one.wanted)
@@ -265,7 +269,7 @@ def unpack(settings: Settings, base: Base) -> Path:
 
     def fill(into: Path) -> None:
         scratch = into / "deb"
-        _extract(base.source.path, scratch)
+        extract(base.source.path, scratch)
         tarballs = sorted((scratch / "usr/src").glob("linux-source-*.tar.*"))
         if len(tarballs) != 1:
             raise BuildError(
@@ -283,7 +287,7 @@ def unpack(settings: Settings, base: Base) -> Path:
         )
         shutil.rmtree(scratch)
 
-    return _unpacked(settings, settings.cache / "trees", base.source, fill)
+    return _unpacked(settings, settings.cache / _TREES, base.source, fill)
 
 
 def unpack_deb(settings: Settings, file: VerifiedFile) -> Path:
@@ -293,10 +297,16 @@ def unpack_deb(settings: Settings, file: VerifiedFile) -> Path:
     """
     return _unpacked(
         settings,
-        settings.cache / "debs",
+        settings.cache / _DEBS,
         file,
-        lambda into: _extract(file.path, into / "content"),
+        lambda into: extract(file.path, into / "content"),
     )
+
+
+def is_unpacked(settings: Settings, file: VerifiedFile) -> bool:
+    """Whether :func:`unpack` or :func:`unpack_deb` has nothing more to do for a file."""
+    shelves = (settings.cache / shelf / file.sha256 / "content" for shelf in (_TREES, _DEBS))
+    return any(content.is_dir() for content in shelves)
 
 
 def _unpacked(
@@ -328,5 +338,6 @@ def _unpacked(
     return content
 
 
-def _extract(deb: Path, into: Path) -> None:
+def extract(deb: Path, into: Path) -> None:
+    """Unpack a package's files below ``into``; raises BuildError when dpkg-deb cannot."""
     run(["dpkg-deb", "--extract", deb, into], timeout_s=_UNPACK_TIMEOUT_S)

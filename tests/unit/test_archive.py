@@ -352,6 +352,7 @@ VALID = "VALIDSIG FPR 2026-11-18 1795040262 0 4 0 1 {digest} 01 PRIMARY"
         (["NEWSIG", "GOODSIG K name", VALID.format(digest=2)], ()),
         (["NEWSIG", "GOODSIG K name", "NEWSIG", VALID.format(digest=8)], ()),
         (["NEWSIG", "GOODSIG K name"], ()),
+        (["NEWSIG", "GOODSIG K name", VALID.format(digest=8), "NEWSIG", "BADSIG L name"], ()),
         ([], ()),
     ],
 )

@@ -178,9 +178,22 @@ def test_a_longer_file_is_refused(tmp_path: Path, server: Server, no_length: boo
     (server.root / NAME).write_bytes(CONTENT + b"more")
     server.fail(NAME, Fault(no_length=no_length))
     one = settings(tmp_path)
-    with pytest.raises(TrustError):
+    with pytest.raises(TrustError) as caught:
         download.fetch(one, WANTED, urls(server), Waits().network)
+    # Without an announced length, reading ends as soon as there is too much.
+    found = f"more than {WANTED.size} bytes" if no_length else f"{WANTED.size + 4} bytes"
+    assert caught.value.found == found
     assert kept(one) == []
+
+
+def test_a_short_file_without_a_length_does_not_go_on_for_ever(
+    tmp_path: Path, server: Server
+) -> None:
+    server.fail(NAME, Fault(no_length=True, truncate_to=100_000))
+    one = settings(tmp_path)
+    with pytest.raises(InfrastructureError, match="could not be fetched"):
+        download.fetch(one, WANTED, urls(server), Waits(attempts=3).network)
+    assert len(server.requests) <= 6
 
 
 def test_an_end_without_a_length_is_a_drop(tmp_path: Path, server: Server) -> None:
