@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 # Variant → fragments below fragments/, on top of the flavour's own.
 VARIANTS: Mapping[str, tuple[str, ...]] = {"release": ()}
 
+# What the user may wish for the distro's modules.
+MODULES = ("auto", "keep", "rebuild")
+
 # Options that make the modules of a full build verify: a key made for this build alone,
 # as Debian makes one, instead of the distro's that nobody has any more.
 _OWN_KEY = Fragment(
@@ -73,6 +76,10 @@ def choose_method(
     ``modules`` is the user's wish: "keep", "rebuild" or "auto".  Raises UserError when the
     distro's modules cannot be kept although they were asked for.
     """
+    if modules not in MODULES:
+        raise UserError(
+            f"--modules {modules} is not known", expected=", ".join(MODULES), found=modules
+        )
     obstacle = None
     if target.flavour not in DEBIAN_FLAVOURS:
         obstacle = f"the flavour {target.flavour} is ours: Debian has no modules for it"

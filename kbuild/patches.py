@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 from debian.deb822 import Deb822
@@ -138,13 +139,27 @@ def apply(pristine: Path, series: Series, tree: Path, *, base_version: str) -> T
             for name in sorted({*before, *names}):
                 _install(scratch / name if name in names else pristine / name, tree / name)
             fs.write_json(state, names)
-            digest = hashlib.sha256(base_version.encode())
-            for name in names:
-                content = scratch / name
-                digest.update(f"{name} {_digest_if_there(content)}\n".encode())
+            digest = _digest(scratch, names, base_version)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    return Tree(path=tree, base_version=base_version, series=series, digest=digest.hexdigest())
+    return Tree(path=tree, base_version=base_version, series=series, digest=digest)
+
+
+def foresee(pristine: Path, series: Series, tree: Path, *, base_version: str) -> Tree:
+    """Return what :func:`apply` would, after the same checks, and change nothing."""
+    names = touched(series)
+    with tempfile.TemporaryDirectory(prefix="cplayground-") as scratch:
+        _patch_aside(pristine, series, names, Path(scratch))
+        check_effect(pristine, Path(scratch), series, names)
+        digest = _digest(Path(scratch), names, base_version)
+    return Tree(path=tree, base_version=base_version, series=series, digest=digest)
+
+
+def _digest(patched: Path, names: tuple[str, ...], base_version: str) -> str:
+    digest = hashlib.sha256(base_version.encode())
+    for name in names:
+        digest.update(f"{name} {_digest_if_there(patched / name)}\n".encode())
+    return digest.hexdigest()
 
 
 def _digest_if_there(path: Path) -> str:

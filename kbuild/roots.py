@@ -106,6 +106,12 @@ def root_path(settings: Settings, suite: str, kind: str, packages: Sequence[str]
     return settings.cache / "roots" / f"{suite}-{kind}-{key}"
 
 
+def why_make(settings: Settings, suite: str, kind: str, packages: Sequence[str]) -> str | None:
+    """Say why :func:`make_root` would make a root, or None when the cache has it."""
+    inputs = root_inputs(suite, kind, packages)
+    return stamp.reason(root_path(settings, suite, kind, packages) / "stamp.json", inputs)
+
+
 def make_root(
     settings: Settings, suite: str, kind: str, packages: Sequence[str], *, refresh: bool = False
 ) -> Root:
@@ -117,7 +123,7 @@ def make_root(
     inputs = root_inputs(suite, kind, packages)
     home = root_path(settings, suite, kind, packages)
     with fs.lock(home.with_name(home.name + ".lock")):
-        if refresh or stamp.reason(home / "stamp.json", inputs) is not None:
+        if refresh or why_make(settings, suite, kind, packages) is not None:
             if settings.offline:
                 raise InfrastructureError(
                     f"the {kind} root of {suite} is not in the cache, and this run is offline",

@@ -227,6 +227,11 @@ def test_modules_that_cannot_be_kept_are_refused(target: Target, distro: dict[st
         kernel.choose_method(target, Fragment("d", distro), (), "keep")
 
 
+def test_an_unknown_wish_is_refused() -> None:
+    with pytest.raises(UserError, match="--modules kep"):
+        kernel.choose_method(CLOUD, Fragment("d", {"MODVERSIONS": "y"}), (), "kep")
+
+
 def test_an_unknown_variant_is_refused(bench: Bench) -> None:
     with pytest.raises(UserError, match="variant 'kosher'"):
         kernel.fragments_of(bench.settings, Target("bookworm", "lab", "kosher"))

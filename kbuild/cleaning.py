@@ -1,0 +1,33 @@
+"""Removing results: build/ always, the cache on request."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from kbuild.model import Settings
+from kbuild.roots import remove_root
+
+
+def clean(settings: Settings, *, cache: bool = False, roots: bool = False) -> tuple[Path, ...]:
+    """Remove build/, and with ``cache`` or ``roots`` the whole cache or its roots alone.
+
+    Returns what was removed, or in a dry run what would be.
+    """
+    doomed = [settings.build]
+    if cache:
+        doomed.append(settings.cache)
+    elif roots:
+        doomed.append(settings.cache / "roots")
+    there = tuple(path for path in doomed if path.exists())
+    if not settings.dry:
+        for path in there:
+            _remove(path)
+    return there
+
+
+def _remove(path: Path) -> None:
+    # Roots may belong to subordinate ids, which only their own user namespace can remove.
+    for root in (*path.glob("roots/*"), *(path.glob("*") if path.name == "roots" else ())):
+        remove_root(root)
+    shutil.rmtree(path)

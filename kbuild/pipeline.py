@@ -1,0 +1,464 @@
+"""From a target to an apt repository: the stages in their order, each run only if it must.
+
+Arrows go one way: fetch → patch → compile → package → repository → guest image.  Each
+stage has a manifest of its inputs beside its result (:mod:`kbuild.stamp`); this module
+knows where the results lie and what goes into each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kbuild import (
+    deb,
+    dkms,
+    fs,
+    kernel,
+    manifest,
+    module,
+    patches,
+    progress,
+    repo,
+    roots,
+    source,
+    stamp,
+    versions,
+)
+from kbuild.errors import InfrastructureError
+from kbuild.manifest import Manifest
+from kbuild.model import Base, BuiltKernel, Package, Root, Settings, Target, Tree
+from kbuild.module import BuiltModule
+from kbuild.vm import image
+from kbuild.vm.image import GuestImage
+
+logger = logging.getLogger(__name__)
+
+_RECORD = "record.json"
+_EARLIER = "an earlier stage runs first"
+STAGES = ("fetch", "root", "unpack", "kernel", "kernel packages", "module", "module packages")
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """What ``package`` leaves: packages, the repository that holds them, and its manifest."""
+
+    kernel: BuiltKernel
+    module: BuiltModule
+    packages: tuple[Package, ...]
+    repo: Path
+    manifest: Path
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage as ``explain`` sees it; ``reason`` None means that its result is current."""
+
+    name: str
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that a kernel is compiled from."""
+
+    base: Base
+    distro_image: Path  # unpacked
+    distro_headers: Path  # unpacked
+    tree: Tree
+    plan: kernel.Plan
+    epoch: int  # seconds since 1970, of the distro's own build
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the results of a target lie."""
+
+    home: Path  # of the target, whatever the version
+    version: Path  # of one version of its base
+    logs: Path
+    name: str
+
+    def log(self, stage: str) -> Path:
+        """Return the log file of a stage."""
+        return self.logs / f"{stage}-{self.name}.log"
+
+
+def places(settings: Settings, target: Target, base: Base) -> Places:
+    """Return where the results of a target lie."""
+    home = settings.build / target.suite / target.name
+    return Places(
+        home, home / base.version, settings.build / "logs", f"{target.suite}-{target.name}"
+    )
+
+
+def _tree_path(settings: Settings, target: Target, base: Base) -> Path:
+    # Flavours of one suite share a tree: the series is chosen by version alone.
+    return settings.build / target.suite / f"source-{base.version}"
+
+
+def prepare(settings: Settings, target: Target, base: Base, *, modules: str = "auto") -> Prepared:
+    """Unpack and patch, and put together what decides the kernel; compiles nothing."""
+    pristine = source.unpack(settings, base)
+    series = patches.choose(settings.project / "patches", base.upstream)
+    tree = patches.apply(
+        pristine, series, _tree_path(settings, target, base), base_version=base.version
+    )
+    return _plan(settings, target, base, tree, modules)
+
+
+def _plan(settings: Settings, target: Target, base: Base, tree: Tree, modules: str) -> Prepared:
+    distro_image = source.unpack_deb(settings, base.image)
+    distro_headers = source.unpack_deb(settings, base.headers)
+    epoch = deb.changelog_epoch(base.image.path)
+    plan = kernel.make_plan(
+        settings,
+        target,
+        base,
+        release=versions.release(base.abi, target.flavour, target.variant),
+        distro_config=distro_headers / "usr/src" / f"linux-headers-{base.release}" / ".config",
+        timestamp=epoch,
+        modules=modules,
+    )
+    return Prepared(base, distro_image, distro_headers, tree, plan, epoch)
+
+
+def build_kernel(settings: Settings, target: Target, *, modules: str = "auto") -> BuiltKernel:
+    """Fetch, patch, configure and compile; returns at once when nothing changed."""
+    base = source.fetch(settings, target)
+    root = roots.compile_root(settings, target.suite)
+    return _build_kernel(settings, root, prepare(settings, target, base, modules=modules))
+
+
+def _build_kernel(settings: Settings, root: Root, prepared: Prepared) -> BuiltKernel:
+    base = prepared.base
+    return kernel.build(
+        settings,
+        root,
+        prepared.plan,
+        prepared.tree,
+        package_version=versions.package_version(base.version, settings.revision),
+        distro_image=prepared.distro_image,
+        distro_headers=prepared.distro_headers,
+        home=places(settings, prepared.plan.target, base).version,
+    )
+
+
+def package(settings: Settings, target: Target, *, modules: str = "auto") -> Packaged:
+    """Do the main job: from the archive to an apt repository with every package in it."""
+    began = time.monotonic()
+    base = source.fetch(settings, target)
+    where = places(settings, target, base)
+    root = roots.compile_root(settings, target.suite)
+    prepared = prepare(settings, target, base, modules=modules)
+    epoch = prepared.epoch
+    built = _build_kernel(settings, root, prepared)
+    kernel_packages = _packages(
+        where.version / "packages-kernel",
+        f"the kernel {built.release}",
+        _kernel_package_inputs(settings, built.digest, root, epoch),
+        lambda out: deb.build_kernel_packages(
+            settings, root, built, epoch=epoch, log=where.log("packages-kernel"), out=out
+        ),
+    )
+    made = _build_module(settings, where, root, built, kernel_packages)
+    module_packages = _packages(
+        where.version / "packages-module",
+        f"the module for {built.release}",
+        _module_package_inputs(settings, made, root, epoch),
+        lambda out: deb.build_prebuilt(
+            settings, root, built, made.path, epoch=epoch, log=where.log("packages-module"), out=out
+        ),
+    )
+    dkms_packages = _packages(
+        settings.build / target.suite / "packages-dkms",
+        dkms.PACKAGE,
+        _dkms_inputs(settings, root, epoch),
+        lambda out: dkms.build_package(
+            settings, root, epoch=epoch, log=where.log("packages-dkms"), out=out
+        ),
+    )
+    packages = (*kernel_packages, *module_packages, *dkms_packages)
+    seconds = {"kernel": built.seconds, "module": made.seconds} | {
+        mark.stem: last.seconds
+        for mark in sorted(where.version.glob("packages-*.json"))
+        if (last := stamp.read(mark)) is not None
+    }
+    _publish(settings, where, manifest.describe(settings, [built], packages, seconds))
+    logger.info("packaged %s in %s", built.release, progress.duration(time.monotonic() - began))
+    return Packaged(
+        built, made, packages, settings.build / "repo", settings.build / "manifest.json"
+    )
+
+
+def build_module(settings: Settings, target: Target, *, modules: str = "auto") -> BuiltModule:
+    """Build our module against the headers package of the target's kernel."""
+    return package(settings, target, modules=modules).module
+
+
+def _kernel_package_inputs(
+    settings: Settings, kernel_digest: str, root: Root, epoch: int
+) -> dict[str, str]:
+    return {
+        "kernel": kernel_digest,
+        "templates": fs.sha256_tree(settings.project / "debian" / "kernel"),
+        "recipe": _recipe("deb.py", "headers.py", "versions.py"),
+        "root": root.digest,
+        "revision": str(settings.revision),
+        "epoch": str(epoch),
+    }
+
+
+def _module_inputs(settings: Settings, headers_sha256: str, root: Root) -> dict[str, str]:
+    return {
+        "headers": headers_sha256,
+        "module": fs.sha256_tree(settings.project / "kmod"),
+        "recipe": _recipe("module.py"),
+        "root": root.digest,
+    }
+
+
+def _module_package_inputs(
+    settings: Settings, made: BuiltModule, root: Root, epoch: int
+) -> dict[str, str]:
+    return {
+        "module": fs.sha256_file(made.path),
+        "templates": fs.sha256_tree(settings.project / "debian" / "modules"),
+        "recipe": _recipe("deb.py", "versions.py"),
+        "root": root.digest,
+        "revision": str(settings.revision),
+        "epoch": str(epoch),
+    }
+
+
+def _dkms_inputs(settings: Settings, root: Root, epoch: int) -> dict[str, str]:
+    return {
+        "module": fs.sha256_tree(settings.project / "kmod"),
+        "dkms": fs.sha256_tree(settings.project / "dkms"),
+        "templates": fs.sha256_tree(settings.project / "debian" / "dkms"),
+        "recipe": _recipe("dkms.py", "deb.py", "versions.py"),
+        "root": root.digest,
+        "epoch": str(epoch),
+    }
+
+
+def _recipe(*names: str) -> str:
+    here = Path(__file__).parent
+    return stamp.digest({name: fs.sha256_file(here / name) for name in names})
+
+
+def _packages(
+    out: Path,
+    what: str,
+    inputs: Mapping[str, str],
+    make: Callable[[Path], tuple[Package, ...]],
+) -> tuple[Package, ...]:
+    """Return the packages in ``out``, made by ``make`` when their inputs changed."""
+    mark, listing = _mark(out), out.with_name(f"{out.name}.list")
+    with fs.lock(out.with_name(f".{out.name}.lock")):
+        why = stamp.reason(mark, inputs)
+        if why is not None:
+            logger.info("packaging %s: %s", what, why)
+            began = time.monotonic()
+            mark.unlink(missing_ok=True)
+            made = make(out)
+            fs.write_json(listing, [dataclasses.asdict(p) | {"path": str(p.path)} for p in made])
+            stamp.write(mark, inputs, [listing, *(p.path for p in made)], time.monotonic() - began)
+        raw = json.loads(listing.read_text())
+    return tuple(Package(**{**one, "path": Path(one["path"])}) for one in raw)
+
+
+def _mark(out: Path) -> Path:
+    return out.with_name(f"{out.name}.json")
+
+
+def _headers_package(packages: Sequence[Package], release: str) -> Package:
+    return next(one for one in packages if one.name == versions.headers_package(release))
+
+
+def _headers_tree(where: Places, release: str) -> Path:
+    return where.version / "headers" / "usr/src" / versions.headers_package(release)
+
+
+def _build_module(
+    settings: Settings,
+    where: Places,
+    root: Root,
+    built: BuiltKernel,
+    packages: Sequence[Package],
+) -> BuiltModule:
+    """Build our module against nothing but the headers package, which proves that package."""
+    headers = _headers_package(packages, built.release)
+    inputs = _module_inputs(settings, headers.sha256, root)
+    out = where.version / "module"
+    mark, state = _mark(out), where.version / "module.built"
+    with fs.lock(where.version / ".module.lock"):
+        why = stamp.reason(mark, inputs)
+        if why is not None:
+            logger.info("building the module for %s: %s", built.release, why)
+            mark.unlink(missing_ok=True)
+            with fs.fresh_directory(where.version / "headers") as unpacked:
+                source.extract(headers.path, unpacked)
+            made = module.build(
+                settings,
+                root,
+                headers=_headers_tree(where, built.release),
+                release=built.release,
+                out=out,
+                log=where.log("module"),
+            )
+            fs.write_json(state, dataclasses.asdict(made) | {"path": str(made.path)})
+            stamp.write(mark, inputs, [state, made.path], made.seconds)
+        raw = json.loads(state.read_text())
+    return BuiltModule(**{**raw, "path": Path(raw["path"]), "backends": tuple(raw["backends"])})
+
+
+def _publish(settings: Settings, where: Places, mine: Manifest) -> None:
+    """Bring the repository and the manifest to hold a target's packages, beside the others'.
+
+    Each target keeps a record of its own, in the manifest's format; the manifest is their
+    sum.  An output of another target that is no longer what its record says is left out.
+    """
+    with fs.lock(settings.build / ".publish.lock"):
+        manifest.write(where.home / _RECORD, mine)
+        parts = [mine, *_other_records(settings, where, mine)]
+        everything = dataclasses.replace(
+            mine,
+            kernels=tuple(one for part in parts for one in part.kernels),
+            outputs=tuple(one for part in parts for one in part.outputs),
+        )
+        inputs = {one.path: one.sha256 for one in everything.outputs}
+        inputs["recipe"] = _recipe("repo.py")
+        mark = settings.build / "repo.json"
+        if stamp.reason(mark, inputs) is not None:
+            began = time.monotonic()
+            by_suite: dict[str, list[Package]] = {}
+            for one in everything.outputs:
+                path = settings.build / one.path
+                by_suite.setdefault(Path(one.path).parts[0], []).append(
+                    Package(one.name, one.version, one.architecture, path, one.sha256)
+                )
+            stamp.write(mark, inputs, [repo.publish(settings, by_suite)], time.monotonic() - began)
+        manifest.write(settings.build / "manifest.json", everything)
+
+
+def _other_records(settings: Settings, where: Places, mine: Manifest) -> Iterator[Manifest]:
+    have = {one.path for one in mine.outputs}
+    for path in sorted(settings.build.glob(f"*/*/{_RECORD}")):
+        if path.parent == where.home:
+            continue
+        record = manifest.read(path)
+        outputs = []
+        for one in record.outputs:
+            file = settings.build / one.path
+            if one.path in have:
+                continue
+            if file.is_file() and fs.sha256_file(file) == one.sha256:
+                outputs.append(one)
+            else:
+                logger.info("%s is gone or changed; it is left out of the repository", one.path)
+        yield dataclasses.replace(record, outputs=tuple(outputs))
+
+
+def guest_image(settings: Settings, target: Target, *, modules: str = "auto") -> GuestImage:
+    """Return a bootable disk with the packages of the target installed, and Debian's kernel."""
+    done = package(settings, target, modules=modules)
+    base = done.kernel.base
+    where = places(settings, target, base)
+    names = deb.kernel_names(done.kernel)
+    return image.make(
+        roots.guest_root(settings, target.suite),
+        repo=done.repo,
+        packages=[names.image_meta, names.headers_meta, names.modules_meta, dkms.PACKAGE],
+        debs=[file.path for file in (base.image, base.headers, *base.support)],
+        guest_sources=settings.project / "tests" / "guest",
+        home=where.home / "guest",
+        inputs={f"package {one.name}": one.sha256 for one in done.packages},
+        log=where.log("guest"),
+    )
+
+
+def check_module(settings: Settings, target: Target, *, modules: str = "auto") -> None:
+    """Compile the module with all warnings and sparse, and read it with checkpatch --strict."""
+    done = package(settings, target, modules=modules)
+    where = places(settings, target, done.kernel.base)
+    inputs = {
+        "module": fs.sha256_tree(settings.project / "kmod"),
+        "kernel": done.kernel.digest,
+        "recipe": _recipe("module.py"),
+    }
+    mark = where.version / "lint.json"
+    why = stamp.reason(mark, inputs)
+    if why is None:
+        return
+    logger.info("checking the module with W=1, sparse and checkpatch: %s", why)
+    began = time.monotonic()
+    module.lint(
+        settings,
+        roots.compile_root(settings, target.suite),
+        headers=_headers_tree(where, done.kernel.release),
+        tree=done.kernel.source,
+        scratch=where.version / "lint",
+        log=where.log("lint"),
+    )
+    stamp.write(mark, inputs, [], time.monotonic() - began)
+
+
+def explain(settings: Settings, target: Target, *, modules: str = "auto") -> tuple[Step, ...]:
+    """Say for each stage of ``package`` whether it would run, and why; changes nothing.
+
+    Reads the cache alone: what the archive has that the last run did not see is not known.
+    """
+    steps: list[Step] = []
+    for name, reason in _reasons(settings, target, modules):
+        steps.append(Step(name, reason))
+        if reason is not None:
+            break
+    return (*steps, *(Step(name, _EARLIER) for name in STAGES[len(steps) :]))
+
+
+def _reasons(settings: Settings, target: Target, modules: str) -> Iterator[tuple[str, str | None]]:
+    """Yield each stage with its reason; a stage after one with a reason cannot be asked."""
+    quiet = dataclasses.replace(settings, offline=True)
+    fetch, root_stage, unpack, kernel_stage, packaging, module_stage, module_packaging = STAGES
+    try:
+        base = source.base(quiet, source.resolve(quiet, target))
+    except InfrastructureError as error:
+        yield fetch, error.what
+        return
+    files = (base.source, base.image, base.headers, *base.support)
+    missing = [file.path.name for file in files if not file.path.exists()]
+    yield fetch, f"{', '.join(missing)} is not in the cache" if missing else None
+    yield root_stage, roots.why_make(settings, target.suite, "compile", roots.COMPILE_PACKAGES)
+    root = roots.compile_root(quiet, target.suite)
+    trees = (base.source, base.image, base.headers)
+    packed = [file.path.name for file in trees if not source.is_unpacked(settings, file)]
+    yield unpack, f"{', '.join(packed)} is not unpacked" if packed else None
+    series = patches.choose(settings.project / "patches", base.upstream)
+    tree = patches.foresee(
+        source.unpack(quiet, base),
+        series,
+        _tree_path(settings, target, base),
+        base_version=base.version,
+    )
+    prepared = _plan(quiet, target, base, tree, modules)
+    where = places(settings, target, base)
+    inputs = kernel.plan_inputs(prepared.plan, tree.digest, root.digest)
+    yield kernel_stage, stamp.reason(where.version / "kernel.json", inputs)
+    out = where.version / "packages-kernel"
+    digest = stamp.digest(inputs)
+    inputs = _kernel_package_inputs(settings, digest, root, prepared.epoch)
+    yield packaging, stamp.reason(_mark(out), inputs)
+    packages = _packages(out, "", inputs, lambda _: ())
+    headers = _headers_package(packages, prepared.plan.release)
+    inputs = _module_inputs(settings, headers.sha256, root)
+    yield module_stage, stamp.reason(where.version / "module.json", inputs)
+    raw = json.loads((where.version / "module.built").read_text())
+    made = BuiltModule(**{**raw, "path": Path(raw["path"])})
+    inputs = _module_package_inputs(settings, made, root, prepared.epoch)
+    yield module_packaging, stamp.reason(_mark(where.version / "packages-module"), inputs)

@@ -1,0 +1,315 @@
+"""What a user can ask for: arguments in, exit statuses out.
+
+Everything that is done is done by the library, kbuild/.  ``invoke --list`` shows the
+tasks, ``invoke --help TASK`` their options; invoke.yaml and INVOKE_* variables set the
+defaults, in Invoke's own order.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+from invoke.collection import Collection
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.tasks import Task
+from rich.console import Console
+from rich.logging import RichHandler
+
+from kbuild import cleaning, pipeline, progress, source, testing
+from kbuild import doctor as doctor_checks
+from kbuild.errors import KbuildError, LostDependencyError, UserError
+from kbuild.model import Settings, Target
+from kbuild.vm import session
+
+PROJECT = Path(__file__).resolve().parent
+
+DEFAULTS = {
+    "suite": "bookworm",
+    "flavour": "cloud-amd64",
+    "variant": "release",
+    "kernel_version": "",
+    "modules": "auto",
+    "fragments": "",
+    "mirrors": "",
+    "jobs": 0,
+    "offline": False,
+    "accept_expired": False,
+    "revision": 1,
+    "build_dir": "build",
+    "cache_dir": "",
+}
+
+# Option → (default, help).  The default None means: what the configuration says.
+_TARGET_OPTIONS = {
+    "suite": "Debian suite: bookworm",
+    "flavour": "cloud-amd64, amd64 (Debian's), or lab (a small kernel for the VM)",
+    "variant": "release, or one of the variants on the flavour",
+    "version": "Debian version of the kernel source, as 6.1.192-2; default: the newest",
+}
+_RUN_OPTIONS = {
+    "mirror": "base URL of a mirror to try first; may be given several times",
+    "jobs": "parallel compiler processes; default: as many as cores",
+    "offline": "read nothing but the cache",
+    "accept-expired": "take an InRelease that is past its Valid-Until, with a warning",
+}
+_BUILD_OPTIONS = {
+    "modules": "keep the distro's modules (fast path), rebuild them, or auto",
+    "fragment": "file with kernel configuration of your own; may be given several times",
+}
+_FLAGS = ("offline", "accept_expired")
+_SEVERAL = ("mirror", "fragment")
+
+
+def _settings(c: Context, given: dict[str, object]) -> Settings:
+    config = c.config
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    cache = Path(str(config.cache_dir) or caches / "cplayground-kernel")
+    mirrors = [*_strings(given.get("mirror")), *_strings(config.mirrors)]
+    try:
+        jobs = int(str(given.get("jobs") or config.jobs or 0)) or len(os.sched_getaffinity(0))
+        revision = int(config.revision)
+    except ValueError as error:
+        raise UserError(f"a number was expected: {error}") from error
+    if jobs < 1 or revision < 1:
+        raise UserError("jobs and revision must be at least 1", found=f"{jobs} and {revision}")
+    return Settings(
+        project=PROJECT,
+        build=(PROJECT / str(config.build_dir)).resolve(),
+        cache=cache.expanduser().resolve(),
+        jobs=jobs,
+        offline=bool(given.get("offline") or config.offline),
+        dry=bool(config.run.dry),
+        mirrors=tuple(mirrors),
+        revision=revision,
+        accept_expired=bool(given.get("accept_expired") or config.accept_expired),
+    )
+
+
+def _target(c: Context, given: dict[str, object]) -> Target:
+    config = c.config
+    fragments = [*_strings(config.fragments), *_strings(given.get("fragment"))]
+    return Target(
+        suite=str(given.get("suite") or config.suite),
+        flavour=str(given.get("flavour") or config.flavour),
+        variant=str(given.get("variant") or config.variant),
+        version=str(given.get("version") or config.kernel_version) or None,
+        fragments=tuple(Path(name).resolve() for name in fragments),
+    )
+
+
+def _strings(value: object) -> list[str]:
+    if not value:
+        return []
+    return value.split() if isinstance(value, str) else [str(item) for item in value]  # type: ignore[attr-defined]
+
+
+def _set_up_log(c: Context) -> None:
+    handler = RichHandler(
+        console=Console(stderr=True, soft_wrap=True),
+        show_path=False,
+        show_level=False,
+        markup=False,
+        highlighter=None,
+        log_time_format="%H:%M:%S",
+        omit_repeated_times=False,
+    )
+    root = logging.getLogger("kbuild")
+    root.handlers[:] = [handler]
+    root.setLevel(logging.DEBUG if c.config.run.echo else logging.INFO)
+    root.propagate = False
+
+
+def _command(
+    *groups: dict[str, str], options: dict[str, str] | None = None
+) -> Callable[[Callable[..., int | None]], Task[Callable[..., None]]]:
+    """Make a task of ``body(settings, target, ...)``, with the common options of ``groups``.
+
+    ``options`` is the help for the body's own keyword-only parameters.  A KbuildError
+    becomes its text on standard error and its own exit status.
+    """
+    common = {name.replace("-", "_"): text for group in groups for name, text in group.items()}
+
+    def decorate(body: Callable[..., int | None]) -> Task[Callable[..., None]]:
+        keyword_only = inspect.Parameter.KEYWORD_ONLY
+        parameters = inspect.signature(body).parameters
+        own = [one for one in parameters.values() if one.kind is keyword_only]
+
+        @functools.wraps(body)
+        def run(c: Context, **given: object) -> None:
+            _set_up_log(c)
+            try:
+                extra = {one.name: given[one.name] for one in own}
+                if "modules" in parameters:
+                    extra["modules"] = given["modules"] or c.config.modules
+                status = body(_settings(c, given), _target(c, given), **extra)
+            except KbuildError as error:
+                raise Exit(f"{error.kind} error: {error}", error.exit_status) from error
+            except KeyboardInterrupt:
+                raise Exit("interrupted; the same command takes it up again", 130) from None
+            if status:
+                raise Exit(code=status)
+
+        # Invoke makes its options from the signature: a flag's default is False, that of
+        # an option which may be given several times is empty.
+        defaults = dict.fromkeys(_FLAGS, False) | dict.fromkeys(_SEVERAL, ())
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter("c", inspect.Parameter.POSITIONAL_OR_KEYWORD),
+                *(
+                    inspect.Parameter(name, keyword_only, default=defaults.get(name))
+                    for name in common
+                ),
+                *own,
+            ]
+        )
+        return Task(
+            run,
+            help={**common, **(options or {})},
+            iterable=[name for name in _SEVERAL if name in common],
+            auto_shortflags=False,
+        )
+
+    return decorate
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _dry(settings: Settings, target: Target, modules: str) -> bool:
+    """In a dry run, say what the pipeline would do; the caller then does nothing."""
+    if settings.dry:
+        _print_steps(settings, target, modules)
+    return settings.dry
+
+
+def _print_steps(settings: Settings, target: Target, modules: str) -> None:
+    for step in pipeline.explain(settings, target, modules=modules):
+        _say(f"{step.name:<16} {'would run: ' + step.reason if step.reason else 'is current'}")
+
+
+@_command(_TARGET_OPTIONS, _RUN_OPTIONS)
+def fetch(settings: Settings, target: Target) -> None:
+    """Fetch the distro's kernel into the cache, every file verified from the archive's key on."""
+    base = source.fetch(settings, target)
+    _say(f"linux {base.version} ({base.release}), signed by {', '.join(base.signers)}")
+
+
+@_command(_TARGET_OPTIONS, _BUILD_OPTIONS, _RUN_OPTIONS)
+def build_kernel(settings: Settings, target: Target, modules: str) -> None:
+    """Fetch, patch, configure and compile a kernel."""
+    if not _dry(settings, target, modules):
+        built = pipeline.build_kernel(settings, target, modules=modules)
+        _say(f"{built.release} ({built.method}): {built.output}")
+
+
+@_command(_TARGET_OPTIONS, _BUILD_OPTIONS, _RUN_OPTIONS)
+def build_module(settings: Settings, target: Target, modules: str) -> None:
+    """Build the module against the headers package of the kernel."""
+    if not _dry(settings, target, modules):
+        made = pipeline.build_module(settings, target, modules=modules)
+        _say(f"{made.path} for {made.release}, backends: {', '.join(made.backends)}")
+
+
+@_command(_TARGET_OPTIONS, _BUILD_OPTIONS, _RUN_OPTIONS)
+def package(settings: Settings, target: Target, modules: str) -> None:
+    """Do the main job: fetch, patch, build, and make packages and an apt repository."""
+    if _dry(settings, target, modules):
+        return
+    done = pipeline.package(settings, target, modules=modules)
+    for one in done.packages:
+        _say(f"{progress.size(one.path.stat().st_size):>9}  {one.path.name}")
+    _say(f"repository: {done.repo}")
+    _say(f"manifest:   {done.manifest}")
+
+
+@_command(
+    _TARGET_OPTIONS,
+    _BUILD_OPTIONS,
+    _RUN_OPTIONS,
+    options={
+        "k": "run only the tests that match this pytest expression",
+        "tier": "run only this tier: unit, or vm",
+        "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
+    },
+)
+def test(
+    settings: Settings,
+    target: Target,
+    modules: str,
+    *,
+    k: str | None = None,
+    tier: str | None = None,
+    accel: str | None = None,
+) -> None:
+    """Run the unit tests, then boot a VM with the packages installed, load the module, judge."""
+    tiers = (tier,) if tier else testing.TIERS
+    if settings.dry:
+        for one in tiers:
+            _say(shlex.join(testing.pytest_command(settings, one, ["-k", k] if k else [])))
+        _print_steps(settings, target, modules)
+        return
+    testing.run_tests(settings, target, modules=modules, tiers=tiers, keyword=k, accel=accel)
+
+
+@_command(
+    _TARGET_OPTIONS,
+    _BUILD_OPTIONS,
+    _RUN_OPTIONS,
+    options={
+        "command": "run this in the guest instead of a shell, and exit with its status",
+        "stock": "boot Debian's own kernel of the guest instead of ours",
+        "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
+    },
+)
+def vm(
+    settings: Settings,
+    target: Target,
+    modules: str,
+    *,
+    command: str | None = None,
+    stock: bool = False,
+    accel: str | None = None,
+) -> int:
+    """Open a shell in a booted guest with the packages installed."""
+    if _dry(settings, target, modules):
+        return 0
+    made = pipeline.guest_image(settings, target, modules=modules)
+    return session.run(settings, made, command=command, stock=stock, accel=accel)
+
+
+@_command(
+    options={
+        "cache": "also the downloads, roots, trees and compiler cache",
+        "roots": "also the roots, which are then made from the archive as it is now",
+    }
+)
+def clean(settings: Settings, target: Target, *, cache: bool = False, roots: bool = False) -> None:
+    """Remove the results in build/, and on request what lies in the cache."""
+    for path in cleaning.clean(settings, cache=cache, roots=roots):
+        _say(f"{'would remove' if settings.dry else 'removed'} {path}")
+
+
+@_command(_RUN_OPTIONS)
+def doctor(settings: Settings, target: Target) -> int:
+    """Say what is missing on this machine, and how to get it."""
+    findings = doctor_checks.check(settings)
+    _say(doctor_checks.render(findings))
+    return 0 if doctor_checks.healthy(findings) else LostDependencyError.exit_status
+
+
+@_command(_TARGET_OPTIONS, _BUILD_OPTIONS, _RUN_OPTIONS)
+def explain(settings: Settings, target: Target, modules: str) -> None:
+    """Say which stages 'package' would run, and why; changes nothing."""
+    _print_steps(settings, target, modules)
+
+
+ns = Collection(fetch, build_kernel, build_module, package, test, vm, clean, doctor, explain)
+ns.configure(DEFAULTS)
