@@ -7,6 +7,7 @@ first illness names no second one.
 from __future__ import annotations
 
 import io
+import json
 import os
 import pwd
 import shutil
@@ -88,7 +89,7 @@ def check(settings: Settings) -> tuple[Finding, ...]:
     for section in sections:
         try:
             findings.extend(section(settings))
-        except (KbuildError, OSError, ValueError) as error:
+        except (KbuildError, OSError, ValueError, KeyError) as error:
             name = section.__name__.strip("_").replace("_", " ")
             hint = error.hint if isinstance(error, KbuildError) else None
             findings.append(Finding(name, False, f"could not be checked: {error}", hint or ""))
@@ -220,18 +221,17 @@ def memory_available(meminfo: str) -> int:
 def _accelerator(settings: Settings) -> Iterator[Finding]:
     """Never a failure: without KVM, QEMU interprets, and everything works, slower."""
     device = Path("/dev/kvm")
-    recorded = sorted((settings.cache / "accelerator").glob("*")) or sorted(
-        settings.cache.glob("accelerator*.json")
-    )
     if not device.exists():
         detail = "no /dev/kvm: guests run under TCG, some ten times slower"
     elif not os.access(device, os.R_OK | os.W_OK):
         detail = "/dev/kvm is there, but not for this user (group kvm): guests run under TCG"
     else:
         detail = "/dev/kvm is there; it is used once a guest has been seen to boot under it"
-    if recorded:
-        detail += f"; recorded in {', '.join(str(path) for path in recorded)}"
     yield Finding("accelerator", True, detail)
+    # What kbuild.vm.qemu found when it tried; a new kernel or QEMU is tried again.
+    for path in sorted((settings.cache / "accelerator").glob("*.json")):
+        tried = json.loads(path.read_text(encoding="utf-8"))
+        yield Finding("accelerator tried", True, f"{tried['accelerator']}: {tried['evidence']}")
 
 
 def _mirrors(settings: Settings) -> Iterator[Finding]:

@@ -167,6 +167,17 @@ def test_kvm_is_never_a_failure(settings: Settings) -> None:
     assert by_name(settings)["accelerator"].ok
 
 
+def test_what_was_tried_is_shown(settings: Settings) -> None:
+    directory = settings.cache / "accelerator"
+    directory.mkdir(parents=True)
+    (directory / "1.json").write_text('{"accelerator": "tcg", "evidence": "KVM hung"}')
+    assert by_name(settings)["accelerator tried"].detail == "tcg: KVM hung"
+    (directory / "2.json").write_text("{}")
+    assert not all(
+        finding.ok for finding in doctor.check(settings) if finding.name == "accelerator"
+    )
+
+
 def test_rendering() -> None:
     findings = (
         Finding("git", True, "/usr/bin/git"),
