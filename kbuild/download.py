@@ -180,15 +180,11 @@ def place(settings: Settings, wanted: Wanted) -> Path:
     return settings.cache / "files" / wanted.sha256 / wanted.name
 
 
-def cached(settings: Settings, wanted: Wanted) -> Path | None:
-    """Return a file from the cache, its digest checked; a damaged one is thrown away."""
-    path = place(settings, wanted)
+def _discard_damaged(path: Path, wanted: Wanted) -> None:
     if not path.exists():
-        return None
+        return
     size = path.stat().st_size
     found = fs.sha256_file(path) if size == wanted.size else "not looked at"
-    if found == wanted.sha256:
-        return path
     logger.warning(
         "%s is damaged and is thrown away: expected %d bytes, sha256 %s; found %d bytes, sha256 %s",
         path,
@@ -198,7 +194,6 @@ def cached(settings: Settings, wanted: Wanted) -> Path | None:
         found,
     )
     path.unlink(missing_ok=True)
-    return None
 
 
 def fetch(settings: Settings, wanted: Wanted, urls: Sequence[str], network: Network) -> Path:
@@ -208,20 +203,20 @@ def fetch(settings: Settings, wanted: Wanted, urls: Sequence[str], network: Netw
     TrustError when that was so and no other had it, InfrastructureError when none could
     deliver, or when the run is offline and the cache does not have it.
     """
-    path = cached(settings, wanted)
-    if path is not None:
+    path = place(settings, wanted)
+    if _matches(wanted, path):
         return path
-    if settings.offline:
-        raise InfrastructureError(
-            f"{wanted.what} is not in the cache, and this run is offline",
-            expected=str(place(settings, wanted)),
-            hint="run 'invoke fetch' with the same options, without --offline",
-        )
     with fs.lock(settings.cache / "locks" / f"{wanted.sha256}.lock"):
         # Another run may have fetched it while this one waited.
-        path = cached(settings, wanted)
-        if path is not None:
+        if _matches(wanted, path):
             return path
+        _discard_damaged(path, wanted)
+        if settings.offline:
+            raise InfrastructureError(
+                f"{wanted.what} is not in the cache, and this run is offline",
+                expected=str(path),
+                hint="run 'invoke fetch' with the same options, without --offline",
+            )
         part = settings.cache / "partial" / f"{wanted.sha256}.part"
         part.parent.mkdir(parents=True, exist_ok=True)
         refused: TrustError | None = None
@@ -236,7 +231,6 @@ def fetch(settings: Settings, wanted: Wanted, urls: Sequence[str], network: Netw
                 logger.info("%s: %s", url, error)
                 reasons.append(f"{url}: {error}")
             else:
-                path = place(settings, wanted)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 part.replace(path)
                 return path
@@ -344,8 +338,11 @@ def _chunks(response: requests.Response) -> Iterator[bytes]:
         yield chunk
 
 
-def _matches(wanted: Wanted, part: Path) -> bool:
-    return _size(part) == wanted.size and fs.sha256_file(part) == wanted.sha256
+def _matches(wanted: Wanted, path: Path) -> bool:
+    try:
+        return path.stat().st_size == wanted.size and fs.sha256_file(path) == wanted.sha256
+    except FileNotFoundError:
+        return False
 
 
 def _size(path: Path) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import download
+from kbuild import download, fs
 from kbuild.download import Wanted
 from kbuild.errors import InfrastructureError, TrustError
 from tests.unit.signed_archive import Fault, Server, Waits, flip, kept, serve, settings
@@ -288,6 +288,28 @@ def test_offline_does_not_take_a_damaged_file(tmp_path: Path, server: Server) ->
     flip(download.fetch(settings(tmp_path), WANTED, urls(server), Waits().network))
     with pytest.raises(InfrastructureError, match="not in the cache"):
         download.fetch(settings(tmp_path, offline=True), WANTED, [], Waits().network)
+
+
+def test_a_run_that_waited_takes_what_the_other_one_fetched(
+    tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    one = settings(tmp_path)
+    with fs.lock(one.cache / "locks" / f"{WANTED.sha256}.lock"):
+        waiting = threading.Thread(
+            target=download.fetch, args=(one, WANTED, [], Waits().network), daemon=True
+        )
+        waiting.start()
+        while "waiting for another run" not in caplog.text:
+            waiting.join(0.01)
+            assert waiting.is_alive()
+        path = download.place(one, WANTED)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(CONTENT)
+    waiting.join(30)
+    assert not waiting.is_alive()
+    assert server.requests == []
+    assert "damaged" not in caplog.text
 
 
 def test_two_fetches_at_once_share_one_download(tmp_path: Path, server: Server) -> None:

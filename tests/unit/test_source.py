@@ -304,6 +304,17 @@ def test_any_package_can_be_unpacked(tmp_path: Path, server: Server) -> None:
     assert source.unpack_deb(one, base.image) == files
 
 
+def test_what_is_unpacked_can_be_asked_beforehand(tmp_path: Path, server: Server) -> None:
+    one = settings(tmp_path, server.url)
+    base = fetch(one)
+    assert not source.is_unpacked(one, base.source)
+    source.unpack(one, base)
+    assert source.is_unpacked(one, base.source)
+    assert not source.is_unpacked(one, base.image)
+    source.unpack_deb(one, base.image)
+    assert source.is_unpacked(one, base.image)
+
+
 def test_a_file_that_is_no_package_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "not.deb"
     path.write_bytes(b"no package")
