@@ -25,7 +25,7 @@ _TIER_TIMEOUT_S = {"unit": 1200.0, "vm": 3600.0}
 _PASSED, _NOTHING_SELECTED = 0, 5
 
 
-class TestsFailedError(KbuildError):
+class FailedTestsError(KbuildError):
     """Tests ran, and some of them failed."""
 
     kind = "test"
@@ -55,7 +55,7 @@ def run_tests(
     """Run the tiers in order; the VM's needs the packages, and builds what is missing of them.
 
     ``keyword`` is pytest's -k.  A failing tier does not keep the next one from running.
-    Raises TestsFailedError when a test failed or none was run, and what the pipeline raises.
+    Raises FailedTestsError when a test failed or none was run, and what the pipeline raises.
     """
     unknown = set(tiers) - set(TIERS)
     if unknown:
@@ -131,7 +131,7 @@ def _judge(results: Sequence[TierResult]) -> None:
         )
     bad = [one for one in results if one.status not in (_PASSED, _NOTHING_SELECTED)]
     if bad:
-        raise TestsFailedError(
+        raise FailedTestsError(
             "; ".join(
                 f"{one.failed} of {one.tests} {one.tier} tests failed"
                 if one.failed
@@ -141,6 +141,6 @@ def _judge(results: Sequence[TierResult]) -> None:
             hint="the failures above say how to run each one alone",
         )
     if not any(one.tests and one.status == _PASSED for one in results):
-        raise TestsFailedError(
+        raise FailedTestsError(
             "no test was run", hint="-k names none: ./inv test -k takes pytest's expressions"
         )

@@ -1,0 +1,114 @@
+"""The stages in their order: what is skipped, what is run again, and what is published."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from kbuild import fs, manifest, pipeline, repo
+from kbuild.errors import UserError
+from kbuild.manifest import Manifest, Output
+from kbuild.model import Package, Settings, Target
+from kbuild.pipeline import Places
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(project=tmp_path / "project", build=tmp_path / "build", cache=tmp_path / "c")
+
+
+def deb(out: Path, name: str, content: str = "deb") -> Package:
+    path = out / f"{name}.deb"
+    fs.write_atomic(path, content)
+    return Package(name, "1", "amd64", path, fs.sha256_file(path))
+
+
+class Maker:
+    """Makes one package, and counts how often."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def __call__(self, out: Path) -> tuple[Package, ...]:
+        self.runs += 1
+        return (deb(out, "a"),)
+
+
+def test_packages_are_made_once_and_again_when_an_input_changed(tmp_path: Path) -> None:
+    make, out = Maker(), tmp_path / "packages"
+    first = pipeline._packages(out, "it", {"kernel": "1"}, make)
+    assert pipeline._packages(out, "it", {"kernel": "1"}, make) == first
+    assert make.runs == 1
+    pipeline._packages(out, "it", {"kernel": "2"}, make)
+    assert make.runs == 2
+
+
+def test_a_package_that_is_gone_is_made_again(tmp_path: Path) -> None:
+    make, out = Maker(), tmp_path / "packages"
+    (made,) = pipeline._packages(out, "it", {}, make)
+    made.path.unlink()
+    pipeline._packages(out, "it", {}, make)
+    assert make.runs == 2
+
+
+def test_a_failed_packaging_is_not_taken_for_done(tmp_path: Path) -> None:
+    make, out = Maker(), tmp_path / "packages"
+    pipeline._packages(out, "it", {"kernel": "1"}, make)
+
+    def fail(_: Path) -> tuple[Package, ...]:
+        raise UserError("no")
+
+    with pytest.raises(UserError):
+        pipeline._packages(out, "it", {"kernel": "2"}, fail)
+    pipeline._packages(out, "it", {"kernel": "1"}, make)
+    assert make.runs == 2
+
+
+def record(settings: Settings, flavour: str, names: tuple[str, ...]) -> tuple[Places, Manifest]:
+    home = settings.build / "bookworm" / flavour
+    outputs = []
+    for name in names:
+        shared = name == "cplayground-dkms"
+        made = deb(settings.build / "bookworm/packages-dkms" if shared else home / "p", name)
+        relative = made.path.relative_to(settings.build).as_posix()
+        outputs.append(Output(name, "1", "amd64", relative, made.sha256, 3))
+    where = Places(home, home / "6.1.192-2", settings.build / "logs", flavour)
+    return where, Manifest(manifest.FORMAT, None, "0.1.0", (), tuple(outputs), {})
+
+
+def test_the_repository_holds_every_target_and_leaves_out_what_is_gone(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published: list[list[str]] = []
+
+    def publish(settings: Settings, suites: dict[str, list[Package]]) -> Path:
+        published.append(sorted(p.path.name for packages in suites.values() for p in packages))
+        (settings.build / "repo").mkdir(exist_ok=True)
+        return settings.build / "repo"
+
+    monkeypatch.setattr(repo, "publish", publish)
+    lab = record(settings, "lab", ("image-lab", "cplayground-dkms"))
+    pipeline._publish(settings, *lab)
+    pipeline._publish(settings, *lab)
+    assert published == [["cplayground-dkms.deb", "image-lab.deb"]]
+    cloud = record(settings, "cloud", ("image-cloud", "cplayground-dkms"))
+    pipeline._publish(settings, *cloud)
+    assert published[-1] == ["cplayground-dkms.deb", "image-cloud.deb", "image-lab.deb"]
+    (settings.build / lab[1].outputs[0].path).write_text("changed")
+    pipeline._publish(settings, *cloud)
+    assert published[-1] == ["cplayground-dkms.deb", "image-cloud.deb"]
+    whole = manifest.read(settings.build / "manifest.json")
+    assert sorted(one.name for one in whole.outputs) == ["cplayground-dkms", "image-cloud"]
+
+
+def test_explain_with_an_empty_cache_says_what_comes_first(settings: Settings) -> None:
+    before = sorted(settings.cache.rglob("*")) if settings.cache.exists() else []
+    offered = dataclasses.replace(settings, mirrors=("http://127.0.0.1:9/debian",))
+    steps = pipeline.explain(offered, Target("bookworm", "lab"))
+    assert [step.name for step in steps] == list(pipeline.STAGES)
+    assert steps[0].reason is not None
+    assert all(step.reason == "an earlier stage runs first" for step in steps[1:])
+    assert not (settings.build / "bookworm").exists()
+    assert before == []
