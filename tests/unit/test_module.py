@@ -1,0 +1,320 @@
+"""A module that does not belong to its kernel is found out, whatever the build said."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from kbuild import module, roots
+from kbuild.errors import BuildError
+from kbuild.model import Root, Settings
+from kbuild.module import ModuleFacts
+from kbuild.roots import Bind
+from kbuild.run import Completed, run
+from kbuild.symvers import ExportedSymbol
+
+RELEASE = "6.1.0-56-cplayground-cloud-amd64"
+INFO = {"vermagic": f"{RELEASE} SMP preempt mod_unload modversions ", "backends": "export stock"}
+CRCS = {"module_layout": 0x11111111, "get_files_struct": 0xDDF3D0C7, "fput": 0x22222222}
+SYMVERS = "".join(f"{crc:#010x}\t{name}\tvmlinux\tEXPORT_SYMBOL\t\n" for name, crc in CRCS.items())
+EXPORTED = {
+    name: ExportedSymbol(crc, name, "vmlinux", "EXPORT_SYMBOL", "") for name, crc in CRCS.items()
+}
+PROJECT = Path(__file__).parents[2]
+
+
+def make_module(
+    info: Mapping[str, str] = INFO,
+    undefined: Sequence[str] = ("get_files_struct", "fput"),
+    crcs: Mapping[str, int] | None = CRCS,
+) -> bytes:
+    """Write a relocatable ELF file with nothing in it but what is read of a module."""
+    modinfo = b"".join(f"{key}={value}".encode() + b"\0" for key, value in info.items())
+    strings, symbols = b"\0", struct.pack("<IBBHQQ", 0, 0, 0, 0, 0, 0)
+    # bind and type: 0x10 is a global symbol, 0x20 a weak one; section 0 is "undefined".
+    for name, bind in (*((name, 0x10) for name in undefined), ("maybe", 0x20)):
+        symbols += struct.pack("<IBBHQQ", len(strings), bind, 0, 0, 0, 0)
+        strings += name.encode() + b"\0"
+    sections = [(".modinfo", 1, modinfo, 0, 0), (".strtab", 3, strings, 0, 0)]
+    sections.append((".symtab", 2, symbols, 2, 24))
+    if crcs is not None:
+        versions = b"".join(struct.pack("<Q56s", crc, n.encode()) for n, crc in crcs.items())
+        sections.append(("__versions", 1, versions, 0, 0))
+    names = b"\0" + b"".join(name.encode() + b"\0" for name, *_ in sections) + b".shstrtab\0"
+    sections.append((".shstrtab", 3, names, 0, 0))
+
+    body, headers = b"", bytes(64)
+    for name, kind, data, link, size in sections:
+        at = names.index(b"\0" + name.encode() + b"\0") + 1
+        offset = 64 + len(body)
+        headers += struct.pack("<IIQQQQIIQQ", at, kind, 0, 0, offset, len(data), link, 1, 1, size)
+        body += data
+    start = struct.pack(
+        "<16sHHIQQQIHHHHHH",
+        b"\x7fELF\x02\x01\x01",
+        *(1, 62, 1, 0, 0, 64 + len(body), 0, 64, 0, 0, 64, len(sections) + 1, len(sections)),
+    )
+    return start + body + headers
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    kmod = tmp_path / "project" / "kmod"
+    kmod.mkdir(parents=True)
+    (kmod / "cplayground.c").write_text("int x;\n")
+    (kmod / "cplayground.ko").write_text("left over")
+    (kmod / "features.h").write_text("left over")
+    return Settings(
+        project=tmp_path / "project", build=tmp_path / "build", cache=tmp_path / "cache"
+    )
+
+
+@pytest.fixture
+def headers(tmp_path: Path) -> Path:
+    tree = tmp_path / "headers"
+    tree.mkdir()
+    (tree / "Module.symvers").write_text(SYMVERS)
+    return tree
+
+
+class FakeRoot:
+    """Stands in for roots.enter: make leaves the given module, checkpatch says its piece."""
+
+    def __init__(self, made: bytes, said: str = "", status: int = 0, checkpatch: str = "") -> None:
+        self.made = made
+        self.said = said
+        self.status = status
+        self.checkpatch = checkpatch
+        self.commands: list[list[str]] = []
+        self.found: list[str] = []  # what lay in the module's directory before make
+
+    def __call__(
+        self,
+        root: Root,
+        argv: Sequence[str],
+        *,
+        timeout_s: float,
+        binds: Sequence[Bind],
+        cwd: str = "/",
+        log: Path,
+        check: bool,
+    ) -> Completed:
+        self.commands.append(list(argv))
+        if argv[0] != "make":
+            return Completed(tuple(argv), 1 if self.checkpatch else 0, self.checkpatch, "", 0.0)
+        (place,) = (bind.source for bind in binds if bind.target == "/mnt/module")
+        self.found = sorted(path.name for path in place.iterdir())
+        (place / "cplayground.ko").write_bytes(self.made)
+        return Completed(tuple(argv), self.status, self.said, "", 0.0)
+
+
+def enter(monkeypatch: pytest.MonkeyPatch, fake: FakeRoot) -> FakeRoot:
+    monkeypatch.setattr(roots, "enter", fake)
+    return fake
+
+
+def build(settings: Settings, headers: Path) -> module.BuiltModule:
+    return module.build(
+        settings,
+        Root("bookworm", Path("/nowhere"), "digest"),
+        headers=headers,
+        release=RELEASE,
+        out=settings.build / "module",
+        log=settings.build / "module.log",
+    )
+
+
+def test_builds_a_copy_and_reads_the_result(
+    settings: Settings, headers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = enter(monkeypatch, FakeRoot(make_module()))
+    built = build(settings, headers)
+    assert built.path == settings.build / "module" / "cplayground.ko"
+    assert built.path.read_bytes() == make_module()
+    assert built.backends == ("export", "stock")
+    assert built.release == RELEASE
+    assert built.vermagic == INFO["vermagic"]
+    assert fake.found == ["cplayground.c"]
+    (command,) = fake.commands
+    assert command[:3] == ["make", "-C", "/mnt/headers"]
+    assert "M=/mnt/module" in command
+    assert (settings.project / "kmod" / "cplayground.ko").read_text() == "left over"
+
+
+def test_a_failed_build_shows_the_first_error_and_keeps_the_last_result(
+    settings: Settings, headers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter(monkeypatch, FakeRoot(make_module()))
+    build(settings, headers)
+    said = (
+        "  CC [M]  /mnt/module/cplayground.o\n"
+        "/mnt/module/cplayground.c:7:1: error: unknown type name 'foo'\n"
+        "make[1]: *** [cplayground.o] Error 1\n"
+    )
+    enter(monkeypatch, FakeRoot(b"half", said, status=2))
+    with pytest.raises(BuildError, match="does not build") as caught:
+        build(settings, headers)
+    assert "kmod/cplayground.c:7:1: error: unknown type name" in str(caught.value)
+    assert (settings.build / "module" / "cplayground.ko").read_bytes() == make_module()
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (make_module({**INFO, "vermagic": "6.1.0-56-amd64 SMP "}), "for another kernel"),
+        (make_module({"backends": "stock"}), "for another kernel"),
+        (make_module({"vermagic": INFO["vermagic"]}), "which backends"),
+        (make_module(undefined=["find_ge_pid"]), "does not export"),
+        (make_module(crcs={**CRCS, "fput": 0x33333333}), "symbol versions"),
+        (make_module(crcs={"fput": 0x22222222}), "get_files_struct: none"),
+        (make_module(crcs={**CRCS, "module_layout": 1}), "module_layout: 0x00000001"),
+        (make_module(crcs=None), "symbol versions"),
+        (b"\x7fELF and then nothing", "cannot read the module"),
+        (b"", "cannot read the module"),
+    ],
+)
+def test_a_module_that_does_not_fit_is_refused(
+    settings: Settings,
+    headers: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    made: bytes,
+    message: str,
+) -> None:
+    enter(monkeypatch, FakeRoot(made))
+    with pytest.raises(BuildError) as caught:
+        build(settings, headers)
+    assert message in str(caught.value)
+    assert not (settings.build / "module").exists()
+
+
+def test_without_symbol_versions_names_are_enough() -> None:
+    plain = {n: ExportedSymbol(None, n, "vmlinux", "EXPORT_SYMBOL", "") for n in CRCS}
+    facts = ModuleFacts(INFO, frozenset({"fput"}), {})
+    module.check(facts, release=RELEASE, exported=plain)
+    with pytest.raises(BuildError, match="does not export"):
+        module.check(ModuleFacts(INFO, frozenset({"d_path"}), {}), release=RELEASE, exported=plain)
+
+
+def test_versions_of_another_shape_are_refused() -> None:
+    with pytest.raises(BuildError, match="another shape"):
+        module.parse_versions(bytes(63))
+
+
+def test_debian_headers_need_the_common_part(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="not complete"):
+        module.debian(tmp_path, "6.1.0-56-cloud-amd64")
+    (tmp_path / "usr/src/linux-headers-6.1.0-56-common").mkdir(parents=True)
+    headers = module.debian(tmp_path, "6.1.0-56-cloud-amd64")
+    assert headers.makefile == "/mnt/headers/usr/src/linux-headers-6.1.0-56-common/Makefile"
+    assert headers.directory == "/mnt/headers/usr/src/linux-headers-6.1.0-56-cloud-amd64"
+
+
+@pytest.mark.parametrize(
+    ("said", "checkpatch", "finding"),
+    [
+        ("", "", None),
+        ("  CC [M]  cplayground.o\n", "", None),
+        (
+            "/mnt/module/cplayground.c:9:5: warning: symbol 'x' was not declared.\n",
+            "",
+            "cplayground.c:9:5: warning: symbol 'x'",
+        ),
+        ("", "cplayground.c:9: CHECK: spaces\n", "cplayground.c:9: CHECK: spaces"),
+        ("", "checkpatch is broken\n", "checkpatch is broken"),
+    ],
+)
+def test_findings_of_the_linters_are_errors(
+    settings: Settings,
+    headers: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: str,
+    checkpatch: str,
+    finding: str | None,
+) -> None:
+    fake = enter(monkeypatch, FakeRoot(make_module(), said, checkpatch=checkpatch))
+
+    def lint() -> None:
+        module.lint(
+            settings,
+            Root("bookworm", Path("/nowhere"), "digest"),
+            headers=headers,
+            tree=headers,
+            scratch=settings.build / "lint",
+            log=settings.build / "lint.log",
+        )
+
+    if finding is None:
+        lint()
+    else:
+        with pytest.raises(BuildError, match="have findings") as caught:
+            lint()
+        assert finding in str(caught.value)
+    assert {"W=1", "C=2"} <= set(fake.commands[0])
+    assert "--strict" in fake.commands[1]
+
+
+BOTH = "0x1\tget_files_struct\tvmlinux\tE\t\n0x2\tput_files_struct\tvmlinux\tE\t\n"
+
+
+@pytest.mark.parametrize(
+    ("symvers", "backend"),
+    [
+        (BOTH, True),
+        (BOTH.splitlines()[0], False),
+        (BOTH.replace("get_files_struct", "x_get_files_struct"), False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_the_export_backend_needs_both_symbols(
+    tmp_path: Path, symvers: str | None, backend: bool
+) -> None:
+    status, header, _ = probe(tmp_path, "exit 0", symvers)
+    assert status == 0
+    assert ("CPG_HAVE_FILES_STRUCT 1" in header) == backend
+    assert '#define CPG_VERSION "1.2.3"' in header
+
+
+@pytest.mark.parametrize(
+    ("failing", "message"),
+    [
+        ("sanity", "the kernel headers are not usable"),
+        ("required", "this kernel is not supported: Linux 5.10 or later is needed"),
+        ("files_struct", "the kernel exports get_files_struct, its headers lack it"),
+    ],
+)
+def test_a_probe_that_fails_is_not_taken_for_a_missing_feature(
+    tmp_path: Path, failing: str, message: str
+) -> None:
+    compiler = f'case "$*" in *probes/{failing}.c*) echo "no such thing"; exit 1;; esac'
+    status, header, said = probe(tmp_path, compiler, BOTH)
+    assert status != 0
+    assert header == ""
+    assert f"cplayground: error: {message}" in said
+    assert "no such thing" in said
+
+
+def probe(tmp_path: Path, compiler: str, symvers: str | None) -> tuple[int, str, str]:
+    """Run kmod/probe.sh with a stand-in for the compiler: its status, header and messages."""
+    kmod = tmp_path / "kmod"
+    shutil.copytree(PROJECT / "kmod", kmod)
+    fake = tmp_path / "cc"
+    fake.write_text(f"#!/bin/sh\n{compiler}\n")
+    fake.chmod(0o755)
+    listing = tmp_path / "Module.symvers"
+    if symvers is not None:
+        listing.write_text(symvers)
+    header = tmp_path / "features.h"
+    done = run(
+        [
+            *("sh", kmod / "probe.sh", header, "" if symvers is None else listing, "1.2.3"),
+            *(fake, "-Iinclude"),
+        ],
+        timeout_s=20,
+        check=False,
+    )
+    return done.returncode, header.read_text() if header.exists() else "", done.stderr
