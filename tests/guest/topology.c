@@ -347,7 +347,7 @@ static void hostile(void)
 	make_file("back\\slash\\011", O_RDWR);
 	make_file("\x01\x02\x1b[31m\x7f", O_RDWR);
 	make_file("\xff\xfe\x80 not utf-8", O_RDWR);
-	make_file("caf\xc3\xa9", O_RDWR);
+	make_file("\xc3\xa9t\xc3\xa9", O_RDWR);
 	make_file("\n\n0000000000000000000000000000000000000000000000000000000000000000\t1\t1\t0\t0\tforged\n",
 		  O_RDWR);
 	CHECK(mkdir("dir\nectory", 0700));
