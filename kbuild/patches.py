@@ -20,7 +20,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from unidiff.errors import UnidiffParseError
 from unidiff.patch import PatchSet
 
-from kbuild import fs
+from kbuild import fs, versions
 from kbuild.errors import BuildError, UserError
 from kbuild.model import Patch, Series, Tree
 from kbuild.run import run
@@ -87,7 +87,7 @@ def _read_patch(path: Path) -> Patch:
 def choose(directory: Path, upstream: str) -> Series:
     """Return the one series below ``directory`` whose range holds ``upstream`` (6.1.192)."""
     series = [read_series(path.parent) for path in sorted(directory.glob("*/series"))]
-    fitting = [one for one in series if SpecifierSet(one.range).contains(upstream)]
+    fitting = [one for one in series if versions.upstream_in_range(upstream, one.range)]
     if len(fitting) != 1:
         raise UserError(
             f"{len(fitting)} series are for Linux {upstream}, and it must be exactly one",

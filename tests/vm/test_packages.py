@@ -1,0 +1,89 @@
+"""The packages as an administrator's machine has them: installed by apt, kept in order."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from kbuild import versions
+from kbuild.model import Kernel
+from kbuild.vm.guest import Guest
+from kbuild.vm.image import is_ours
+
+
+def installed(guest: Guest) -> dict[str, tuple[str, str]]:
+    """Return package → (dpkg's state, version)."""
+    listed = guest.run(
+        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status} ${Version}\n"], timeout_s=30
+    ).text
+    rows = (line.split(" ") for line in listed.splitlines())
+    return {name: (state, version) for name, state, version in rows}
+
+
+def test_everything_is_installed_and_configured(guest: Guest, kernel: Kernel) -> None:
+    packages = installed(guest)
+    half = {name: state for name, (state, _) in packages.items() if state != "installed"}
+    assert half == {}
+    assert f"linux-image-{kernel.release}" in packages
+    assert f"linux-headers-{kernel.release}" in packages
+    assert "cplayground-dkms" in packages
+    assert "linux-libc-dev" not in packages or "+cplayground" not in packages["linux-libc-dev"][1]
+    audit = guest.run(["dpkg", "--audit"], timeout_s=60)
+    assert (audit.status, audit.stdout) == (0, b"")
+
+
+def test_the_meta_packages_are_tied_to_their_versions(guest: Guest, kernel: Kernel) -> None:
+    if not is_ours(kernel):
+        return
+    for name, (_, version) in installed(guest).items():
+        if re.match(r"linux-(image|headers)-cplayground-", name):
+            depends = guest.run(["dpkg-query", "-W", "-f", "${Depends}", name], timeout_s=10).text
+            assert f"(= {version})" in depends, f"{name}: {depends}"
+            assert kernel.release in depends
+
+
+def test_dkms_built_the_module_for_this_kernel_and_not_for_the_build_machines(
+    guest: Guest, kernel: Kernel
+) -> None:
+    status = guest.run(["dkms", "status", "cplayground"], timeout_s=60).text
+    rows = [line for line in status.splitlines() if kernel.release in line]
+    assert len(rows) == 1, status
+    assert rows[0].endswith("installed"), status
+    chosen = guest.run(["modinfo", "-n", "cplayground"], timeout_s=10).text.strip()
+    assert "/updates/dkms/" in chosen
+    vermagic = guest.run(["modinfo", "-F", "vermagic", "cplayground"], timeout_s=10).text
+    assert vermagic.split()[0] == kernel.release
+
+
+def test_the_prebuilt_module_loads_too(guest: Guest, kernel: Kernel) -> None:
+    if not is_ours(kernel):
+        return
+    path = f"/lib/modules/{kernel.release}/extra/cplayground.ko"
+    guest.run(["insmod", path], timeout_s=20, check=True)
+    try:
+        guest.run(["cat", "/proc/cplayground"], timeout_s=20, check=True)
+    finally:
+        guest.run(["rmmod", "cplayground"], timeout_s=20, check=True)
+
+
+def test_the_boot_loader_puts_our_kernel_beside_its_base(guest: Guest, tmp_path: Path) -> None:
+    # In the order of the GRUB that is installed: ours directly beside the kernel that it is
+    # made of, and the next security kernel above both.
+    library = tmp_path / "usr/share/grub/grub-mkconfig_lib"
+    library.parent.mkdir(parents=True)
+    library.write_bytes(guest.read("/usr/share/grub/grub-mkconfig_lib"))
+    releases = sorted(
+        name.removeprefix("vmlinuz-")
+        for name in guest.run(["ls", "/boot"], timeout_s=10).text.split()
+        if name.startswith("vmlinuz-")
+    )
+    assert len(releases) == 2
+    base = next(name for name in releases if "-cplayground-" not in name)
+
+    def neighbour(by: int) -> str:
+        return re.sub(r"-(\d+)-", lambda m: f"-{int(m[1]) + by}-", base, count=1)
+
+    order = versions.boot_order([neighbour(-1), *releases, neighbour(1)], tmp_path)
+    assert order[0] == neighbour(1)
+    assert sorted(order[1:3]) == releases
+    assert order[3] == neighbour(-1)
