@@ -95,6 +95,8 @@ class Checkout:
         (self.state / "installed").write_text("first\n")
 
     def fake(self, name: str, text: str) -> None:
+        # Never through a link: what it leads to belongs to the machine.
+        (self.bin / name).unlink(missing_ok=True)
         (self.bin / name).write_text(text)
         (self.bin / name).chmod(0o755)
 
