@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 MAINTAINER = "cplayground-kernel maintainers <maintainers@cplayground-kernel.invalid>"
 
 # xz's preset.  Measured on the cloud-amd64 image, see docs/packages.md.
-COMPRESSION = 6
+COMPRESSION = 1
 
 _BUILD_TIMEOUT_S = 1800
 _LINT_TIMEOUT_S = 900

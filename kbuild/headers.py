@@ -19,8 +19,19 @@ from kbuild.model import BuiltKernel
 _ARCH = "arch/x86"
 # Where makefiles and Kconfig files say nothing about building a module.
 _SKIPPED = {"Documentation", "LICENSES", "samples", "tools"}
-# Below scripts/: test data, and links into the trees of other architectures.
-_SKIPPED_SCRIPTS = {"include-prefixes", "tests"}
+# Below scripts/: what serves the kernel's own developers, test data, and links into the
+# trees of other architectures.
+_SKIPPED_SCRIPTS = {
+    "atomic",
+    "coccinelle",
+    "dtc",
+    "gdb",
+    "ksymoops",
+    "package",
+    "selinux",
+    "tests",
+    "tracing",
+}
 _BUILD_FILES = ("Makefile", "Kconfig", "Kbuild", "Platform")
 
 _RELEASE = re.compile(r'^#define UTS_RELEASE "(.+)"$', re.MULTILINE)
@@ -105,7 +116,7 @@ def _from_source(source: Path) -> Iterator[Path]:
     for path in _walk(source, "include", skip=set()):
         yield path
     for path in _walk(source, "scripts", skip=_SKIPPED_SCRIPTS):
-        if path.suffix != ".o":
+        if path.name != ".gitignore":
             yield path
     for path in _walk(source, ".", skip=_SKIPPED | {"include", "scripts"}):
         name = path.name
