@@ -42,7 +42,8 @@ def undocumented_tasks(collection: Collection, text: str) -> list[str]:
         if not task.__doc__:
             missing.append(f"{name}: no docstring")
         for argument in task.get_arguments():
-            option = "--" + str(argument.name).replace("_", "-")
+            name_typed = str(argument.name).replace("_", "-")
+            option = f"--{name_typed}" if len(name_typed) > 1 else f"-{name_typed}"
             if f"`{option}" not in text and f"{name} {option}" not in text:
                 missing.append(f"{name} {option}")
             if not argument.help:
@@ -87,6 +88,13 @@ def test_an_undocumented_task_is_found() -> None:
     assert not undocumented_tasks(collection(helped), "`invoke fly --speed slow`")
     found = undocumented_tasks(collection({}), "`invoke fly --speed slow`")
     assert found == ["fly --speed: no help text"]
+
+
+def test_every_configuration_key_is_documented() -> None:
+    text = documentation()
+    defaults = importlib.import_module("tasks").DEFAULTS
+    assert defaults
+    assert not [key for key in defaults if f"`{key}`" not in text]
 
 
 def test_every_flavour_and_suite_is_documented() -> None:
