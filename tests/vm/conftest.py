@@ -31,7 +31,12 @@ _NAME_KEY = pytest.StashKey[str]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("vm", "tests that boot a guest")
     group.addoption("--image", type=Path, help="image.json that kbuild.vm.image wrote")
-    group.addoption("--accel", choices=("kvm", "tcg"), help="do not try which one works")
+    group.addoption(
+        "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="auto: what is seen to work"
+    )
+    group.addoption(
+        "--target", default="", help="options of './inv test' that lead to this image again"
+    )
     group.addoption(
         "--kernel", choices=("ours", "stock", "all"), default="all", help="of those in the image"
     )
@@ -81,8 +86,10 @@ def guest_image(request: pytest.FixtureRequest) -> GuestImage:
 def accelerator(request: pytest.FixtureRequest, guest_image: GuestImage) -> Accelerator:
     """What guests run on here: --accel, or what was seen to work."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cplayground-kernel"
-    wanted: str | None = request.config.getoption("accel")
-    return qemu.choose_accelerator(cache, guest_image.kernels[0], wanted).accelerator
+    wanted: str = request.config.getoption("accel")
+    return qemu.choose_accelerator(
+        cache, guest_image.kernels[0], None if wanted == "auto" else wanted
+    ).accelerator
 
 
 @dataclass
@@ -179,7 +186,9 @@ def pytest_runtest_makereport(
         report.sections.append(("guest console during this test", part or "(nothing)"))
         report.sections.append(("whole console", str(machine.machine.console.path)))
         name = getattr(item, "originalname", item.name)
-        report.sections.append(("reproduce", f"./inv test -k {shlex.quote(name)}"))
+        target = item.config.getoption("target")
+        again = f"./inv test --tier vm -k {shlex.quote(name)} {target}".rstrip()
+        report.sections.append(("reproduce", again))
         if item.config.getoption("keep_vm") and machine.alive:
             _shell(item.config, machine)
     return report

@@ -1,0 +1,85 @@
+"""A QEMU that runs nothing: it speaks QMP and plays an agent, well or badly.
+
+How it behaves is the text of the file "behaviour" beside this script's link.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from kbuild.vm.channel import Decoder, Frame, Kind, encode
+
+BANNER = "[    0.000000] Linux version 6.1.0-fake (fake) #1\r\n"
+
+
+def main() -> None:
+    behaviour = (Path(sys.argv[0]).parent / "behaviour").read_text().strip()
+    text = " ".join(sys.argv)
+    control, qmp = (socket.socket(fileno=_fd(text, name)) for name in ("control", "qmp"))
+    if behaviour == "bad option":
+        sys.exit("qemu: -accel banana: invalid accelerator")
+    if behaviour == "mute":
+        time.sleep(60)
+    qmp.sendall(b'{"QMP": {}}\n')
+    qmp.recv(4096)
+    qmp.sendall(b'{"return": {}}\n')
+    console = re.search(r"id=console,path=(\S+)", text)
+    assert console is not None
+    with Path(console.group(1)).open("w") as stream:
+        stream.write("" if behaviour == "silent console" else BANNER)
+        if behaviour == "oops":
+            stream.write("[    1.0] BUG: kernel NULL pointer dereference, address: 0\r\n")
+    if behaviour == "oops":
+        sys.exit(0)
+    if behaviour in ("hang", "ignores SIGTERM"):
+        if behaviour == "ignores SIGTERM":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(60)
+    _serve(control, qmp, behaviour)
+
+
+def _fd(text: str, name: str) -> int:
+    found = re.search(rf"id={name},fd=(\d+)", text)
+    assert found is not None
+    return int(found.group(1))
+
+
+def _serve(control: socket.socket, qmp: socket.socket, behaviour: str) -> None:
+    decoder = Decoder()
+    while data := control.recv(65536):
+        for frame in decoder.feed(data):
+            if frame.kind is Kind.PING:
+                control.sendall(encode(Frame(Kind.HELLO, 0, b"1\nboot-id\n6.1.0-fake\n")))
+            elif frame.kind is Kind.START:
+                _command(control, frame, behaviour)
+            elif frame.kind is Kind.POWER_OFF:
+                control.sendall(encode(Frame(Kind.FAREWELL, frame.id, bytes(4))))
+                reason = "guest-reset" if behaviour == "reset" else "guest-shutdown"
+                event = {"event": "SHUTDOWN", "data": {"guest": True, "reason": reason}}
+                qmp.sendall(json.dumps(event).encode() + b"\n")
+                sys.exit(0)
+
+
+def _command(control: socket.socket, frame: Frame, behaviour: str) -> None:
+    argv = frame.payload[7:].split(b"\0")[1:]
+    if behaviour == "dies" and argv[0] == b"work":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if behaviour == "deaf" and argv[0] == b"work":
+        time.sleep(60)
+    status = 1 if argv[0] == b"sh" else 0  # no virtio port here
+    taint = b"512\n" if behaviour == "tainted" else b"0\n"
+    output = taint if argv[1:2] == [b"/proc/sys/kernel/tainted"] else b"done\n"
+    control.sendall(encode(Frame(Kind.STDOUT, frame.id, output)))
+    end = status.to_bytes(4, "little") + bytes(4)
+    control.sendall(encode(Frame(Kind.EXIT, frame.id, end)))
+
+
+if __name__ == "__main__":
+    main()

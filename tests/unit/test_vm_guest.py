@@ -1,0 +1,212 @@
+"""QEMU's command line, and a guest's life against a QEMU that only plays one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from kbuild.errors import InfrastructureError, UserError
+from kbuild.model import Kernel
+from kbuild.vm import image, qemu
+from kbuild.vm.guest import Guest, GuestCommandError, GuestLost, judge_command
+from kbuild.vm.outcome import Outcome
+from kbuild.vm.spec import KVM, TCG, Accelerator, GuestSpec
+
+PROJECT = Path(__file__).parents[2]
+# Every deadline a hundredth: silence has not to be waited for here.
+FAST = Accelerator("tcg", 0.05)
+
+
+def spec_at(root: Path, **changes: object) -> GuestSpec:
+    spec = GuestSpec(
+        kernel=Kernel("6.1.0-fake", "fake", root), disk=root / "disk.img", accelerator=FAST
+    )
+    return dataclasses.replace(spec, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def behave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put the fake QEMU first in PATH; write how it is to behave to the returned file."""
+    bin_directory = tmp_path / "bin"
+    bin_directory.mkdir()
+    script = bin_directory / qemu.QEMU
+    source = (PROJECT / "tests" / "unit" / "fake_qemu.py").read_text()
+    script.write_text(f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(PROJECT)!r})\n")
+    # __future__ imports have to come first in a file
+    body = source.replace("from __future__ import annotations\n", "")
+    script.write_text(script.read_text() + body)
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_directory}:{os.environ['PATH']}")
+    behaviour = bin_directory / "behaviour"
+    behaviour.write_text("good")
+    return behaviour
+
+
+def test_the_command_line_is_the_one_that_was_tried(tmp_path: Path) -> None:
+    (tmp_path / "boot").mkdir()
+    (tmp_path / "boot" / "initrd.img-6.1.0-fake").touch()
+    spec = spec_at(tmp_path, accelerator=TCG, append=("watchdog_thresh=3",))
+    wires = qemu.Wires(control=3, bulk=4, qmp=5, console=tmp_path / "a,b.log")
+    text = " ".join(qemu.command(spec, wires)).replace(str(tmp_path), "/t")
+    assert text == (
+        "qemu-system-x86_64 -name cplayground-6.1.0-fake -machine pc -accel tcg,thread=multi"
+        " -cpu max -smp 2 -m 1024 -nodefaults -no-user-config -no-reboot -display none"
+        " -kernel /t/boot/vmlinuz-6.1.0-fake -initrd /t/boot/initrd.img-6.1.0-fake"
+        " -append console=ttyS0,115200 root=/dev/vda rootfstype=ext4 rw fsck.mode=skip"
+        " init=/usr/lib/cplayground/agent quiet loglevel=7 printk.devkmsg=on panic=-1"
+        " oops=panic softlockup_panic=1 random.trust_cpu=on watchdog_thresh=3"
+        " -drive file=/t/disk.img,if=none,id=disk,format=raw,snapshot=on"
+        " -device virtio-blk-pci,drive=disk"
+        " -object rng-random,id=entropy,filename=/dev/urandom"
+        " -device virtio-rng-pci,rng=entropy"
+        " -chardev file,id=console,path=/t/a,,b.log -serial chardev:console"
+        " -chardev socket,id=control,fd=3 -serial chardev:control"
+        " -device virtio-serial-pci -chardev socket,id=bulk,fd=4"
+        " -device virtserialport,chardev=bulk,name=cplayground.control"
+        " -chardev socket,id=qmp,fd=5 -mon chardev=qmp,mode=control"
+    )
+
+
+def test_a_guest_without_console_or_initrd_has_neither_option(tmp_path: Path) -> None:
+    spec = spec_at(tmp_path, console="", accelerator=KVM)
+    argv = qemu.command(spec, qemu.Wires(3, 4, 5, tmp_path / "c"))
+    assert "-initrd" not in argv
+    assert "console=" not in argv[argv.index("-append") + 1]
+    assert argv[argv.index("-accel") + 1] == "kvm"
+
+
+def test_a_good_guest_passes(behave: Path, tmp_path: Path) -> None:
+    with Guest.boot(spec_at(tmp_path, slowness=20.0), workdir=tmp_path / "w") as guest:
+        assert (guest.release, guest.boot_id) == ("6.1.0-fake", "boot-id")
+        assert guest.run(["work"], timeout_s=5, check=True).text == "done\n"
+        with pytest.raises(GuestCommandError, match="failed: exit status 1"):
+            guest.run(["sh"], timeout_s=5, check=True)
+        assert guest.alive
+        verdict = guest.shutdown()
+    assert verdict.passed, verdict
+    assert not guest.alive
+    assert guest.shutdown() is verdict
+    assert (tmp_path / "w" / "qemu.log").read_text().startswith("$ qemu-system-x86_64 ")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "slowness", "outcome"),
+    [
+        ("hang", 1.0, Outcome.HUNG),
+        ("ignores SIGTERM", 1.0, Outcome.HUNG),
+        ("deaf", 4.0, Outcome.HUNG),
+        ("oops", 20.0, Outcome.CRASHED),
+        ("dies", 20.0, Outcome.KILLED),
+        ("silent console", 20.0, Outcome.NO_OUTPUT),
+        ("reset", 20.0, Outcome.NO_POWER_OFF),
+        ("tainted", 20.0, Outcome.TAINTED),
+    ],
+)
+def test_each_bad_end_has_its_outcome(
+    behave: Path, tmp_path: Path, behaviour: str, slowness: float, outcome: Outcome
+) -> None:
+    behave.write_text(behaviour)
+    _, verdict = judge_command(
+        spec_at(tmp_path, slowness=slowness), ["work"], workdir=tmp_path / "w", timeout_s=5
+    )
+    assert verdict.outcome is outcome, verdict
+
+
+def test_a_lost_guest_shows_its_console_and_its_exit_status(behave: Path, tmp_path: Path) -> None:
+    behave.write_text("oops")
+    with pytest.raises(GuestLost) as lost:
+        Guest.boot(spec_at(tmp_path, slowness=20.0), workdir=tmp_path / "w")
+    assert lost.value.exit_status == Outcome.CRASHED.exit_status
+    assert "NULL pointer" in str(lost.value)
+    assert lost.value.log == tmp_path / "w" / "console.log"
+
+
+def test_a_qemu_that_does_not_start_is_infrastructure(behave: Path, tmp_path: Path) -> None:
+    behave.write_text("bad option")
+    with pytest.raises(InfrastructureError, match="invalid accelerator"):
+        Guest.boot(spec_at(tmp_path), workdir=tmp_path / "w")
+
+
+def test_the_log_of_the_run_before_is_kept(behave: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        with Guest.boot(spec_at(tmp_path, slowness=20.0), workdir=tmp_path / "w"):
+            pass
+    names = {path.name for path in (tmp_path / "w").iterdir()}
+    assert names == {"console.log", "console.previous.log", "qemu.log", "qemu.previous.log"}
+
+
+# --- the accelerator -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def kvm_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let /dev/kvm look usable, whatever this machine has."""
+    monkeypatch.setattr("os.access", lambda *_: True)
+    monkeypatch.setattr(qemu, "_PROBE_TIMEOUT_S", 2.0)
+    monkeypatch.setattr("kbuild.run.run", lambda *_, **__: _Version())
+
+
+class _Version:
+    stdout = "QEMU emulator version 7.2\n"
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "name", "evidence"),
+    [
+        ("good", "kvm", "a kernel spoke under KVM"),
+        ("silent console", "tcg", "said nothing"),
+        ("bad option", "tcg", "invalid accelerator"),
+    ],
+)
+@pytest.mark.usefixtures("kvm_device")
+def test_kvm_is_taken_only_when_seen_to_work(
+    behave: Path, tmp_path: Path, behaviour: str, name: str, evidence: str
+) -> None:
+    behave.write_text(behaviour)
+    kernel = Kernel("6.1.0-fake", "fake", tmp_path)
+    choice = qemu.choose_accelerator(tmp_path / "cache", kernel)
+    assert choice.accelerator.name == name
+    assert evidence in choice.evidence
+    # the answer is kept: another behaviour is not tried
+    behave.write_text("bad option" if behaviour == "good" else "good")
+    assert qemu.choose_accelerator(tmp_path / "cache", kernel) == choice
+
+
+def test_without_a_device_there_is_no_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    choice = qemu.choose_accelerator(tmp_path, Kernel("x", "x", tmp_path))
+    assert choice.accelerator is TCG
+
+
+def test_the_users_word_is_taken_and_a_wrong_one_refused(tmp_path: Path) -> None:
+    kernel = Kernel("x", "x", tmp_path)
+    assert qemu.choose_accelerator(tmp_path, kernel, "kvm").accelerator is KVM
+    with pytest.raises(UserError, match="kvm, tcg"):
+        qemu.choose_accelerator(tmp_path, kernel, "hvf")
+
+
+# --- the image's pure parts ------------------------------------------------------------------
+
+
+def test_kernels_are_told_apart_by_their_release(tmp_path: Path) -> None:
+    ours, stock = "6.1.0-56-cplayground-cloud-amd64", "6.1.0-56-cloud-amd64"
+    assert image.flavour_of(ours) == image.flavour_of(stock) == "cloud-amd64"
+    assert image.is_ours(Kernel(ours, "", tmp_path))
+    assert not image.is_ours(Kernel(stock, "", tmp_path))
+
+
+def test_an_image_that_is_not_there_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(InfrastructureError, match="inv test"):
+        image.read(tmp_path / "image.json")
+
+
+def test_an_apt_log_is_cut_to_what_is_wrong() -> None:
+    log = "Get:1 x\nUnpacking y\nE: Unable to locate package z\nFetched 1\n"
+    assert image.relevant_lines(log) == "E: Unable to locate package z"
+    assert image.relevant_lines("only\nthis\n") == "only\nthis"

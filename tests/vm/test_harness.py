@@ -1,0 +1,178 @@
+"""The harness against guests that misbehave on purpose: each gives an outcome of its own.
+
+One kernel is enough, Debian's own if the image has it: nothing of ours is tried here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kbuild.errors import InfrastructureError
+from kbuild.model import Kernel
+from kbuild.vm import image
+from kbuild.vm.guest import Guest, GuestCommandError, GuestLost, judge_command
+from kbuild.vm.image import GuestImage
+from kbuild.vm.outcome import Outcome
+from kbuild.vm.spec import MISBEHAVE, Accelerator, GuestSpec
+
+# Out of tree (O) and unsigned (E): what the harness's own module does by being loaded.
+MODULE_TAINT = 1 << 12 | 1 << 13
+WARN_TAINT = 1 << 9
+# Where a test waits for silence, deadlines are short; a guest that is up answers in this time.
+SILENCE_S = 8.0
+
+
+@pytest.fixture(scope="module")
+def spec(guest_image: GuestImage, accelerator: Accelerator) -> GuestSpec:
+    """A guest of Debian's kernel, or of the only one that there is."""
+    kernels = sorted(guest_image.kernels, key=image.is_ours)
+    return GuestSpec(kernel=kernels[0], disk=guest_image.disk, accelerator=accelerator)
+
+
+@pytest.fixture
+def workdir(request: pytest.FixtureRequest) -> Path:
+    """Where the console of this test's guest is kept."""
+    logs: Path = request.config.rootpath / "build" / "logs" / "vm" / "test_harness"
+    return logs / str(request.node.name)
+
+
+def misbehave(spec: GuestSpec, what: str) -> list[str]:
+    return ["insmod", MISBEHAVE.format(release=spec.kernel.release), f"what={what}"]
+
+
+def test_a_good_guest_passes_and_does_what_it_is_asked(spec: GuestSpec, workdir: Path) -> None:
+    with Guest.boot(spec, workdir=workdir) as guest:
+        assert guest.release == spec.kernel.release
+        # streams apart, status, standard input, environment
+        script = 'cat; echo "$WHO" >&2; exit 3'
+        result = guest.run(
+            ["sh", "-c", script], timeout_s=5, stdin=b"in", env={"WHO": "me"}, cwd="/tmp"
+        )
+        assert (result.status, result.stdout, result.stderr) == (3, b"in", b"me\n")
+        assert guest.run(["sh", "-c", "kill -9 $$"], timeout_s=5).status == -9
+        assert guest.run(["/nowhere"], timeout_s=5).status == 127
+        # more than any buffer on the way, both ways, byte for byte
+        data = os.urandom(3_000_000)
+        guest.put(data, "/tmp/data", mode=0o640)
+        assert guest.read("/tmp/data") == data
+        assert guest.run(["stat", "-c%a", "/tmp/data"], timeout_s=5).text == "640\n"
+        # a procfile says that its size is 0
+        assert guest.read("/proc/version").startswith(b"Linux version " + guest.release.encode())
+        # a command that runs beside others
+        echo = guest.start(["cat"])
+        echo.write(b"one\ntwo")
+        assert echo.read_line(5) == b"one\n"
+        assert guest.run(["true"], timeout_s=5).status == 0
+        echo.close_stdin()
+        assert echo.wait(5).stdout == b"two"
+        # a limit is kept, and the guest lives on
+        with pytest.raises(GuestCommandError, match="did not end in"):
+            guest.run(["sleep", "600"], timeout_s=0.1)
+        # a terminal is one
+        assert guest.start(["tty"], pty=True).wait(5).stdout.startswith(b"/dev/pts/")
+        # nothing of this is on the console
+        guest.mark_begin("quiet")
+        guest.run(["sh", "-c", "echo shown nowhere; echo nor this >&2"], timeout_s=5, check=True)
+        guest.mark_end("quiet")
+        assert "shown nowhere" not in guest.console()
+        verdict = guest.shutdown()
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize(
+    ("argv", "outcome"),
+    [
+        pytest.param(lambda _: ["sh", "-c", "exit 7"], Outcome.FAILED, id="exit-status-7"),
+        pytest.param(
+            lambda _: ["sh", "-c", "echo c > /proc/sysrq-trigger"], Outcome.CRASHED, id="sysrq-c"
+        ),
+        pytest.param(lambda spec: misbehave(spec, "oops"), Outcome.CRASHED, id="oops"),
+        pytest.param(lambda spec: misbehave(spec, "warn"), Outcome.WARNED, id="warn"),
+        pytest.param(lambda spec: misbehave(spec, "lockup"), Outcome.HUNG, id="kernel-loops"),
+        pytest.param(
+            lambda _: ["sh", "-c", "echo o > /proc/sysrq-trigger; sleep 60"],
+            Outcome.NO_POWER_OFF,
+            id="no-orderly-power-off",
+        ),
+    ],
+)
+def test_each_misbehaviour_has_its_outcome(
+    spec: GuestSpec, workdir: Path, argv: Callable[[GuestSpec], list[str]], outcome: Outcome
+) -> None:
+    quick = dataclasses.replace(spec, append=("watchdog_thresh=3",))
+    result, verdict = judge_command(
+        quick, argv(spec), workdir=workdir, timeout_s=60, expected_taint=MODULE_TAINT | WARN_TAINT
+    )
+    assert verdict.outcome is outcome, verdict
+    if outcome is Outcome.FAILED:
+        assert result is not None
+        assert result.status == 7
+
+
+def test_an_unexpected_taint_is_noticed(spec: GuestSpec, workdir: Path) -> None:
+    guest = Guest.boot(spec, workdir=workdir)
+    # the module refuses to stay, but it has been in
+    guest.run(misbehave(spec, "nothing"), timeout_s=10)
+    verdict = guest.shutdown()
+    assert verdict.outcome is Outcome.TAINTED, verdict
+    assert "(OE)" in verdict.reasons[0]
+
+
+def test_an_agent_that_loops_for_ever_is_a_hang(spec: GuestSpec, workdir: Path) -> None:
+    guest = Guest.boot(spec, workdir=workdir)
+    guest.answer_s = SILENCE_S
+    guest.spin_agent()
+    with pytest.raises(GuestLost) as lost:
+        guest.run(["true"], timeout_s=0.1)
+    assert lost.value.outcome is Outcome.HUNG
+    assert lost.value.exit_status == Outcome.HUNG.exit_status
+    assert guest.shutdown().outcome is Outcome.HUNG
+    assert not guest.alive
+
+
+def test_a_guest_killed_from_outside_is_named(spec: GuestSpec, workdir: Path) -> None:
+    guest = Guest.boot(spec, workdir=workdir)
+    os.kill(guest.machine.pid, signal.SIGKILL)
+    with pytest.raises(GuestLost) as lost:
+        guest.run(["true"], timeout_s=5)
+    assert lost.value.outcome is Outcome.KILLED
+    # and whoever asks again gets the same answer, not a crash of the harness
+    with pytest.raises(GuestLost):
+        guest.read("/proc/version")
+
+
+def test_a_kernel_without_a_console_proves_nothing(spec: GuestSpec, workdir: Path) -> None:
+    result, verdict = judge_command(
+        dataclasses.replace(spec, console=""), ["true"], workdir=workdir, timeout_s=5
+    )
+    assert result is not None
+    assert result.status == 0
+    assert verdict.outcome is Outcome.NO_OUTPUT, verdict
+
+
+def test_a_kernel_that_is_none_says_nothing(spec: GuestSpec, workdir: Path, tmp_path: Path) -> None:
+    (tmp_path / "boot").mkdir()
+    # an endless loop where a boot sector's code would be, in a file with a kernel's header
+    real = (spec.kernel.root / "boot" / f"vmlinuz-{spec.kernel.release}").read_bytes()
+    setup = (real[0x1F1] + 1) * 512
+    (tmp_path / "boot" / "vmlinuz-none").write_bytes(real[:0x200] + b"\xeb\xfe" * (setup // 2))
+    nothing = dataclasses.replace(
+        spec, kernel=Kernel("none", "none", tmp_path), slowness=SILENCE_S / 30 / spec.scale
+    )
+    with pytest.raises(GuestLost) as lost:
+        Guest.boot(nothing, workdir=workdir)
+    assert lost.value.outcome is Outcome.NO_OUTPUT
+
+
+def test_a_kernel_file_that_is_missing_is_nobodys_verdict(
+    spec: GuestSpec, workdir: Path, tmp_path: Path
+) -> None:
+    absent = dataclasses.replace(spec, kernel=Kernel("absent", "none", tmp_path))
+    with pytest.raises(InfrastructureError, match="QEMU did not start"):
+        Guest.boot(absent, workdir=workdir)
