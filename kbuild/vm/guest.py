@@ -413,8 +413,19 @@ class Guest:
             raise self._lost(f"the guest is gone while we waited for {what}") from None
         except ChannelTimeout:
             self._answered = False
+            still = self._still_there()
             self._conclude(None)
-            raise self._lost(f"the guest is silent: no sign of {what}") from None
+            raise self._lost(f"no sign of {what} in its time; {still}") from None
+
+    def _still_there(self) -> str:
+        """Say whether the agent answers a ping, which goes over the serial port."""
+        if not self._hello:
+            return "the agent never spoke"
+        try:
+            self.channel.ping(self.answer_s)
+        except (ChannelTimeout, ChannelClosed):
+            return "the agent does not answer a ping either"
+        return "the agent itself still answers"
 
     def require_answer(self) -> None:
         """Ping the agent; ChannelTimeout when it is silent too, and not only a command."""
