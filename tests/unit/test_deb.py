@@ -1,0 +1,388 @@
+"""What goes into the kernel's packages, and what is said about them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from debian.changelog import Changelog
+from debian.deb822 import Deb822
+
+from kbuild import deb, fs, headers, roots, versions
+from kbuild.errors import BuildError
+from kbuild.model import Root
+from kbuild.run import Arg, Completed
+from tests.unit import fake_kernel
+from tests.unit.fake_kernel import EPOCH, RELEASE
+
+PROJECT = Path(__file__).parents[2]
+
+
+def names_below(top: Path) -> set[str]:
+    return {
+        path.relative_to(top).as_posix()
+        for path in top.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
+
+
+def test_image_holds_the_kernel_and_the_modules_untouched(tmp_path: Path) -> None:
+    kernel = fake_kernel.kernel(tmp_path)
+    deb.stage_image(kernel, tmp_path / "stage")
+    below = f"lib/modules/{RELEASE}"
+    assert names_below(tmp_path / "stage") == {
+        f"boot/vmlinuz-{RELEASE}",
+        f"boot/System.map-{RELEASE}",
+        f"boot/config-{RELEASE}",
+        f"{below}/kernel/fs/ext4/ext4.ko",
+        f"{below}/modules.builtin",
+        f"{below}/modules.builtin.modinfo",
+        f"{below}/modules.order",
+    }
+    assert kernel.modules is not None
+    module = "kernel/fs/ext4/ext4.ko"
+    assert fs.sha256_file(tmp_path / "stage" / below / module) == fs.sha256_file(
+        kernel.modules / module
+    )
+
+
+def test_image_without_modules_still_takes_ours(tmp_path: Path) -> None:
+    kernel = replace(fake_kernel.kernel(tmp_path), modules=None)
+    fake_kernel.write(kernel.output / "modules.builtin", "kernel/fs/proc/proc.ko\n")
+    deb.stage_image(kernel, tmp_path / "stage")
+    modules = tmp_path / "stage/lib/modules" / RELEASE
+    assert names_below(modules) == {"modules.builtin", "modules.order"}
+
+
+@pytest.mark.parametrize("lost", ["out/System.map", "out/arch/x86/boot/bzImage", "config"])
+def test_image_needs_its_files(tmp_path: Path, lost: str) -> None:
+    kernel = fake_kernel.kernel(tmp_path)
+    (tmp_path / lost).unlink()
+    with pytest.raises(BuildError, match="missing") as caught:
+        deb.stage_image(kernel, tmp_path / "stage")
+    assert lost in str(caught.value)
+
+
+def test_image_of_another_release_is_refused(tmp_path: Path) -> None:
+    kernel = replace(fake_kernel.kernel(tmp_path), release="6.1.0-57-cplayground-cloud-amd64")
+    with pytest.raises(BuildError, match="another release") as caught:
+        deb.stage_image(kernel, tmp_path / "stage")
+    assert caught.value.found == RELEASE
+
+
+def test_headers_hold_what_a_module_build_reads(tmp_path: Path) -> None:
+    kernel = fake_kernel.kernel(tmp_path)
+    headers.stage(kernel, tmp_path / "stage", compiler="gcc-12")
+    top = tmp_path / "stage/usr/src" / f"linux-headers-{RELEASE}"
+    assert names_below(top) == {
+        ".config",
+        ".kernelvariables",
+        "Kconfig",
+        "Makefile",
+        "Module.symvers",
+        "arch/x86/Makefile",
+        "arch/x86/include/asm/io.h",
+        "arch/x86/include/generated/uapi/asm/types.h",
+        "drivers/net/Makefile",
+        "include/config/auto.conf",
+        "include/config/kernel.release",
+        "include/generated/autoconf.h",
+        "include/generated/utsrelease.h",
+        "include/linux/module.h",
+        "scripts/Makefile.build",
+        "scripts/basic/fixdep",
+        "scripts/checkpatch.pl",
+        "scripts/mod/modpost",
+        "scripts/module.lds",
+        "tools/objtool/objtool",
+    }
+    link = tmp_path / "stage/lib/modules" / RELEASE / "build"
+    assert str(link.readlink()) == f"/usr/src/linux-headers-{RELEASE}"
+    assert (top / "scripts/mod/modpost").stat().st_mode & 0o111
+    assert (top / "include/config/kernel.release").read_text() == f"{RELEASE}\n"
+    assert "CC = $(CROSS_COMPILE)gcc-12\n" in (top / ".kernelvariables").read_text()
+    assert (top / "Module.symvers").read_text() == kernel.symvers.read_text()
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "tools/objtool/objtool",
+        "scripts/mod/modpost",
+        "scripts/module.lds",
+        "include/generated/autoconf.h",
+    ],
+)
+def test_headers_without_which_no_module_builds_are_refused(tmp_path: Path, lost: str) -> None:
+    kernel = fake_kernel.kernel(tmp_path)
+    (kernel.output / lost).unlink()
+    with pytest.raises(BuildError, match="incomplete") as caught:
+        headers.stage(kernel, tmp_path / "stage", compiler="gcc-12")
+    assert caught.value.expected == lost
+
+
+def test_headers_need_objtool_only_where_the_kernel_says_so(tmp_path: Path) -> None:
+    kernel = fake_kernel.kernel(tmp_path)
+    (kernel.output / "tools/objtool/objtool").unlink()
+    (kernel.output / "include/config/auto.conf").write_text("CONFIG_MODULES=y\n")
+    headers.stage(kernel, tmp_path / "stage", compiler="gcc-12")
+
+
+class FakeBuilder:
+    """Stands in for roots.enter: takes the rendered tree, leaves small packages."""
+
+    def __init__(self, *, leave_out: str = "", status: int = 0, output: str = "") -> None:
+        self.leave_out = leave_out
+        self.status = status
+        self.output = output
+        self.debian: dict[str, str] = {}
+        self.staged = ""
+        self.environment: dict[str, str] = {}
+
+    def __call__(
+        self,
+        root: Root,
+        argv: Sequence[Arg],
+        *,
+        binds: Sequence[roots.Bind],
+        env: Mapping[str, str] | None = None,
+        **options: object,
+    ) -> Completed:
+        if argv[0] == "lintian":
+            return Completed(tuple(map(str, argv)), self.status, self.output, "", 0.1)
+        assert list(argv) == ["dpkg-buildpackage", "-b", "-uc", "-us"]
+        (bind,) = binds
+        assert bind.writable
+        self.environment = dict(env or {})
+        tree = bind.source / "source"
+        self.staged = fs.sha256_tree(tree)
+        for path in sorted((tree / "debian").rglob("*")):
+            if path.is_file():
+                self.debian[path.relative_to(tree / "debian").as_posix()] = path.read_text()
+        source = Deb822(self.debian["control"])
+        version = str(Changelog(self.debian["changelog"]).version)
+        listed = []
+        for stanza in Deb822.iter_paragraphs(self.debian["control"].split("\n\n", 1)[1]):
+            if stanza["Package"] == self.leave_out:
+                continue
+            file = f"{stanza['Package']}_{version}_{stanza['Architecture']}.deb"
+            content = file.encode()
+            (bind.source / file).write_bytes(content)
+            listed.append(f" {hashlib.sha256(content).hexdigest()} {len(content)} {file}")
+        (bind.source / "stray_1_amd64.deb").write_text("not ours")
+        (bind.source / f"{source['Source']}_{version}_amd64.changes").write_text(
+            f"Source: {source['Source']}\nVersion: {version}\nChecksums-Sha256:\n"
+            + "\n".join(listed)
+            + "\n"
+        )
+        return Completed(tuple(map(str, argv)), 0, "", "", 0.1)
+
+
+ROOT = Root("bookworm", Path("/nowhere"), "digest")
+
+
+def build(tmp_path: Path, builder: FakeBuilder, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(roots, "enter", builder)
+    kernel = fake_kernel.kernel(tmp_path)
+    packages = deb.build_kernel_packages(
+        fake_kernel.settings(tmp_path),
+        ROOT,
+        kernel,
+        epoch=EPOCH,
+        log=tmp_path / "log",
+        out=tmp_path / "debs",
+    )
+    return [package.name for package in packages]
+
+
+def test_kernel_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = FakeBuilder()
+    assert build(tmp_path, builder, monkeypatch) == [
+        f"linux-headers-{RELEASE}",
+        "linux-headers-cplayground-cloud-amd64",
+        f"linux-image-{RELEASE}",
+        "linux-image-cplayground-cloud-amd64",
+    ]
+    assert builder.environment["SOURCE_DATE_EPOCH"] == str(EPOCH)
+    # Only what the .changes file lists is taken, and no work is left behind.
+    assert not (tmp_path / "debs/stray_1_amd64.deb").exists()
+    assert not list(tmp_path.glob(".debs.*"))
+
+
+def test_kernel_packages_depend_on_each_other_by_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = FakeBuilder()
+    build(tmp_path, builder, monkeypatch)
+    stanzas = {
+        stanza["Package"]: stanza
+        for stanza in Deb822.iter_paragraphs(builder.debian["control"])
+        if "Package" in stanza
+    }
+    for kind in ("image", "headers"):
+        depends = stanzas[f"linux-{kind}-cplayground-cloud-amd64"]["Depends"]
+        assert f"linux-{kind}-{RELEASE} (= ${{binary:Version}})" in depends.split(",")
+    assert "gcc-12" in stanzas[f"linux-headers-{RELEASE}"]["Depends"]
+    assert "linux-libc-dev" not in "".join(builder.debian.values())
+    # Debian's headers are not needed.
+    assert "linux-kbuild" not in stanzas[f"linux-headers-{RELEASE}"]["Depends"]
+    assert stanzas[f"linux-image-{RELEASE}"]["Built-Using"] == "linux (= 6.1.192-2)"
+
+
+def test_kernel_changelog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = FakeBuilder()
+    build(tmp_path, builder, monkeypatch)
+    changelog = Changelog(builder.debian["changelog"], strict=True)
+    assert str(changelog.version) == "6.1.192-2+cplayground1"
+    assert changelog.date == "Mon, 16 Nov 2026 10:17:40 +0000"
+    assert "fs: export file tables" in str(changelog)
+
+
+def test_same_input_gives_the_same_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = FakeBuilder(), FakeBuilder(), FakeBuilder()
+    build(tmp_path / "one", first, monkeypatch)
+    build(tmp_path / "two", second, monkeypatch)
+    assert first.staged == second.staged
+    monkeypatch.setattr(deb, "COMPRESSION", 9)
+    build(tmp_path / "three", third, monkeypatch)
+    assert first.staged != third.staged
+
+
+def test_no_word_of_a_template_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = FakeBuilder()
+    build(tmp_path, builder, monkeypatch)
+    for name, text in builder.debian.items():
+        assert "{{" not in text and "{%" not in text, name
+        assert not name.endswith(".j2")
+
+
+def test_maintainer_scripts_are_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = FakeBuilder()
+    build(tmp_path, builder, monkeypatch)
+    scripts = {
+        name: text
+        for name, text in builder.debian.items()
+        if name.endswith(("preinst", "postinst", "prerm", "postrm"))
+    }
+    assert set(scripts) == {
+        f"linux-image-{RELEASE}.preinst",
+        f"linux-image-{RELEASE}.postinst",
+        f"linux-image-{RELEASE}.prerm",
+        f"linux-image-{RELEASE}.postrm",
+        f"linux-headers-{RELEASE}.postinst",
+    }
+    for name, text in scripts.items():
+        path = fake_kernel.write(tmp_path / name, text)
+        assert subprocess.run(["sh", "-n", path]).returncode == 0
+        assert "#DEBHELPER#" in text
+        assert f"release={RELEASE}" in text
+
+
+def test_lost_package_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = FakeBuilder(leave_out="linux-headers-cplayground-cloud-amd64")
+    with pytest.raises(BuildError, match="without linux-headers-cplayground-cloud-amd64"):
+        build(tmp_path, builder, monkeypatch)
+    assert not (tmp_path / "debs").exists()
+
+
+def test_prebuilt_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = FakeBuilder()
+    monkeypatch.setattr(roots, "enter", builder)
+    module = fake_kernel.write(tmp_path / "cplayground.ko", "module")
+    settings = fake_kernel.settings(tmp_path)
+    packages = deb.build_prebuilt(
+        settings,
+        ROOT,
+        fake_kernel.kernel(tmp_path),
+        module,
+        epoch=EPOCH,
+        log=tmp_path / "log",
+        out=tmp_path / "debs",
+    )
+    assert [package.name for package in packages] == [
+        f"cplayground-modules-{RELEASE}",
+        "cplayground-modules-cloud-amd64",
+    ]
+    version = versions.module_version(settings.project)
+    assert {package.version for package in packages} == {f"{version}+6.1.192-2+cplayground1"}
+    assert f"linux-image-{RELEASE} (= 6.1.192-2+cplayground1)" in builder.debian["control"]
+
+
+def test_unknown_name_in_a_template_is_an_error(tmp_path: Path) -> None:
+    templates = tmp_path / "templates"
+    fake_kernel.write(templates / "control.j2", "Package: {{ nmae }}\n")
+    source = deb.SourcePackage("s", "1", templates, {}, {})
+    with pytest.raises(BuildError, match="nmae"):
+        deb.render(source, tmp_path / "debian", epoch=EPOCH)
+
+
+def test_changes_with_a_changed_package_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(tmp_path, FakeBuilder(), monkeypatch)
+    (changes,) = (tmp_path / "debs").glob("*.changes")
+    victim = deb.read_changes(changes)[0].path
+    victim.write_bytes(victim.read_bytes() + b"x")
+    with pytest.raises(BuildError, match="is not what"):
+        deb.read_changes(changes)
+    victim.unlink()
+    with pytest.raises(BuildError, match="is not what") as caught:
+        deb.read_changes(changes)
+    assert caught.value.found == "no such file"
+
+
+def test_lint_lists_the_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = "running with root privileges\nE: linux-image-x: bad-thing [usr]\nN: aside\n"
+    monkeypatch.setattr(roots, "enter", FakeBuilder(status=2, output=output))
+    changes = fake_kernel.write(tmp_path / "x.changes")
+    with pytest.raises(BuildError, match="lintian found 1 fault") as caught:
+        deb.lint(ROOT, [changes], log=tmp_path / "log")
+    assert caught.value.found == "E: linux-image-x: bad-thing [usr]"
+    monkeypatch.setattr(roots, "enter", FakeBuilder(status=0))
+    deb.lint(ROOT, [changes], log=tmp_path / "log")
+
+
+def test_every_override_gives_its_reason() -> None:
+    overrides = list((PROJECT / "debian").rglob("*.lintian-overrides"))
+    assert overrides
+    for path in overrides:
+        lines = path.read_text().splitlines()
+        for number, line in enumerate(lines):
+            if line and not line.startswith("#"):
+                assert number > 0 and lines[number - 1].startswith("#"), f"{path}:{number + 1}"
+
+
+def test_changelog_epoch(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    fake_kernel.write(
+        tree / "usr/share/doc/thing/changelog.Debian",
+        "thing (1-1) bookworm; urgency=low\n\n  * First.\n\n"
+        " -- Nobody <nobody@example.org>  Mon, 16 Nov 2026 10:17:40 +0000\n",
+    )
+    subprocess.run(["gzip", "-n", tree / "usr/share/doc/thing/changelog.Debian"], check=True)
+    fake_kernel.write(
+        tree / "DEBIAN/control",
+        "Package: thing\nVersion: 1-1\nArchitecture: all\n"
+        "Maintainer: Nobody <nobody@example.org>\nDescription: a test\n",
+    )
+    path = tmp_path / "thing.deb"
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "-b", tree, path], check=True, capture_output=True
+    )
+    assert deb.changelog_epoch(path) == EPOCH
+    bare = fake_kernel.package(tmp_path, "bare", "1")
+    with pytest.raises(BuildError, match="no changelog"):
+        deb.changelog_epoch(bare.path)
+
+
+def test_control_lines_fit() -> None:
+    """What lintian would say of descriptions, said in a second."""
+    for path in (PROJECT / "debian").rglob("control.j2"):
+        for line in path.read_text().splitlines():
+            if re.match(r"^ \S", line) and "{{" not in line:
+                assert len(line) <= 80, f"{path}: {line}"
