@@ -1,0 +1,135 @@
+"""The record of what was made of what."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kbuild import manifest
+from kbuild.errors import BuildError
+from kbuild.fs import sha256_file
+from kbuild.manifest import Manifest
+from tests.unit import fake_kernel
+
+
+def describe(tmp_path: Path) -> tuple[Path, Manifest]:
+    settings = fake_kernel.settings(tmp_path)
+    packages = [
+        fake_kernel.package(settings.build / "debs", name, "1", name) for name in ("b", "a")
+    ]
+    described = manifest.describe(
+        settings, [fake_kernel.kernel(tmp_path)], packages, {"compile": 12.34567, "fetch": 1}
+    )
+    return settings.build / "manifest.json", described
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path, described = describe(tmp_path)
+    manifest.write(path, described)
+    assert manifest.read(path) == described
+    assert manifest.verify(path) == described
+
+
+def test_outputs_are_tied_to_inputs(tmp_path: Path) -> None:
+    _, described = describe(tmp_path)
+    (kernel,) = described.kernels
+    assert kernel.signers == ("A" * 40, "B" * 40)
+    assert kernel.base_version == "6.1.192-2"
+    assert [file.name for file in kernel.files] == [
+        "linux-source-6.1",
+        "linux-image-6.1.0-56-cloud-amd64",
+        "linux-headers-6.1.0-56-cloud-amd64",
+        "linux-kbuild-6.1",
+    ]
+    assert kernel.config_sha256 == sha256_file(tmp_path / "config")
+    assert kernel.patches[0].sha256 == sha256_file(tmp_path / "patches/0001-export.patch")
+    assert kernel.exports == ("get_files_struct", "put_files_struct")
+    assert kernel.method == "fast"
+    assert [output.path for output in described.outputs] == [
+        "debs/a_1_amd64.deb",
+        "debs/b_1_amd64.deb",
+    ]
+    assert described.seconds == {"compile": 12.346, "fetch": 1}
+
+
+def test_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    path, described = describe(tmp_path)
+    manifest.write(path, described)
+    first = path.read_bytes()
+    turned = replace(described, seconds=dict(reversed(list(described.seconds.items()))))
+    manifest.write(path, turned)
+    assert path.read_bytes() == first
+
+
+def test_changed_and_lost_outputs_are_named(tmp_path: Path) -> None:
+    path, described = describe(tmp_path)
+    manifest.write(path, described)
+    with (path.parent / "debs/a_1_amd64.deb").open("ab") as stream:
+        stream.write(b"x")
+    (path.parent / "debs/b_1_amd64.deb").unlink()
+    with pytest.raises(BuildError, match="2 of 2 outputs") as caught:
+        manifest.verify(path)
+    assert "no such file  debs/b_1_amd64.deb" in str(caught.value.found)
+    assert "debs/a_1_amd64.deb" in str(caught.value.expected)
+
+
+def test_package_from_elsewhere_is_refused(tmp_path: Path) -> None:
+    package = fake_kernel.package(tmp_path / "elsewhere", "a", "1")
+    with pytest.raises(BuildError, match="outside the build directory"):
+        manifest.describe(fake_kernel.settings(tmp_path), [], [package], {})
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", "no manifest"),
+        ("[]", "no manifest"),
+        ("{}", "no manifest"),
+        ('{"format": 99}', "another format"),
+    ],
+)
+def test_damaged_manifest_is_refused(tmp_path: Path, text: str, match: str) -> None:
+    path = fake_kernel.write(tmp_path / "manifest.json", text)
+    with pytest.raises(BuildError, match=match):
+        manifest.read(path)
+
+
+def test_unknown_field_is_refused(tmp_path: Path) -> None:
+    path, described = describe(tmp_path)
+    manifest.write(path, described)
+    raw = json.loads(path.read_text())
+    raw["outputs"][0]["colour"] = "red"
+    path.write_text(json.dumps(raw))
+    with pytest.raises(BuildError, match="colour"):
+        manifest.read(path)
+
+
+def test_missing_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="cannot read"):
+        manifest.verify(tmp_path / "manifest.json")
+
+
+def test_project_commit(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=Nobody", "-c", "user.email=nobody@example.org"]
+        done = subprocess.run(
+            ["git", "-C", tmp_path, *identity, *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout.strip()
+
+    assert manifest.project_commit(tmp_path) is None
+    git("init", "-q")
+    fake_kernel.write(tmp_path / "file", "1")
+    git("add", "file")
+    git("commit", "-q", "-m", "one")
+    head = git("rev-parse", "HEAD")
+    assert manifest.project_commit(tmp_path) == head
+    fake_kernel.write(tmp_path / "file", "2")
+    assert manifest.project_commit(tmp_path) == f"{head}-dirty"

@@ -1,0 +1,147 @@
+"""The repository, as apt itself sees it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kbuild import fs, repo
+from kbuild.errors import BuildError, UserError
+from kbuild.model import Package, Settings
+from tests.unit import fake_kernel
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return fake_kernel.settings(tmp_path)
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> tuple[Package, ...]:
+    return (
+        fake_kernel.package(tmp_path / "debs", "linux-image-x", "6.1.192-2+cplayground1", "one"),
+        fake_kernel.package(tmp_path / "debs", "cplayground-dkms", "0.1.0", "two"),
+    )
+
+
+class Apt:
+    """An apt of its own: no file of the machine's is read or written."""
+
+    def __init__(self, top: Path, line: str) -> None:
+        self.top = top
+        for name in ("lists/partial", "cache/archives/partial", "etc/preferences.d", "download"):
+            (top / name).mkdir(parents=True)
+        fake_kernel.write(top / "etc/sources.list", line)
+        fake_kernel.write(top / "status")
+        fake_kernel.write(
+            top / "apt.conf",
+            f'Dir::State "{top}"; Dir::State::lists "{top}/lists";\n'
+            f'Dir::State::status "{top}/status"; Dir::Cache "{top}/cache";\n'
+            f'Dir::Etc "{top}/etc"; Dir::Etc::parts "/dev/null"; Dir::Etc::main "/dev/null";\n'
+            f'Dir::Etc::sourceparts "/dev/null"; Dir::Etc::trusted "/dev/null";\n'
+            'APT::Architecture "amd64"; APT::Architectures "amd64"; APT::Sandbox::User "";\n'
+            'Acquire::Languages "none"; Debug::NoLocking "true";\n',
+        )
+
+    def __call__(self, *arguments: str, check: bool = True) -> str:
+        done = subprocess.run(
+            arguments,
+            cwd=self.top / "download",
+            env={"APT_CONFIG": str(self.top / "apt.conf"), "PATH": "/usr/bin:/bin", "LANG": "C"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0 or not check, done.stderr
+        return done.stdout + done.stderr
+
+
+def apt_of(tmp_path: Path, repository: Path) -> Apt:
+    apt = Apt(tmp_path / "apt", repo.sources_line(f"file:{repository}", "bookworm"))
+    apt("apt-get", "update")
+    return apt
+
+
+def test_apt_sees_and_downloads_the_packages(
+    tmp_path: Path, settings: Settings, packages: Sequence[Package]
+) -> None:
+    repository = repo.publish(settings, {"bookworm": packages})
+    assert repository == settings.build / "repo"
+    apt = apt_of(tmp_path, repository)
+    for package in packages:
+        apt("apt-get", "download", f"{package.name}={package.version}")
+        (file,) = (apt.top / "download").glob(f"{package.name}_*.deb")
+        assert fs.sha256_file(file) == package.sha256
+    assert "6.1.192-2+cplayground1" in apt("apt-cache", "policy", "linux-image-x")
+    # Only what apt reads is there.
+    assert {path.name for path in repository.iterdir()} == {"dists", "pool"}
+
+
+def test_apt_refuses_a_changed_package(
+    tmp_path: Path, settings: Settings, packages: Sequence[Package]
+) -> None:
+    """The test above can fail: apt does check what it is given."""
+    repository = repo.publish(settings, {"bookworm": packages})
+    (victim,) = repository.rglob("cplayground-dkms_*.deb")
+    raw = bytearray(victim.read_bytes())
+    raw[-1] ^= 1
+    victim.write_bytes(raw)
+    apt = apt_of(tmp_path, repository)
+    said = apt("apt-get", "download", "cplayground-dkms", check=False)
+    assert "Hash Sum mismatch" in said
+
+
+def test_repository_is_made_anew(settings: Settings, packages: Sequence[Package]) -> None:
+    repo.publish(settings, {"bookworm": packages})
+    repository = repo.publish(settings, {"bookworm": packages[:1], "trixie": packages[1:]})
+    indexes = {
+        suite: (repository / f"dists/{suite}/main/binary-amd64/Packages").read_text()
+        for suite in ("bookworm", "trixie")
+    }
+    assert "linux-image-x" in indexes["bookworm"]
+    assert "cplayground-dkms" not in indexes["bookworm"]
+    assert "cplayground-dkms" in indexes["trixie"]
+    assert len(list(repository.rglob("*.deb"))) == 2
+    assert not list(settings.build.glob(".rep*"))
+
+
+def test_suite_without_packages_has_an_index(tmp_path: Path, settings: Settings) -> None:
+    repository = repo.publish(settings, {"bookworm": ()})
+    apt_of(tmp_path, repository)
+
+
+def test_changed_package_is_refused_and_the_old_repository_stays(
+    settings: Settings, packages: Sequence[Package]
+) -> None:
+    repository = repo.publish(settings, {"bookworm": packages})
+    before = fs.sha256_tree(repository)
+    broken = replace(packages[0], sha256="0" * 64)
+    with pytest.raises(BuildError, match="has changed since"):
+        repo.publish(settings, {"bookworm": [broken]})
+    assert fs.sha256_tree(repository) == before
+    assert not list(settings.build.glob(".rep*"))
+
+
+def test_what_is_no_package_is_refused_by_reprepro(tmp_path: Path, settings: Settings) -> None:
+    path = fake_kernel.write(tmp_path / "x_1_amd64.deb", "not a package")
+    package = Package("x", "1", "amd64", path, fs.sha256_file(path))
+    with pytest.raises(BuildError, match="reprepro"):
+        repo.publish(settings, {"bookworm": [package]})
+    assert not (settings.build / "repo").exists()
+
+
+def test_package_of_two_sets_is_taken_once(tmp_path: Path, packages: Sequence[Package]) -> None:
+    assert repo.unique([*packages, *packages]) == tuple(
+        sorted(packages, key=lambda package: package.name)
+    )
+    other = replace(packages[0], sha256="0" * 64, path=tmp_path / "other.deb")
+    with pytest.raises(BuildError, match="two different packages linux-image-x"):
+        repo.unique([*packages, other])
+
+
+def test_repository_needs_a_suite(settings: Settings) -> None:
+    with pytest.raises(UserError):
+        repo.publish(settings, {})
