@@ -39,6 +39,7 @@
 #include <linux/sched/task.h>
 #include <linux/seq_file.h>
 #include <linux/siphash.h>
+#include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/string.h>
