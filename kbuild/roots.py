@@ -59,6 +59,9 @@ GUEST_PACKAGES = (
     "initramfs-tools",
     "kmod",
     "libc6-dev",
+    # what the programs in a headers package are linked with
+    "libelf1",
+    "libssl3",
     "linux-base",
     "make",
     "procps",
