@@ -315,9 +315,9 @@ def test_prebuilt_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_unknown_name_in_a_template_is_an_error(tmp_path: Path) -> None:
     templates = tmp_path / "templates"
-    fake_kernel.write(templates / "control.j2", "Package: {{ nmae }}\n")
+    fake_kernel.write(templates / "control.j2", "Package: {{ unheard_of }}\n")
     source = deb.SourcePackage("s", "1", templates, {}, {})
-    with pytest.raises(BuildError, match="nmae"):
+    with pytest.raises(BuildError, match="unheard_of"):
         deb.render(source, tmp_path / "debian", epoch=EPOCH)
 
 
