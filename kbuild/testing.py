@@ -66,7 +66,8 @@ def run_tests(
         if tier == "vm":
             pipeline.check_module(settings, target, modules=modules)
             made = pipeline.guest_image(settings, target, modules=modules)
-            options += ["--image", str(made.description)]
+            options += ["--image", str(made.description), "--cache", str(settings.cache)]
+            options += ["--target", f"--suite {target.suite} --flavour {target.flavour}"]
             options += ["--accel", accel] if accel else []
         results.append(_run_tier(settings, tier, options))
     _judge(results)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kbuild.model import Kernel
+from kbuild.model import Kernel, Settings
 from kbuild.vm import image, qemu, triage
 from kbuild.vm.console import between_marks
 from kbuild.vm.guest import Guest
@@ -31,6 +31,10 @@ _NAME_KEY = pytest.StashKey[str]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("vm", "tests that boot a guest")
     group.addoption("--image", type=Path, help="image.json that kbuild.vm.image wrote")
+    caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    group.addoption(
+        "--cache", type=Path, default=caches / "cplayground-kernel", help="roots, what accel works"
+    )
     group.addoption(
         "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="auto: what is seen to work"
     )
@@ -83,12 +87,21 @@ def guest_image(request: pytest.FixtureRequest) -> GuestImage:
 
 
 @pytest.fixture(scope="session")
-def accelerator(request: pytest.FixtureRequest, guest_image: GuestImage) -> Accelerator:
+def settings(request: pytest.FixtureRequest) -> Settings:
+    """Where the roots are that guest programs are compiled in; nothing is fetched."""
+    project = request.config.rootpath
+    cache: Path = request.config.getoption("cache")
+    return Settings(project=project, build=project / "build", cache=cache, offline=True)
+
+
+@pytest.fixture(scope="session")
+def accelerator(
+    request: pytest.FixtureRequest, settings: Settings, guest_image: GuestImage
+) -> Accelerator:
     """What guests run on here: --accel, or what was seen to work."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cplayground-kernel"
     wanted: str = request.config.getoption("accel")
     return qemu.choose_accelerator(
-        cache, guest_image.kernels[0], None if wanted == "auto" else wanted
+        settings.cache, guest_image.kernels[0], None if wanted == "auto" else wanted
     ).accelerator
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -27,20 +26,15 @@ PLACE = "/tmp/programs"
 
 
 @pytest.fixture(scope="session")
-def programs(request: pytest.FixtureRequest) -> dict[str, Path]:
+def programs(settings: Settings) -> dict[str, Path]:
     """The guest's programs, compiled here once."""
-    project = request.config.rootpath
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    settings = Settings(
-        project=project, build=project / "build", cache=home / "cplayground-kernel", offline=True
-    )
     root = roots.compile_root(settings, "bookworm")
     return compile_programs(
         root,
         suites.suite("bookworm").compiler,
         PROGRAMS,
-        project / "build" / "guest-programs",
-        log=project / "build" / "logs" / "guest-programs.log",
+        settings.build / "guest-programs",
+        log=settings.build / "logs" / "guest-programs.log",
     )
 
 
