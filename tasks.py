@@ -19,8 +19,6 @@ from invoke.collection import Collection
 from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import Task
-from rich.console import Console
-from rich.logging import RichHandler
 
 from kbuild import cleaning, pipeline, progress, source, testing
 from kbuild import doctor as doctor_checks
@@ -111,15 +109,8 @@ def _strings(value: object) -> list[str]:
 
 
 def _set_up_log(c: Context) -> None:
-    handler = RichHandler(
-        console=Console(stderr=True, soft_wrap=True),
-        show_path=False,
-        show_level=False,
-        markup=False,
-        highlighter=None,
-        log_time_format="%H:%M:%S",
-        omit_repeated_times=False,
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     root = logging.getLogger("kbuild")
     root.handlers[:] = [handler]
     root.setLevel(logging.DEBUG if c.config.run.echo else logging.INFO)

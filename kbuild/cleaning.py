@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 from kbuild.model import Settings
-from kbuild.roots import remove_root
 
 
 def clean(settings: Settings, *, cache: bool = False, roots: bool = False) -> tuple[Path, ...]:
@@ -22,12 +21,5 @@ def clean(settings: Settings, *, cache: bool = False, roots: bool = False) -> tu
     there = tuple(path for path in doomed if path.exists())
     if not settings.dry:
         for path in there:
-            _remove(path)
+            shutil.rmtree(path)
     return there
-
-
-def _remove(path: Path) -> None:
-    # Roots may belong to subordinate ids, which only their own user namespace can remove.
-    for root in (*path.glob("roots/*"), *(path.glob("*") if path.name == "roots" else ())):
-        remove_root(root)
-    shutil.rmtree(path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import pwd
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -29,7 +28,6 @@ DISK_NEEDED = 15 * 10**9  # bytes
 # The compiler's and a guest's share; a full build of amd64 links in about as much.
 MEMORY_NEEDED = 3 * 10**9  # bytes
 _PYTHON_NEEDED = (3, 11)
-_SUBORDINATE_IDS = 65536
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def check(settings: Settings) -> tuple[Finding, ...]:
     sections: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
         _programs,
         _python,
-        _user_namespaces,
+        _privileges,
         _resources,
         _accelerator,
         _mirrors,
@@ -149,44 +147,13 @@ def _python(settings: Settings) -> Iterator[Finding]:
     )
 
 
-def _user_namespaces(settings: Settings) -> Iterator[Finding]:
-    """Without root privileges, roots are made and entered in a user namespace."""
-    if os.geteuid() == 0:
-        yield Finding("user namespaces", True, "running as root, not needed")
-        return
-    limit = _first_integer(Path("/proc/sys/user/max_user_namespaces"), 1)
-    allowed = _first_integer(Path("/proc/sys/kernel/unprivileged_userns_clone"), 1)
+def _privileges(settings: Settings) -> Iterator[Finding]:
+    uid = os.geteuid()
     yield Finding(
-        "user namespaces",
-        limit > 0 and allowed > 0,
-        f"max_user_namespaces {limit}, unprivileged_userns_clone {allowed}",
-        "as root: sysctl user.max_user_namespaces=10000 kernel.unprivileged_userns_clone=1;"
-        " or run as root",
-    )
-    user = pwd.getpwuid(os.geteuid())
-    for file in (Path("/etc/subuid"), Path("/etc/subgid")):
-        count = subordinate_ids(file, user.pw_name, user.pw_uid)
-        option = "uids" if file.name == "subuid" else "gids"
-        yield Finding(
-            str(file),
-            count >= _SUBORDINATE_IDS,
-            f"{count} subordinate ids for {user.pw_name}, {_SUBORDINATE_IDS} needed",
-            f"as root: usermod --add-sub{option} 100000-165535 {user.pw_name}"
-            " (a range that nobody else has there)",
-        )
-
-
-def subordinate_ids(path: Path, user: str, uid: int) -> int:
-    """Return how many ids subuid(5) or subgid(5) file ``path`` gives to a user."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return 0
-    fields = [line.split(":") for line in lines]
-    return sum(
-        int(field[2])
-        for field in fields
-        if len(field) == 3 and field[0] in (user, str(uid)) and field[2].isdigit()
+        "privileges",
+        uid == 0,
+        "root" if uid == 0 else f"uid {uid}",
+        "making and entering the roots that compilers run in needs root: sudo ./inv ...",
     )
 
 
@@ -260,10 +227,3 @@ def _caches(settings: Settings) -> Iterator[Finding]:
 def _existing(path: Path) -> Path:
     """Return ``path``, or the nearest directory above it that exists."""
     return next(place for place in (path, *path.absolute().parents) if place.exists())
-
-
-def _first_integer(path: Path, default: int) -> int:
-    try:
-        return int(path.read_text(encoding="ascii").split()[0])
-    except (OSError, ValueError, IndexError):
-        return default

@@ -409,6 +409,28 @@ def check_module(settings: Settings, target: Target, *, modules: str = "auto") -
     stamp.write(mark, inputs, [], time.monotonic() - began)
 
 
+def check_packages(settings: Settings, target: Target, *, modules: str = "auto") -> None:
+    """Read every package set with lintian, those alone that changed since it last did."""
+    done = package(settings, target, modules=modules)
+    where = places(settings, target, done.kernel.base)
+    for out in sorted({one.path.parent for one in done.packages}):
+        inputs = {one.path.name: one.sha256 for one in done.packages if one.path.parent == out}
+        mark = out.with_name(f"{out.name}.lintian.json")
+        why = stamp.reason(mark, inputs | {"recipe": _recipe("deb.py")})
+        if why is None:
+            continue
+        logger.info("reading %s with lintian: %s", out.name, why)
+        began = time.monotonic()
+        deb.lint(
+            roots.compile_root(settings, target.suite),
+            sorted(out.glob("*.changes")),
+            log=where.log(f"lintian-{out.name}"),
+        )
+        seconds = time.monotonic() - began
+        stamp.write(mark, inputs | {"recipe": _recipe("deb.py")}, [], seconds)
+        logger.info("lintian has nothing to say (%s)", progress.duration(seconds))
+
+
 def explain(settings: Settings, target: Target, *, modules: str = "auto") -> tuple[Step, ...]:
     """Say for each stage of ``package`` whether it would run, and why; changes nothing.
 

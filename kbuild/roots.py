@@ -2,8 +2,9 @@
 
 Compilers and packagers run in a root of the kernel's own suite, without network, with
 the source and the output at fixed paths: two checkouts then give the compiler cache and
-the kernel the same file names.  Without root privileges the same is done in a user
-namespace (mmdebstrap's unshare mode), which needs entries in /etc/subuid and /etc/subgid.
+the kernel the same file names.
+
+Making a root and entering it needs root privileges.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kbuild import fs, mirror, stamp
-from kbuild.errors import BuildError, InfrastructureError
+from kbuild.errors import BuildError, InfrastructureError, UserError
 from kbuild.model import Root, Settings
 from kbuild.run import Arg, Completed, run
 
@@ -99,7 +100,6 @@ def root_inputs(suite: str, kind: str, packages: Sequence[str]) -> dict[str, str
         "suite": suite,
         "kind": kind,
         "packages": " ".join(sorted(packages)),
-        "owner": "root" if os.geteuid() == 0 else f"subordinate ids of uid {os.geteuid()}",
     }
 
 
@@ -121,10 +121,17 @@ def make_root(
     """Return a root of the cache, made from the archive if it is not there.
 
     ``refresh`` makes it again, for a suite whose compiler has moved on.  Raises
-    InfrastructureError when mmdebstrap fails or when it is missing in offline mode.
+    InfrastructureError when mmdebstrap fails or when it is missing in offline mode, UserError
+    without root privileges.
     """
     inputs = root_inputs(suite, kind, packages)
     home = root_path(settings, suite, kind, packages)
+    if os.geteuid() != 0:
+        raise UserError(
+            "making a root and entering it needs root privileges",
+            found=f"uid {os.geteuid()}",
+            hint="run the same command with sudo; what it downloads and runs is verified first",
+        )
     with fs.lock(home.with_name(home.name + ".lock")):
         if refresh or why_make(settings, suite, kind, packages) is not None:
             if settings.offline:
@@ -152,7 +159,8 @@ def _bootstrap(
     inputs: Mapping[str, str],
 ) -> None:
     logger.info("making the %s root of %s with mmdebstrap (about a minute)", kind, suite)
-    remove_root(home)
+    if home.exists():
+        shutil.rmtree(home)
     home.mkdir(parents=True)
     log = settings.build / "logs" / f"root-{suite}-{kind}.log"
     log.unlink(missing_ok=True)
@@ -162,7 +170,7 @@ def _bootstrap(
     completed = run(
         [
             "mmdebstrap",
-            f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
+            "--mode=root",
             "--variant=apt",
             f"--include={','.join(packages)}",
             *options,
@@ -177,7 +185,7 @@ def _bootstrap(
         hint="see the log; a mirror may be out of reach: give another with --mirror",
     )
     listing = run(
-        as_root("chroot", home / "root", "dpkg-query", "-W", "-f", "${Package} ${Version}\\n"),
+        ["chroot", home / "root", "dpkg-query", "-W", "-f", "${Package} ${Version}\\n"],
         timeout_s=60,
     ).stdout
     versions = dict(line.split(" ", 1) for line in listing.splitlines())
@@ -185,31 +193,6 @@ def _bootstrap(
     stamp.write(
         home / "stamp.json", inputs, [home / "root", home / "packages.json"], completed.seconds
     )
-
-
-def remove_root(path: Path) -> None:
-    """Remove a directory that may belong to subordinate ids."""
-    if not path.exists():
-        return
-    if os.geteuid() == 0:
-        shutil.rmtree(path)
-    else:
-        run(as_root("rm", "-rf", "--one-file-system", path), timeout_s=600)
-
-
-def as_root(*argv: Arg) -> list[Arg]:
-    """Put the user namespace in front of a command that must be root towards a root's files."""
-    if os.geteuid() == 0:
-        return list(argv)
-    return [
-        "unshare",
-        "--map-auto",
-        "--map-root-user",
-        "--setuid=0",
-        "--setgid=0",
-        "--",
-        *argv,
-    ]
 
 
 def enter(
@@ -249,7 +232,7 @@ def enter(
     for name, value in (base | dict(env or {})).items():
         command += ["--setenv", name, value]
     return run(
-        as_root(*command, "--", *argv),
+        [*command, "--", *argv],
         timeout_s=timeout_s,
         log=log,
         check=check,

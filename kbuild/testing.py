@@ -65,6 +65,7 @@ def run_tests(
         options = ["-k", keyword] if keyword else []
         if tier == "vm":
             pipeline.check_module(settings, target, modules=modules)
+            pipeline.check_packages(settings, target, modules=modules)
             made = pipeline.guest_image(settings, target, modules=modules)
             options += ["--image", str(made.description), "--cache", str(settings.cache)]
             options += ["--target", f"--suite {target.suite} --flavour {target.flavour}"]

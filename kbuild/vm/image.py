@@ -152,7 +152,7 @@ def _fill(
         kernels.mkdir(parents=True)
         for release in releases:
             for name in (f"vmlinuz-{release}", f"initrd.img-{release}"):
-                _as_root("cp", "--", copy.path / "boot" / name, kernels / name)
+                _do("cp", "--", copy.path / "boot" / name, kernels / name)
         _write_disk(copy.path, scratch / "disk.img", log)
         shutil.rmtree(material)
     fs.write_json(scratch / _DESCRIPTION, {"disk": "disk.img", "kernels": releases})
@@ -160,13 +160,13 @@ def _fill(
 
 @contextlib.contextmanager
 def _copy_of(root: Root, path: Path) -> Iterator[Root]:
-    _as_root("cp", "-a", "--reflink=auto", "--", root.path, path)
+    _do("cp", "-a", "--reflink=auto", "--", root.path, path)
     try:
         # bwrap needs the mount points, and packages' scripts a policy
-        _as_root("mkdir", "-p", path / "mnt" / "guest", path / "mnt" / "repo")
+        _do("mkdir", "-p", path / "mnt" / "guest", path / "mnt" / "repo")
         yield Root(root.suite, path, root.digest, root.versions)
     finally:
-        roots.remove_root(path)
+        shutil.rmtree(path)
 
 
 def _prepare(
@@ -189,7 +189,7 @@ def _prepare(
     policy = material / "policy-rc.d"
     policy.write_text(_POLICY)
     policy.chmod(0o755)
-    _as_root("cp", "--", policy, copy.path / "usr" / "sbin" / "policy-rc.d")
+    _do("cp", "--", policy, copy.path / "usr" / "sbin" / "policy-rc.d")
 
 
 def _install(
@@ -292,18 +292,18 @@ def _compile(copy: Root, material: Path, releases: Sequence[str], log: Path) -> 
 
 
 def _write_disk(root: Path, disk: Path, log: Path) -> None:
-    listing = _as_root("du", "-s", "-B1", "--apparent-size", "--", root).split()[0]
-    files = _as_root("find", root, "-printf", ".")
+    listing = _do("du", "-s", "-B1", "--apparent-size", "--", root).split()[0]
+    files = _do("find", root, "-printf", ".")
     # a block for each file's rounding, and what ext4 needs for itself
     total = int(int(listing) * 1.1) + len(files) * 4096 + _SLACK_BYTES
     with disk.open("wb") as stream:
         stream.truncate(total >> 20 << 20)
     run.run(
-        roots.as_root(
+        [
             *("mke2fs", "-q", "-F", "-t", "ext4", "-L", "cplayground", "-m", "0"),
             # the image is never written, so a journal would only take time and room
             *("-O", "^has_journal", "-E", "lazy_itable_init=1", "-d", root, disk),
-        ),
+        ],
         timeout_s=_COPY_TIMEOUT_S,
         log=log,
         error=InfrastructureError,
@@ -311,7 +311,5 @@ def _write_disk(root: Path, disk: Path, log: Path) -> None:
     logger.info("guest disk: %s of content", size(float(listing)))
 
 
-def _as_root(*argv: run.Arg) -> str:
-    return run.run(
-        roots.as_root(*argv), timeout_s=_COPY_TIMEOUT_S, error=InfrastructureError
-    ).stdout
+def _do(*argv: run.Arg) -> str:
+    return run.run(argv, timeout_s=_COPY_TIMEOUT_S, error=InfrastructureError).stdout

@@ -131,24 +131,15 @@ def test_memory() -> None:
         doctor.memory_available("MemTotal: 1 kB\n")
 
 
-def test_subordinate_ids(tmp_path: Path) -> None:
-    path = tmp_path / "subuid"
-    assert doctor.subordinate_ids(path, "joe", 1000) == 0
-    path.write_text("joe:100000:65536\nann:165536:65536\n1000:300000:10\nbroken\njoe:1:x\n")
-    assert doctor.subordinate_ids(path, "joe", 1000) == 65546
-    assert doctor.subordinate_ids(path, "bob", 1001) == 0
-
-
-def test_without_root_the_ids_are_looked_at(
+def test_without_root_the_privileges_are_missing(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert "/etc/subuid" not in by_name(settings)
+    assert by_name(settings)["privileges"].ok
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
-    monkeypatch.setattr(doctor, "subordinate_ids", lambda path, user, uid: 0)
-    found = by_name(settings)
-    assert not found["/etc/subuid"].ok
-    assert "--add-subgids" in found["/etc/subgid"].remedy
+    found = by_name(settings)["privileges"]
+    assert not found.ok
+    assert "sudo ./inv" in found.remedy
 
 
 def test_caches_are_sized_by_part(settings: Settings) -> None:
