@@ -38,6 +38,12 @@ cplayground_gate() {
     # Without headers DKMS has its own words.
     [[ -n $target && -d $tree/include ]] || return
 
+    # DKMS would move a module that belongs to a package out of dpkg's hands.
+    if [[ -e ${tree%/build}/extra/cplayground.ko ]]; then
+        cplayground_skip "$target" "it has the module already, from cplayground-modules-$target"
+        return
+    fi
+
     for option in $BUILD_EXCLUSIVE_CONFIG; do
         if ! grep -qs "^$option=y" "$tree/.config" "$tree/include/config/auto.conf"; then
             cplayground_skip "$target" "it is built without $option"

@@ -365,6 +365,12 @@ def _other_records(settings: Settings, where: Places, mine: Manifest) -> Iterato
         yield dataclasses.replace(record, outputs=tuple(outputs))
 
 
+def prebuilt_module(done: Packaged) -> Path:
+    """Return the package with our module built for the kernel, among what ``package`` made."""
+    name = versions.modules_package(done.kernel.release)
+    return next(one.path for one in done.packages if one.name == name)
+
+
 def guest_image(settings: Settings, target: Target, *, modules: str = "auto") -> GuestImage:
     """Return a bootable disk with the packages of the target installed, and Debian's kernel."""
     done = package(settings, target, modules=modules)
@@ -374,7 +380,7 @@ def guest_image(settings: Settings, target: Target, *, modules: str = "auto") ->
     return image.make(
         roots.guest_root(settings, target.suite),
         repo=done.repo,
-        packages=[names.image_meta, names.headers_meta, names.modules_meta, dkms.PACKAGE],
+        packages=[names.image_meta, names.headers_meta, dkms.PACKAGE],
         debs=[file.path for file in (base.image, base.headers, *base.support)],
         guest_sources=settings.project / "tests" / "guest",
         home=where.home / "guest",

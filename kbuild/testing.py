@@ -67,6 +67,8 @@ def run_tests(
             pipeline.check_module(settings, target, modules=modules)
             pipeline.check_packages(settings, target, modules=modules)
             made = pipeline.guest_image(settings, target, modules=modules)
+            done = pipeline.package(settings, target, modules=modules)
+            options += ["--prebuilt", str(pipeline.prebuilt_module(done))]
             options += ["--image", str(made.description), "--cache", str(settings.cache)]
             options += ["--target", f"--suite {target.suite} --flavour {target.flavour}"]
             options += ["--accel", accel] if accel else []

@@ -31,6 +31,7 @@ _NAME_KEY = pytest.StashKey[str]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("vm", "tests that boot a guest")
     group.addoption("--image", type=Path, help="image.json that kbuild.vm.image wrote")
+    group.addoption("--prebuilt", type=Path, help="package with the module built for our kernel")
     caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     group.addoption(
         "--cache", type=Path, default=caches / "cplayground-kernel", help="roots, what accel works"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from kbuild import versions
 from kbuild.model import Kernel
 from kbuild.vm.guest import Guest
@@ -55,17 +57,6 @@ def test_dkms_built_the_module_for_this_kernel_and_not_for_the_build_machines(
     assert vermagic.split()[0] == kernel.release
 
 
-def test_the_prebuilt_module_loads_too(guest: Guest, kernel: Kernel) -> None:
-    if not is_ours(kernel):
-        return
-    path = f"/lib/modules/{kernel.release}/extra/cplayground.ko"
-    guest.run(["insmod", path], timeout_s=20, check=True)
-    try:
-        guest.run(["cat", "/proc/cplayground"], timeout_s=20, check=True)
-    finally:
-        guest.run(["rmmod", "cplayground"], timeout_s=20, check=True)
-
-
 def test_the_boot_loader_puts_our_kernel_beside_its_base(guest: Guest, tmp_path: Path) -> None:
     # In the order of the GRUB that is installed: ours directly beside the kernel that it is
     # made of, and the next security kernel above both.
@@ -87,3 +78,29 @@ def test_the_boot_loader_puts_our_kernel_beside_its_base(guest: Guest, tmp_path:
     assert order[0] == neighbour(1)
     assert sorted(order[1:3]) == releases
     assert order[3] == neighbour(-1)
+
+
+def test_the_prebuilt_module_loads_too(
+    guest: Guest, kernel: Kernel, request: pytest.FixtureRequest
+) -> None:
+    if not is_ours(kernel):
+        return
+    package: Path = request.config.getoption("prebuilt")
+    guest.put(package, f"/tmp/{package.name}", mode=0o644)
+    guest.run(["dpkg", "--install", f"/tmp/{package.name}"], timeout_s=60, check=True)
+    path = f"/lib/modules/{kernel.release}/extra/cplayground.ko"
+    guest.run(["insmod", path], timeout_s=20, check=True)
+    try:
+        guest.run(["cat", "/proc/cplayground"], timeout_s=20, check=True)
+    finally:
+        guest.run(["rmmod", "cplayground"], timeout_s=20, check=True)
+    # DKMS has built one already, which goes first; without it, it would leave this one alone.
+    chosen = guest.run(["modinfo", "-n", "cplayground"], timeout_s=10, check=True).text
+    assert "/updates/dkms/" in chosen
+    guest.run(
+        ["dkms", "remove", "cplayground/0.1.0", "-k", kernel.release], timeout_s=60, check=True
+    )
+    said = guest.run(["dkms", "autoinstall", "-k", kernel.release], timeout_s=120)
+    assert b"it has the module already" in said.stderr + said.stdout
+    chosen = guest.run(["modinfo", "-n", "cplayground"], timeout_s=10, check=True).text
+    assert chosen.strip() == path
