@@ -272,7 +272,8 @@ def vm(
     """Open a shell in a booted guest with the packages installed."""
     if _dry(settings, target, modules):
         return 0
-    made = pipeline.guest_image(settings, target, modules=modules)
+    done = pipeline.package(settings, target, modules=modules)
+    made = pipeline.guest_image(settings, target, done)
     return session.run(settings, made, command=command, stock=stock, accel=accel)
 
 

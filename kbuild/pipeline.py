@@ -371,9 +371,8 @@ def prebuilt_module(done: Packaged) -> Path:
     return next(one.path for one in done.packages if one.name == name)
 
 
-def guest_image(settings: Settings, target: Target, *, modules: str = "auto") -> GuestImage:
+def guest_image(settings: Settings, target: Target, done: Packaged) -> GuestImage:
     """Return a bootable disk with the packages of the target installed, and Debian's kernel."""
-    done = package(settings, target, modules=modules)
     base = done.kernel.base
     where = places(settings, target, base)
     names = deb.kernel_names(done.kernel)
@@ -389,9 +388,8 @@ def guest_image(settings: Settings, target: Target, *, modules: str = "auto") ->
     )
 
 
-def check_module(settings: Settings, target: Target, *, modules: str = "auto") -> None:
+def check_module(settings: Settings, target: Target, done: Packaged) -> None:
     """Compile the module with all warnings and sparse, and read it with checkpatch --strict."""
-    done = package(settings, target, modules=modules)
     where = places(settings, target, done.kernel.base)
     inputs = {
         "module": fs.sha256_tree(settings.project / "kmod"),
@@ -415,9 +413,8 @@ def check_module(settings: Settings, target: Target, *, modules: str = "auto") -
     stamp.write(mark, inputs, [], time.monotonic() - began)
 
 
-def check_packages(settings: Settings, target: Target, *, modules: str = "auto") -> None:
+def check_packages(settings: Settings, target: Target, done: Packaged) -> None:
     """Read every package set with lintian, those alone that changed since it last did."""
-    done = package(settings, target, modules=modules)
     where = places(settings, target, done.kernel.base)
     for out in sorted({one.path.parent for one in done.packages}):
         inputs = {one.path.name: one.sha256 for one in done.packages if one.path.parent == out}

@@ -64,10 +64,10 @@ def run_tests(
     for tier in tiers:
         options = ["-k", keyword] if keyword else []
         if tier == "vm":
-            pipeline.check_module(settings, target, modules=modules)
-            pipeline.check_packages(settings, target, modules=modules)
-            made = pipeline.guest_image(settings, target, modules=modules)
             done = pipeline.package(settings, target, modules=modules)
+            pipeline.check_module(settings, target, done)
+            pipeline.check_packages(settings, target, done)
+            made = pipeline.guest_image(settings, target, done)
             options += ["--prebuilt", str(pipeline.prebuilt_module(done))]
             options += ["--image", str(made.description), "--cache", str(settings.cache)]
             options += ["--target", f"--suite {target.suite} --flavour {target.flavour}"]
