@@ -8,6 +8,7 @@ come from another package, and ships linux-libc-dev.
 
 from __future__ import annotations
 
+import gzip
 import logging
 import re
 import shutil
@@ -19,8 +20,8 @@ from email.utils import format_datetime, parsedate_to_datetime
 from pathlib import Path
 
 import jinja2
+from debian.changelog import Changelog
 from debian.deb822 import Changes
-from debian.debfile import DebFile
 
 from kbuild import fs, headers, roots, suites, versions
 from kbuild.errors import BuildError
@@ -80,17 +81,21 @@ def kernel_names(kernel: BuiltKernel) -> KernelNames:
     )
 
 
-def changelog_epoch(package: Path) -> int:
-    """Return the time, in seconds since 1970, of the newest changelog entry in a .deb.
+def changelog_epoch(content: Path, package: str) -> int:
+    """Return the time, in seconds since 1970, of the newest changelog entry of a package.
 
-    This is what Debian built the package with (SOURCE_DATE_EPOCH).  Raises BuildError when
-    the package has no changelog.
+    ``content`` holds the package's files.  This is what Debian built it with
+    (SOURCE_DATE_EPOCH).  Raises BuildError when it has no changelog.
     """
-    with DebFile(str(package)) as deb:
-        changelog = deb.changelog()
-    if changelog is None or changelog.date is None:
-        raise BuildError(f"{package.name} has no changelog to take its date from")
-    return int(parsedate_to_datetime(changelog.date).timestamp())
+    # Policy 12.7: a native package has no changelog but Debian's.
+    for name in ("changelog.Debian.gz", "changelog.gz"):
+        path = content / "usr/share/doc" / package / name
+        if path.is_file():
+            with gzip.open(path) as stream:
+                newest = Changelog(stream, max_blocks=1)
+            if newest.date is not None:
+                return int(parsedate_to_datetime(newest.date).timestamp())
+    raise BuildError(f"{package} has no changelog to take its date from", expected=str(path))
 
 
 def build_kernel_packages(

@@ -115,7 +115,7 @@ def prepare(settings: Settings, target: Target, base: Base, *, modules: str = "a
 def _plan(settings: Settings, target: Target, base: Base, tree: Tree, modules: str) -> Prepared:
     distro_image = source.unpack_deb(settings, base.image)
     distro_headers = source.unpack_deb(settings, base.headers)
-    epoch = deb.changelog_epoch(base.image.path)
+    epoch = deb.changelog_epoch(distro_image, base.image.name)
     plan = kernel.make_plan(
         settings,
         target,

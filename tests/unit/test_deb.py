@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import re
 import subprocess
@@ -355,27 +356,16 @@ def test_every_override_gives_its_reason() -> None:
                 assert number > 0 and lines[number - 1].startswith("#"), f"{path}:{number + 1}"
 
 
-def test_changelog_epoch(tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
-    fake_kernel.write(
-        tree / "usr/share/doc/thing/changelog.Debian",
-        "thing (1-1) bookworm; urgency=low\n\n  * First.\n\n"
-        " -- Nobody <nobody@example.org>  Mon, 16 Nov 2026 10:17:40 +0000\n",
-    )
-    subprocess.run(["gzip", "-n", tree / "usr/share/doc/thing/changelog.Debian"], check=True)
-    fake_kernel.write(
-        tree / "DEBIAN/control",
-        "Package: thing\nVersion: 1-1\nArchitecture: all\n"
-        "Maintainer: Nobody <nobody@example.org>\nDescription: a test\n",
-    )
-    path = tmp_path / "thing.deb"
-    subprocess.run(
-        ["dpkg-deb", "--root-owner-group", "-b", tree, path], check=True, capture_output=True
-    )
-    assert deb.changelog_epoch(path) == EPOCH
-    bare = fake_kernel.package(tmp_path, "bare", "1")
+@pytest.mark.parametrize("name", ["changelog.Debian.gz", "changelog.gz"])
+def test_changelog_epoch(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "usr/share/doc/thing" / name
+    path.parent.mkdir(parents=True)
+    entry = "thing ({}) bookworm; urgency=low\n\n  * It.\n\n -- Nobody <nobody@example.org>  {}\n\n"
+    text = entry.format("1-1", "Mon, 16 Nov 2026 10:17:40 +0000")
+    path.write_bytes(gzip.compress((text + entry.format("1-0", "Mon, 02 Nov 2026")).encode()))
+    assert deb.changelog_epoch(tmp_path, "thing") == EPOCH
     with pytest.raises(BuildError, match="no changelog"):
-        deb.changelog_epoch(bare.path)
+        deb.changelog_epoch(tmp_path, "other")
 
 
 def test_control_lines_fit() -> None:
