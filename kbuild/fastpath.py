@@ -225,7 +225,7 @@ def check_compiler(config: Fragment, found: str) -> None:
             "the compiler is not the one that built the distro's kernel",
             expected=wanted,
             found=found,
-            hint="build in full instead: --modules rebuild",
+            hint="the archive may not have that compiler: build in full with --modules rebuild",
         )
 
 

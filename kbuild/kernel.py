@@ -298,7 +298,7 @@ def _compile(
         Bind(settings.cache / "ccache", "/mnt/ccache", writable=True),
     ]
     env = _environment(plan, package_version)
-    compiler = _compiler_version(root, suite(plan.target.suite).compiler)
+    compiler = compiler_version(root)
     distro_symvers = distro_headers / "usr/src" / f"linux-headers-{plan.base.release}"
     distro_symvers /= "Module.symvers"
     if plan.method == "fast":
@@ -337,9 +337,18 @@ def _compile(
     logger.info("built %s in %s", plan.release, progress.duration(seconds))
 
 
-def _compiler_version(root: Root, compiler: str) -> str:
-    completed = roots.enter(root, [compiler, "--version"], timeout_s=60)
+def compiler_version(root: Root) -> str:
+    """Return the first line that the suite's kernel compiler says of itself in a root."""
+    completed = roots.enter(root, [suite(root.suite).compiler, "--version"], timeout_s=60)
     return completed.stdout.splitlines()[0]
+
+
+def distro_compiler(plan: Plan) -> str | None:
+    """Return that line of the compiler that built the distro's kernel, if ours must be the same."""
+    if plan.method != "fast":
+        return None
+    text = kconfig.parse(plan.config, name="the distro's configuration").options["CC_VERSION_TEXT"]
+    return text.strip('"')
 
 
 def _configure(

@@ -131,8 +131,21 @@ def _plan(settings: Settings, target: Target, base: Base, tree: Tree, modules: s
 def build_kernel(settings: Settings, target: Target, *, modules: str = "auto") -> BuiltKernel:
     """Fetch, patch, configure and compile; returns at once when nothing changed."""
     base = source.fetch(settings, target)
-    root = roots.compile_root(settings, target.suite)
-    return _build_kernel(settings, root, prepare(settings, target, base, modules=modules))
+    prepared = prepare(settings, target, base, modules=modules)
+    return _build_kernel(settings, _compile_root(settings, prepared.plan), prepared)
+
+
+def _compile_root(settings: Settings, plan: kernel.Plan) -> Root:
+    """Return the suite's root, made again if the distro has a newer compiler than it holds.
+
+    A point release may bring a compiler with it, and the next kernel is built with that.
+    """
+    root = roots.compile_root(settings, plan.target.suite)
+    wanted = kernel.distro_compiler(plan)
+    if wanted is None or kernel.compiler_version(root) == wanted or settings.offline:
+        return root
+    logger.info("the root's compiler is not the distro's (%s)", wanted)
+    return roots.compile_root(settings, plan.target.suite, refresh=True)
 
 
 def _build_kernel(settings: Settings, root: Root, prepared: Prepared) -> BuiltKernel:
@@ -154,8 +167,8 @@ def package(settings: Settings, target: Target, *, modules: str = "auto") -> Pac
     began = time.monotonic()
     base = source.fetch(settings, target)
     where = places(settings, target, base)
-    root = roots.compile_root(settings, target.suite)
     prepared = prepare(settings, target, base, modules=modules)
+    root = _compile_root(settings, prepared.plan)
     epoch = prepared.epoch
     built = _build_kernel(settings, root, prepared)
     kernel_packages = _packages(

@@ -88,9 +88,9 @@ def compile_root(settings: Settings, suite: str, *, refresh: bool = False) -> Ro
     return make_root(settings, suite, "compile", COMPILE_PACKAGES, refresh=refresh)
 
 
-def guest_root(settings: Settings, suite: str, *, refresh: bool = False) -> Root:
+def guest_root(settings: Settings, suite: str) -> Root:
     """Return the root that guests of ``suite`` are copied from, before our packages."""
-    return make_root(settings, suite, "guest", GUEST_PACKAGES, refresh=refresh)
+    return make_root(settings, suite, "guest", GUEST_PACKAGES)
 
 
 def root_inputs(suite: str, kind: str, packages: Sequence[str]) -> dict[str, str]:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import fs, manifest, pipeline, repo
+from kbuild import fs, kernel, manifest, pipeline, repo, roots
 from kbuild.errors import UserError
 from kbuild.manifest import Manifest, Output
-from kbuild.model import Package, Settings, Target
+from kbuild.model import Package, Root, Settings, Target
 from kbuild.pipeline import Places
+from tests.unit import toy
 
 
 @pytest.fixture
@@ -112,3 +113,42 @@ def test_explain_with_an_empty_cache_says_what_comes_first(settings: Settings) -
     assert all(step.reason == "an earlier stage runs first" for step in steps[1:])
     assert not (settings.build / "bookworm").exists()
     assert before == []
+
+
+@pytest.mark.parametrize(
+    ("method", "found", "offline", "refreshed"),
+    [
+        ("fast", "gcc-12 (Debian 12.2.0-14) 12.2.0", False, False),
+        ("fast", "gcc-12 (Debian 12.2.0-13) 12.2.0", False, True),
+        ("fast", "gcc-12 (Debian 12.2.0-13) 12.2.0", True, False),
+        ("rebuild", "gcc-12 (Debian 12.2.0-13) 12.2.0", False, False),
+    ],
+)
+def test_a_root_with_an_older_compiler_is_made_again(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    found: str,
+    offline: bool,
+    refreshed: bool,
+) -> None:
+    asked: list[bool] = []
+
+    def compile_root(settings: Settings, suite: str, *, refresh: bool = False) -> Root:
+        asked.append(refresh)
+        return Root(suite, settings.cache, "digest")
+
+    monkeypatch.setattr(roots, "compile_root", compile_root)
+    monkeypatch.setattr(kernel, "compiler_version", lambda root: found)
+    plan = kernel.Plan(
+        target=Target("bookworm", "cloud-amd64"),
+        base=toy.make(settings.cache).base,
+        release="6.1.0-56-cplayground-cloud-amd64",
+        method=method,
+        reason="",
+        fragments=(),
+        config='CONFIG_CC_VERSION_TEXT="gcc-12 (Debian 12.2.0-14) 12.2.0"\n',
+        timestamp="0",
+    )
+    pipeline._compile_root(dataclasses.replace(settings, offline=offline), plan)
+    assert asked == ([False, True] if refreshed else [False])
