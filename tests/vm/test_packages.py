@@ -97,9 +97,8 @@ def test_the_prebuilt_module_loads_too(
     # DKMS has built one already, which goes first; without it, it would leave this one alone.
     chosen = guest.run(["modinfo", "-n", "cplayground"], timeout_s=10, check=True).text
     assert "/updates/dkms/" in chosen
-    guest.run(
-        ["dkms", "remove", "cplayground/0.1.0", "-k", kernel.release], timeout_s=60, check=True
-    )
+    ours = f"cplayground/{versions.module_version(request.config.rootpath)}"
+    guest.run(["dkms", "remove", ours, "-k", kernel.release], timeout_s=60, check=True)
     said = guest.run(["dkms", "autoinstall", "-k", kernel.release], timeout_s=120)
     assert b"it has the module already" in said.stderr + said.stdout
     chosen = guest.run(["modinfo", "-n", "cplayground"], timeout_s=10, check=True).text
