@@ -126,12 +126,6 @@ def make_root(
     """
     inputs = root_inputs(suite, kind, packages)
     home = root_path(settings, suite, kind, packages)
-    if os.geteuid() != 0:
-        raise UserError(
-            "making a root and entering it needs root privileges",
-            found=f"uid {os.geteuid()}",
-            hint="run the same command with sudo; what it downloads and runs is verified first",
-        )
     with fs.lock(home.with_name(home.name + ".lock")):
         if refresh or why_make(settings, suite, kind, packages) is not None:
             if settings.offline:
@@ -158,6 +152,12 @@ def _bootstrap(
     home: Path,
     inputs: Mapping[str, str],
 ) -> None:
+    if os.geteuid() != 0:
+        raise UserError(
+            "making a root and entering it needs root privileges",
+            found=f"uid {os.geteuid()}",
+            hint="run the same command with sudo; what it downloads and runs is verified first",
+        )
     logger.info("making the %s root of %s with mmdebstrap (about a minute)", kind, suite)
     if home.exists():
         shutil.rmtree(home)

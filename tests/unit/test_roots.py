@@ -1,0 +1,107 @@
+"""Roots are made once, by a tool that may fail, and never taken half-made for whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from kbuild import mirror, roots
+from kbuild.errors import InfrastructureError, UserError
+from kbuild.model import Root, Settings
+from kbuild.roots import Bind
+from tests.unit import toy
+
+# The last two arguments of mmdebstrap are the directory and "-", the sources on its input.
+MMDEBSTRAP = """#!/bin/sh
+cat >> "$FAKE_LOG"
+while [ $# -gt 2 ]; do shift; done
+mkdir -p "$1"
+echo "E: no such mirror"
+exit "$(cat "$FAKE_STATUS")"
+"""
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    tools = tmp_path / "bin"
+    log, status = tmp_path / "sources", tmp_path / "status"
+    script = MMDEBSTRAP.replace("$FAKE_LOG", str(log)).replace("$FAKE_STATUS", str(status))
+    for name, text in (
+        ("mmdebstrap", script),
+        ("chroot", "#!/bin/sh\nprintf 'gcc-12 12.2.0-14\\nmake 4.3\\n'\n"),
+    ):
+        toy.write(tools / name, text)
+        (tools / name).chmod(0o755)
+    status.write_text("0")
+    monkeypatch.setenv("PATH", f"{tools}:{toy.FAKE_TOOLS}:{os.environ['PATH']}")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(mirror, "sources_list", lambda settings, suite: f"deb {suite}\n")
+    return Settings(project=tmp_path, build=tmp_path / "build", cache=tmp_path / "cache")
+
+
+def bootstraps(settings: Settings) -> int:
+    log = settings.project / "sources"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def test_a_root_is_made_once_and_says_what_it_holds(settings: Settings) -> None:
+    first = roots.make_root(settings, "bookworm", "compile", ["make"])
+    assert roots.make_root(settings, "bookworm", "compile", ["make"]) == first
+    assert bootstraps(settings) == 1
+    assert first.versions == {"gcc-12": "12.2.0-14", "make": "4.3"}
+    other = roots.make_root(settings, "bookworm", "compile", ["make", "gcc"])
+    assert (other.path, other.digest) != (first.path, first.digest)
+
+
+def test_a_root_is_made_again_on_request(settings: Settings) -> None:
+    roots.make_root(settings, "bookworm", "compile", ["make"])
+    roots.make_root(settings, "bookworm", "compile", ["make"], refresh=True)
+    assert bootstraps(settings) == 2
+
+
+def test_a_failed_bootstrap_is_no_root(settings: Settings) -> None:
+    (settings.project / "status").write_text("25")
+    with pytest.raises(InfrastructureError, match="exit status 25") as caught:
+        roots.make_root(settings, "bookworm", "compile", ["make"])
+    assert "no such mirror" in (caught.value.found or "")
+    assert "--mirror" in (caught.value.hint or "")
+    assert roots.why_make(settings, "bookworm", "compile", ["make"]) is not None
+    (settings.project / "status").write_text("0")
+    roots.make_root(settings, "bookworm", "compile", ["make"])
+    assert roots.why_make(settings, "bookworm", "compile", ["make"]) is None
+
+
+def test_offline_a_missing_root_is_said(settings: Settings) -> None:
+    away = dataclasses.replace(settings, offline=True)
+    with pytest.raises(InfrastructureError, match="this run is offline"):
+        roots.make_root(away, "bookworm", "compile", ["make"])
+    assert bootstraps(settings) == 0
+
+
+def test_without_privileges_nothing_is_begun(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(UserError, match="needs root privileges") as caught:
+        roots.make_root(settings, "bookworm", "compile", ["make"])
+    assert "sudo" in (caught.value.hint or "")
+    assert bootstraps(settings) == 0
+
+
+def test_a_command_sees_what_is_bound_and_the_environment_that_is_given(
+    settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given/file").write_text("content")
+    root = Root("bookworm", tmp_path / "root", "digest")
+    done = roots.enter(
+        root,
+        ["sh", "-c", 'cat /mnt/given/file; echo " $ANSWER $TZ"'],
+        binds=[Bind(tmp_path / "given", "/mnt/given")],
+        env={"ANSWER": "42"},
+        timeout_s=20,
+    )
+    assert done.stdout == "content 42 UTC\n"
