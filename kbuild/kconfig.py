@@ -95,15 +95,14 @@ def verify(
     fragments: Sequence[Fragment],
     *,
     root: Root,
-    tree: Path,
-    output: Path,
-    log: Path,
+    compiler: str,
     binds: Sequence[Bind],
-    env: Mapping[str, str],
+    log: Path,
 ) -> None:
     """Raise BuildError unless every option of every fragment is in ``final`` as asked for.
 
-    The reasons come from kconfiglib, run in the root on the same tree and result.
+    The reasons come from kconfiglib, run in the root on the same tree (/mnt/source) and
+    result (/mnt/out), as ``binds`` shows them.
     """
     missing = dropped(final, fragments)
     if not missing:
@@ -114,7 +113,14 @@ def verify(
         timeout_s=_EXPLAIN_TIMEOUT_S,
         binds=[*binds, Bind(_EXPLAINER, "/mnt/kconfig_reasons.py")],
         cwd="/mnt/source",
-        env=env,
+        # kconfiglib reads the tree as kbuild would.
+        env={
+            "srctree": "/mnt/source",
+            "ARCH": "x86",
+            "SRCARCH": "x86",
+            "CC": compiler,
+            "LD": "ld",
+        },
         check=False,
     )
     reasons = _reasons(completed.stdout)

@@ -61,6 +61,7 @@ class Plan:
     target: Target
     base: Base
     release: str
+    package_version: str  # what uname -v shows, beside the day of the source
     method: str  # "fast" or "rebuild"
     reason: str  # why that method
     fragments: tuple[Fragment, ...]
@@ -121,6 +122,7 @@ def make_plan(
     base: Base,
     *,
     release: str,
+    package_version: str,
     distro_config: Path,
     timestamp: int,
     modules: str = "auto",
@@ -146,6 +148,7 @@ def make_plan(
         target=target,
         base=base,
         release=release,
+        package_version=package_version,
         method=method,
         reason=reason,
         fragments=fragments,
@@ -159,10 +162,12 @@ def plan_inputs(plan: Plan, tree_digest: str, root_digest: str) -> dict[str, str
     return {
         "source": f"{plan.base.version} {plan.base.source.sha256}",
         "distro image": plan.base.image.sha256,
+        "distro headers": plan.base.headers.sha256,
         "patched source": tree_digest,
         "configuration": stamp.digest({"text": plan.config}),
         "method": plan.method,
         "release": plan.release,
+        "package version": plan.package_version,
         "root": root_digest,
         "recipe": fs.sha256_file(Path(__file__)),
     }
@@ -174,7 +179,6 @@ def build(
     plan: Plan,
     tree: Tree,
     *,
-    package_version: str,
     distro_image: Path,
     distro_headers: Path,
     home: Path,
@@ -193,17 +197,14 @@ def build(
             logger.info(
                 "building %s (%s path: %s): %s", plan.release, plan.method, plan.reason, why
             )
-            _compile(
-                settings,
-                root,
-                plan,
-                tree,
-                package_version,
-                distro_image,
-                distro_headers,
-                home,
-                inputs,
+            mark.unlink(missing_ok=True)
+            began = time.monotonic()
+            outputs = _compile(
+                _workshop(settings, root, plan, tree, home), tree, distro_image, distro_headers
             )
+            seconds = time.monotonic() - began
+            stamp.write(mark, inputs, outputs, seconds)
+            logger.info("built %s in %s", plan.release, progress.duration(seconds))
         last = stamp.read(mark)
     assert last is not None
     output = home / "out"
@@ -250,7 +251,7 @@ def make_arguments(settings: Settings, plan: Plan) -> list[str]:
     return arguments
 
 
-def _environment(plan: Plan, package_version: str) -> dict[str, str]:
+def _environment(plan: Plan) -> dict[str, str]:
     day = time.strftime("%Y-%m-%d", time.gmtime(int(plan.timestamp)))
     return {
         "CCACHE_DIR": "/mnt/ccache",
@@ -262,79 +263,86 @@ def _environment(plan: Plan, package_version: str) -> dict[str, str]:
         "KBUILD_BUILD_VERSION": "1",
         "KBUILD_BUILD_TIMESTAMP": f"@{plan.timestamp}",
         # Debian's own variable, for what uname -v shows.
-        "KBUILD_BUILD_VERSION_TIMESTAMP": f"{package_version} ({day})",
+        "KBUILD_BUILD_VERSION_TIMESTAMP": f"{plan.package_version} ({day})",
         "SOURCE_DATE_EPOCH": plan.timestamp,
-        # kconfiglib reads the tree as kbuild would.
-        "srctree": "/mnt/source",
-        "ARCH": "x86",
-        "SRCARCH": "x86",
-        "CC": suite(plan.target.suite).compiler,
-        "LD": "ld",
     }
 
 
-def _compile(
-    settings: Settings,
-    root: Root,
-    plan: Plan,
-    tree: Tree,
-    package_version: str,
-    distro_image: Path,
-    distro_headers: Path,
-    home: Path,
-    inputs: Mapping[str, str],
-) -> None:
-    began = time.monotonic()
-    output, given = home / "out", home / "input"
+@dataclass(frozen=True)
+class _Workshop:
+    """Where one kernel is compiled, and how make is called there."""
+
+    plan: Plan
+    root: Root
+    home: Path
+    output: Path  # make's O=
+    given: Path  # what the build is given beside its source: /mnt/input
+    counts: Path  # how many objects the last build had
+    log: Path
+    binds: tuple[Bind, ...]
+    env: Mapping[str, str]
+    make: tuple[str, ...]
+
+
+def _workshop(settings: Settings, root: Root, plan: Plan, tree: Tree, home: Path) -> _Workshop:
+    output, given, ccache = home / "out", home / "input", settings.cache / "ccache"
     log = settings.build / "logs" / f"kernel-{plan.release}.log"
     log.unlink(missing_ok=True)
-    (home / "kernel.json").unlink(missing_ok=True)
-    for directory in (output, given, settings.cache / "ccache"):
+    for directory in (output, given, ccache):
         directory.mkdir(parents=True, exist_ok=True)
-    binds = [
-        Bind(tree.path, "/mnt/source"),
-        Bind(output, "/mnt/out", writable=True),
-        Bind(given, "/mnt/input"),
-        Bind(settings.cache / "ccache", "/mnt/ccache", writable=True),
-    ]
-    env = _environment(plan, package_version)
-    compiler = compiler_version(root)
-    distro_symvers = distro_headers / "usr/src" / f"linux-headers-{plan.base.release}"
-    distro_symvers /= "Module.symvers"
+    target = plan.target
+    return _Workshop(
+        plan=plan,
+        root=root,
+        home=home,
+        output=output,
+        given=given,
+        counts=settings.cache / "objects" / f"{target.suite}-{target.name}-{plan.method}",
+        log=log,
+        binds=(
+            Bind(tree.path, "/mnt/source"),
+            Bind(output, "/mnt/out", writable=True),
+            Bind(given, "/mnt/input"),
+            Bind(ccache, "/mnt/ccache", writable=True),
+        ),
+        env=_environment(plan),
+        make=tuple(make_arguments(settings, plan)),
+    )
+
+
+def _compile(
+    shop: _Workshop, tree: Tree, distro_image: Path, distro_headers: Path
+) -> tuple[Path, ...]:
+    """Compile and prove; returns the files that say that it was done."""
+    plan, output = shop.plan, shop.output
+    compiler = compiler_version(shop.root)
+    distro = distro_headers / "usr/src" / f"linux-headers-{plan.base.release}"
     if plan.method == "fast":
-        distro = kconfig.read(distro_symvers.with_name(".config"), strict=False)
-        fastpath.check_compiler(distro, compiler)
+        config = kconfig.read(distro / ".config", strict=False)
+        fastpath.check_compiler(config, compiler)
         fastpath.extract(
-            root,
+            shop.root,
             distro_image / "boot" / f"vmlinuz-{plan.base.release}",
             distro_image / "lib/modules" / plan.base.release,
-            given,
+            shop.given,
         )
-        fastpath.write_pahole(given / "pahole", int(distro.options.get("PAHOLE_VERSION", "0")))
-
-    make = make_arguments(settings, plan)
-    _configure(root, plan, make, binds, env, output, given, log)
-    goals = ["bzImage", "modules_prepare"] if plan.method == "fast" else ["bzImage", "modules"]
-    _make(settings, root, plan, [*make, *goals], binds, env, output, log)
-
+        pahole = int(config.options.get("PAHOLE_VERSION", "0"))
+        fastpath.write_pahole(shop.given / "pahole", pahole)
+    _configure(shop)
+    exported = shop.home / "Module.symvers"
     if plan.method == "fast":
-        added = fastpath.guard(
-            symvers.read(distro_symvers), symvers.read(output / "vmlinux.symvers"), tree.series
-        )
-        fastpath.write_symvers(distro_symvers, added, home / "Module.symvers")
+        _make(shop, ["bzImage", "modules_prepare"])
+        yardstick = distro / "Module.symvers"
+        ours = symvers.read(output / "vmlinux.symvers")
+        added = fastpath.guard(symvers.read(yardstick), ours, tree.series)
+        fastpath.write_symvers(yardstick, added, exported)
     else:
-        _install_modules(root, make, binds, env, home, log)
+        _make(shop, ["bzImage", "modules"])
+        _install_modules(shop)
         _check_exports(output / "Module.symvers", tree)
-        fs.write_atomic(home / "Module.symvers", (output / "Module.symvers").read_bytes())
-    fs.write_atomic(home / "compiler", compiler + "\n")
-    seconds = time.monotonic() - began
-    stamp.write(
-        home / "kernel.json",
-        inputs,
-        [home / "Module.symvers", home / "compiler", output / "arch/x86/boot/bzImage"],
-        seconds,
-    )
-    logger.info("built %s in %s", plan.release, progress.duration(seconds))
+        fs.write_atomic(exported, (output / "Module.symvers").read_bytes())
+    fs.write_atomic(shop.home / "compiler", compiler + "\n")
+    return (exported, shop.home / "compiler", output / "arch/x86/boot/bzImage")
 
 
 def compiler_version(root: Root) -> str:
@@ -351,70 +359,46 @@ def distro_compiler(plan: Plan) -> str | None:
     return text.strip('"')
 
 
-def _configure(
-    root: Root,
-    plan: Plan,
-    make: Sequence[str],
-    binds: Sequence[Bind],
-    env: Mapping[str, str],
-    output: Path,
-    given: Path,
-    log: Path,
-) -> None:
+def _configure(shop: _Workshop) -> None:
     # make would take a .config that is only newer for a changed one, and syncconfig is
     # what touches include/config: so the result is compared with, not written over, the last.
-    wanted = given / "config"
-    if (
-        wanted.exists()
-        and wanted.read_text() == plan.config
-        and (output / ".config").exists()
-        and (given / "configured").exists()
-    ):
+    plan, config = shop.plan, shop.output / ".config"
+    wanted, done = shop.given / "config", shop.given / "configured"
+    same = wanted.exists() and wanted.read_text() == plan.config
+    if same and config.exists() and done.exists():
         return
-    (given / "configured").unlink(missing_ok=True)
+    done.unlink(missing_ok=True)
     fs.write_atomic(wanted, plan.config)
     if plan.target.flavour in DEBIAN_FLAVOURS:
-        fs.write_atomic(output / ".config", plan.config)
+        fs.write_atomic(config, plan.config)
         goal, extra = "olddefconfig", {}
     else:
         goal, extra = "allnoconfig", {"KCONFIG_ALLCONFIG": "/mnt/input/config"}
     roots.enter(
-        root,
-        [*make, goal],
+        shop.root,
+        [*shop.make, goal],
         timeout_s=_CONFIGURE_TIMEOUT_S,
-        binds=binds,
-        env={**env, **extra},
-        log=log,
+        binds=shop.binds,
+        env={**shop.env, **extra},
+        log=shop.log,
     )
-    final = kconfig.read(output / ".config", strict=False)
     kconfig.verify(
-        final,
+        kconfig.read(config, strict=False),
         plan.fragments,
-        root=root,
-        tree=Path("/mnt/source"),
-        output=output,
-        log=log,
-        binds=binds,
-        env=env,
+        root=shop.root,
+        compiler=suite(plan.target.suite).compiler,
+        binds=shop.binds,
+        log=shop.log,
     )
-    fs.write_atomic(given / "configured", "")
+    fs.write_atomic(done, "")
 
 
-def _make(
-    settings: Settings,
-    root: Root,
-    plan: Plan,
-    argv: Sequence[str],
-    binds: Sequence[Bind],
-    env: Mapping[str, str],
-    output: Path,
-    log: Path,
-) -> None:
-    counts = settings.cache / "objects" / f"{plan.target.suite}-{plan.target.name}-{plan.method}"
-    there = _count_objects(output)
-    total = max(_expected_objects(counts, plan), there + 1)
+def _make(shop: _Workshop, goals: Sequence[str]) -> None:
+    release = shop.plan.release
+    there = _count_objects(shop.output)
+    total = max(_expected_objects(shop.counts, shop.plan), there + 1)
     done = there
-    with progress.bar(f"compiling {plan.release}", total, unit="objects", initial=there) as advance:
+    with progress.bar(f"compiling {release}", total, unit="objects", initial=there) as advance:
 
         def on_line(line: str) -> None:
             nonlocal done
@@ -423,23 +407,23 @@ def _make(
                 advance(min(done, total))
 
         completed = roots.enter(
-            root,
-            argv,
+            shop.root,
+            [*shop.make, *goals],
             timeout_s=_COMPILE_TIMEOUT_S,
-            binds=binds,
-            env=env,
-            log=log,
+            binds=shop.binds,
+            env=shop.env,
+            log=shop.log,
             check=False,
             on_line=on_line,
         )
     if completed.returncode != 0:
         raise BuildError(
-            f"the kernel {plan.release} does not build",
+            f"the kernel {release} does not build",
             found=first_error(completed.stdout),
-            log=log,
+            log=shop.log,
             hint="mend it and run the same command again: what is built stays built",
         )
-    fs.write_atomic(counts, f"{_count_objects(output)}\n")
+    fs.write_atomic(shop.counts, f"{_count_objects(shop.output)}\n")
 
 
 def _expected_objects(counts: Path, plan: Plan) -> int:
@@ -475,24 +459,17 @@ def first_error(text: str, *, context: int = 12) -> str:
     return "\n".join(lines[-context:])
 
 
-def _install_modules(
-    root: Root,
-    make: Sequence[str],
-    binds: Sequence[Bind],
-    env: Mapping[str, str],
-    home: Path,
-    log: Path,
-) -> None:
-    modules = home / "modules"
+def _install_modules(shop: _Workshop) -> None:
+    modules = shop.home / "modules"
     shutil.rmtree(modules, ignore_errors=True)
     modules.mkdir()
     roots.enter(
-        root,
-        [*make, "INSTALL_MOD_PATH=/mnt/modules", "INSTALL_MOD_STRIP=1", "modules_install"],
+        shop.root,
+        [*shop.make, "INSTALL_MOD_PATH=/mnt/modules", "INSTALL_MOD_STRIP=1", "modules_install"],
         timeout_s=_COMPILE_TIMEOUT_S,
-        binds=[*binds, Bind(modules, "/mnt/modules", writable=True)],
-        env=env,
-        log=log,
+        binds=[*shop.binds, Bind(modules, "/mnt/modules", writable=True)],
+        env=shop.env,
+        log=shop.log,
     )
 
 

@@ -121,6 +121,7 @@ def _plan(settings: Settings, target: Target, base: Base, tree: Tree, modules: s
         target,
         base,
         release=versions.release(base.abi, target.flavour, target.variant),
+        package_version=versions.package_version(base.version, settings.revision),
         distro_config=distro_headers / "usr/src" / f"linux-headers-{base.release}" / ".config",
         timestamp=epoch,
         modules=modules,
@@ -149,16 +150,14 @@ def _compile_root(settings: Settings, plan: kernel.Plan) -> Root:
 
 
 def _build_kernel(settings: Settings, root: Root, prepared: Prepared) -> BuiltKernel:
-    base = prepared.base
     return kernel.build(
         settings,
         root,
         prepared.plan,
         prepared.tree,
-        package_version=versions.package_version(base.version, settings.revision),
         distro_image=prepared.distro_image,
         distro_headers=prepared.distro_headers,
-        home=places(settings, prepared.plan.target, base).version,
+        home=places(settings, prepared.plan.target, prepared.base).version,
     )
 
 

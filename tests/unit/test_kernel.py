@@ -38,6 +38,7 @@ class Bench:
             target,
             self.distro.base,
             release=f"6.1.0-56-cplayground-{target.flavour}",
+            package_version=f"6.1.192-2+cplayground{self.settings.revision}",
             distro_config=self.distro.headers / f"usr/src/linux-headers-{toy.RELEASE}/.config",
             timestamp=1763288260,
             modules=modules,
@@ -47,7 +48,6 @@ class Bench:
             self.root,
             plan,
             tree,
-            package_version="6.1.192-2+cplayground1",
             distro_image=self.distro.image,
             distro_headers=self.distro.headers,
             home=self.home / target.flavour,
@@ -97,6 +97,13 @@ def test_an_edited_patch_rebuilds_only_its_file(bench: Bench) -> None:
     bench.build()
     compiled = [line for line in bench.log().splitlines() if line.startswith("  CC ")]
     assert compiled == ["  CC      fs/file.o"]
+
+
+def test_another_revision_is_another_kernel(bench: Bench) -> None:
+    image = bench.build().output / "arch/x86/boot/bzImage"
+    assert image.read_text() == "6.1.192-2+cplayground1 (2025-11-16)"
+    dataclasses.replace(bench, settings=dataclasses.replace(bench.settings, revision=2)).build()
+    assert image.read_text() == "6.1.192-2+cplayground2 (2025-11-16)"
 
 
 def test_an_interrupted_build_goes_on_where_it_stopped(bench: Bench) -> None:
@@ -182,6 +189,7 @@ def test_a_lost_export_is_noticed_in_a_full_build(bench: Bench) -> None:
         LAB,
         bench.distro.base,
         release="6.1.0-56-cplayground-lab",
+        package_version="6.1.192-2+cplayground1",
         distro_config=bench.distro.headers / f"usr/src/linux-headers-{toy.RELEASE}/.config",
         timestamp=0,
     )
@@ -191,7 +199,6 @@ def test_a_lost_export_is_noticed_in_a_full_build(bench: Bench) -> None:
             bench.root,
             plan,
             bare,
-            package_version="1",
             distro_image=bench.distro.image,
             distro_headers=bench.distro.headers,
             home=bench.home / "lab",

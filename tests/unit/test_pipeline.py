@@ -144,6 +144,7 @@ def test_a_root_with_an_older_compiler_is_made_again(
         target=Target("bookworm", "cloud-amd64"),
         base=toy.make(settings.cache).base,
         release="6.1.0-56-cplayground-cloud-amd64",
+        package_version="6.1.192-2+cplayground1",
         method=method,
         reason="",
         fragments=(),
