@@ -147,9 +147,8 @@ def _command(
             if status:
                 raise Exit(code=status)
 
-        # Invoke makes its options from the signature: a flag's default is False, that of
-        # an option which may be given several times is empty.
-        defaults = dict.fromkeys(_FLAGS, False) | dict.fromkeys(_SEVERAL, ())
+        # Invoke makes its options from the signature: the default of a flag is False.
+        defaults = dict.fromkeys(_FLAGS, False)
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [
                 inspect.Parameter("c", inspect.Parameter.POSITIONAL_OR_KEYWORD),

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from invoke.parser import Parser
 
 from kbuild.testing import FailedTestsError, TierResult, _judge, read_junit
+from tasks import _strings, ns
 
 PROJECT = Path(__file__).parents[2]
 
@@ -68,6 +70,16 @@ def test_the_users_invoke_yaml_is_read(tmp_path: Path) -> None:
     (tmp_path / ".invoke.yaml").write_text("suite: hamm\n")
     done = invoke("explain", home=tmp_path)
     assert (done.returncode, "'hamm'" in done.stderr) == (2, True)
+
+
+def test_a_repeatable_option_keeps_each_of_its_values() -> None:
+    words = "package --mirror http://a/debian --fragment one --mirror http://b/debian --offline"
+    (parsed,) = Parser(contexts=ns.to_contexts()).parse_argv(words.split())
+    assert parsed.as_kwargs["mirror"] == ["http://a/debian", "http://b/debian"]
+    assert parsed.as_kwargs["fragment"] == ["one"]
+    assert parsed.as_kwargs["offline"] is True
+    (parsed,) = Parser(contexts=ns.to_contexts()).parse_argv(["package"])
+    assert _strings(parsed.as_kwargs["mirror"]) == []
 
 
 @pytest.mark.parametrize("jobs", ["many", "-1"])
