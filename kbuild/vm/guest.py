@@ -12,10 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from kbuild.errors import KbuildError
+from kbuild.errors import InfrastructureError, KbuildError
 from kbuild.run import describe_status
 from kbuild.vm import qemu, triage
 from kbuild.vm.channel import (
+    PROTOCOL,
     Channel,
     ChannelClosed,
     ChannelRefused,
@@ -216,7 +217,8 @@ class Guest:
 
     @classmethod
     def boot(cls, spec: GuestSpec, *, workdir: Path, expected_taint: int = 0) -> Guest:
-        """Start QEMU and wait for the agent; raises GuestLost when it does not come up.
+        """Start QEMU and wait for the agent; raises GuestLost when it does not come up,
+        InfrastructureError when it is an agent of another protocol.
 
         ``workdir`` receives console.log and qemu.log; ``expected_taint`` is the mask of
         taint bits that may be set when the guest is judged.
@@ -227,7 +229,14 @@ class Guest:
             with guest.talking("the agent's hello"):
                 greeting = guest.channel.ping(_BOOT_S * spec.scale)
             guest._hello = True
-            _, guest.boot_id, guest.release = greeting.splitlines()[:3]
+            spoken, guest.boot_id, guest.release = greeting.splitlines()[:3]
+            if spoken != str(PROTOCOL):
+                raise InfrastructureError(
+                    "the guest's agent is not the one that this checkout talks to",
+                    expected=f"protocol {PROTOCOL}",
+                    found=f"protocol {spoken}",
+                    hint="the image is of another time: ./inv test makes it anew",
+                )
             guest.boot_seconds = time.monotonic() - began
             guest._open_bulk()
         except BaseException:
@@ -326,10 +335,6 @@ class Guest:
         """Return /proc/sys/kernel/tainted."""
         return int(self.read("/proc/sys/kernel/tainted"))
 
-    def expect_taint(self, mask: int) -> None:
-        """Allow these taint bits from now on (a test that loads an unsigned module)."""
-        self._allowed_taint |= mask
-
     def spin_agent(self) -> None:
         """Make the agent loop for ever, so that the harness can be seen to notice."""
         self.channel.post(Kind.LOOP, self.answer_s)
@@ -339,10 +344,6 @@ class Guest:
     def console(self, since: int = 0) -> str:
         """Return the console's text from byte offset ``since`` on."""
         return self.machine.console.text(since)
-
-    def console_size(self) -> int:
-        """Return how many bytes the console has: an offset for :meth:`console`."""
-        return self.machine.console.size()
 
     def reports(self, since: int = 0) -> tuple[triage.Report, ...]:
         """Return what the kernel complained about on the console from ``since`` on."""

@@ -131,6 +131,13 @@ def test_a_qemu_that_does_not_start_is_infrastructure(behave: Path, tmp_path: Pa
         Guest.boot(spec_at(tmp_path), workdir=tmp_path / "w")
 
 
+def test_an_agent_of_another_protocol_is_refused(behave: Path, tmp_path: Path) -> None:
+    behave.write_text("old agent")
+    with pytest.raises(InfrastructureError, match="not the one that this checkout") as caught:
+        Guest.boot(spec_at(tmp_path, slowness=20.0), workdir=tmp_path / "w")
+    assert (caught.value.expected, caught.value.found) == ("protocol 1", "protocol 0")
+
+
 def test_the_log_of_the_run_before_is_kept(behave: Path, tmp_path: Path) -> None:
     for _ in range(2):
         with Guest.boot(spec_at(tmp_path, slowness=20.0), workdir=tmp_path / "w"):
