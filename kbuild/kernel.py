@@ -21,11 +21,9 @@ from kbuild.kconfig import Fragment
 from kbuild.model import Base, BuiltKernel, Root, Settings, Target, Tree
 from kbuild.roots import Bind
 from kbuild.suites import DEBIAN_FLAVOURS, suite
+from kbuild.variants import variant
 
 logger = logging.getLogger(__name__)
-
-# Variant → fragments below fragments/, on top of the flavour's own.
-VARIANTS: Mapping[str, tuple[str, ...]] = {"release": ()}
 
 # What the user may wish for the distro's modules.
 MODULES = ("auto", "keep", "rebuild")
@@ -104,13 +102,8 @@ def choose_method(
 
 def fragments_of(settings: Settings, target: Target) -> tuple[Fragment, ...]:
     """Return our fragments for a target, in order; raises UserError for an unknown variant."""
-    if target.variant not in VARIANTS:
-        raise UserError(
-            f"the variant {target.variant!r} is not known",
-            expected=", ".join(VARIANTS),
-            found=target.variant,
-        )
-    places = [settings.project / "fragments" / name for name in VARIANTS[target.variant]]
+    names = variant(target.variant).fragments
+    places = [settings.project / "fragments" / name for name in names]
     if target.flavour not in DEBIAN_FLAVOURS:
         places.insert(0, settings.project / "fragments" / f"{target.flavour}.config")
     return tuple(kconfig.read(path) for path in (*places, *target.fragments))

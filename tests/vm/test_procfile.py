@@ -3,54 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import re
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kbuild import roots, suites
+from kbuild import programs
 from kbuild.model import Settings
+from kbuild.programs import PLACE
 from kbuild.vm import image
 from kbuild.vm.guest import Guest
 from tests import oracle, procfile
-from tests.guest_programs import compile_programs
 from tests.procfile import Process
 
 FILE = "/proc/cplayground"
 MODULE = "cplayground"
 PROGRAMS = ("topology", "observe", "observe_reads")
-PLACE = "/tmp/programs"
 
 
 @pytest.fixture(scope="session")
-def programs(settings: Settings) -> dict[str, Path]:
+def compiled(settings: Settings) -> dict[str, Path]:
     """The guest's programs, compiled here once."""
-    root = roots.compile_root(settings, "bookworm")
-    return compile_programs(
-        root,
-        suites.suite("bookworm").compiler,
-        PROGRAMS,
-        settings.build / "guest-programs",
-        log=settings.build / "logs" / "guest-programs.log",
-    )
+    return programs.compile_programs(settings, "bookworm", PROGRAMS)
 
 
 @pytest.fixture
-def armed(guest: Guest, programs: dict[str, Path]) -> Guest:
+def armed(guest: Guest, compiled: dict[str, Path]) -> Guest:
     """The guest with our programs in it."""
     if guest.run(["test", "-e", PLACE], timeout_s=5).status:
-        guest.run(["mkdir", PLACE], timeout_s=5, check=True)
-        # The way into the guest is a slow one, and most of a static program is the library.
-        packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w:xz") as archive:
-            for name, path in programs.items():
-                archive.add(path, name)
-        guest.put(packed.getvalue(), f"{PLACE}.tar.xz")
-        unpack = ["tar", "-xJf", f"{PLACE}.tar.xz", "-C", PLACE]
-        guest.run(unpack, timeout_s=30, check=True)
+        programs.install(guest, compiled)
     return guest
 
 
