@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests import oracle, procfile
-from tests.procfile import OpenFile, Process, ProcfileError
+from kbuild.vm import oracle, procfile
+from kbuild.vm.procfile import OpenFile, Process, ProcfileError
 
 DATA = Path(__file__).parent / "data" / "procfile"
 ACCEPTED = sorted(DATA.glob("*.procfile"))

@@ -12,10 +12,9 @@ import pytest
 from kbuild import programs
 from kbuild.model import Settings
 from kbuild.programs import PLACE
-from kbuild.vm import image
+from kbuild.vm import image, oracle, procfile
 from kbuild.vm.guest import Guest
-from tests import oracle, procfile
-from tests.procfile import Process
+from kbuild.vm.procfile import Process
 
 FILE = "/proc/cplayground"
 MODULE = "cplayground"

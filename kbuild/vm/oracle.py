@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
-from tests.procfile import PATH_TOO_LONG, Process
+from kbuild.vm.procfile import PATH_TOO_LONG, Process
 
 
 @dataclass(frozen=True)
