@@ -66,6 +66,8 @@ GUEST_PACKAGES = (
     "linux-base",
     "make",
     "procps",
+    # a load that we did not write
+    "stress-ng",
     "udev",
     "zstd",
 )
