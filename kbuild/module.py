@@ -107,19 +107,23 @@ def build(
     release: str,
     out: Path,
     log: Path,
+    source: Path | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> BuiltModule:
     """Compile the module against ``headers`` in ``root``; ``out`` becomes a directory with it.
 
-    Raises BuildError with the compiler's first error, or with what does not fit when the
-    result is not for ``release``; ``out`` is then what it was before.
+    ``source`` is kmod/ or a changed copy of it, ``variables`` are make's.  Raises
+    BuildError with the compiler's first error, or with what does not fit when the result is
+    not for ``release``; ``out`` is then what it was before.
     """
     began = time.monotonic()
     target = headers if isinstance(headers, Headers) else whole(headers)
     exported = symvers.read(target.symvers)
     log.unlink(missing_ok=True)
     with fs.fresh_directory(out) as scratch:
-        copy_sources(settings.project / "kmod", scratch)
-        _make(settings, root, target, scratch, ["modules"], log)
+        copy_sources(source or settings.project / "kmod", scratch)
+        given = [f"{name}={value}" for name, value in (variables or {}).items()]
+        _make(settings, root, target, scratch, [*given, "modules"], log)
         facts = read(scratch / f"{NAME}.ko")
         check(facts, release=release, exported=exported, log=log)
     seconds = time.monotonic() - began

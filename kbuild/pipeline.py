@@ -33,7 +33,7 @@ from kbuild import (
 from kbuild.errors import InfrastructureError
 from kbuild.manifest import Manifest
 from kbuild.model import Base, BuiltKernel, Package, Root, Settings, Target, Tree
-from kbuild.module import BuiltModule
+from kbuild.module import BuiltModule, Headers
 from kbuild.vm import image
 from kbuild.vm.image import GuestImage
 
@@ -53,6 +53,16 @@ class Packaged:
     packages: tuple[Package, ...]
     repo: Path
     manifest: Path
+
+
+@dataclass(frozen=True)
+class PackagedKernel:
+    """A compiled kernel and its packages, before any module is built for it."""
+
+    prepared: Prepared
+    root: Root  # that it was compiled in, and modules for it are
+    kernel: BuiltKernel
+    packages: tuple[Package, ...]
 
 
 @dataclass(frozen=True)
@@ -161,24 +171,32 @@ def _build_kernel(settings: Settings, root: Root, prepared: Prepared) -> BuiltKe
     )
 
 
-def package(settings: Settings, target: Target, *, modules: str = "auto") -> Packaged:
-    """Do the main job: from the archive to an apt repository with every package in it."""
-    began = time.monotonic()
+def package_kernel(settings: Settings, target: Target, *, modules: str = "auto") -> PackagedKernel:
+    """Build a kernel and make its packages; nothing of the module is looked at."""
     base = source.fetch(settings, target)
     where = places(settings, target, base)
     prepared = prepare(settings, target, base, modules=modules)
     root = _compile_root(settings, prepared.plan)
-    epoch = prepared.epoch
     built = _build_kernel(settings, root, prepared)
-    kernel_packages = _packages(
+    packages = _packages(
         where.version / "packages-kernel",
         f"the kernel {built.release}",
-        _kernel_package_inputs(settings, built.digest, root, epoch),
+        _kernel_package_inputs(settings, built.digest, root, prepared.epoch),
         lambda out: deb.build_kernel_packages(
-            settings, root, built, epoch=epoch, log=where.log("packages-kernel"), out=out
+            settings, root, built, epoch=prepared.epoch, log=where.log("packages-kernel"), out=out
         ),
     )
-    made = _build_module(settings, where, root, built, kernel_packages)
+    return PackagedKernel(prepared, root, built, packages)
+
+
+def package(settings: Settings, target: Target, *, modules: str = "auto") -> Packaged:
+    """Do the main job: from the archive to an apt repository with every package in it."""
+    began = time.monotonic()
+    done = package_kernel(settings, target, modules=modules)
+    root, built, kernel_packages = done.root, done.kernel, done.packages
+    epoch = done.prepared.epoch
+    where = places(settings, target, built.base)
+    made = _build_module(settings, where, done)
     module_packages = _packages(
         where.version / "packages-module",
         f"the module for {built.release}",
@@ -297,15 +315,41 @@ def _headers_tree(where: Places, release: str) -> Path:
     return where.version / "headers" / "usr/src" / versions.headers_package(release)
 
 
-def _build_module(
-    settings: Settings,
-    where: Places,
-    root: Root,
-    built: BuiltKernel,
-    packages: Sequence[Package],
-) -> BuiltModule:
+def kernel_headers(settings: Settings, done: PackagedKernel) -> Path:
+    """Return the kernel's headers package, unpacked: what a module for it is built against."""
+    built = done.kernel
+    where = places(settings, built.target, built.base)
+    headers = _headers_package(done.packages, built.release)
+    out = where.version / "headers"
+    mark, inputs = _mark(out), {"headers": headers.sha256}
+    with fs.lock(where.version / ".headers.lock"):
+        if stamp.reason(mark, inputs) is not None:
+            mark.unlink(missing_ok=True)
+            with fs.fresh_directory(out) as unpacked:
+                source.extract(headers.path, unpacked)
+            stamp.write(mark, inputs, [out], 0.0)
+    return _headers_tree(where, built.release)
+
+
+def debian_headers(settings: Settings, base: Base) -> Headers:
+    """Return the headers of Debian's own kernel, its packages unpacked into one tree."""
+    out = settings.build / base.suite / f"headers-{base.release}_{base.version}"
+    files = (base.headers, *base.support)
+    mark, inputs = _mark(out), {file.path.name: file.sha256 for file in files}
+    with fs.lock(out.with_name(f".{out.name}.lock")):
+        if stamp.reason(mark, inputs) is not None:
+            mark.unlink(missing_ok=True)
+            with fs.fresh_directory(out) as unpacked:
+                for file in files:
+                    source.extract(file.path, unpacked)
+            stamp.write(mark, inputs, [out], 0.0)
+    return module.debian(out, base.release)
+
+
+def _build_module(settings: Settings, where: Places, done: PackagedKernel) -> BuiltModule:
     """Build our module against nothing but the headers package, which proves that package."""
-    headers = _headers_package(packages, built.release)
+    built, root = done.kernel, done.root
+    headers = _headers_package(done.packages, built.release)
     inputs = _module_inputs(settings, headers.sha256, root)
     out = where.version / "module"
     mark, state = _mark(out), where.version / "module.built"
@@ -314,12 +358,10 @@ def _build_module(
         if why is not None:
             logger.info("building the module for %s: %s", built.release, why)
             mark.unlink(missing_ok=True)
-            with fs.fresh_directory(where.version / "headers") as unpacked:
-                source.extract(headers.path, unpacked)
             made = module.build(
                 settings,
                 root,
-                headers=_headers_tree(where, built.release),
+                headers=kernel_headers(settings, done),
                 release=built.release,
                 out=out,
                 log=where.log("module"),
@@ -397,6 +439,27 @@ def guest_image(settings: Settings, target: Target, done: Packaged) -> GuestImag
         home=where.home / "guest",
         inputs={f"package {one.name}": one.sha256 for one in done.packages},
         log=where.log("guest"),
+    )
+
+
+def lab_image(settings: Settings, done: PackagedKernel) -> GuestImage:
+    """Return a bootable disk with a kernel and Debian's own, and without our module.
+
+    An edit of the module changes neither the disk nor a snapshot of its guest.
+    """
+    built, base = done.kernel, done.kernel.base
+    where = places(settings, built.target, base)
+    names = deb.kernel_names(built)
+    ours = [one.path for one in done.packages if one.name in (names.image, names.headers)]
+    return image.make(
+        roots.guest_root(settings, built.target.suite),
+        repo=None,
+        packages=[],
+        debs=[*ours, *(file.path for file in (base.image, base.headers, *base.support))],
+        guest_sources=settings.project / "tests" / "guest",
+        home=where.home / "lab",
+        inputs={},
+        log=where.log("lab"),
     )
 
 

@@ -145,6 +145,28 @@ def test_builds_a_copy_and_reads_the_result(
     assert (settings.project / "kmod" / "cplayground.ko").read_text() == "left over"
 
 
+def test_a_changed_copy_is_built_with_makes_variables(
+    settings: Settings, headers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = enter(monkeypatch, FakeRoot(make_module()))
+    mutant = tmp_path / "mutant"
+    mutant.mkdir()
+    (mutant / "mutated.c").touch()
+    module.build(
+        settings,
+        Root("bookworm", Path("/nowhere"), "digest"),
+        headers=headers,
+        release=RELEASE,
+        out=tmp_path / "out",
+        log=tmp_path / "log",
+        source=mutant,
+        variables={"CPG_LAB": "1"},
+    )
+    assert fake.found == ["mutated.c"]
+    (command,) = fake.commands
+    assert command[-2:] == ["CPG_LAB=1", "modules"]
+
+
 def test_a_failed_build_shows_the_first_error_and_keeps_the_last_result(
     settings: Settings, headers: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,95 @@
+"""The lab: a kernel of ours booted once, a module built aside, and guests to try it in.
+
+The disk holds the kernel and its headers but not our module, so that an edit of kmod/
+changes neither the disk nor the snapshot: it costs a compilation and a restore.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kbuild import module, pipeline, variants
+from kbuild.errors import InfrastructureError
+from kbuild.model import Root, Settings, Target
+from kbuild.module import BuiltModule, Headers
+from kbuild.vm import image, qemu
+from kbuild.vm.guest import Guest
+from kbuild.vm.spec import GuestSpec
+
+# A module that was built here is out of tree (O) and unsigned (E).
+MODULE_TAINT = 1 << 12 | 1 << 13
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What a module is built against and tried in; made by :func:`prepare`."""
+
+    settings: Settings
+    target: Target
+    spec: GuestSpec
+    headers: Headers
+    kernel_tree: Path  # the patched source, for decoding and for checkpatch
+    root: Root  # that modules are compiled in
+
+    @property
+    def release(self) -> str:
+        """``uname -r`` of the lab's guests."""
+        return self.spec.kernel.release
+
+
+def prepare(
+    settings: Settings, target: Target, *, accel: str | None = None, stock: bool = False
+) -> Lab:
+    """Return the lab of a target, each part of it made only if it is not current.
+
+    ``stock`` boots Debian's own kernel, which has the stock backend alone.  ``accel`` is
+    kvm or tcg; by default KVM where a boot under it was seen.
+    """
+    variant = variants.variant(target.variant)
+    done = pipeline.package_kernel(settings, target)
+    made = pipeline.lab_image(settings, done)
+    kernel = next((one for one in made.kernels if image.is_ours(one) is not stock), None)
+    if kernel is None:
+        raise InfrastructureError(f"{made.description} holds no kernel that the lab could boot")
+    choice = qemu.choose_accelerator(settings.cache, kernel, accel)
+    spec = GuestSpec(
+        kernel=kernel,
+        disk=made.disk,
+        accelerator=choice.accelerator,
+        memory_mib=variant.memory_mib,
+        slowness=1.0 if stock else variant.slowness,
+        append=() if stock else variant.parameters,
+    )
+    if stock:
+        headers = pipeline.debian_headers(settings, done.kernel.base)
+    else:
+        headers = module.whole(pipeline.kernel_headers(settings, done))
+    return Lab(settings, target, spec, headers, done.kernel.source, done.root)
+
+
+def build_module(lab: Lab, source: Path, *, out: Path, race_windows: bool = True) -> BuiltModule:
+    """Compile ``source``, which is kmod/ or a changed copy of it, for the lab's kernel.
+
+    ``out`` becomes a directory with the module, its log beside it.  The module has line
+    numbers, and with ``race_windows`` the load parameter window_us.  Raises BuildError.
+    """
+    variables = {"CPG_LAB": "1"} if race_windows else {"KCFLAGS": "-g"}
+    return module.build(
+        lab.settings,
+        lab.root,
+        headers=lab.headers,
+        release=lab.release,
+        out=out,
+        log=out.with_name(f"{out.name}.log"),
+        source=source,
+        variables=variables,
+    )
+
+
+def open_guest(lab: Lab, *, workdir: Path) -> Guest:
+    """Return a running guest of the lab, without the module; a context manager.
+
+    ``workdir`` receives console.log and qemu.log.
+    """
+    return Guest.boot(lab.spec, workdir=workdir, expected_taint=MODULE_TAINT)
