@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from kbuild import programs
 from kbuild.model import Kernel, Settings
+from kbuild.programs import PLACE
 from kbuild.vm import image, qemu, triage
 from kbuild.vm.console import between_marks
 from kbuild.vm.guest import Guest
@@ -19,8 +21,8 @@ from kbuild.vm.image import GuestImage
 from kbuild.vm.outcome import taint_letters
 from kbuild.vm.shell import interactive
 from kbuild.vm.spec import Accelerator, GuestSpec
+from tests.vm.module import MODULE, PROGRAMS
 
-MODULE = "cplayground"
 # A module of ours is out of tree (O), and DKMS signs with a key that nobody trusts (E).
 MODULE_TAINT = 1 << 12 | 1 << 13
 
@@ -169,6 +171,20 @@ def guest(request: pytest.FixtureRequest, guest_slot: Slot) -> Iterator[Guest]:
     reports = triage.scan(between_marks(machine.console(), name))
     if reports:
         pytest.fail("the kernel complained during this test:\n" + reports[0].excerpt)
+
+
+@pytest.fixture(scope="session")
+def compiled(settings: Settings) -> dict[str, Path]:
+    """The guest's programs, compiled here once."""
+    return programs.compile_programs(settings, "bookworm", PROGRAMS)
+
+
+@pytest.fixture
+def armed(guest: Guest, compiled: dict[str, Path]) -> Guest:
+    """The guest with our programs in it."""
+    if guest.run(["test", "-e", PLACE], timeout_s=5).status:
+        programs.install(guest, compiled)
+    return guest
 
 
 @pytest.fixture

@@ -1,0 +1,99 @@
+"""What the module's tests share: loading it, holding topologies still, reading what it shows."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from kbuild.programs import PLACE
+from kbuild.vm import oracle, procfile
+from kbuild.vm.guest import Guest
+from kbuild.vm.procfile import Process
+
+FILE = "/proc/cplayground"
+MODULE = "cplayground"
+# Compiled from tests/guest/<name>.c, and put below PLACE.
+PROGRAMS = ("topology", "observe", "observe_reads")
+
+
+@contextlib.contextmanager
+def topology(guest: Guest, *scenarios: str) -> Iterator[dict[str, int]]:
+    """Hold a topology still; gives the pid of each scenario's first process."""
+    program = guest.start([f"{PLACE}/topology", *scenarios], cwd="/tmp")
+    inits: dict[str, int] = {}
+    try:
+        while (line := program.read_line(60)) != b"ready\n":
+            words = line.decode().split()
+            if words[:1] != ["container"]:
+                result = program.wait(10)
+                pytest.fail(f"topology: {line!r} {result.stdout!r} {result.stderr!r}")
+            inits[words[1]] = int(words[2])
+        yield inits
+    finally:
+        program.close_stdin()
+        program.wait(60)
+
+
+def listing(guest: Guest) -> tuple[Process, ...]:
+    return procfile.parse(guest.read(FILE))
+
+
+def compare(guest: Guest) -> tuple[Process, ...]:
+    """Compare the file with what /proc and kcmp(2) say; gives what was shown."""
+    shown = listing(guest)
+    seen = guest.run([f"{PLACE}/observe"], timeout_s=60, check=True).stdout
+    found = oracle.differences(shown, oracle.parse(seen))
+    assert not found, "\n".join(found[:40])
+    return shown
+
+
+def of_container(shown: tuple[Process, ...], init: int) -> list[Process]:
+    """The processes of the namespace that ``init`` is the first process of."""
+    (namespace,) = {process.namespace for process in shown if process.pid == init}
+    return [process for process in shown if process.namespace == namespace]
+
+
+def load(guest: Guest, *parameters: str) -> None:
+    guest.run(["modprobe", MODULE, *parameters], timeout_s=20, check=True)
+
+
+def unload(guest: Guest) -> None:
+    guest.run(["rmmod", MODULE], timeout_s=20, check=True)
+
+
+def kernel_log(guest: Guest) -> str:
+    return guest.run(["dmesg"], timeout_s=10, check=True).text
+
+
+def without_ids(text: bytes) -> bytes:
+    """Number the ids in the order in which they appear: they differ from load to load."""
+    known: dict[bytes, bytes] = {}
+    return re.sub(
+        rb"(?<![^\t\n])[0-9a-f]{64}(?![^\t\n])",
+        lambda match: known.setdefault(match[0], b"id%d" % len(known)),
+        text,
+    )
+
+
+@contextlib.contextmanager
+def loaded_with(guest: Guest, *parameters: str) -> Iterator[None]:
+    """Have the module loaded with parameters for as long as the block takes."""
+    load(guest, *parameters)
+    try:
+        yield
+    finally:
+        if guest.alive:
+            unload(guest)
+
+
+def backends(guest: Guest) -> list[str]:
+    """The backends that are built in, the default first."""
+    return guest.run(["modinfo", "-F", "backends", MODULE], timeout_s=10, check=True).text.split()
+
+
+def module_file(guest: Guest) -> str:
+    """Where the installed module lies, for insmod(8)."""
+    return guest.run(["modinfo", "-n", MODULE], timeout_s=10, check=True).text.strip()

@@ -1,0 +1,46 @@
+"""Each way to reach file tables: which one is used, and what it does to those observed."""
+
+from __future__ import annotations
+
+import pytest
+
+from kbuild.vm import image
+from kbuild.vm.guest import Guest
+from tests.vm.module import (
+    FILE,
+    MODULE,
+    backends,
+    compare,
+    kernel_log,
+    load,
+    topology,
+    unload,
+    without_ids,
+)
+
+
+def test_says_what_it_is(loaded: Guest, request: pytest.FixtureRequest) -> None:
+    expected = ["export", "stock"] if image.is_ours(loaded.spec.kernel) else ["stock"]
+    assert backends(loaded) == expected
+    parameter = loaded.read(f"/sys/module/{MODULE}/parameters/backend")
+    assert parameter.decode().strip() == expected[0]
+    version = (request.config.rootpath / "kmod" / "VERSION").read_text().strip()
+    assert f"{MODULE}: version {version}, {FILE}, backend {expected[0]}" in kernel_log(loaded)
+
+
+def test_each_backend_or_a_clear_refusal(armed: Guest) -> None:
+    """All that are built in give the same bytes; one that is not says so."""
+    texts = {}
+    with topology(armed):
+        for backend in backends(armed):
+            load(armed, f"backend={backend}")
+            texts[backend] = without_ids(armed.read(FILE))
+            compare(armed)
+            unload(armed)
+        if "export" not in texts:
+            before = len(kernel_log(armed))
+            refused = armed.run(["modprobe", MODULE, "backend=export"], timeout_s=20)
+            assert refused.status != 0
+            assert "backend=export is not built in" in kernel_log(armed)[before:]
+    assert len(set(texts.values())) == 1
+    assert len(texts) == (2 if image.is_ours(armed.spec.kernel) else 1)
