@@ -162,6 +162,25 @@ class Background:
                 raise GuestCommandError(f"{self._argv[0]}: {refusal}", None) from None
         return self._guest.finish(self._job, self._result(), timeout_s, check=check)
 
+    def follow(self, timeout_s: float, *, until: bytes | None = None) -> bool:
+        """Take what comes, for at most ``timeout_s`` seconds of the host.
+
+        Says whether it has ended, or has written ``until``, which stays to be read.
+        """
+
+        def happened() -> bool:
+            return self._job.done or (until is not None and until in self._job.stdout)
+
+        with self._guest.talking("a command's output"):
+            if not happened():
+                self._guest.channel.pump(timeout_s)
+        return happened()
+
+    @property
+    def running(self) -> bool:
+        """Whether it had not ended when something was last taken from it."""
+        return not self._job.done
+
     @property
     def ended(self) -> bool:
         """Whether it has ended and all of its output was taken."""
@@ -373,6 +392,10 @@ class Guest:
         except (GuestLost, GuestCommandError):
             pass
         return self._conclude(status)
+
+    def abandon(self) -> Verdict:
+        """End QEMU at once, and judge by what was seen: for a guest that nobody can use."""
+        return self._conclude(None)
 
     def _conclude(self, status: int | None = 0) -> Verdict:
         if self._verdict is None:

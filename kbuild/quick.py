@@ -1,0 +1,487 @@
+"""The quick suite: is this module right and safe, asked of one guest in seconds.
+
+It runs on any kernel, and finds what that kernel's detectors can find: on the debug variant
+nearly everything, on a release kernel what shows from outside.  The result says which of
+the detectors were there, so that their silence is not taken for more than it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from kbuild import programs
+from kbuild.programs import PLACE
+from kbuild.vm import counts, oracle, procfile, triage
+from kbuild.vm.counts import Counts
+from kbuild.vm.guest import Background, Guest, GuestCommandError, GuestLost, GuestResult
+from kbuild.vm.outcome import taint_letters
+from kbuild.vm.procfile import Process
+
+logger = logging.getLogger(__name__)
+
+FILE = "/proc/cplayground"
+MODULE = "cplayground"
+# Of tests/guest: to be compiled by programs.compile_programs and put in place by prepare().
+PROGRAMS = ("topology", "observe", "observe_reads", "witness", "churn", "reader", counts.PROGRAM)
+
+# A module that was built here is out of tree (O) and not signed by anybody trusted (E).
+_ALLOWED_TAINT = 1 << 12 | 1 << 13
+_REMOTE = "/tmp/cplayground.ko"
+_KMEMLEAK = "/sys/kernel/debug/kmemleak"
+_LOOK_EVERY_S = 0.2
+_SETTLE_MS = 5000  # of the guest's time, for RCU callbacks and the like to run
+
+# What the suite itself can say, beside the names in triage.PATTERNS.
+LEAKS = (
+    "leak of struct file",
+    "leak of struct files_struct",
+    "leak of struct task_struct",
+    "leak of struct pid",
+    "leak of struct pid_namespace",
+    "leak of struct seq_file",
+    "leak of open files",
+)
+OWN_DETECTORS = (
+    "load",  # insmod failed
+    "unload",  # rmmod failed
+    "reading",  # a read failed, or a reader did not come to its end
+    "grammar",  # the text is not of the format
+    "oracle",  # it differs from what /proc and kcmp(2) say
+    "ways of reading",  # small reads give other bytes than large ones
+    "invariants",  # under churn, something is shown that was never so
+    "ids",  # they are not new with each load
+    "privacy",  # a container could open the file
+    "many",  # something is missing in a long list
+    "kmemleak",
+    *LEAKS,
+    "lockdep off",  # it has turned itself off, so its silence means nothing
+    "taint",
+    "hang",  # a step did not end in its time
+    "guest lost",  # the guest is gone
+    "workload",  # a program of ours failed: not the module's fault as far as is known
+)
+DETECTORS = frozenset(OWN_DETECTORS) | {pattern.name for pattern in triage.PATTERNS}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong."""
+
+    detector: str  # one of DETECTORS
+    message: str
+    at_s: float  # seconds of the host since the suite began
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of the suite that came to its end, and what it has seen."""
+
+    name: str
+    seconds: float
+    seen: str
+
+
+@dataclass(frozen=True)
+class QuickResult:
+    """What the suite found; without findings only ``passed`` says that it was all done."""
+
+    findings: tuple[Finding, ...]
+    steps: tuple[Step, ...]
+    reads: int  # whole listings that were read and checked
+    records: int  # processes in them
+    armed: frozenset[str]  # of kmemleak, lockdep, slab counts: those that were there
+    complete: bool  # no step was left out
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every step was done and nothing was found."""
+        return self.complete and not self.findings
+
+
+def prepare(guest: Guest, compiled: Mapping[str, Path]) -> None:
+    """Put the programs into a guest and let its detectors forget what was before.
+
+    To be done before a guest is saved: what it costs is then paid once.
+    """
+    programs.install(guest, dict(compiled))
+    if _exists(guest, _KMEMLEAK):
+        # Twice, since only what two scans agree on is reported.
+        for word in ("scan", "scan", "clear"):
+            guest.run(["sh", "-c", f"echo {word} >{_KMEMLEAK}"], timeout_s=60, check=True)
+
+
+def run(
+    guest: Guest,
+    module: Path,
+    compiled: Mapping[str, Path],
+    *,
+    backend: str,
+    deadline_s: float,
+    window_us: int = 0,
+    churn_s: float = 4.0,
+    expect: Collection[str] = (),
+    many: int = 0,
+    seed: int = 1,
+) -> QuickResult:
+    """Judge ``module``, a file built for the guest's kernel, with one backend.
+
+    ``window_us`` widens the race windows of a lab build; 0 for another build.  With
+    ``expect`` the suite ends as soon as each of these detectors has reported.  ``many``
+    demands that so many processes and descriptors are shown.  ``deadline_s`` and
+    ``churn_s`` are seconds of the host, whatever the guest's speed.  A guest that has been
+    found to hang, or that was left before the end, is not to be used again: abandon() it.
+    """
+    one = _Run(guest, backend, window_us, deadline_s, frozenset(expect))
+    try:
+        one.everything(module, compiled, churn_s, many, seed)
+    except _Enough:
+        pass
+    except GuestCommandError as error:
+        one.note("workload", str(error))
+    except GuestLost as lost:
+        one.take_reports()
+        one.note("guest lost", lost.what)
+    return QuickResult(
+        findings=tuple(one.findings),
+        steps=tuple(one.steps),
+        reads=one.reads,
+        records=one.records,
+        armed=one.armed,
+        complete=one.complete,
+        seconds=one.elapsed_s,
+    )
+
+
+class _Enough(Exception):  # noqa: N818 - not an error: there is nothing more to learn
+    """The suite ends here."""
+
+
+class _Run:
+    """One run of the suite on one guest."""
+
+    def __init__(
+        self, guest: Guest, backend: str, window_us: int, deadline_s: float, expect: frozenset[str]
+    ) -> None:
+        self._guest = guest
+        self._parameters = [f"backend={backend}"]
+        self._parameters += [f"window_us={window_us}"] if window_us else []
+        self._began = time.monotonic()
+        self._deadline_s = deadline_s
+        self._expect = expect
+        self._since = guest.machine.console.size()
+        self._reported = 0
+        self._loaded = False
+        self.findings: list[Finding] = []
+        self.steps: list[Step] = []
+        self.reads = 0
+        self.records = 0
+        self.armed: frozenset[str] = frozenset()
+        self.complete = False
+
+    # --- findings -----------------------------------------------------------------------
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._began
+
+    def note(self, detector: str, message: str) -> None:
+        assert detector in DETECTORS, detector
+        self.findings.append(Finding(detector, message, self.elapsed_s))
+
+    def find(self, detector: str, message: str) -> None:
+        """Note a finding; raises _Enough when it was the last one that was waited for."""
+        self.note(detector, message)
+        self._stop_if_satisfied()
+
+    def take_reports(self) -> None:
+        """Note what the kernel has said since the last time, as far as its lines are whole."""
+        text = self._guest.console(self._since)
+        reports = triage.scan(text[: text.rfind("\n") + 1])
+        for report in reports[self._reported :]:
+            self.note(report.name, report.title)
+        self._reported = max(self._reported, len(reports))
+
+    def look(self) -> None:
+        """Take the kernel's reports, and end when it is time to."""
+        self.take_reports()
+        self._stop_if_satisfied()
+        if self.elapsed_s > self._deadline_s:
+            self.note("hang", f"not at its end after {self._deadline_s:g} s")
+            raise _Enough
+
+    def _stop_if_satisfied(self) -> None:
+        if self._expect and self._expect <= {finding.detector for finding in self.findings}:
+            raise _Enough
+
+    # --- commands -----------------------------------------------------------------------
+
+    def start(self, argv: Sequence[str]) -> Background:
+        return self._guest.start(argv, cwd="/tmp")
+
+    def finish(self, job: Background) -> GuestResult:
+        """Wait for a command's end with an eye on the console and on the clock."""
+        while not job.follow(_LOOK_EVERY_S):
+            self.look()
+        return job.wait(1)
+
+    def run(self, argv: Sequence[str], detector: str = "", *, stdin: bool = False) -> GuestResult:
+        """Run a command to its end; with ``detector``, that it fails is a finding."""
+        job = self.start(argv)
+        if not stdin:
+            job.close_stdin()
+        result = self.finish(job)
+        if detector and result.status != 0:
+            self.find(detector, _said(result))
+        return result
+
+    def read_file(self) -> bytes:
+        result = self.run(["@read", FILE])
+        if result.status != 0:
+            self.find("reading", _said(result))
+        return result.stdout
+
+    def listing(self) -> tuple[Process, ...]:
+        """Read the file once and check its grammar; what is not of it is left out."""
+        text = self.read_file()
+        try:
+            shown = procfile.parse(text)
+        except procfile.ProcfileError as error:
+            line = text.split(b"\n")[error.line - 1][:120]
+            self.find("grammar", f"{error}: {line!r}")
+            return ()
+        self.reads += 1
+        self.records += len(shown)
+        return shown
+
+    @contextmanager
+    def topology(self, *scenarios: str) -> Iterator[None]:
+        """Hold processes still."""
+        job = self.start([f"{PLACE}/topology", *scenarios])
+        while not job.follow(_LOOK_EVERY_S, until=b"ready\n"):
+            self.look()
+        if not job.running:
+            self.find("workload", _said(job.wait(1)))
+        yield
+        job.close_stdin()
+        result = self.finish(job)
+        if result.status != 0:
+            self.find("workload", _said(result))
+
+    # --- steps --------------------------------------------------------------------------
+
+    def step(self, name: str, body: Callable[[], str]) -> None:
+        began = time.monotonic()
+        seen = body()
+        self.look()
+        self.steps.append(Step(name, time.monotonic() - began, seen))
+        logger.debug("%s: %s (%.1f s)", name, seen, self.steps[-1].seconds)
+
+    def everything(
+        self, module: Path, compiled: Mapping[str, Path], churn_s: float, many: int, seed: int
+    ) -> None:
+        guest = self._guest
+        if not _exists(guest, PLACE):
+            self.step("prepare", lambda: _prepared(guest, compiled))
+        self.armed = self._armed()
+        before = self._counts()
+        taint = self._taint()
+        guest.put(module, _REMOTE)
+
+        self.step("load", self._load)
+        with self.topology(*_STILL):
+            with self.topology(*_STRANGE):
+                self.step("still", self._compare)
+                self.step("ways of reading", self._read_in_ways)
+                self.step("privacy", self._open_inside)
+                self.step("reload", self._reload)
+            self.step("churn", lambda: self._churn(churn_s, seed))
+            self.step("after", self._compare)
+            self.step("storm", lambda: self._storm(seed))
+        if many:
+            self.step("many", lambda: self._many(many))
+        if self._loaded:
+            self.step("unload", self._unload)
+        self.step("leaks", lambda: self._leaks(before))
+        self.step("detectors", lambda: self._detectors(taint))
+        self.complete = True
+
+    def _load(self) -> str:
+        result = self.run(["insmod", _REMOTE, *self._parameters])
+        if result.status != 0:
+            # Without the module there is nothing to be judged.
+            self.note("load", _said(result))
+            raise _Enough
+        self._loaded = True
+        return " ".join(self._parameters)
+
+    def _unload(self) -> str:
+        result = self.run(["rmmod", MODULE])
+        if result.status != 0:
+            self.find("unload", _said(result))
+        self._loaded = result.status != 0
+        return "unloaded"
+
+    def _compare(self) -> str:
+        shown = self.listing()
+        result = self.run([f"{PLACE}/observe"], "workload")
+        if result.status == 0:
+            for difference in oracle.differences(shown, oracle.parse(result.stdout))[:3]:
+                self.find("oracle", difference)
+        files = sum(len(process.files) for process in shown)
+        return f"{len(shown)} processes, {files} descriptors as the kernel has them"
+
+    def _read_in_ways(self) -> str:
+        expected = self.read_file()
+        result = self.run([f"{PLACE}/observe_reads", FILE, "size", "61"], "reading")
+        if result.stdout != expected:
+            self.find(
+                "ways of reading",
+                f"{len(result.stdout)} bytes in pieces, {len(expected)} bytes at once",
+            )
+        return f"{len(expected)} bytes, the same in pieces of 61"
+
+    def _open_inside(self) -> str:
+        result = self.run(["unshare", "--fork", "--pid", "--mount-proc", "cat", FILE])
+        if result.status == 0 or b"Permission denied" not in result.stderr:
+            self.find("privacy", f"status {result.status}: {_said(result)}")
+        return "refused to a container"
+
+    def _reload(self) -> str:
+        first = self.read_file()
+        self._unload()
+        self._load()
+        second = self.read_file()
+        same = set(_IDS.findall(first)) & set(_IDS.findall(second))
+        if same:
+            self.find("ids", f"{len(same)} ids are the same after another load")
+        if not _IDS.search(second):
+            self.find("ids", "there are none")
+        return f"{len(set(_IDS.findall(second)))} ids, all new"
+
+    def _churn(self, churn_s: float, seed: int) -> str:
+        milliseconds = str(round(churn_s * 1000))
+        witness = self.start([f"{PLACE}/witness", FILE, milliseconds, str(seed), "2"])
+        while not witness.follow(_LOOK_EVERY_S, until=b"\n"):
+            self.look()
+        churn = self.start([f"{PLACE}/churn"])
+        seen = self.finish(witness)
+        churn.close_stdin()
+        rounds = self.finish(churn)
+        detector = _WITNESS.get(seen.status, "workload")
+        if seen.status != 0:
+            self.find(detector, _said(seen))
+        if rounds.status != 0:
+            self.find("workload", _said(rounds))
+        numbers = [int(word) for word in seen.text.split()[-3:] if word.isdigit()]
+        listings, records, named = numbers if len(numbers) == 3 else (0, 0, 0)
+        self.reads += listings
+        self.records += records
+        if seen.status == 0 and (not listings or not named):
+            self.find("workload", f"nothing was seen of the churn: {seen.text!r}")
+        return f"{listings} listings, {records} records, {named} descriptors under churn"
+
+    def _storm(self, seed: int) -> str:
+        """Readers of every kind, while the module comes and goes."""
+        storm = self.start([f"{PLACE}/reader", "storm", FILE, "2", str(seed), "reloaded"])
+        while not storm.follow(_LOOK_EVERY_S, until=b"\n"):
+            self.look()
+        cycles = 0
+        while storm.running:
+            self._unload()
+            self._load()
+            cycles += 1
+            storm.follow(_LOOK_EVERY_S)
+        result = self.finish(storm)
+        if result.status != 0:
+            self.find("invariants", _said(result))
+        words = (result.text.splitlines() or [""])[-1].split()
+        if len(words) == 7:
+            self.reads += int(words[0])
+            self.records += int(words[1])
+        return f"{cycles} unloads under {' '.join(words)}"
+
+    def _many(self, many: int) -> str:
+        """More than anybody would have made room for."""
+        with self.topology("many-processes", str(many)):
+            shown = self.listing()
+        if len(shown) != many + 1:
+            self.find("many", f"{len(shown)} processes are shown of {many + 1}")
+        with self.topology("many-files", str(many)):
+            shown = self.listing()
+        files = sum(len(process.files) for process in shown)
+        if len(shown) != 1 or files < many:
+            self.find("many", f"{files} descriptors are shown of {many} and some")
+        return f"{many} processes, {files} descriptors"
+
+    def _counts(self, *arguments: str) -> Counts:
+        result = self.run([f"{PLACE}/{counts.PROGRAM}", *arguments], "workload")
+        return counts.parse(result.text)
+
+    def _leaks(self, before: Counts) -> str:
+        limits = [f"{name}={most}" for name, most in counts.limits(before).items()]
+        after = self._counts(str(_SETTLE_MS), *limits)
+        for name, number in counts.leaks(before, after).items():
+            self.find(f"leak of {name}", f"{number} more than before")
+        if "kmemleak" in self.armed:
+            for _ in range(2):
+                self.run(["sh", "-c", f"echo scan >{_KMEMLEAK}"], "workload")
+            text = self.run(["@read", _KMEMLEAK], "workload").text
+            if text.strip():
+                self.find("kmemleak", text.split("\nunreferenced", 1)[0])
+        return ", ".join(f"{name} {value}" for name, value in after.values.items())
+
+    def _detectors(self, taint: int) -> str:
+        if "lockdep" in self.armed and not self._lockdep_alive():
+            self.find("lockdep off", "/proc/lockdep_stats says debug_locks: 0")
+        extra = self._taint() & ~taint & ~_ALLOWED_TAINT
+        if extra:
+            self.find("taint", f"new taint: {taint_letters(extra)}")
+        return ", ".join(sorted(self.armed)) or "none of the kernel's"
+
+    def _taint(self) -> int:
+        return int(self.run(["@read", "/proc/sys/kernel/tainted"], "workload").stdout)
+
+    def _exists(self, path: str) -> bool:
+        return self.run(["test", "-e", path]).status == 0
+
+    def _lockdep_alive(self) -> bool:
+        text = self.run(["@read", "/proc/lockdep_stats"]).text
+        return re.search(r"debug_locks:\s+1\b", text) is not None
+
+    def _armed(self) -> frozenset[str]:
+        """Say which detectors are there, of those that can be asked."""
+        found = {
+            "kmemleak": self._exists(_KMEMLEAK),
+            "lockdep": self._lockdep_alive(),
+            "slab counts": self._exists("/sys/kernel/slab/filp/sanity_checks"),
+        }
+        return frozenset(name for name, there in found.items() if there)
+
+
+# The record of each of these stays as it is while others churn.
+_STILL = ("tree", "orphan", "zombie", "nested", "joined", "tables", "shared-table", "thread")
+_STRANGE = ("descriptors", "dead-leader", "hostile", "long-paths", "other-root")
+_IDS = re.compile(rb"(?<![^\t\n])[0-9a-f]{64}(?=\t)")
+# What witness.c ends with.
+_WITNESS = {3: "grammar", 4: "invariants", 5: "reading"}
+
+
+def _prepared(guest: Guest, compiled: Mapping[str, Path]) -> str:
+    prepare(guest, compiled)
+    return ", ".join(compiled)
+
+
+def _said(result: GuestResult) -> str:
+    text = (result.stderr or result.stdout)[-1000:].decode(errors="replace").strip()
+    return f"{result.argv[0]}: {text or f'status {result.status}'}"
+
+
+def _exists(guest: Guest, path: str) -> bool:
+    return guest.run(["test", "-e", path], timeout_s=10).status == 0

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Count what the kernel has handed out: objects of slab caches, open files, tasks.
+ *
+ *	counts				once
+ *	counts <ms> <name>=<limit>...	again, until none is above its limit or the time is up
+ *
+ * Prints "<name> <number>" for each, then "end <lines>".  Objects are counted only where the
+ * allocator checks itself, since only then are the numbers exact.  Tasks and pids are those
+ * beyond the ones of living threads, so that kernel threads may come and go.
+ */
+#define _GNU_SOURCE
+#include <err.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define SLAB "/sys/kernel/slab"
+#define PAUSE_NS 100000000L
+
+static const struct kind {
+	const char *name;
+	const char *caches[5];
+	int per_thread;
+} kinds[] = {
+	{ "struct file", { "filp" }, 0 },
+	{ "struct files_struct", { "files_cache" }, 0 },
+	{ "struct task_struct", { "task_struct" }, 1 },
+	/* One cache for each depth of namespaces. */
+	{ "struct pid", { "pid", "pid_2", "pid_3", "pid_4" }, 1 },
+	{ "struct pid_namespace", { "pid_namespace" }, 0 },
+	{ "struct seq_file", { "seq_file" }, 0 },
+};
+
+#define KINDS (sizeof(kinds) / sizeof(kinds[0]))
+
+static long values[KINDS + 1];
+static int exact;
+
+/* The first number of a small file after `skip`; -1 when there is none. */
+static long number_in(const char *path, const char *skip)
+{
+	char text[256], *at = text;
+	ssize_t got;
+	int fd = open(path, O_RDONLY);
+
+	if (fd < 0)
+		return -1;
+	got = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	if (got <= 0)
+		return -1;
+	text[got] = '\0';
+	if (skip)
+		at = strstr(text, skip);
+	return at ? strtol(at + (skip ? strlen(skip) : 0), NULL, 10) : -1;
+}
+
+/* Objects that KASAN keeps from being used again are given back by a shrink. */
+static void shrink(const char *cache)
+{
+	char path[128];
+	int fd;
+
+	snprintf(path, sizeof(path), SLAB "/%s/shrink", cache);
+	fd = open(path, O_WRONLY);
+	if (fd < 0)
+		return;	/* no such cache: no namespace is that deep yet */
+	if (write(fd, "1", 1) != 1)
+		err(1, "%s", path);
+	close(fd);
+}
+
+static long objects(const char *cache)
+{
+	char path[128];
+	long count;
+
+	snprintf(path, sizeof(path), SLAB "/%s/objects", cache);
+	count = number_in(path, NULL);
+	return count < 0 ? 0 : count;
+}
+
+static void measure(void)
+{
+	long threads;
+
+	values[KINDS] = number_in("/proc/sys/fs/file-nr", NULL);
+	if (values[KINDS] < 0)
+		err(1, "file-nr");
+	if (!exact)
+		return;
+	for (size_t i = 0; i < KINDS; i++)
+		for (size_t k = 0; kinds[i].caches[k]; k++)
+			shrink(kinds[i].caches[k]);
+	threads = number_in("/proc/loadavg", "/");
+	if (threads < 0)
+		err(1, "loadavg");
+	for (size_t i = 0; i < KINDS; i++) {
+		values[i] = kinds[i].per_thread ? -threads : 0;
+		for (size_t k = 0; kinds[i].caches[k]; k++)
+			values[i] += objects(kinds[i].caches[k]);
+	}
+}
+
+static const char *name_of(size_t i)
+{
+	return i < KINDS ? kinds[i].name : "open files";
+}
+
+/* Whether every count is at or below its limit on the command line. */
+static int low(char **limits)
+{
+	for (size_t i = exact ? 0 : KINDS; i <= KINDS; i++) {
+		size_t length = strlen(name_of(i));
+
+		for (char **limit = limits; *limit; limit++)
+			if (!strncmp(*limit, name_of(i), length) && (*limit)[length] == '=' &&
+			    values[i] > strtol(*limit + length + 1, NULL, 10))
+				return 0;
+	}
+	return 1;
+}
+
+int main(int argc, char **argv)
+{
+	const struct timespec pause = { 0, PAUSE_NS };
+	long left_ms = argc > 1 ? strtol(argv[1], NULL, 10) : 0;
+
+	exact = number_in(SLAB "/filp/sanity_checks", NULL) == 1;
+	measure();
+	for (; left_ms > 0 && !low(argv + 2); left_ms -= PAUSE_NS / 1000000) {
+		nanosleep(&pause, NULL);
+		measure();
+	}
+	for (size_t i = exact ? 0 : KINDS; i <= KINDS; i++)
+		printf("%s %ld\n", name_of(i), values[i]);
+	printf("end %zu\n", exact ? KINDS + 1 : 1);
+	return 0;
+}
