@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The grammar of /proc/cplayground for programs that read it while everything
+ * changes: fed piece by piece, in any sizes, it refuses what docs/procfile.md does
+ * not allow.  kbuild/vm/procfile.py is the same grammar with more to say.
+ */
+#ifndef LISTING_H
+#define LISTING_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+/* A path of PATH_MAX bytes with each of them escaped, and the other columns. */
+#define LISTING_LINE (4 * 4096 + 256)
+
+struct listing {
+	bool inside;		/* between a header and its empty line */
+	long pid, fd;		/* the last ones, of which each must be above the one before */
+	unsigned long records, lines;
+	size_t length;
+	char line[LISTING_LINE + 1];
+	char why[320];		/* what is wrong, "" as long as nothing is */
+};
+
+static inline void listing_begin(struct listing *l)
+{
+	l->inside = false;
+	l->pid = 0;
+	l->fd = -1;
+	l->records = l->lines = 0;
+	l->length = 0;
+	l->why[0] = '\0';
+}
+
+static inline bool listing_refuse(struct listing *l, const char *why)
+{
+	snprintf(l->why, sizeof(l->why), "line %lu: %s: %.200s", l->lines, why, l->line);
+	return false;
+}
+
+/* Each takes its column from *p and moves *p past the tab; the last one to the end. */
+static inline bool listing_id(const char **p)
+{
+	size_t digits = strspn(*p, "0123456789abcdef");
+
+	if (digits != 64 || (*p)[digits] != '\t')
+		return false;
+	*p += digits + 1;
+	return true;
+}
+
+static inline bool listing_number(const char **p, long *value, const char *digits, int base)
+{
+	bool negative = **p == '-' && base == 10;
+	size_t count;
+	long sum = 0;
+
+	*p += negative;
+	count = strspn(*p, digits);
+	if (!count || count > 19 || (**p == '0' && (count > 1 || negative)) || (*p)[count] != '\t')
+		return false;
+	for (size_t i = 0; i < count; i++)
+		sum = sum * base + ((*p)[i] - '0');
+	*p += count + 1;
+	*value = negative ? -sum : sum;
+	return true;
+}
+
+static inline bool listing_decimal(const char **p, long *value)
+{
+	return listing_number(p, value, "0123456789", 10);
+}
+
+static inline bool listing_name(const char *p, size_t most)
+{
+	size_t size = 0;
+
+	for (; *p; p++, size++) {
+		unsigned char c = *p;
+
+		if (c < 0x20 || c == 0x7f)
+			return false;
+		if (c != '\\')
+			continue;
+		if (strspn(p + 1, "01234567") < 3)
+			return false;
+		c = (p[1] - '0') << 6 | (p[2] - '0') << 3 | (p[3] - '0');
+		if (!c || (c >= 0x20 && c != 0x7f && c != '\\'))
+			return false;
+		p += 3;
+	}
+	return size <= most;
+}
+
+static inline bool listing_header(struct listing *l)
+{
+	long pid, own, parent, group;
+	const char *p = l->line;
+
+	if (!listing_id(&p) || !listing_decimal(&p, &pid) || !listing_decimal(&p, &own) ||
+	    !listing_decimal(&p, &parent) || !listing_decimal(&p, &group) || !listing_name(p, 15))
+		return listing_refuse(l, "not a header");
+	if (pid <= l->pid || own < 1 || parent < 0 || group < 0)
+		return listing_refuse(l, "pids that cannot be");
+	l->pid = pid;
+	l->fd = -1;
+	l->inside = true;
+	l->records++;
+	return true;
+}
+
+static inline bool listing_file(struct listing *l)
+{
+	long fd, cloexec, position, flags;
+	const char *p = l->line;
+
+	if (!listing_decimal(&p, &fd) || !listing_decimal(&p, &cloexec) || !listing_id(&p) ||
+	    !listing_decimal(&p, &position) || *p++ != '0' ||
+	    !listing_number(&p, &flags, "01234567", 8) || !*p || !listing_name(p, 4095))
+		return listing_refuse(l, "not a descriptor");
+	if (fd <= l->fd || cloexec < 0 || cloexec > 1 || flags > 0xffffffffL)
+		return listing_refuse(l, "a descriptor that cannot be");
+	l->fd = fd;
+	return true;
+}
+
+/* Returns false for what is not of the format, and from then on. */
+static inline bool listing_feed(struct listing *l, const char *text, size_t size)
+{
+	const char *end = text + size;
+
+	while (text < end && !l->why[0]) {
+		const char *newline = memchr(text, '\n', end - text);
+		size_t piece = (newline ? newline : end) - text;
+
+		if (l->length + piece > LISTING_LINE)
+			return listing_refuse(l, "longer than any line");
+		memcpy(l->line + l->length, text, piece);
+		l->length += piece;
+		text += piece;
+		if (!newline)
+			break;
+		text++;
+		l->lines++;
+		l->line[l->length] = '\0';
+		if (strlen(l->line) != l->length)
+			return listing_refuse(l, "a zero byte");
+		if (!l->inside)
+			listing_header(l);
+		else if (l->length)
+			listing_file(l);
+		else
+			l->inside = false;
+		l->length = 0;
+	}
+	return !l->why[0];
+}
+
+/* To be asked at the end of the file: a record that is cut off is no whole record. */
+static inline bool listing_end(struct listing *l)
+{
+	l->line[l->length] = '\0';
+	if (!l->why[0] && (l->inside || l->length))
+		listing_refuse(l, "the listing ends within a record");
+	return !l->why[0];
+}
+
+#endif
