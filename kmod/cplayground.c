@@ -61,10 +61,11 @@
 /* Threads without a table, and pids of others, passed over in one RCU section. */
 #define CPG_THREADS 512
 #define CPG_PIDS 512
+/* The longest line: a path with each byte of it escaped, and some 150 bytes. */
+#define CPG_LONGEST (4 * PATH_MAX + 256)
 /*
- * The longest line is a path of PATH_MAX bytes with each of them escaped, four
- * times as long, and some 150 bytes.  Being larger than that, the buffer is
- * never grown: a container cannot choose how much memory a reader takes.
+ * Being larger than the longest line, the buffer is never grown: a container
+ * cannot choose how much memory a reader takes.
  */
 #define CPG_BUFFER SZ_64K
 
@@ -136,16 +137,20 @@ struct cpg_reader {
 	pid_t thread;		/* no earlier one has a table; 0 for the leader */
 	bool more;		/* the table had slots from there on */
 
-	char *path;		/* PATH_MAX bytes for file_path() */
+	/* For file_path(), and what cpg_write_name() reads behind its end. */
+	char path[PATH_MAX + sizeof(u64)];
 };
 
 /*
- * Output.  These write to the seq_file's buffer alone; a line that does not fit
- * marks it as overflowed, and the core shows that line again with room.
+ * Output.  These write where the caller has seen room for the longest line, and
+ * return the end of what they wrote.
  */
 
-/* Write the eight hexadecimal digits of a word, all of them at once. */
-static void cpg_write_hex(char *p, u32 word)
+/* Eight bytes at once, as one number. */
+#define CPG_EACH(byte) (~0ULL / 0xff * (byte))
+
+/* Write the eight hexadecimal digits of a word. */
+static char *cpg_write_hex(char *p, u32 word)
 {
 	u64 digits = word, letters;
 	__be64 text;
@@ -154,96 +159,128 @@ static void cpg_write_hex(char *p, u32 word)
 	digits = (digits & 0xffff0000ULL) << 16 | (digits & 0xffffULL);
 	digits = (digits & 0x0000ff000000ff00ULL) << 8 | (digits & 0x000000ff000000ffULL);
 	digits = (digits & 0x00f000f000f000f0ULL) << 4 | (digits & 0x000f000f000f000fULL);
-	letters = (digits + 0x0606060606060606ULL) >> 4 & 0x0101010101010101ULL;
-	text = cpu_to_be64(digits + 0x3030303030303030ULL + letters * ('a' - '0' - 10));
+	letters = (digits + CPG_EACH(6)) >> 4 & CPG_EACH(1);
+	text = cpu_to_be64(digits + CPG_EACH('0') + letters * ('a' - '0' - 10));
 	memcpy(p, &text, sizeof(text));
+	return p + sizeof(text);
 }
 
-/* Print an id: a keyed hash, so that it tells nothing about either number. */
-static void cpg_put_id(struct seq_file *m, u64 object, u64 salt)
+/* Write an id: a keyed hash, so that it tells nothing about either number. */
+static char *cpg_write_id(char *p, u64 object, u64 salt)
 {
-	char *p;
 	u64 word;
 	int i;
 
-	if (seq_get_buf(m, &p) < 64) {
-		seq_commit(m, -1);
-		return;
-	}
-	for (i = 0; i < 4; i++, p += 16) {
+	for (i = 0; i < 4; i++) {
 		word = siphash_2u64(object, salt, &cpg_keys[i]);
-		cpg_write_hex(p, upper_32_bits(word));
-		cpg_write_hex(p + 8, lower_32_bits(word));
+		p = cpg_write_hex(p, upper_32_bits(word));
+		p = cpg_write_hex(p, lower_32_bits(word));
 	}
-	seq_commit(m, 64);
+	return p;
 }
 
-/* Print a number as C writes it in octal; seq_printf() is a third of a line's time. */
-static void cpg_put_octal(struct seq_file *m, unsigned int value)
+static char *cpg_write_decimal(char *p, s64 number)
 {
-	char digits[12];
-	int first = sizeof(digits);
+	u64 value = number, rest;
+	char *end;
 
-	do {
-		digits[--first] = '0' + (value & 7);
-	} while (value >>= 3);
-	digits[--first] = '0';
-	seq_write(m, digits + first, sizeof(digits) - first);
+	if (number < 0) {
+		*p++ = '-';
+		value = -value;
+	}
+	end = p;
+	for (rest = value; rest > 9; rest /= 10)
+		end++;
+	p = end + 1;
+	for (; value > 9; value /= 10)
+		*end-- = '0' + value % 10;
+	*end = '0' + value;
+	return p;
 }
 
-/* Print a name with control bytes and backslashes as \ooo; every other byte passes. */
-static void cpg_put_name(struct seq_file *m, const char *name)
+/* Write a number as C writes it in octal. */
+static char *cpg_write_octal(char *p, u32 value)
 {
-	char *start, *p;
-	size_t room = seq_get_buf(m, &start);
+	int shift = (fls(value | 1) - 1) / 3 * 3;
 
-	for (p = start; *name; name++) {
-		unsigned char c = *name;
+	for (*p++ = '0'; shift >= 0; shift -= 3)
+		*p++ = '0' + (value >> shift & 7);
+	return p;
+}
 
-		if (iscntrl(c) || c == '\\') {
-			if (room < 4)
-				goto overflow;
-			*p++ = '\\';
-			*p++ = '0' + (c >> 6);
-			*p++ = '0' + ((c >> 3) & 7);
-			*p++ = '0' + (c & 7);
-			room -= 4;
-		} else {
-			if (room < 1)
-				goto overflow;
+/* Whether one of eight bytes is zero; exact, though it does not tell which. */
+static bool cpg_any_zero(u64 bytes)
+{
+	return (bytes - CPG_EACH(1)) & ~bytes & CPG_EACH(0x80);
+}
+
+/* Whether one of eight bytes is a control byte (NUL too) or a backslash. */
+static bool cpg_any_special(u64 bytes)
+{
+	return ((bytes - CPG_EACH(0x20)) & ~bytes & CPG_EACH(0x80)) ||
+		cpg_any_zero(bytes ^ CPG_EACH(0x7f)) || cpg_any_zero(bytes ^ CPG_EACH('\\'));
+}
+
+/*
+ * Write a name with control bytes and backslashes as \ooo; every other byte passes.
+ * Up to seven bytes behind its end are read.
+ */
+static char *cpg_write_name(char *p, const char *name)
+{
+	const char *end;
+	u64 bytes;
+
+	for (;;) {
+		memcpy(&bytes, name, sizeof(bytes));
+		if (!cpg_any_special(bytes)) {
+			memcpy(p, &bytes, sizeof(bytes));
+			p += sizeof(bytes);
+			name += sizeof(bytes);
+			continue;
+		}
+		for (end = name + sizeof(bytes); name < end; name++) {
+			unsigned char c = *name;
+
+			if (!c)
+				return p;
+			if (iscntrl(c) || c == '\\') {
+				*p++ = '\\';
+				*p++ = '0' + (c >> 6);
+				*p++ = '0' + ((c >> 3) & 7);
+				c = '0' + (c & 7);
+			}
 			*p++ = c;
-			room--;
 		}
 	}
-	seq_commit(m, p - start);
-	return;
-
-overflow:
-	seq_commit(m, -1);
 }
 
-static void cpg_show_header(struct seq_file *m, struct cpg_reader *r)
+static char *cpg_write_header(char *p, struct cpg_reader *r)
 {
 	/* A struct pid keeps its namespace, and neither it nor its numbers change. */
 	struct pid_namespace *ns = ns_of_pid(r->pid);
 
-	cpg_put_id(m, (unsigned long)ns, ns->ns.inum);
-	seq_put_decimal_ll(m, "\t", pid_nr(r->pid));
-	seq_put_decimal_ll(m, "\t", r->nr_ns);
-	seq_put_decimal_ll(m, "\t", r->ppid_ns);
-	seq_put_decimal_ll(m, "\t", r->pgid_ns);
+	p = cpg_write_id(p, (unsigned long)ns, ns->ns.inum);
+	*p++ = '\t';
+	p = cpg_write_decimal(p, pid_nr(r->pid));
+	*p++ = '\t';
+	p = cpg_write_decimal(p, r->nr_ns);
+	*p++ = '\t';
+	p = cpg_write_decimal(p, r->ppid_ns);
+	*p++ = '\t';
+	p = cpg_write_decimal(p, r->pgid_ns);
+	*p++ = '\t';
 	if (cpg_extended) {
-		seq_putc(m, '\t');
-		seq_putc(m, r->state);
-		seq_put_decimal_ull(m, "\t", r->blocked);
-		seq_put_decimal_ull(m, "\t", r->pending);
+		*p++ = r->state;
+		*p++ = '\t';
+		p = cpg_write_decimal(p, r->blocked);
+		*p++ = '\t';
+		p = cpg_write_decimal(p, r->pending);
+		*p++ = '\t';
 	}
-	seq_putc(m, '\t');
-	cpg_put_name(m, r->comm);
-	seq_putc(m, '\n');
+	return cpg_write_name(p, r->comm);
 }
 
-static void cpg_show_file(struct seq_file *m, struct cpg_reader *r)
+static char *cpg_write_file(char *p, struct cpg_reader *r)
 {
 	struct cpg_fd *entry = &r->batch[r->at];
 	struct file *file = entry->file;
@@ -251,38 +288,48 @@ static void cpg_show_file(struct seq_file *m, struct cpg_reader *r)
 
 	cpg_race_window();
 	path = file_path(file, r->path, PATH_MAX);
-	seq_put_decimal_ull(m, "", entry->fd);
-	seq_puts(m, entry->cloexec ? "\t1\t" : "\t0\t");
+	p = cpg_write_decimal(p, entry->fd);
+	*p++ = '\t';
+	*p++ = '0' + entry->cloexec;
+	*p++ = '\t';
 	/*
 	 * A freed struct file is soon used again for another one.  The inode stays
 	 * the same as long as the open file exists, and tells most of these apart.
 	 */
-	cpg_put_id(m, (unsigned long)file, (unsigned long)file_inode(file));
+	p = cpg_write_id(p, (unsigned long)file, (unsigned long)file_inode(file));
+	*p++ = '\t';
 	/* Both change under locks of the writer's own; fs/proc/fd.c takes neither. */
-	seq_put_decimal_ll(m, "\t", READ_ONCE(file->f_pos));
-	seq_putc(m, '\t');
-	cpg_put_octal(m, READ_ONCE(file->f_flags));
-	seq_putc(m, '\t');
+	p = cpg_write_decimal(p, READ_ONCE(file->f_pos));
+	*p++ = '\t';
+	p = cpg_write_octal(p, READ_ONCE(file->f_flags));
+	*p++ = '\t';
 	/* The only failure is a path of PATH_MAX bytes or more, as with readlink(2). */
-	cpg_put_name(m, IS_ERR(path) ? "(path too long)" : path);
-	seq_putc(m, '\n');
+	return cpg_write_name(p, IS_ERR(path) ? "(path too long)" : path);
 }
 
 static int cpg_show(struct seq_file *m, void *v)
 {
 	struct cpg_reader *r = v;
+	char *start, *p;
 
+	/* Without room, the core shows the line again in an empty buffer. */
+	if (seq_get_buf(m, &start) < CPG_LONGEST) {
+		seq_commit(m, -1);
+		return 0;
+	}
+	p = start;
 	switch (r->line) {
 	case CPG_LINE_HEADER:
-		cpg_show_header(m, r);
+		p = cpg_write_header(p, r);
 		break;
 	case CPG_LINE_FILE:
-		cpg_show_file(m, r);
+		p = cpg_write_file(p, r);
 		break;
 	case CPG_LINE_TRAILER:
-		seq_putc(m, '\n');
 		break;
 	}
+	*p++ = '\n';
+	seq_commit(m, p - start);
 	return 0;
 }
 
@@ -610,10 +657,8 @@ static int cpg_open(struct inode *inode, struct file *file)
 	if (!r)
 		return -ENOMEM;
 	m = file->private_data;
-	r->path = kmalloc(PATH_MAX, GFP_KERNEL_ACCOUNT);
 	m->buf = kvmalloc(CPG_BUFFER, GFP_KERNEL_ACCOUNT);
-	if (!r->path || !m->buf) {
-		kfree(r->path);
+	if (!m->buf) {
 		seq_release_private(inode, file);	/* frees m->buf */
 		return -ENOMEM;
 	}
@@ -628,7 +673,6 @@ static int cpg_release(struct inode *inode, struct file *file)
 	struct cpg_reader *r = m->private;
 
 	put_pid(r->pid);
-	kfree(r->path);
 	return seq_release_private(inode, file);
 }
 
