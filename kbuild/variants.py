@@ -9,6 +9,14 @@ from kbuild.errors import UserError
 
 
 @dataclass(frozen=True)
+class Detector:
+    """What a kernel has to notice, and how it is tripped to show that it does."""
+
+    deed: str  # of tests/guest/misbehave, done by its function misbehave_<deed>
+    kind: str  # what triage calls the report
+
+
+@dataclass(frozen=True)
 class Variant:
     """Fragments on a flavour, and how a guest with such a kernel is run."""
 
@@ -17,6 +25,61 @@ class Variant:
     slowness: float = 1.0  # factor on a guest's deadlines, beside its accelerator's
     memory_mib: int = 1024
     parameters: tuple[str, ...] = ()  # of the kernel's command line
+
+    @property
+    def detectors(self) -> tuple[Detector, ...]:
+        """What a kernel of this variant on the flavour lab has to notice."""
+        return tuple(d for name in (_LAB, *self.fragments) for d in DETECTORS.get(name, ()))
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Deeds of tests/guest/misbehave that it can make fail on demand."""
+        return tuple(deed for name in self.fragments for deed in FAULTS.get(name, ()))
+
+    @property
+    def checkers(self) -> frozenset[str]:
+        """Those detectors that can be asked at the end of a run whether they are alive."""
+        return frozenset(CHECKERS[name] for name in self.fragments if name in CHECKERS)
+
+
+_LAB = "lab.config"
+
+# By the fragment that brings it, so that no variant can have one without its detectors.
+DETECTORS: Mapping[str, tuple[Detector, ...]] = {
+    _LAB: (
+        Detector("warn", "WARN"),
+        Detector("refcount", "refcount addition on 0"),
+        Detector("switch_in_rcu", "context switch under RCU"),
+    ),
+    "kasan.config": (
+        Detector("use_after_free", "KASAN use-after-free"),
+        Detector("out_of_bounds", "KASAN slab-out-of-bounds"),
+        Detector("vmalloc_out_of_bounds", "KASAN vmalloc-out-of-bounds"),
+        Detector("stack_out_of_bounds", "KASAN stack-out-of-bounds"),
+        Detector("double_free", "KASAN double-free"),
+        Detector("overrun", "slab Right Redzone overwritten"),
+        Detector("freed_page", "page poisoning"),
+        Detector("list", "list corruption list_del"),
+    ),
+    "lockdep.config": (
+        Detector("recursive_lock", "lockdep possible recursive"),
+        Detector("lock_order", "lockdep possible circular"),
+        Detector("kept_lock", "lockdep lock held when"),
+        Detector("sleep_in_spinlock", "sleeping in atomic"),
+        Detector("sleep_in_rcu", "sleeping in atomic"),
+        Detector("schedule_in_atomic", "scheduling while atomic"),
+        Detector("no_rcu", "RCU usage"),
+        Detector("armed_timer", "debug objects free active"),
+    ),
+    "kmemleak.config": (Detector("leak", "kmemleak"),),
+    "kcsan.config": (Detector("race", "KCSAN data-race"),),
+}
+
+FAULTS: Mapping[str, tuple[str, ...]] = {
+    "kmemleak.config": ("allocation", "page_allocation", "user_copy"),
+}
+
+CHECKERS: Mapping[str, str] = {"lockdep.config": "lockdep", "kmemleak.config": "kmemleak"}
 
 
 _KASAN = ("kasan.config",)

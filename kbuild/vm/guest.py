@@ -14,7 +14,7 @@ from typing import Self
 
 from kbuild.errors import InfrastructureError, KbuildError
 from kbuild.run import describe_status
-from kbuild.vm import qemu, triage
+from kbuild.vm import checking, qemu, triage
 from kbuild.vm.channel import (
     PROTOCOL,
     Channel,
@@ -24,6 +24,7 @@ from kbuild.vm.channel import (
     Job,
     Kind,
 )
+from kbuild.vm.checking import Checked
 from kbuild.vm.console import banner, mark_line
 from kbuild.vm.outcome import Evidence, Outcome, Verdict, judge
 from kbuild.vm.spec import GuestSpec
@@ -229,6 +230,7 @@ class Guest:
         self.answer_s = _ANSWER_S * spec.scale
         self._allowed_taint = allowed_taint
         self._taint: int | None = None
+        self._checked = Checked()
         self._farewell: int | None = None
         self._hello = False
         self._answered = True
@@ -383,6 +385,7 @@ class Guest:
         if self._verdict is not None:
             return self._verdict
         try:
+            self._checked = checking.at_the_end(self)
             # The last result frame: the guest works to the end and says how it is.
             self._taint = self.taint()
             with self.talking("the farewell"):
@@ -407,6 +410,10 @@ class Guest:
                     banner=banner(text) is not None,
                     answered=self._answered,
                     reports=triage.scan(text),
+                    checkers=self.spec.checkers,
+                    lockdep=self._checked.lockdep,
+                    kmemleak=self._checked.kmemleak,
+                    leaks=self._checked.leaks,
                     farewell=self._farewell,
                     power_off_event=self.machine.powered_off(),
                     qemu_status=self.machine.status,

@@ -26,6 +26,7 @@ class Outcome(Enum):
     NO_POWER_OFF = ("no power-off", 27)  # gone, but not in order
     TAINTED = ("tainted", 28)  # a taint bit that was not expected
     LEAKED = ("leaked", 29)  # something was not given back
+    BLIND = ("blind", 30)  # a detector is missing or off: its silence proves nothing
 
     def __init__(self, label: str, exit_status: int) -> None:
         self.label = label
@@ -56,6 +57,10 @@ class Evidence:
     banner: bool = False  # the kernel's first line is on the console
     answered: bool = False  # no request was left without an answer in its time
     reports: tuple[Report, ...] = ()  # what triage found on the console
+    checkers: frozenset[str] = frozenset()  # what the kernel must have of lockdep and kmemleak
+    lockdep: bool | None = None  # alive at the end; None for a kernel without, or not known
+    kmemleak: bool | None = None  # it scanned at the end; None as above
+    leaks: tuple[Report, ...] = ()  # what kmemleak then listed
     farewell: int | None = None  # the agent's errno when it made the disk read-only; 0 is good
     power_off_event: bool = False  # QEMU says that the guest itself powered off
     qemu_status: int | None = None  # negative for a signal; None while it runs
@@ -91,6 +96,7 @@ def judge(seen: Evidence) -> Verdict:
         if not condition:
             missing.append((outcome, reason))
 
+    missing += [(leak.outcome, f"{leak.name}: {leak.title}") for leak in seen.leaks]
     signalled = seen.qemu_status is not None and seen.qemu_status < 0
     require(
         not signalled or seen.ended_by_us,
@@ -126,6 +132,17 @@ def judge(seen: Evidence) -> Verdict:
         seen.power_off_event, Outcome.NO_POWER_OFF, "the guest did not power itself off in order"
     )
     require(seen.answered, Outcome.NO_POWER_OFF, "a request was left without an answer")
+    for checker, state in (("lockdep", seen.lockdep), ("kmemleak", seen.kmemleak)):
+        require(
+            state is not False,
+            Outcome.BLIND,
+            f"{checker} was off at the end, so that its silence proves nothing",
+        )
+        require(
+            state is not None or checker not in seen.checkers,
+            Outcome.BLIND,
+            f"this kernel has to have {checker}, which was not seen at the end",
+        )
     require(seen.taint is not None, Outcome.TAINTED, "the taint at the end is not known")
     extra = (seen.taint or 0) & ~seen.allowed_taint
     require(

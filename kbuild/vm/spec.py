@@ -39,6 +39,7 @@ class GuestSpec:
     init: str = AGENT
     append: tuple[str, ...] = ()  # further kernel parameters
     slowness: float = 1.0  # of the kernel itself: a KASAN kernel takes its time
+    checkers: frozenset[str] = frozenset()  # of lockdep, kmemleak: what the kernel must have
 
     @property
     def scale(self) -> float:

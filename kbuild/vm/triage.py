@@ -1,12 +1,22 @@
-"""What the kernel's own log says went wrong: a table of patterns, and what to ignore."""
+"""What the kernel's own log says went wrong: reports found, told apart, decoded and shown.
+
+A table of patterns names the lines that start a report, and a list what only looks like
+one.  A report's stacks give its fingerprint, so that one bug is one bug however often, on
+whichever CPU and at whatever address it showed; functions of our modules are decoded to
+their source lines.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from kbuild.vm import decoding
 from kbuild.vm.console import MARK
+from kbuild.vm.decoding import Location
 from kbuild.vm.outcome import Outcome
 
 
@@ -16,7 +26,32 @@ class Pattern:
 
     outcome: Outcome
     name: str
-    regex: re.Pattern[str]
+    regex: re.Pattern[str]  # its group "detail", if it has one, belongs to the kind of bug
+    end: re.Pattern[str]  # the last line of such a report
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One function on a stack."""
+
+    function: str  # as the kernel prints it: func.cold, func.isra.0
+    offset: int
+    module: str | None  # None for a function of the kernel's own
+    exact: bool  # the offset is that of the instruction itself, not a return address
+    line: int  # in the report's excerpt, from 0
+
+    @property
+    def name(self) -> str:
+        """The function as the source has it, without what the compiler made of it."""
+        return re.sub(r"\.(isra|constprop|part|cold)(\.\d+)?", "", self.function)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Frames under one heading, the innermost first."""
+
+    label: str  # "" for the place of the fault; access, allocated, freed, queued, order, held
+    frames: tuple[Frame, ...]
 
 
 @dataclass(frozen=True)
@@ -28,10 +63,30 @@ class Report:
     title: str  # the line that gave it away, without its timestamp
     line: int  # in the text, from 1
     excerpt: str
+    # of a decoded report: line of the excerpt -> source lines, innermost inlined first
+    locations: Mapping[int, tuple[Location, ...]] = dataclasses.field(default_factory=dict)
 
 
-def _table(outcome: Outcome, rows: Iterable[tuple[str, str]]) -> tuple[Pattern, ...]:
-    return tuple(Pattern(outcome, name, re.compile(regex)) for name, regex in rows)
+@dataclass(frozen=True)
+class Bug:
+    """The reports that have one fingerprint."""
+
+    fingerprint: str
+    count: int
+    first: Report
+
+
+_RULE = re.compile(r"^={20,}$")
+_TRACE_END = re.compile(r"^\s*</TASK>|---\[ end ")
+_WARN_END = re.compile(r"---\[ end ")
+_PANIC_END = re.compile(r"---\[ end Kernel panic|^Kernel Offset: ")
+_LEAK_END = re.compile(r"^unreferenced object ")
+
+
+def _table(
+    outcome: Outcome, end: re.Pattern[str], rows: Iterable[tuple[str, str]]
+) -> tuple[Pattern, ...]:
+    return tuple(Pattern(outcome, name, re.compile(regex), end) for name, regex in rows)
 
 
 # The first pattern that matches a line names it: special before general.  The last rows of
@@ -39,6 +94,7 @@ def _table(outcome: Outcome, rows: Iterable[tuple[str, str]]) -> tuple[Pattern, 
 PATTERNS: tuple[Pattern, ...] = (
     *_table(
         Outcome.HUNG,
+        _TRACE_END,
         (
             ("soft lockup", r"BUG: soft lockup|panic - not syncing: softlockup"),
             ("hard lockup", r"Watchdog detected hard LOCKUP|panic - not syncing: Hard LOCKUP"),
@@ -49,35 +105,65 @@ PATTERNS: tuple[Pattern, ...] = (
     ),
     *_table(
         Outcome.REPORTED,
+        _RULE,
         (
-            ("KASAN", r"BUG: KASAN: "),
-            ("KFENCE", r"BUG: KFENCE: "),
-            ("KCSAN", r"BUG: KCSAN: "),
-            ("KMSAN", r"BUG: KMSAN: "),
-            ("UBSAN", r"UBSAN: "),
+            ("KASAN", r"BUG: KASAN: (?P<detail>[\w-]+)"),
+            ("KFENCE", r"BUG: KFENCE: (?P<detail>[\w -]+?) in "),
+            ("KCSAN", r"BUG: KCSAN: (?P<detail>[\w-]+)"),
+            ("KMSAN", r"BUG: KMSAN: (?P<detail>[\w-]+)"),
+            ("UBSAN", r"UBSAN: (?P<detail>[\w-]+) in "),
+        ),
+    ),
+    *_table(
+        Outcome.BLIND,
+        _TRACE_END,
+        (
+            ("lockdep exhausted", r"BUG: MAX_(LOCK|STACK_TRACE)\w+ too low|DEBUG_LOCKS_WARN_ON"),
+            ("kmemleak off", r"kmemleak: (Kernel memory leak detector disabled|Memory pool empty)"),
+        ),
+    ),
+    *_table(
+        Outcome.REPORTED,
+        _TRACE_END,
+        (
             ("sleeping in atomic", r"BUG: sleeping function called from invalid context"),
             ("scheduling while atomic", r"BUG: scheduling while atomic"),
+            ("RCU usage", r"WARNING: suspicious RCU usage"),
+            ("lockdep", r"WARNING: (?P<detail>possible (circular|recursive|irq lock inversion))"),
+            ("lockdep", r"WARNING: .*(?P<detail>unsafe lock order|inconsistent lock state)"),
+            ("lockdep", r"WARNING: (?P<detail>bad unlock balance|bad contention|held lock freed)"),
+            ("lockdep", r"WARNING: (?P<detail>lock held when|Nested lock was not taken)"),
+            ("lockdep", r"WARNING: .*(?P<detail>still has locks held|chain_key collision)"),
+            ("lockdep", r"\[ BUG: (?P<detail>Invalid wait context)"),
+            ("lockdep", r"INFO: (?P<detail>trying to register non-static key)"),
+            ("spinlock", r"BUG: (spinlock|rwlock) (?P<detail>[a-z -]+)"),
+            ("slab", r"BUG \S+ \(.*\): (?P<detail>.+?)(?: \d+/0x|$)|(?P<corrupt>Slab corruption)"),
+            ("slab", r"(?P<detail>Objects remaining) in \S+ on"),
+            ("bad page", r"BUG: Bad (?P<detail>page|rss-counter|pagetable)"),
+            ("page poisoning", r"pagealloc: (memory corruption|single bit error)"),
+        ),
+    ),
+    *_table(
+        Outcome.REPORTED,
+        _WARN_END,
+        (
             ("context switch under RCU", r"oluntary context switch within RCU"),
             ("context switch under RCU", r"Illegal context switch in RCU"),
-            ("RCU usage", r"WARNING: suspicious RCU usage"),
-            ("lockdep", r"WARNING: possible (circular|recursive|irq lock inversion)"),
-            ("lockdep", r"WARNING: .*(unsafe lock order|inconsistent lock state)"),
-            ("lockdep", r"WARNING: (bad unlock balance|held lock freed|lock held when)"),
-            ("lockdep", r"WARNING: Nested lock was not taken|\[ BUG: Invalid wait context"),
-            ("lockdep", r"DEBUG_LOCKS_WARN_ON|INFO: trying to register non-static key"),
-            ("spinlock", r"BUG: spinlock |BUG: rwlock "),
-            ("debug objects", r"ODEBUG: "),
-            ("slab", r"BUG \S+ \(.*\): |Slab corruption|Objects remaining in \S+ on"),
-            ("bad page", r"BUG: Bad (page|rss-counter|pagetable)"),
-            ("list corruption", r"list_(add|del) corruption"),
+            ("debug objects", r"ODEBUG: (?P<detail>\w+ \w+) .*?object type: \w+"),
+            ("list corruption", r"(?P<detail>list_(add|del)) (double add|corruption)"),
         ),
     ),
     *_table(
         Outcome.LEAKED,
-        (("kmemleak", r"kmemleak: \d+ new suspected memory leaks"),),
+        _LEAK_END,
+        (
+            ("kmemleak", r"kmemleak: \d+ new suspected memory leaks"),
+            ("kmemleak", r"^unreferenced object 0x[0-9a-f]+ \(size \d+\)"),
+        ),
     ),
     *_table(
         Outcome.CRASHED,
+        _WARN_END,
         (
             ("NULL dereference", r"BUG: kernel NULL pointer dereference"),
             ("page fault", r"BUG: unable to handle "),
@@ -85,13 +171,18 @@ PATTERNS: tuple[Pattern, ...] = (
             ("general protection", r"general protection fault"),
             ("stack overflow", r"BUG: stack guard page|stack-protector: Kernel stack"),
             ("oops", r"^Oops: |invalid opcode: 0000|divide error: 0000|double fault: 0000"),
-            ("panic", r"Kernel panic - not syncing"),
         ),
     ),
     *_table(
+        Outcome.CRASHED,
+        _PANIC_END,
+        (("panic", r"Kernel panic - not syncing: (?P<detail>.*)"),),
+    ),
+    *_table(
         Outcome.WARNED,
+        _WARN_END,
         (
-            ("refcount", r"refcount_t: "),
+            ("refcount", r"refcount_t: (?P<detail>[\w -]+)"),
             ("WARN", r"WARNING: CPU: \d+ PID: \d+"),
             ("unknown BUG", r"\bBUG: "),
             ("unknown warning", r"\bWARNING: "),
@@ -109,12 +200,69 @@ IGNORED: tuple[re.Pattern[str], ...] = tuple(
         r"\[Firmware (Bug|Warn)\]",
         r"^(ODEBUG|KFENCE|kfence): (selftest|initialized|Out of memory)",
         r"^UBSAN: .* enabled",
+        # KCSAN's and lockdep's tests of themselves at boot, and what a report says at its end
+        r"^kcsan: (enabled|selftest|strict)",
+        r"^Reported by Kernel Concurrency Sanitizer",
     )
 )
 
+# A line of the first kind, inside or right after a report of the second, is part of it: an
+# oops says "BUG:", "Oops:" and "Kernel panic", a WARN its own words and then "WARNING:".
+_CONSEQUENCE_OF_ANY = re.compile(
+    r"^Oops: |^invalid opcode: 0000"
+    r"|Kernel panic - not syncing: (Fatal exception|\S*panic_on_warn|softlockup|hung_task"
+    r"|RCU Stall|Hard LOCKUP|stack-protector|corrupted stack)"
+)
+_CONSEQUENCE_OF_WARN = re.compile(r"WARNING: CPU: \d+ PID: \d+")
+_SAID_BEFORE_WARN = {
+    "refcount",
+    "list corruption",
+    "debug objects",
+    "context switch under RCU",
+    "lockdep exhausted",
+}
+
 _STAMP = re.compile(r"^(?:<\d+>)?\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? ?")
-_END = re.compile(r"---\[ end (trace|Kernel panic)|^={20,}$")
-_EXCERPT_LINES = 60
+_EXCERPT_LINES = 400
+
+_FRAME = re.compile(
+    r"^\s*(?:\[<[^>]*>\] )?(?P<doubt>\? )?(?P<rip>RIP: [0-9a-f]+:)?"
+    r"(?P<function>[\w.]+)\+0x(?P<offset>[0-9a-f]+)/0x[0-9a-f]+(?: \[(?P<module>[\w-]+)\])?\s*$"
+)
+_HELD_AT = re.compile(
+    r", at: (?P<function>[\w.]+)\+0x(?P<offset>[0-9a-f]+)/0x[0-9a-f]+(?: \[(?P<module>[\w-]+)\])?"
+)
+_HEADINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(regex), label)
+    for regex, label in (
+        (r"^Allocated (by task|in )", "allocated"),
+        (r"^Freed (by task|in )", "freed"),
+        (r"^(Last|Second to last) potentially related work", "queued"),
+        (r"^-> #\d+ \(", "order"),
+        (r"^(stack backtrace:|Call Trace:|\s+backtrace\b.*:$)", ""),
+        (r"(read|write|assert).* to 0x[0-9a-f]+ of \d+ bytes by .*:$", "access"),
+    )
+)
+# Functions on a stack that are never at fault: those that report, and those that do what
+# their caller wants.  syzkaller keeps such a list for the same reason.
+_GENERIC = re.compile(
+    r"^(dump_stack\w*|show_stack|print_\w+|__warn\w*|warn_slowpath\w*|report_bug|handle_bug"
+    r"|_?kasan_\w+|__kasan_\w+|__asan_\w+|check_(memory_region|region\w*|object|slab\w*|bytes\w*)"
+    r"|_*kcsan_\w+|_*tsan_\w+|slab_\w+|object_err|free_debug_processing|check_poison\w*"
+    r"|__might_\w+|__schedule\w*|schedule(_timeout\w*)?|preempt_schedule\w*|rcu_note_context_switch"
+    r"|check_(noncircular|prev\w*|deadlock\w*)|validate_chain|_*lock_acquire\w*|lock_release"
+    r"|lockdep_\w+|debug_\w+|do_raw_\w+|_*raw_(spin|read|write)_\w+|_*mutex_\w+|msleep\w*"
+    r"|refcount_\w+|__list_(add|del)_\w+|memcpy|memset|memmove|_*kmalloc\w*|_*kmem_cache_\w+"
+    r"|k?free|kfree_\w+|_*kfree|___?slab_\w+|_*get_free_pages|_*alloc_pages\w*|get_page_from_\w+"
+    r"|post_alloc_hook|_*kernel_(un)?poison_pages|asm_\w+|exc_\w+|page_fault_oops|do_user_addr_\w+"
+    r"|_copy_(to|from)_\w+|_*sysvec_\w+|panic|oops_\w+|die\w*|ret_from_fork\w*)$"
+)
+_FRAMES_OF_A_FINGERPRINT = 3
+_NOISE = re.compile(
+    r"^(Code: |R[A-Z0-9]{2}: |(CS|FS|CR2|PKRU|DR\d): |Hardware name:|Modules linked in:|\s*$)"
+    r"|^\s*\? "
+)
+_NUMBERS = re.compile(r"\b(0x)?[0-9a-f]*\d[0-9a-f]*\b|#\d+")
 
 
 def strip_stamp(line: str) -> str:
@@ -130,25 +278,25 @@ def classify(line: str) -> Pattern | None:
 
 
 def scan(text: str) -> tuple[Report, ...]:
-    """Find every report in a console's text, in order.
+    """Find every report in a console's text (or in kmemleak's own file), in order.
 
-    Lines inside a report's own trace do not start another one of the same name: an oops
-    says "BUG:", "Oops:" and "Kernel panic", each once.
+    What a report itself brings about (an oops's panic, the WARNING line of a WARN that had
+    words of its own) belongs to it and starts no other one.
     """
-    lines = [strip_stamp(line) for line in text.splitlines()]
+    lines = [strip_stamp(line).rstrip() for line in text.splitlines()]
     reports: list[Report] = []
-    inside_until, inside_names = 0, set[str]()
+    inside_until, names = 0, set[str]()
     for number, line in enumerate(lines):
         pattern = classify(line)
         if pattern is None:
             continue
         if number >= inside_until:
-            inside_names.clear()
-        if pattern.name in inside_names:
+            names.clear()
+        if pattern.name in names or _follows(line, reports, names):
             continue
-        last = _end_of_report(lines, number)
+        last = _end_of_report(lines, number, pattern)
         inside_until = max(inside_until, last)
-        inside_names.add(pattern.name)
+        names.add(pattern.name)
         reports.append(
             Report(
                 outcome=pattern.outcome,
@@ -161,10 +309,194 @@ def scan(text: str) -> tuple[Report, ...]:
     return tuple(reports)
 
 
-def _end_of_report(lines: list[str], start: int) -> int:
+def _follows(line: str, reports: Sequence[Report], inside: set[str]) -> bool:
+    if _CONSEQUENCE_OF_ANY.search(line):
+        return bool(inside) or any(
+            report.outcome in (Outcome.CRASHED, Outcome.HUNG) for report in reports[-1:]
+        )
+    return bool(_CONSEQUENCE_OF_WARN.search(line) and inside & _SAID_BEFORE_WARN)
+
+
+def _end_of_report(lines: list[str], start: int, pattern: Pattern) -> int:
     limit = min(len(lines), start + _EXCERPT_LINES)
     for number in range(start + 1, limit):
-        # A rule of equals signs opens a report as well as it closes one.
-        if _END.search(lines[number]) and number > start + 2:
+        line = lines[number]
+        if MARK in line or (pattern.end is _LEAK_END and pattern.end.search(line)):
+            return number
+        if pattern.end.search(line):
             return number + 1
+        if _RULE.match(line):
+            return number
     return limit
+
+
+def stacks(report: Report) -> tuple[Stack, ...]:
+    """Return a report's stacks in their order, without frames that the kernel itself doubts."""
+    found: list[tuple[str, list[Frame]]] = [("", [])]
+    held: list[Frame] = []
+    for number, line in enumerate(report.excerpt.splitlines()):
+        label = next((label for regex, label in _HEADINGS if regex.search(line)), None)
+        # What an oops calls RIP is the top of the trace that comes below the registers.
+        if label is not None and not (label == found[-1][0] == ""):
+            found.append((label, []))
+        frame = _FRAME.match(line)
+        if frame is not None and not frame["doubt"]:
+            found[-1][1].append(_frame(frame, number))
+        elif (taken := _HELD_AT.search(line)) is not None:
+            held.append(_frame(taken, number))
+    listed = [Stack(label, tuple(frames)) for label, frames in found if frames]
+    return (*listed, *([Stack("held", tuple(held))] if held else ()))
+
+
+def _frame(match: re.Match[str], line: int) -> Frame:
+    exact = bool(match.groupdict().get("rip"))
+    return Frame(match["function"], int(match["offset"], 16), match["module"], exact, line)
+
+
+def fingerprint(report: Report) -> str:
+    """Return what identifies the bug: its kind, and the functions that lead to the place.
+
+    Functions of modules are taken where there are any, below the innermost one of the
+    kernel that is not a mere tool; no addresses, offsets, sizes or process ids.
+    """
+    kind = _kind(report)
+    listed = stacks(report)
+    races = [stack for stack in listed if stack.label == "access"]
+    if races:
+        return f"{kind}: {' / '.join(sorted(_path(stack)[0] for stack in races))}"
+    primary = _primary(listed)
+    if primary is None:
+        return f"{kind}: {_NUMBERS.sub('#', report.title)}"
+    return f"{kind}: {' < '.join(_path(primary))}"
+
+
+def _kind(report: Report) -> str:
+    for pattern in PATTERNS:
+        found = pattern.regex.search(report.title) if pattern.name == report.name else None
+        if found is not None:
+            detail = found.groupdict().get("detail")
+            return f"{report.name} {detail}" if detail else report.name
+    return report.name
+
+
+def _primary(listed: Sequence[Stack]) -> Stack | None:
+    for label in ("", "access", "held"):
+        for stack in listed:
+            if stack.label == label:
+                return stack
+    return listed[0] if listed else None
+
+
+def _path(stack: Stack) -> list[str]:
+    """Return the names of a stack's telling functions, the innermost first."""
+    telling = [f for f in stack.frames if f.module or not _GENERIC.match(f.name)] or stack.frames
+    if any(frame.module for frame in telling):
+        telling = [telling[0], *(frame for frame in telling[1:] if frame.module)]
+    names = [frame.name for frame in telling]
+    unlike = [name for i, name in enumerate(names) if name != names[i - 1] or i == 0]
+    return unlike[:_FRAMES_OF_A_FINGERPRINT]
+
+
+def group(reports: Iterable[Report]) -> tuple[Bug, ...]:
+    """Gather reports by their fingerprints, in the order in which each was first seen."""
+    found: dict[str, list[Report]] = {}
+    for report in reports:
+        found.setdefault(fingerprint(report), []).append(report)
+    return tuple(Bug(mark, len(same), same[0]) for mark, same in found.items())
+
+
+def decode(report: Report, modules: Mapping[str, Path]) -> Report:
+    """Add the source lines of the frames that lie in ``modules`` (name -> .ko with DWARF).
+
+    A module without debugging information, or one that is not there, adds nothing.
+    """
+    wanted: dict[str, dict[Frame, decoding.Place]] = {}
+    for frame in (frame for stack in stacks(report) for frame in stack.frames):
+        if frame.module in modules:
+            # The return address is behind the call, and may belong to the next line.
+            offset = frame.offset if frame.exact else frame.offset - 1
+            place = decoding.Place(frame.function, offset)
+            wanted.setdefault(frame.module or "", {})[frame] = place
+    locations: dict[int, tuple[Location, ...]] = {}
+    for name, frames in wanted.items():
+        known = decoding.locate(modules[name], frames.values())
+        for frame, place in frames.items():
+            if place in known:
+                locations[frame.line] = known[place]
+    return dataclasses.replace(report, locations=locations)
+
+
+def render(
+    reports: Iterable[Report],
+    *,
+    modules: Mapping[str, Path] | None = None,
+    again: str | None = None,
+    console: Path | None = None,
+    excerpt_lines: int = 40,
+) -> str:
+    """Return the bugs as a reader needs them: each once, its source lines first.
+
+    ``again`` is the command that shows them again, ``console`` the file with the rest;
+    ``excerpt_lines`` of the first report's own text are shown.  Nothing for no reports.
+    """
+    bugs = group(reports)
+    if not bugs:
+        return ""
+    total = sum(bug.count for bug in bugs)
+    parts = [f"{_counted(total, 'report')}, {_counted(len(bugs), 'bug')}"]
+    for bug in bugs:
+        decoded = decode(bug.first, modules or {})
+        parts.append(_show(bug, decoded))
+    first = decode(bugs[0].first, modules or {})
+    parts.append(f"what the kernel said first:\n{_indented(_excerpt(first, excerpt_lines))}")
+    tail = [f"again:    {again}"] if again else []
+    tail += [f"console:  {console}"] if console else []
+    return "\n\n".join([*parts, *(["\n".join(tail)] if tail else [])])
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _show(bug: Bug, report: Report) -> str:
+    seen = f"seen {bug.count} times, first " if bug.count > 1 else ""
+    lines = [bug.fingerprint, f"  {report.title}", f"  {seen}on line {report.line} of the console"]
+    listed = stacks(report)
+    primary = _primary(listed)
+    for stack in listed:
+        if stack is primary or stack.label in ("access", "order"):
+            lines += [f"  {stack.label or 'at'}:", *_places(stack, report)]
+        elif stack.label in ("allocated", "freed"):
+            lines.append(f"  {stack.label} by {' < '.join(_path(stack))}")
+    return "\n".join(lines)
+
+
+def _places(stack: Stack, report: Report) -> list[str]:
+    """Return one line for each function of a stack, source lines where they are known."""
+    telling = [f for f in stack.frames if f.module or not _GENERIC.match(f.name)] or stack.frames
+    lines = []
+    for frame in telling[:8]:
+        where = report.locations.get(frame.line, ())
+        for place in where:
+            inlined = " (inlined)" if place is not where[-1] else ""
+            lines.append(f"    {place.function}  {place.file}:{place.line}{inlined}")
+        if not where:
+            lines.append(f"    {frame.name}" + (f" [{frame.module}]" if frame.module else ""))
+    return lines
+
+
+def _excerpt(report: Report, limit: int) -> str:
+    """Return a report's text without registers and code bytes, source lines beside frames."""
+    shown = []
+    for number, line in enumerate(report.excerpt.splitlines()):
+        if _NOISE.match(line):
+            continue
+        where = report.locations.get(number, ())
+        place = " <- ".join(f"{one.file}:{one.line}" for one in where)
+        shown.append(f"{line}  ({place})" if place else line)
+    rest = len(shown) - limit
+    return "\n".join([*shown[:limit], *([f"... and {rest} lines more"] if rest > 0 else [])])
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}".rstrip() for line in text.splitlines())

@@ -18,6 +18,8 @@ from kbuild.vm.channel import Decoder, Frame, Kind, encode
 
 BANNER = "[    0.000000] Linux version 6.1.0-fake (fake) #1\r\n"
 
+LEAK = b'unreferenced object 0xffff888003a5ed40 (size 64):\n  comm "sh", pid 1, jiffies 1\n'
+
 
 def main() -> None:
     behaviour = (Path(sys.argv[0]).parent / "behaviour").read_text().strip()
@@ -75,12 +77,24 @@ def _command(control: socket.socket, frame: Frame, behaviour: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if behaviour == "deaf" and argv[0] == b"work":
         time.sleep(60)
-    status = 1 if argv[0] == b"sh" else 0  # no virtio port here
-    taint = b"512\n" if behaviour == "tainted" else b"0\n"
-    output = taint if argv[1:2] == [b"/proc/sys/kernel/tainted"] else b"done\n"
+    path = argv[1].decode() if len(argv) > 1 else ""
+    status, output = _files(behaviour).get(path, (0, b"done\n"))
+    if argv[0] == b"sh":  # no virtio port here
+        status = 0 if b"echo scan" in frame.payload and behaviour != "kmemleak off" else 1
+    if argv[0] == b"test":
+        status, output = (0 if "leak" in behaviour else 1), b""
     control.sendall(encode(Frame(Kind.STDOUT, frame.id, output)))
     end = status.to_bytes(4, "little") + bytes(4)
     control.sendall(encode(Frame(Kind.EXIT, frame.id, end)))
+
+
+def _files(behaviour: str) -> dict[str, tuple[int, bytes]]:
+    locks = {"lockdep alive": b"1", "lockdep off": b"0"}.get(behaviour)
+    return {
+        "/proc/sys/kernel/tainted": (0, b"512\n" if behaviour == "tainted" else b"0\n"),
+        "/proc/lockdep_stats": (1, b"") if locks is None else (0, b" debug_locks:    %s\n" % locks),
+        "/sys/kernel/debug/kmemleak": (0, LEAK if behaviour == "leaky" else b""),
+    }
 
 
 if __name__ == "__main__":

@@ -104,6 +104,9 @@ def test_a_good_guest_passes(behave: Path, tmp_path: Path) -> None:
         ("silent console", 20.0, Outcome.NO_OUTPUT),
         ("reset", 20.0, Outcome.NO_POWER_OFF),
         ("tainted", 20.0, Outcome.TAINTED),
+        ("lockdep off", 20.0, Outcome.BLIND),
+        ("kmemleak off", 20.0, Outcome.BLIND),
+        ("leaky", 20.0, Outcome.LEAKED),
     ],
 )
 def test_each_bad_end_has_its_outcome(
@@ -113,6 +116,27 @@ def test_each_bad_end_has_its_outcome(
     _, verdict = judge_command(
         spec_at(tmp_path, slowness=slowness), ["work"], workdir=tmp_path / "w", timeout_s=5
     )
+    assert verdict.outcome is outcome, verdict
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "checkers", "outcome"),
+    [
+        ("good", set(), Outcome.PASSED),
+        ("good", {"lockdep"}, Outcome.BLIND),
+        ("good", {"kmemleak"}, Outcome.BLIND),
+        ("lockdep alive", {"lockdep"}, Outcome.PASSED),
+        ("lockdep alive", {"lockdep", "kmemleak"}, Outcome.BLIND),
+        ("kmemleak quiet", {"kmemleak"}, Outcome.PASSED),
+    ],
+)
+def test_a_kernel_is_asked_for_the_detectors_that_it_must_have(
+    behave: Path, tmp_path: Path, behaviour: str, checkers: set[str], outcome: Outcome
+) -> None:
+    behave.write_text(behaviour)
+    spec = spec_at(tmp_path, slowness=20.0, checkers=frozenset(checkers))
+    with Guest.boot(spec, workdir=tmp_path / "w") as guest:
+        verdict = guest.shutdown()
     assert verdict.outcome is outcome, verdict
 
 
