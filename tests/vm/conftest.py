@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import programs
+from kbuild import programs, run
 from kbuild.model import Kernel, Settings
 from kbuild.programs import PLACE
 from kbuild.vm import image, qemu, triage
@@ -170,7 +170,8 @@ def guest(request: pytest.FixtureRequest, guest_slot: Slot) -> Iterator[Guest]:
     machine.mark_end(name)
     reports = triage.scan(between_marks(machine.console(), name))
     if reports:
-        pytest.fail("the kernel complained during this test:\n" + reports[0].excerpt)
+        # the report hook shows them
+        pytest.fail(f"the kernel complained during this test: {triage.fingerprint(reports[0])}")
 
 
 @pytest.fixture(scope="session")
@@ -210,18 +211,28 @@ def pytest_runtest_makereport(
     if report.failed and machine is not None:
         text = machine.console()
         part = between_marks(text, item.stash[_NAME_KEY])
-        found = triage.scan(part)
-        if found:
-            report.sections.insert(0, ("first kernel report", found[0].excerpt))
-        report.sections.append(("guest console during this test", part or "(nothing)"))
-        report.sections.append(("whole console", str(machine.machine.console.path)))
         name = getattr(item, "originalname", item.name)
         target = item.config.getoption("target")
         again = f"./inv test --tier vm -k {shlex.quote(name)} {target}".rstrip()
+        if found := triage.scan(part):
+            shown = triage.render(found, modules=_modules(item.config, machine), again=again)
+            report.sections.insert(0, ("the kernel's reports", shown))
+        report.sections.append(("guest console during this test", part or "(nothing)"))
+        report.sections.append(("whole console", str(machine.machine.console.path)))
         report.sections.append(("reproduce", again))
         if item.config.getoption("keep_vm") and machine.alive:
             _shell(item.config, machine)
     return report
+
+
+def _modules(config: pytest.Config, machine: Guest) -> dict[str, Path]:
+    """Return the module of our kernel from its package, for its line numbers."""
+    package: Path | None = config.getoption("prebuilt")
+    if package is None or not image.is_ours(machine.spec.kernel):
+        return {}
+    place = machine.machine.console.path.parent / "prebuilt"
+    run.run(["dpkg-deb", "--extract", package, place], timeout_s=60)
+    return {MODULE: next(place.rglob(f"{MODULE}.ko"))}
 
 
 def _shell(config: pytest.Config, machine: Guest) -> None:
