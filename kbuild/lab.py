@@ -6,6 +6,7 @@ changes neither the disk nor the snapshot: it costs a compilation and a restore.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from kbuild import module, pipeline, variants
 from kbuild.errors import InfrastructureError
 from kbuild.model import Root, Settings, Target
 from kbuild.module import BuiltModule, Headers
+from kbuild.suites import DEBIAN_FLAVOURS
 from kbuild.vm import image, qemu
 from kbuild.vm.guest import Guest
 from kbuild.vm.spec import GuestSpec
@@ -39,16 +41,22 @@ class Lab:
 
 
 def prepare(
-    settings: Settings, target: Target, *, accel: str | None = None, stock: bool = False
+    settings: Settings,
+    target: Target,
+    *,
+    accel: str | None = None,
+    stock: bool = False,
+    tools: Sequence[str] = (),
 ) -> Lab:
     """Return the lab of a target, each part of it made only if it is not current.
 
     ``stock`` boots Debian's own kernel, which has the stock backend alone.  ``accel`` is
-    kvm or tcg; by default KVM where a boot under it was seen.
+    kvm or tcg; by default KVM where a boot under it was seen.  ``tools`` are Debian packages
+    that the guest is to hold beside the usual ones.
     """
     variant = variants.variant(target.variant)
     done = pipeline.package_kernel(settings, target)
-    made = pipeline.lab_image(settings, done)
+    made = pipeline.lab_image(settings, done, tools=tools)
     kernel = next((one for one in made.kernels if image.is_ours(one) is not stock), None)
     if kernel is None:
         raise InfrastructureError(f"{made.description} holds no kernel that the lab could boot")
@@ -60,6 +68,9 @@ def prepare(
         memory_mib=variant.memory_mib,
         slowness=1.0 if stock else variant.slowness,
         append=() if stock else variant.parameters,
+        # Our own small kernels have the disk's drivers built in, and an initrd takes a
+        # KASAN kernel longer than all the rest of the boot.
+        initrd=stock or target.flavour in DEBIAN_FLAVOURS,
     )
     if stock:
         headers = pipeline.debian_headers(settings, done.kernel.base)

@@ -488,8 +488,10 @@ static void *cpg_find_file(struct cpg_reader *r, loff_t *pos, unsigned int slot)
 	r->slot = slot;
 	do {
 		error = cpg_interrupted();
-		if (error)
+		if (error) {
+			*pos = cpg_position(nr, CPG_FIRST_FD + r->slot);
 			return ERR_PTR(error);
+		}
 		cond_resched();
 		cpg_step(r);
 	} while (!r->filled && r->more);

@@ -89,7 +89,7 @@ def command(spec: GuestSpec, wires: Wires) -> list[str]:
         "-no-reboot",
         *("-display", "none"),
         *("-kernel", str(boot / f"vmlinuz-{release}")),
-        *(("-initrd", str(initrd)) if initrd.exists() else ()),
+        *(("-initrd", str(initrd)) if spec.initrd and initrd.exists() else ()),
         *("-append", kernel_command_line(spec)),
         *("-drive", f"file={_escape(spec.disk)},if=none,id=disk,format=raw,snapshot=on"),
         *("-device", "virtio-blk-pci,drive=disk"),

@@ -37,6 +37,7 @@ class GuestSpec:
     cpus: int = 2  # never 1: the races that we look for need two
     console: str = "ttyS0"  # of the kernel; "" boots one without (the harness's own tests)
     init: str = AGENT
+    initrd: bool = True  # False for a kernel that has what it takes to reach the disk
     append: tuple[str, ...] = ()  # further kernel parameters
     slowness: float = 1.0  # of the kernel itself: a KASAN kernel takes its time
     checkers: frozenset[str] = frozenset()  # of lockdep, kmemleak: what the kernel must have
