@@ -11,8 +11,10 @@ import functools
 import inspect
 import logging
 import os
+import random
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from invoke.collection import Collection
@@ -20,8 +22,9 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import Task
 
-from kbuild import cleaning, pipeline, progress, source, testing
+from kbuild import bench_procfile, cleaning, pipeline, progress, source, testing
 from kbuild import doctor as doctor_checks
+from kbuild import stress as stresses
 from kbuild.errors import KbuildError, LostDependencyError, UserError
 from kbuild.model import Settings, Target
 from kbuild.vm import session
@@ -61,8 +64,10 @@ _BUILD_OPTIONS = {
     "modules": "keep the distro's modules (fast path), rebuild them, or auto",
     "fragment": "file with kernel configuration of your own; may be given several times",
 }
+# The lab has a flavour of its own.
+_LAB_OPTIONS = {name: text for name, text in _TARGET_OPTIONS.items() if name != "flavour"}
 _FLAGS = ("offline", "accept_expired")
-_SEVERAL = ("mirror", "fragment")
+_SEVERAL = ("mirror", "fragment", "workload", "load")
 
 
 def _settings(c: Context, given: dict[str, object]) -> Settings:
@@ -162,7 +167,7 @@ def _command(
         return Task(
             run,
             help={**common, **(options or {})},
-            iterable=[name for name in _SEVERAL if name in common],
+            iterable=[name for name in _SEVERAL if name in (*common, *(one.name for one in own))],
             auto_shortflags=False,
         )
 
@@ -273,7 +278,86 @@ def vm(
         return 0
     done = pipeline.package(settings, target, modules=modules)
     made = pipeline.guest_image(settings, target, done)
-    return session.run(settings, made, command=command, stock=stock, accel=accel)
+    return session.run(
+        settings, made, variant=target.variant, command=command, stock=stock, accel=accel
+    )
+
+
+@_command(
+    _LAB_OPTIONS,
+    _RUN_OPTIONS,
+    options={
+        "minutes": "how long the loads run",
+        "seconds": "the same in seconds, instead",
+        "workload": "one of the workloads, instead of all in turn; may be given several times",
+        "backend": "export or stock; default: the module's own",
+        "seed": "what decides the choice and the loads; default: drawn, and shown",
+        "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
+    },
+)
+def stress(
+    settings: Settings,
+    target: Target,
+    *,
+    minutes: int = 5,
+    seconds: int = 0,
+    workload: list[str] | None = None,
+    backend: str = "",
+    seed: int = 0,
+    accel: str | None = None,
+) -> None:
+    """Run loads, readers and reloads on the module in a guest of the lab, and look for leaks."""
+    seed = seed or random.randrange(1, 1 << 32)
+    seconds = seconds or minutes * 60
+    if settings.dry:
+        rounds = stresses.plan(stresses.choose(workload or ()), seconds, seed)
+        for one in rounds:
+            names = " + ".join(load.name for load in one.workloads)
+            _say(f"{one.seconds:>4} s  {names}{', reloaded' * one.reloaded}")
+        return
+    summary = stresses.run(
+        settings,
+        replace(target, flavour="lab"),
+        seconds=seconds,
+        seed=seed,
+        workloads=workload or (),
+        backend=backend,
+        accel=accel,
+    )
+    _say(stresses.render(summary))
+
+
+@_command(
+    _TARGET_OPTIONS,
+    _RUN_OPTIONS,
+    options={
+        "what": "procfile: reading /proc/cplayground, beside every other way to learn the same",
+        "kernel": "of the guest: ours, stock (Debian's own), or all of them, one after the other",
+        "rounds": "how often each thing is measured",
+        "load": "measure under this load alone; may be given several times",
+        "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
+    },
+)
+def bench(
+    settings: Settings,
+    target: Target,
+    *,
+    what: str,
+    kernel: str = "ours",
+    rounds: int = 9,
+    load: list[str] | None = None,
+    accel: str | None = None,
+) -> None:
+    """Measure in a guest, as ratios with their spread, and keep the result as JSON."""
+    if what != "procfile":
+        raise UserError(f"no such benchmark: {what}", expected="procfile")
+    if settings.dry:
+        _say(f"would measure {what} on the kernel {kernel} of {target.flavour}, {rounds} rounds")
+        return
+    for path in bench_procfile.run(
+        settings, target, kernel=kernel, rounds=rounds, loads=load or (), accel=accel, say=_say
+    ):
+        _say(f"result: {path}")
 
 
 @_command(
@@ -302,5 +386,7 @@ def explain(settings: Settings, target: Target, modules: str) -> None:
     _print_steps(settings, target, modules)
 
 
-ns = Collection(fetch, build_kernel, build_module, package, test, vm, clean, doctor, explain)
+ns = Collection(
+    fetch, build_kernel, build_module, package, test, vm, stress, bench, clean, doctor, explain
+)
 ns.configure(DEFAULTS)

@@ -54,7 +54,6 @@ def prepare(
     kvm or tcg; by default KVM where a boot under it was seen.  ``tools`` are Debian packages
     that the guest is to hold beside the usual ones.
     """
-    variant = variants.variant(target.variant)
     done = pipeline.package_kernel(settings, target)
     made = pipeline.lab_image(settings, done, tools=tools)
     kernel = next((one for one in made.kernels if image.is_ours(one) is not stock), None)
@@ -65,13 +64,12 @@ def prepare(
         kernel=kernel,
         disk=made.disk,
         accelerator=choice.accelerator,
-        memory_mib=variant.memory_mib,
-        slowness=1.0 if stock else variant.slowness,
-        append=() if stock else variant.parameters,
         # Our own small kernels have the disk's drivers built in, and an initrd takes a
         # KASAN kernel longer than all the rest of the boot.
         initrd=stock or target.flavour in DEBIAN_FLAVOURS,
     )
+    if not stock:
+        spec = variants.suited(spec, target.variant)
     if stock:
         headers = pipeline.debian_headers(settings, done.kernel.base)
     else:

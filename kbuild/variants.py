@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kbuild.errors import UserError
+from kbuild.vm.spec import GuestSpec
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,6 @@ FAULTS: Mapping[str, tuple[str, ...]] = {
 
 CHECKERS: Mapping[str, str] = {"lockdep.config": "lockdep", "kmemleak.config": "kmemleak"}
 
-
 _KASAN = ("kasan.config",)
 _LOCKDEP = ("lockdep.config",)
 _KMEMLEAK = ("kmemleak.config",)
@@ -110,3 +110,15 @@ def variant(name: str) -> Variant:
             f"the variant {name!r} is not known", expected=", ".join(VARIANTS), found=name
         )
     return VARIANTS[name]
+
+
+def suited(spec: GuestSpec, name: str) -> GuestSpec:
+    """Return the spec of a guest as our kernel of the variant ``name`` needs it."""
+    one = variant(name)
+    return replace(
+        spec,
+        memory_mib=one.memory_mib,
+        slowness=one.slowness,
+        append=(*spec.append, *one.parameters),
+        checkers=one.checkers,
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
+from kbuild import variants
 from kbuild.errors import KbuildError
 from kbuild.model import Settings
 from kbuild.vm import image, qemu, shell
@@ -31,16 +32,25 @@ class GuestJudgedError(KbuildError):
 
 
 def run(
-    settings: Settings, made: GuestImage, *, command: str | None, stock: bool, accel: str | None
+    settings: Settings,
+    made: GuestImage,
+    *,
+    variant: str,
+    command: str | None,
+    stock: bool,
+    accel: str | None,
 ) -> int:
     """Boot a guest, give a shell in it or run ``command`` there, and judge the guest.
 
-    Returns the status of the command, 128 and the signal's number for one that was killed.
-    Raises GuestJudgedError, with the outcome's own status, when the guest did not pass.
+    ``variant`` is that of our kernel in the image.  Returns the status of the command, 128
+    and the signal's number for one that was killed.  Raises GuestJudgedError, with the
+    outcome's own status, when the guest did not pass.
     """
     kernel = next(one for one in made.kernels if image.is_ours(one) is not stock)
     choice = qemu.choose_accelerator(settings.cache, kernel, accel)
     spec = GuestSpec(kernel=kernel, disk=made.disk, accelerator=choice.accelerator)
+    if not stock:
+        spec = variants.suited(spec, variant)
     workdir = settings.build / "logs" / "vm" / "session"
     guest = Guest.boot(spec, workdir=workdir, expected_taint=_MODULE_TAINT)
     try:
