@@ -35,6 +35,8 @@
 #include <linux/vmalloc.h>
 
 #define OBJECT_SIZE	64
+/* What slub_debug=FZP on the command line does for a cache that it names */
+#define SLAB_CHECKS	(SLAB_CONSISTENCY_CHECKS | SLAB_RED_ZONE | SLAB_POISON)
 /* Under emulation a watched access and a second one rarely meet */
 #define RACE_MS		3000
 /* More than a CPU's list of free pages holds */
@@ -159,7 +161,7 @@ static noinline int misbehave_overrun(void)
 	struct kmem_cache *cache;
 	char *object;
 
-	cache = kmem_cache_create("misbehave", OBJECT_SIZE, 0, 0, NULL);
+	cache = kmem_cache_create("misbehave", OBJECT_SIZE, 0, SLAB_CHECKS, NULL);
 	if (!cache)
 		return -ENOMEM;
 	object = kmem_cache_alloc(cache, GFP_KERNEL);
