@@ -12,6 +12,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/random.h>
 #include <linux/reboot.h>
 #include <net/if.h>
 #include <poll.h>
@@ -250,7 +251,40 @@ static int copy_all(int from, int to)
 	return n < 0 ? errno : 0;
 }
 
-/* @read PATH: the file's content; @write PATH MODE: standard input, put there by rename. */
+/*
+ * After a restore: the clock as the host says it, in ns since 1970, and entropy of the
+ * host's from standard input, because every guest of one snapshot has the same so far.
+ */
+static int wake(const char *clock)
+{
+	unsigned long long ns = strtoull(clock, NULL, 10);
+	struct timespec now = { .tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000 };
+	struct {
+		struct rand_pool_info info;
+		uint8_t raw[256];
+	} pool = { 0 };
+	ssize_t n;
+	int fd;
+
+	while ((n = read(STDIN_FILENO, pool.raw + pool.info.buf_size,
+			 sizeof(pool.raw) - pool.info.buf_size)) > 0)
+		pool.info.buf_size += n;
+	if (n < 0)
+		return errno;
+	if (!pool.info.buf_size)
+		return ENODATA;
+	pool.info.entropy_count = 8 * pool.info.buf_size;
+	fd = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
+	if (fd < 0 || ioctl(fd, RNDADDENTROPY, &pool) || ioctl(fd, RNDRESEEDCRNG))
+		return errno;
+	close(fd);
+	return clock_settime(CLOCK_REALTIME, &now) ? errno : 0;
+}
+
+/*
+ * @read PATH: the file's content; @write PATH MODE: standard input, put there by rename;
+ * @wake NS: the first thing after a restore.
+ */
 static int builtin(char **argv)
 {
 	char scratch[4096];
@@ -266,6 +300,8 @@ static int builtin(char **argv)
 		if (!error && (fchmod(fd, strtoul(argv[2], NULL, 8)) ||
 			       rename(scratch, argv[1])))
 			error = errno;
+	} else if (!strcmp(argv[0], "@wake") && argv[1]) {
+		error = wake(argv[1]);
 	} else {
 		error = ENOSYS;
 	}
