@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -24,6 +25,8 @@ from rich.progress import (
 logger = logging.getLogger(__name__)
 
 _LOG_EVERY_S = 30.0
+
+_STATUS_EVERY_S = 15.0
 
 Advance = Callable[[float], None]
 
@@ -65,6 +68,24 @@ def _terminal_bar(what: str, total: float | None, unit: str, initial: float) -> 
         task = progress.add_task(what, total=total)
         progress.update(task, completed=initial)
         yield lambda done: progress.update(task, completed=done)
+
+
+@contextlib.contextmanager
+def status() -> Iterator[Callable[[str], None]]:
+    """Keep one line current at a terminal; elsewhere, log what is new of it now and then."""
+    if sys.stderr.isatty():
+        with Console(stderr=True).status("") as shown:
+            yield lambda text: shown.update(escape(text))
+        return
+    last = float("-inf")
+
+    def log(text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _STATUS_EVERY_S:
+            last = time.monotonic()
+            logger.info("%s", text)
+
+    yield log
 
 
 def _describe(done: float, total: float | None, unit: str, elapsed_s: float, initial: float) -> str:

@@ -177,9 +177,12 @@ static void jumping(void)
 			got = read_piece(fd, piece, PIECE, random_below(last + 1));
 		} else {
 			last = random_below(last + PIECE);
-			/* an entry that is gone has no position any more */
-			if (lseek(fd, last, SEEK_SET) != last && !(reloaded && errno == EINVAL))
-				wrong("lseek: %s", strerror(errno));
+			/* a walk that an unloading ends, or an entry that is gone already */
+			if (lseek(fd, last, SEEK_SET) != last) {
+				if (!reloaded || (errno != EIO && errno != EINVAL))
+					wrong("lseek: %s", strerror(errno));
+				break;
+			}
 			got = read_piece(fd, piece, PIECE, -1);
 		}
 		if (got < 0)
@@ -286,7 +289,7 @@ static int storm(unsigned int seconds, uint64_t seed)
 	if (getpgrp() != getpid() && setpgid(0, 0))
 		err(1, "setpgid");
 	/* behind the load, which is to go on while it is read */
-	if (setpriority(PRIO_PROCESS, 0, 15))
+	if (setpriority(PRIO_PROCESS, 0, 10))
 		err(1, "setpriority");
 	for (kind = 0; kind < KINDS; kind++) {
 		for (unsigned int i = 0; i < kinds[kind].count; i++) {

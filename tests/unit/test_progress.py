@@ -44,6 +44,15 @@ def test_a_log_gets_a_line_every_half_minute(
     ]
 
 
+def test_a_log_gets_a_status_now_and_then(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with progress.status() as show:
+        for second in range(31):
+            clock.now_s = 1000.0 + second
+            show(f"second {second}")
+    assert caplog.messages == ["second 0", "second 15", "second 30"]
+
+
 def test_a_resumed_transfer_counts_only_what_it_gained(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
