@@ -519,7 +519,8 @@ static u32 cpg_mask(const sigset_t *set)
  */
 static void cpg_take_signals(struct cpg_reader *r, struct task_struct *task)
 {
-	r->state = task_state_to_char(task);
+	/* Reads exit_state without a lock, as for /proc/PID/stat. */
+	r->state = data_race(task_state_to_char(task));
 	r->blocked = cpg_mask(&task->blocked);
 	r->pending = cpg_mask(&task->pending.signal) |
 		     cpg_mask(&task->signal->shared_pending.signal);
