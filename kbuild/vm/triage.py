@@ -258,9 +258,11 @@ _GENERIC = re.compile(
     r"|_copy_(to|from)_\w+|_*sysvec_\w+|panic|oops_\w+|die\w*|ret_from_fork\w*)$"
 )
 _FRAMES_OF_A_FINGERPRINT = 3
+_FRAMES_SHOWN = 8
+# Lines of a report that a reader can do without
 _NOISE = re.compile(
-    r"^(Code: |R[A-Z0-9]{2}: |(CS|FS|CR2|PKRU|DR\d): |Hardware name:|Modules linked in:|\s*$)"
-    r"|^\s*\? "
+    r"^(Code: |(?!RIP)[RE][A-Z0-9]{2}: |(CS|FS|CR2|PKRU|DR\d): |Hardware name:|Modules linked in:)"
+    r"|^(irq event stamp|(hard|soft)irqs last)|^\s*\? |^\s*$"
 )
 _NUMBERS = re.compile(r"\b(0x)?[0-9a-f]*\d[0-9a-f]*\b|#\d+")
 
@@ -442,13 +444,13 @@ def render(
     bugs = group(reports)
     if not bugs:
         return ""
+    decoded = [decode(bug.first, modules or {}) for bug in bugs]
     total = sum(bug.count for bug in bugs)
-    parts = [f"{_counted(total, 'report')}, {_counted(len(bugs), 'bug')}"]
-    for bug in bugs:
-        decoded = decode(bug.first, modules or {})
-        parts.append(_show(bug, decoded))
-    first = decode(bugs[0].first, modules or {})
-    parts.append(f"what the kernel said first:\n{_indented(_excerpt(first, excerpt_lines))}")
+    parts = [
+        f"{_counted(total, 'report')}, {_counted(len(bugs), 'bug')}",
+        *(_show(bug, report) for bug, report in zip(bugs, decoded, strict=True)),
+        f"what the kernel said first:\n{_indented(_excerpt(decoded[0], excerpt_lines))}",
+    ]
     tail = [f"again:    {again}"] if again else []
     tail += [f"console:  {console}"] if console else []
     return "\n\n".join([*parts, *(["\n".join(tail)] if tail else [])])
@@ -474,8 +476,10 @@ def _show(bug: Bug, report: Report) -> str:
 def _places(stack: Stack, report: Report) -> list[str]:
     """Return one line for each function of a stack, source lines where they are known."""
     telling = [f for f in stack.frames if f.module or not _GENERIC.match(f.name)] or stack.frames
+    last = max((i for i, frame in enumerate(telling) if frame.module), default=_FRAMES_SHOWN)
     lines = []
-    for frame in telling[:8]:
+    # below a module's last function, how it came to be called
+    for frame in telling[: last + 3]:
         where = report.locations.get(frame.line, ())
         for place in where:
             inlined = " (inlined)" if place is not where[-1] else ""
