@@ -138,6 +138,23 @@ def build(
     return BuiltModule(out / f"{NAME}.ko", release, backends, facts.info["vermagic"], seconds)
 
 
+def compile_other(
+    settings: Settings, root: Root, *, headers: Headers, source: Path, out: Path, log: Path
+) -> Path:
+    """Compile the module of one file in ``source``, one of the tests' own; returns its .ko.
+
+    ``out`` becomes a directory with it.  Raises BuildError as :func:`build` does.
+    """
+    log.unlink(missing_ok=True)
+    with fs.fresh_directory(out) as scratch:
+        copy_sources(source, scratch)
+        _make(settings, root, headers, scratch, ["modules"], log, shown=source)
+        made = [path.name for path in scratch.glob("*.ko")]
+        if len(made) != 1:
+            raise BuildError(f"{source} gave no module", found=" ".join(made), log=log)
+    return out / made[0]
+
+
 def lint(
     settings: Settings,
     root: Root,
@@ -210,6 +227,8 @@ def _make(
     module: Path,
     goals: Sequence[str],
     log: Path,
+    *,
+    shown: Path = Path("kmod"),
 ) -> str:
     makefile = [] if target.makefile is None else ["-f", target.makefile]
     completed = roots.enter(
@@ -232,7 +251,7 @@ def _make(
     if completed.returncode:
         raise BuildError(
             "the module does not build",
-            found=first_error(completed.stdout).replace(f"{_MODULE}/", "kmod/"),
+            found=first_error(completed.stdout).replace(_MODULE, str(shown)),
             log=log,
         )
     return completed.stdout

@@ -442,24 +442,31 @@ def guest_image(settings: Settings, target: Target, done: Packaged) -> GuestImag
     )
 
 
-def lab_image(settings: Settings, done: PackagedKernel) -> GuestImage:
+def lab_image(settings: Settings, done: PackagedKernel, *, tools: Sequence[str] = ()) -> GuestImage:
     """Return a bootable disk with a kernel and Debian's own, and without our module.
 
-    An edit of the module changes neither the disk nor a snapshot of its guest.
+    An edit of the module changes neither the disk nor a snapshot of its guest.  With
+    ``tools``, which are further Debian packages, it is a disk of its own.
     """
     built, base = done.kernel, done.kernel.base
     where = places(settings, built.target, base)
     names = deb.kernel_names(built)
     ours = [one.path for one in done.packages if one.name in (names.image, names.headers)]
+    if tools:
+        packages = (*roots.GUEST_PACKAGES, *tools)
+        root = roots.make_root(settings, built.target.suite, "guest-tools", packages)
+    else:
+        root = roots.guest_root(settings, built.target.suite)
+    name = "lab-tools" if tools else "lab"
     return image.make(
-        roots.guest_root(settings, built.target.suite),
+        root,
         repo=None,
         packages=[],
         debs=[*ours, *(file.path for file in (base.image, base.headers, *base.support))],
         guest_sources=settings.project / "tests" / "guest",
-        home=where.home / "lab",
+        home=where.home / name,
         inputs={},
-        log=where.log("lab"),
+        log=where.log(name),
     )
 
 
