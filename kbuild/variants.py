@@ -51,6 +51,8 @@ DETECTORS: Mapping[str, tuple[Detector, ...]] = {
         Detector("warn", "WARN"),
         Detector("refcount", "refcount addition on 0"),
         Detector("switch_in_rcu", "context switch under RCU"),
+        Detector("spin", "soft lockup"),
+        Detector("stuck", "hung task"),
     ),
     "kasan.config": (
         Detector("use_after_free", "KASAN use-after-free"),

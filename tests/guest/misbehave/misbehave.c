@@ -9,7 +9,6 @@
  * report then has to contain.
  */
 #include <linux/bug.h>
-#include <linux/completion.h>
 #include <linux/delay.h>
 #include <linux/err.h>
 #include <linux/errno.h>
@@ -39,6 +38,8 @@
 #define SLAB_CHECKS	(SLAB_CONSISTENCY_CHECKS | SLAB_RED_ZONE | SLAB_POISON)
 /* Under emulation a watched access and a second one rarely meet */
 #define RACE_MS		3000
+/* Longer than the watchdogs wait once they are told to be quick */
+#define STUCK_MS	10000
 /* More than a CPU's list of free pages holds */
 #define PAGES		4096
 
@@ -80,6 +81,23 @@ static noinline int misbehave_refcount(void)
 	refcount_t count = REFCOUNT_INIT(0);
 
 	refcount_inc(&count);
+	return 0;
+}
+
+static noinline int misbehave_spin(void)
+{
+	unsigned long end = jiffies + msecs_to_jiffies(STUCK_MS);
+
+	preempt_disable();
+	while (time_before(jiffies, end))
+		cpu_relax();
+	preempt_enable();
+	return 0;
+}
+
+static noinline int misbehave_stuck(void)
+{
+	msleep(STUCK_MS);
 	return 0;
 }
 
@@ -372,6 +390,8 @@ static const struct {
 	DEED(bug),
 	DEED(lockup),
 	DEED(refcount),
+	DEED(spin),
+	DEED(stuck),
 	DEED(switch_in_rcu),
 	DEED(use_after_free),
 	DEED(out_of_bounds),
