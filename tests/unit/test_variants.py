@@ -1,0 +1,53 @@
+"""The table of variants: each fragment has detectors, and each detector is tripped somehow."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from kbuild.errors import UserError
+from kbuild.variants import CHECKERS, DETECTORS, FAULTS, VARIANTS, variant
+from kbuild.vm import triage
+
+PROJECT = Path(__file__).parents[2]
+MISBEHAVE = (PROJECT / "tests" / "guest" / "misbehave" / "misbehave.c").read_text()
+
+
+def test_every_fragment_is_there_and_brings_detectors() -> None:
+    used = {name for one in VARIANTS.values() for name in one.fragments}
+    assert used | {"lab.config"} == DETECTORS.keys()
+    assert FAULTS.keys() | CHECKERS.keys() <= used
+    assert {path.name for path in (PROJECT / "fragments").iterdir()} == DETECTORS.keys()
+
+
+def test_every_detector_is_tripped_by_a_function_of_its_own() -> None:
+    deeds = [one.deed for row in DETECTORS.values() for one in row]
+    deeds += [deed for row in FAULTS.values() for deed in row]
+    assert len(set(deeds)) == len(deeds)
+    for deed in deeds:
+        assert f"DEED({deed})," in MISBEHAVE
+        assert re.search(rf"^static noinline int misbehave_{deed}\(void\)$", MISBEHAVE, re.M)
+
+
+def test_triage_knows_what_is_expected_of_each() -> None:
+    names = {pattern.name for pattern in triage.PATTERNS}
+    for one in (one for row in DETECTORS.values() for one in row):
+        assert any(one.kind == name or one.kind.startswith(f"{name} ") for name in names), one
+
+
+def test_a_variant_has_the_detectors_of_all_of_its_fragments() -> None:
+    for name in ("kasan", "lockdep", "kmemleak"):
+        assert set(variant(name).detectors) <= set(variant("debug").detectors)
+        assert variant(name).checkers <= variant("debug").checkers
+    assert variant("debug").checkers == {"lockdep", "kmemleak"}
+    assert variant("release").checkers == frozenset()
+    assert [one.deed for one in variant("release").detectors] == [
+        one.deed for one in DETECTORS["lab.config"]
+    ]
+
+
+def test_an_unknown_variant_is_refused() -> None:
+    with pytest.raises(UserError, match="nosan"):
+        variant("nosan")
