@@ -266,7 +266,8 @@ def parse_processes(text: str) -> Counter[str]:
     return found
 
 
-def _processes(guest: Guest) -> Counter[str]:
+def processes(guest: Guest) -> Counter[str]:
+    """Count the processes of a guest by their command."""
     # read by programs that are there each time, whose own lines therefore cancel out
     result = guest.run(
         ["sh", "-c", "cat /proc/[0-9]*/stat 2>/dev/null; true"], timeout_s=_COMMAND_S, check=True
@@ -449,7 +450,7 @@ def stress_guest(
     try:
         quick.prepare(guest, compiled)
         guest.put(module, _MODULE)
-        processes, before = _processes(guest), count(guest)
+        running, before = processes(guest), count(guest)
         _do(guest, "insmod", _MODULE, *parameters)
         backend = guest.read(f"/sys/module/{MODULE}/parameters/backend").decode().strip()
         _drop_caches(guest)
@@ -460,7 +461,7 @@ def stress_guest(
         _settle(guest, before)
         reloaded = any(one.reloaded for one in rounds)
         tally.checks.append(check_readers(tally.figures, tally.samples, tally.unloadings, reloaded))
-        _check(guest, tally.checks, before, system, processes, fragments)
+        _check(guest, tally.checks, before, system, running, fragments)
     except (GuestCommandError, GuestLost, procfile.ProcfileError) as error:
         wrong = str(error)
     verdict = guest.shutdown(status=1 if wrong else 0)
@@ -601,14 +602,14 @@ def _check(
     checks: list[Check],
     before: Counts,
     system: System,
-    processes: Counter[str],
+    running: Counter[str],
     fragments: Sequence[str],
 ) -> None:
     """Append each check as soon as it is done, so that what ends them does not hide them."""
     answer = guest.run(["true"], timeout_s=_ANSWER_S, check=True)
     checks.append(check_answer(answer.seconds, _ANSWER_S * guest.spec.scale))
     after = look(guest)
-    checks.append(check_processes(processes, _processes(guest)))
+    checks.append(check_processes(running, processes(guest)))
     checks.append(check_refcount(guest.read(f"/sys/module/{MODULE}/refcnt").decode()))
     _do(guest, "rmmod", MODULE)
     checks.append(check_pages(system, after))

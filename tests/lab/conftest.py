@@ -1,0 +1,132 @@
+"""Guests of the lab for tests: one for each test module, judged when the module ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from kbuild import lab, programs, quick
+from kbuild.lab import Lab
+from kbuild.model import Settings, Target
+from kbuild.vm import triage
+from kbuild.vm.console import between_marks
+from kbuild.vm.guest import Guest
+
+# In a guest; put there by the fixture of that name.
+MODULE_FILE = "/tmp/cplayground.ko"
+
+_GUEST_KEY = pytest.StashKey[Guest]()
+_NAME_KEY = pytest.StashKey[str]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("lab", "tests in guests of the lab")
+    group.addoption("--variant", help="of the lab's kernel, whose detectors are to find things")
+    group.addoption("--all", action="store_true", help="everything, where a sample is the default")
+    caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    group.addoption("--cache", type=Path, default=caches / "cplayground-kernel")
+    group.addoption("--accel", choices=("auto", "kvm", "tcg"), default="auto")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    ours = [item for item in items if here in item.path.parents]
+    for item in ours:
+        # A guest has deadlines of its own, which know how slow it is.
+        item.add_marker(pytest.mark.timeout(7200))
+    if config.getoption("variant") is None:
+        config.hook.pytest_deselected(items=ours)
+        items[:] = [item for item in items if item not in ours]
+
+
+@pytest.fixture(scope="session")
+def whole(request: pytest.FixtureRequest) -> bool:
+    """Whether everything is asked for (--all), and not a sample."""
+    return bool(request.config.getoption("all"))
+
+
+@pytest.fixture(scope="session")
+def settings(request: pytest.FixtureRequest) -> Settings:
+    """Where kernels and roots are; nothing is fetched."""
+    project = request.config.rootpath
+    cache: Path = request.config.getoption("cache")
+    return Settings(project=project, build=project / "build", cache=cache, offline=True)
+
+
+@pytest.fixture(scope="session")
+def place(request: pytest.FixtureRequest, settings: Settings) -> Lab:
+    """The lab of the variant given with --variant."""
+    variant = str(request.config.getoption("variant"))
+    target = Target(suite="bookworm", flavour="lab", variant=variant)
+    accel = str(request.config.getoption("accel"))
+    return lab.prepare(settings, target, accel=None if accel == "auto" else accel)
+
+
+@pytest.fixture(scope="session")
+def built(place: Lab) -> Path:
+    """The module of this checkout, built as a release is."""
+    out = place.settings.build / place.target.suite / place.target.name / "tests"
+    source = place.settings.project / "kmod"
+    return lab.build_module(place, source, out=out, race_windows=False).path
+
+
+@pytest.fixture(scope="module")
+def module_guest(request: pytest.FixtureRequest, place: Lab) -> Iterator[Guest]:
+    """A guest with the programs that the module's PROGRAMS names; its verdict must be PASSED."""
+    names = request.module.PROGRAMS
+    compiled = programs.compile_programs(place.settings, place.target.suite, names)
+    logs = place.settings.build / "logs" / "lab" / Path(str(request.node.name)).stem
+    machine = lab.open_guest(place, workdir=logs)
+    try:
+        quick.prepare(machine, compiled)
+        yield machine
+    finally:
+        verdict = machine.shutdown()
+    if not verdict.passed:
+        pytest.fail(f"{verdict}\n  console: {machine.machine.console.path}")
+
+
+@pytest.fixture
+def guest(request: pytest.FixtureRequest, module_guest: Guest, built: Path) -> Iterator[Guest]:
+    """The guest with the module's file in it, not loaded; no report may come of the test."""
+    name = re.sub(r"\s+", " ", request.node.nodeid)[-300:]
+    request.node.stash[_GUEST_KEY] = module_guest
+    request.node.stash[_NAME_KEY] = name
+    module_guest.put(built, MODULE_FILE)
+    module_guest.mark_begin(name)
+    yield module_guest
+    if not module_guest.alive:
+        pytest.fail(f"the guest did not survive this test: {module_guest.shutdown()}")
+    module_guest.mark_end(name)
+    reports = triage.scan(between_marks(module_guest.console(), name))
+    if reports:
+        # the report hook shows them
+        pytest.fail(f"the kernel complained during this test: {triage.fingerprint(reports[0])}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    machine = item.stash.get(_GUEST_KEY, None)
+    if report.failed and machine is not None:
+        found = triage.scan(between_marks(machine.console(), item.stash[_NAME_KEY]))
+        path = machine.machine.console.path
+        if found:
+            built = item.funcargs.get("built") if isinstance(item, pytest.Function) else None
+            modules = {quick.MODULE: built} if isinstance(built, Path) else {}
+            shown = triage.render(found, modules=modules, again=_again(item), console=path)
+            report.sections.insert(0, ("the kernel's reports", shown))
+        report.sections.append(("whole console", str(path)))
+    return report
+
+
+def _again(item: pytest.Item) -> str:
+    variant = item.config.getoption("variant")
+    return f".venv/bin/pytest {shlex.quote(item.nodeid)} --variant {variant}"

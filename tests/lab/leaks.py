@@ -1,0 +1,25 @@
+"""Whether a guest's kernel has everything back that it had before."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from kbuild import stress
+from kbuild.lab import Lab
+from kbuild.variants import variant
+from kbuild.vm.guest import Guest
+
+
+@contextlib.contextmanager
+def none(guest: Guest, place: Lab) -> Iterator[None]:
+    """Fail when the block leaves objects, leaks that kmemleak finds, or a lockdep that is off.
+
+    The module is to be away before and after.
+    """
+    before = stress.count(guest)
+    yield
+    fragments = variant(place.target.variant).fragments
+    checks = stress.leak_checks(guest, before, fragments)
+    bad = [check for check in checks if check.outcome is not None and not check.passed]
+    assert not bad, "\n".join(f"{check.name}: {check.found}" for check in bad)

@@ -1,0 +1,159 @@
+"""What goes wrong once in a million is made to: allocations, copies to user space, readers' ends.
+
+By count (fail-nth), so that each failure has a number and the last one is known: nothing is
+left out but by the step of a sample, and a run that injected nothing fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from kbuild.lab import Lab
+from kbuild.programs import PLACE
+from kbuild.quick import FILE, MODULE
+from kbuild.vm.guest import Guest
+from tests.lab import leaks
+from tests.lab.conftest import MODULE_FILE
+
+PROGRAMS = ("faults", "topology", "counts")
+BACKENDS = ("export", "stock")
+
+_DEBUGFS = "/sys/kernel/debug"
+ENOMEM, EFAULT = 12, 14
+# Some 330 allocations and copies are on the load path of a debug kernel.
+_LEAST_LOAD_FAILURES = 100
+_SAMPLE_STEP = 7
+
+
+@pytest.fixture
+def injecting(guest: Guest) -> Guest:
+    """The guest with failures of every kind of allocation allowed, and told of on the console."""
+    for name, value in (
+        ("failslab/ignore-gfp-wait", "N"),
+        ("failslab/verbose", "2"),
+        ("fail_page_alloc/ignore-gfp-wait", "N"),
+        ("fail_page_alloc/ignore-gfp-highmem", "N"),
+        ("fail_page_alloc/min-order", "0"),
+        ("fail_page_alloc/verbose", "2"),
+        ("fail_usercopy/verbose", "2"),
+    ):
+        script = 'echo "$1" >"$2"'
+        guest.run(["sh", "-c", script, "sh", value, f"{_DEBUGFS}/{name}"], timeout_s=5, check=True)
+    return guest
+
+
+@contextlib.contextmanager
+def quiet_listing(guest: Guest, backend: str) -> Iterator[None]:
+    """The module loaded, and processes held still for it to show; all away at the end."""
+    guest.run(["insmod", MODULE_FILE, f"backend={backend}"], timeout_s=20, check=True)
+    program = guest.start([f"{PLACE}/topology"], cwd="/tmp")
+    while (line := program.read_line(60)) != b"ready\n":
+        assert line.startswith(b"container "), line
+    yield
+    program.close_stdin()
+    program.wait(60)
+    guest.run(["rmmod", MODULE], timeout_s=20, check=True)
+
+
+def failures(text: str) -> list[tuple[int, int, str]]:
+    """Read what faults.c printed: the number of each failure, the errno and where it was seen."""
+    *lines, end = text.splitlines()
+    found = []
+    for line in lines:
+        number, error, where = line.split()
+        found.append((int(number), int(error), where))
+    noticed = sum(1 for _, error, _ in found if error)
+    assert end == f"end {len(found)} {noticed}"
+    return found
+
+
+def injected(console: str) -> dict[str, list[str]]:
+    """Return the stack of each failure on a console, by what was made to fail."""
+    stacks: dict[str, list[str]] = {}
+    for part in console.split("FAULT_INJECTION: forcing a failure.")[1:]:
+        name = re.search(r"name (\w+), interval", part)
+        assert name, part[:200]
+        stacks.setdefault(name[1], []).append(part.partition("</TASK>")[0])
+    return stacks
+
+
+def in_function(stacks: list[str], function: str) -> int:
+    return sum(re.search(rf" {function}\+0x[^\n]*\[{MODULE}\]", one) is not None for one in stacks)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_failure_on_the_load_path(
+    injecting: Guest, place: Lab, whole: bool, backend: str
+) -> None:
+    """The load fails with an errno, or succeeds whole; what comes next does not notice."""
+    step = 1 if whole else _SAMPLE_STEP
+    # the last ones are the module's own: all of these, and a sample of the module loader's
+    argv = [f"{PLACE}/faults", "load", MODULE_FILE, "1", str(step), "0", f"backend={backend}"]
+    since = injecting.machine.console.size()
+    with leaks.none(injecting, place):
+        done = injecting.run(argv, timeout_s=120, check=True)
+    found = failures(done.text)
+    print(done.text.splitlines()[-1])
+    assert [number for number, _, _ in found] == [1 + step * i for i in range(len(found))]
+    assert len(found) * step >= _LEAST_LOAD_FAILURES
+    assert {error for _, error, _ in found} >= {0, ENOMEM}
+    stacks = injected(injecting.console(since))
+    assert set(stacks) >= {"failslab", "fail_page_alloc"}
+    if whole:
+        assert in_function(stacks["failslab"], "cpg_init") > 0
+        assert "fail_usercopy" in stacks
+
+
+@pytest.mark.parametrize("way", ["read", "pread"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_failure_on_the_read_path(
+    injecting: Guest, place: Lab, backend: str, way: str
+) -> None:
+    """An errno from open or from one read, after which the listing goes on where it was.
+
+    faults.c compares each byte with the listing of before.
+    """
+    since = injecting.machine.console.size()
+    with leaks.none(injecting, place), quiet_listing(injecting, backend):
+        done = injecting.run([f"{PLACE}/faults", way, FILE, "4096"], timeout_s=120, check=True)
+    found = failures(done.text)
+    print(done.text.splitlines()[-1])
+    assert [number for number, _, _ in found] == list(range(1, len(found) + 1))
+    seen = {(where, error) for _, error, where in found if error}
+    assert ("open", ENOMEM) in seen
+    assert ("read", EFAULT) in seen
+    assert {error for _, error in seen} == {ENOMEM, EFAULT}
+    stacks = injected(injecting.console(since))
+    # The reader, the seq_file's part of it, and the path buffer; each is an allocation.
+    assert in_function(stacks["failslab"], "cpg_open") >= 3
+    copies = stacks["fail_usercopy"]
+    assert sum("seq_read_iter" in one for one in copies) >= 10
+    # Between open and close the module allocates nothing: no read can run out of memory.
+    assert ("read", ENOMEM) not in seen
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_memory_that_is_not_there(guest: Guest, place: Lab, backend: str) -> None:
+    """EFAULT, or what fitted; the reader of either gets every byte of the listing once."""
+    with leaks.none(guest, place), quiet_listing(guest, backend):
+        done = guest.run([f"{PLACE}/faults", "copy", FILE], timeout_s=60, check=True)
+    found = failures(done.text)
+    assert {error for _, error, _ in found} == {EFAULT}
+    assert {where for _, _, where in found} == {"copy", "nowhere"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_readers_killed_at_every_stage(guest: Guest, place: Lab, whole: bool, backend: str) -> None:
+    times = 200 if whole else 20
+    with leaks.none(guest, place), quiet_listing(guest, backend):
+        argv = [f"{PLACE}/faults", "kill", FILE, str(times)]
+        done = guest.run(argv, timeout_s=times * 2, check=True)
+    _, killed, inside = done.text.split()
+    print(done.text)
+    # opened, begun, half-way and at the end, and anywhere
+    assert int(killed) == 5 * times
+    assert int(inside) > 0

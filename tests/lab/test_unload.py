@@ -1,0 +1,63 @@
+"""The module goes away while its file is in use, in all orders and at once."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from kbuild.lab import Lab
+from kbuild.programs import PLACE
+from kbuild.quick import FILE
+from kbuild.vm.guest import Guest
+from tests.lab import leaks
+from tests.lab.conftest import MODULE_FILE
+
+PROGRAMS = ("unload", "counts")
+
+# Two readers open, read and close, and an unloading and after it a loading come anywhere
+# between: 8! / (3! 3! 2!) orders, of which the half is left since the readers are alike.
+ORDERS = 280
+CYCLES = 500
+SAMPLE = 25
+
+# For a fast machine: more than one unloading may take under all that a debug kernel checks.
+_CYCLE_S = 2.0
+
+
+def seconds(cycles: int) -> float:
+    return 10 + cycles * _CYCLE_S
+
+
+@pytest.mark.parametrize("backend", ["export", "stock"])
+def test_in_all_orders(guest: Guest, place: Lab, whole: bool, backend: str) -> None:
+    count = ORDERS if whole else SAMPLE
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    argv = [f"{PLACE}/unload", "orders", FILE, MODULE_FILE, str(count), str(seed)]
+    with leaks.none(guest, place):
+        done = guest.run([*argv, f"backend={backend}"], timeout_s=seconds(2 * count), check=True)
+    unloadings, reads, gone, absent = (int(word) for word in done.text.split())
+    print(done.text)
+    # each order unloads once on its way, and once at its end
+    assert unloadings == 2 * count
+    assert reads > 0
+    assert gone > 0
+    assert absent > 0
+
+
+@pytest.mark.parametrize("backend", ["export", "stock"])
+def test_at_once(guest: Guest, place: Lab, whole: bool, backend: str) -> None:
+    cycles = CYCLES if whole else SAMPLE
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    argv = [f"{PLACE}/unload", "race", FILE, MODULE_FILE, str(cycles), str(seed)]
+    with leaks.none(guest, place):
+        done = guest.run([*argv, f"backend={backend}"], timeout_s=seconds(cycles), check=True)
+    unloadings, reads, gone, absent = (int(word) for word in done.text.split())
+    print(done.text)
+    assert unloadings == cycles
+    assert reads > cycles
+    # the unloading has met readers that had the file open, and readers about to
+    assert gone > 0
+    assert absent >= cycles
