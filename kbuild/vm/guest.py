@@ -27,7 +27,7 @@ from kbuild.vm.channel import (
 from kbuild.vm.checking import Checked
 from kbuild.vm.console import banner, mark_line
 from kbuild.vm.outcome import Evidence, Outcome, Verdict, judge
-from kbuild.vm.spec import GuestSpec
+from kbuild.vm.spec import GuestSpec, Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,11 @@ logger = logging.getLogger(__name__)
 _BOOT_S = 30.0
 _ANSWER_S = 5.0  # for the agent to answer anything that takes no time itself
 _POWER_OFF_S = 10.0
+_SAVE_S = 20.0
 _TAIL_S = 2.0  # how long QEMU may take to end by itself once its sockets are closed
+
+# What a restored guest gets of the host's random numbers: a ChaCha20 key's worth, twice.
+_ENTROPY_BYTES = 64
 
 _ENVIRONMENT = {
     "HOME": "/root",
@@ -217,7 +221,7 @@ class Background:
 class Guest:
     """A running guest; a context manager that powers it off at its end.
 
-    Used by one thread.  Made by :meth:`boot`.
+    Used by one thread.  Made by :meth:`boot` or :meth:`restore`.
     """
 
     def __init__(self, spec: GuestSpec, machine: qemu.Machine, allowed_taint: int) -> None:
@@ -235,6 +239,10 @@ class Guest:
         self._hello = False
         self._answered = True
         self._verdict: Verdict | None = None
+        self.port: str | None = None  # the guest's name for its second control port
+        # Where the console of a restored guest begins to be its own, and its first word there.
+        self._restored_at: int | None = None
+        self._restored_mark: str | None = None
 
     @classmethod
     def boot(cls, spec: GuestSpec, *, workdir: Path, expected_taint: int = 0) -> Guest:
@@ -244,20 +252,20 @@ class Guest:
         ``workdir`` receives console.log and qemu.log; ``expected_taint`` is the mask of
         taint bits that may be set when the guest is judged.
         """
+        return cls._booted(spec, qemu.start(spec, workdir), expected_taint)
+
+    @classmethod
+    def boot_to_save(cls, snapshot: Snapshot, *, workdir: Path) -> Guest:
+        """Boot a guest whose memory and disk lie in ``snapshot``, for :meth:`save`."""
+        machine = qemu.start(snapshot.spec, workdir, snapshot, restored=False)
+        return cls._booted(snapshot.spec, machine, 0)
+
+    @classmethod
+    def _booted(cls, spec: GuestSpec, machine: qemu.Machine, expected_taint: int) -> Guest:
         began = time.monotonic()
-        guest = cls(spec, qemu.start(spec, workdir), expected_taint)
+        guest = cls(spec, machine, expected_taint)
         try:
-            with guest.talking("the agent's hello"):
-                greeting = guest.channel.ping(_BOOT_S * spec.scale)
-            guest._hello = True
-            spoken, guest.boot_id, guest.release = greeting.splitlines()[:3]
-            if spoken != str(PROTOCOL):
-                raise InfrastructureError(
-                    "the guest's agent is not the one that this checkout talks to",
-                    expected=f"protocol {PROTOCOL}",
-                    found=f"protocol {spoken}",
-                    hint="the image is of another time: ./inv test makes it anew",
-                )
+            guest._greet("the agent's hello", _BOOT_S * spec.scale)
             guest.boot_seconds = time.monotonic() - began
             guest._open_bulk()
         except BaseException:
@@ -265,6 +273,50 @@ class Guest:
             raise
         logger.info("guest %s answered after %.1f s", guest.release, guest.boot_seconds)
         return guest
+
+    @classmethod
+    def restore(cls, snapshot: Snapshot, *, workdir: Path, expected_taint: int = 0) -> Guest:
+        """Start QEMU with a booted guest; raises as :meth:`boot` does.
+
+        The guest has the host's time and random numbers of its own.  Its console begins
+        with that of the snapshot's boot, and is judged as a whole.
+        """
+        began = time.monotonic()
+        spec = snapshot.spec
+        guest = cls(spec, qemu.start(spec, workdir, snapshot), expected_taint)
+        try:
+            guest._wake(snapshot)
+            guest.boot_seconds = time.monotonic() - began
+        except BaseException:
+            guest.machine.close()
+            raise
+        logger.info("guest %s restored after %.1f s", guest.release, guest.boot_seconds)
+        return guest
+
+    def _greet(self, what: str, timeout_s: float) -> None:
+        with self.talking(what):
+            greeting = self.channel.ping(timeout_s)
+        self._hello = True
+        spoken, self.boot_id, self.release = greeting.splitlines()[:3]
+        if spoken != str(PROTOCOL):
+            raise InfrastructureError(
+                "the guest's agent is not the one that this checkout talks to",
+                expected=f"protocol {PROTOCOL}",
+                found=f"protocol {spoken}",
+                hint="the image is of another time: ./inv test makes it anew",
+            )
+
+    def _wake(self, snapshot: Snapshot) -> None:
+        self._restored_at = self.machine.console.size()
+        self.machine.restore(snapshot.state, _ANSWER_S * self.spec.scale)
+        self._greet("an answer after the restore", self.answer_s)
+        if snapshot.port is not None:
+            with self.talking("the second port"):
+                self.channel.use_bulk(snapshot.port, self.answer_s)
+        entropy = os.urandom(_ENTROPY_BYTES)
+        self.run(["@wake", str(time.time_ns())], timeout_s=_ANSWER_S, stdin=entropy, check=True)
+        self._restored_mark = mark_line("restored", os.urandom(8).hex())
+        self.mark(self._restored_mark)
 
     def __enter__(self) -> Self:
         return self
@@ -372,6 +424,22 @@ class Guest:
 
     # --- end --------------------------------------------------------------------------
 
+    def save(self, state: Path) -> None:
+        """Write what is not yet in the snapshot that it was booted in, and end QEMU.
+
+        Raises GuestLost, with the verdict, when the kernel has said a thing or has a taint
+        that every guest restored from it would have; InfrastructureError when QEMU fails.
+        """
+        self.run(["sync"], timeout_s=_POWER_OFF_S, check=True)
+        fit = self.taint() & ~self._allowed_taint == 0 and not self.reports()
+        if not fit or not self._has_spoken(self.console()):
+            self.shutdown()
+            raise self._lost("the guest is not fit to be saved")
+        try:
+            self.machine.save(state, _SAVE_S * self.spec.scale)
+        finally:
+            self.abandon()
+
     @property
     def alive(self) -> bool:
         """Whether the guest may still be used."""
@@ -407,7 +475,7 @@ class Guest:
             self._verdict = judge(
                 Evidence(
                     hello=self._hello,
-                    banner=banner(text) is not None,
+                    banner=self._has_spoken(text),
                     answered=self._answered,
                     reports=triage.scan(text),
                     checkers=self.spec.checkers,
@@ -426,6 +494,13 @@ class Guest:
             self.machine.close()
             self.channel.close()
         return self._verdict
+
+    def _has_spoken(self, console: str) -> bool:
+        if self._restored_at is None:
+            return banner(console) is not None
+        # What the boot said proves nothing of a guest that was restored since.
+        mark, since = self._restored_mark, self.console(self._restored_at)
+        return banner(console) is not None and mark is not None and mark in since
 
     # --- for Background ---------------------------------------------------------------
 
@@ -504,7 +579,10 @@ class Guest:
         # Without the driver everything goes over the serial port: slower, and as good.
         found = self.run(["sh", "-c", _BULK_FINDER, "sh", qemu.BULK_PORT], timeout_s=10)
         with self.talking("the second port"):
-            if found.status != 0 or not self.channel.use_bulk(found.text.strip(), self.answer_s):
+            port = found.text.strip()
+            if found.status == 0 and self.channel.use_bulk(port, self.answer_s):
+                self.port = port
+            else:
                 logger.info("the guest has no virtio port: its serial port serves for everything")
 
     def _lost(self, what: str) -> GuestLost:

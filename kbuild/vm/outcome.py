@@ -54,7 +54,7 @@ class Evidence:
     """What was seen of one guest.  The defaults are the worst: what is not shown is missing."""
 
     hello: bool = False  # the agent spoke on its own channel
-    banner: bool = False  # the kernel's first line is on the console
+    banner: bool = False  # the kernel's first line is on the console; if restored, a mark since
     answered: bool = False  # no request was left without an answer in its time
     reports: tuple[Report, ...] = ()  # what triage found on the console
     checkers: frozenset[str] = frozenset()  # what the kernel must have of lockdep and kmemleak
@@ -106,7 +106,7 @@ def judge(seen: Evidence) -> Verdict:
     require(
         seen.banner,
         Outcome.NO_OUTPUT,
-        "no kernel has said its first line on the console, so its silence proves nothing",
+        "no kernel has spoken on the console since it began, so its silence proves nothing",
     )
     require(
         not seen.ended_by_us,

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from kbuild import fs, run, stamp
 from kbuild.errors import InfrastructureError, UserError
 from kbuild.model import Kernel
 from kbuild.vm.console import Console, banner
-from kbuild.vm.spec import ACCELERATORS, KVM, TCG, Accelerator, GuestSpec
+from kbuild.vm.spec import ACCELERATORS, KVM, TCG, Accelerator, GuestSpec, Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,9 @@ QEMU = "qemu-system-x86_64"
 BULK_PORT = "cplayground.control"
 
 _QMP_TIMEOUT_S = 20.0
+_SAVING_POLL_S = 0.02
+# The machine protocol's name for the file that a guest is saved to or restored from.
+_STATE = "state"
 _PROBE_TIMEOUT_S = 8.0
 # A guest that eats memory must not take the machine's other programs with it.
 _OOM_SCORE_ADJ = "500"
@@ -70,16 +74,35 @@ def kernel_command_line(spec: GuestSpec) -> str:
     return " ".join(words)
 
 
-def command(spec: GuestSpec, wires: Wires) -> list[str]:
-    """Return QEMU's command line for a guest; the disk is never written (snapshot)."""
+def command(
+    spec: GuestSpec, wires: Wires, snapshot: Snapshot | None = None, *, restored: bool = True
+) -> list[str]:
+    """Return QEMU's command line for a guest; the disk is never written (snapshot).
+
+    With ``snapshot`` its memory lies in that snapshot's file, and what it writes to the disk
+    in that overlay; ``restored`` guests have a copy of both that dies with them.
+    """
     release = spec.kernel.release
     boot = spec.kernel.root / "boot"
     initrd = boot / f"initrd.img-{release}"
     accelerator = "tcg,thread=multi" if spec.accelerator is TCG else spec.accelerator.name
+    machine, disk, disk_format, console = "pc", spec.disk, "raw", ""
+    kept: list[str] = []
+    if snapshot is not None:
+        machine = "pc,memory-backend=memory"
+        disk, disk_format = snapshot.disk, "qcow2"
+        memory = f"id=memory,size={spec.memory_mib}M,mem-path={_escape(snapshot.memory)}"
+        kept = ["-object", f"memory-backend-file,{memory},share={'off' if restored else 'on'}"]
+        if restored:
+            kept += ["-incoming", "defer"]
+            console = ",append=on"
+    drive = f"file={_escape(disk)},if=none,id=disk,format={disk_format}"
+    if snapshot is None or restored:
+        drive += ",snapshot=on"
     return [
         QEMU,
         *("-name", f"cplayground-{release}"),
-        *("-machine", "pc"),
+        *("-machine", machine),
         *("-accel", accelerator),
         *("-cpu", "max"),
         *("-smp", str(spec.cpus)),
@@ -91,11 +114,11 @@ def command(spec: GuestSpec, wires: Wires) -> list[str]:
         *("-kernel", str(boot / f"vmlinuz-{release}")),
         *(("-initrd", str(initrd)) if spec.initrd and initrd.exists() else ()),
         *("-append", kernel_command_line(spec)),
-        *("-drive", f"file={_escape(spec.disk)},if=none,id=disk,format=raw,snapshot=on"),
+        *("-drive", drive),
         *("-device", "virtio-blk-pci,drive=disk"),
         *("-object", "rng-random,id=entropy,filename=/dev/urandom"),
         *("-device", "virtio-rng-pci,rng=entropy"),
-        *("-chardev", f"file,id=console,path={_escape(wires.console)}"),
+        *("-chardev", f"file,id=console,path={_escape(wires.console)}{console}"),
         *("-serial", "chardev:console"),
         *("-chardev", f"socket,id=control,fd={wires.control}"),
         *("-serial", "chardev:control"),
@@ -104,6 +127,7 @@ def command(spec: GuestSpec, wires: Wires) -> list[str]:
         *("-device", f"virtserialport,chardev=bulk,name={BULK_PORT}"),
         *("-chardev", f"socket,id=qmp,fd={wires.qmp}"),
         *("-mon", "chardev=qmp,mode=control"),
+        *kept,
     ]
 
 
@@ -128,7 +152,8 @@ class Machine:
         self.control = control
         self.bulk = bulk
         self._qmp = qmp
-        self._qmp_lines = b""
+        self._qmp_rest = b""
+        self._events: list[dict[str, object]] = []
         self.console = console
         self.log = log
         self.stopped = False  # whether we had to end it
@@ -171,30 +196,99 @@ class Machine:
         """
         self._qmp.settimeout(_QMP_TIMEOUT_S)
         try:
-            self._read_line()
+            self._receive()
             self._qmp.sendall(b'{"execute": "qmp_capabilities"}\n')
-            self._read_line()
+            self._receive()
         except (OSError, EOFError):
-            status = self.wait(1.0)
-            self.stop()
-            raise InfrastructureError(
-                "QEMU did not start",
-                found=self.log_tail()
-                or ("it does not answer" if status is None else run.describe_status(status)),
-                log=self.log,
-                hint="the log begins with the command as it was run",
-            ) from None
+            raise self._died("QEMU did not start") from None
 
     def events(self) -> list[dict[str, object]]:
         """Return QEMU's events so far, oldest first (also after its end)."""
         with contextlib.suppress(BlockingIOError, ConnectionError):
             while self._qmp.fileno() >= 0 and (chunk := self._qmp.recv(65536, socket.MSG_DONTWAIT)):
-                self._qmp_lines += chunk
-        parsed = []
-        for line in self._qmp_lines.splitlines():
-            with contextlib.suppress(ValueError):
-                parsed.append(json.loads(line))
-        return [message for message in parsed if "event" in message]
+                self._qmp_rest += chunk
+        while b"\n" in self._qmp_rest:
+            self._next_message()
+        return list(self._events)
+
+    def execute(
+        self, name: str, arguments: Mapping[str, object] | None = None, *, fd: int | None = None
+    ) -> object:
+        """Run a command of the machine protocol, an open file going with it, and return its answer.
+
+        Raises InfrastructureError when QEMU refuses, or has ended.
+        """
+        request = {"execute": name} | ({"arguments": arguments} if arguments else {})
+        line = json.dumps(request).encode() + b"\n"
+        try:
+            if fd is None:
+                self._qmp.sendall(line)
+            else:
+                socket.send_fds(self._qmp, [line], [fd])
+            while True:
+                message = self._receive()
+                if "return" in message:
+                    return message["return"]
+                if "error" in message:
+                    raise InfrastructureError(
+                        f"QEMU refuses {name}", found=json.dumps(message["error"]), log=self.log
+                    )
+        except (OSError, EOFError):
+            raise self._died(f"QEMU ended at {name}") from None
+
+    def save(self, path: Path, timeout_s: float) -> None:
+        """Stop the guest and write to ``path`` what is not in its memory's file; end QEMU.
+
+        Raises InfrastructureError when that fails, or is not done in ``timeout_s``.
+        """
+        self.execute("stop")
+        self._prepare_migration()
+        with path.open("wb") as stream:
+            self._pass_file(stream.fileno())
+        self.execute("migrate", {"uri": f"fd:{_STATE}"})
+        deadline = time.monotonic() + timeout_s
+        while True:
+            answer = self.execute("query-migrate")
+            status = answer.get("status") if isinstance(answer, dict) else None
+            if status == "completed":
+                break
+            if status in ("failed", "cancelled") or time.monotonic() > deadline:
+                raise InfrastructureError(
+                    "the guest could not be saved", found=json.dumps(answer), log=self.log
+                )
+            time.sleep(_SAVING_POLL_S)
+        self.execute("quit")
+        if self.wait(_QMP_TIMEOUT_S) != 0:
+            raise self._died("QEMU did not end well after a save")
+
+    def restore(self, path: Path, timeout_s: float) -> None:
+        """Let the guest go on from what :meth:`save` wrote; returns when it runs.
+
+        What is sent to its ports before that is lost.  Raises InfrastructureError.
+        """
+        self._prepare_migration()
+        with path.open("rb") as stream:
+            self._pass_file(stream.fileno())
+        self.execute("migrate-incoming", {"uri": f"fd:{_STATE}"})
+        deadline = time.monotonic() + timeout_s
+        self._qmp.settimeout(timeout_s)
+        try:
+            while not any(event["event"] == "RESUME" for event in self._events):
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+                self._receive()
+        except (OSError, EOFError):
+            raise self._died("the snapshot cannot be restored") from None
+        finally:
+            self._qmp.settimeout(_QMP_TIMEOUT_S)
+
+    def _prepare_migration(self) -> None:
+        # The memory is in a file already.
+        wanted = [{"capability": "x-ignore-shared", "state": True}]
+        self.execute("migrate-set-capabilities", {"capabilities": wanted})
+
+    def _pass_file(self, fd: int) -> None:
+        self.execute("getfd", {"fdname": _STATE}, fd=fd)
 
     def powered_off(self) -> bool:
         """Whether the guest itself switched the machine off (no reset, no panic)."""
@@ -210,19 +304,44 @@ class Machine:
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(line for line in text.splitlines()[-lines:] if not line.startswith("$ "))
 
-    def _read_line(self) -> bytes:
-        while b"\n" not in self._qmp_lines:
+    def _receive(self) -> dict[str, object]:
+        """Wait for the next message; events among them are kept, too."""
+        while b"\n" not in self._qmp_rest:
             chunk = self._qmp.recv(65536)
             if not chunk:
                 raise EOFError
-            self._qmp_lines += chunk
-        line, _, self._qmp_lines = self._qmp_lines.partition(b"\n")
-        return line
+            self._qmp_rest += chunk
+        return self._next_message()
+
+    def _next_message(self) -> dict[str, object]:
+        line, _, self._qmp_rest = self._qmp_rest.partition(b"\n")
+        try:
+            message: dict[str, object] = json.loads(line)
+        except ValueError:
+            return {}
+        if "event" in message:
+            self._events.append(message)
+        return message
+
+    def _died(self, what: str) -> InfrastructureError:
+        status = self.wait(1.0)
+        self.stop()
+        return InfrastructureError(
+            what,
+            found=self.log_tail()
+            or ("it does not answer" if status is None else run.describe_status(status)),
+            log=self.log,
+            hint="the log begins with the command as it was run",
+        )
 
 
-def start(spec: GuestSpec, workdir: Path) -> Machine:
+def start(
+    spec: GuestSpec, workdir: Path, snapshot: Snapshot | None = None, *, restored: bool = True
+) -> Machine:
     """Start QEMU; ``workdir`` receives console.log and qemu.log of this run.
 
+    ``snapshot`` is where it keeps its memory and disk.  If it is to be ``restored`` from
+    that, :meth:`Machine.restore` comes next, and the console begins with that of the boot.
     Raises InfrastructureError when it does not start, LostDependencyError when it is missing.
     """
     workdir.mkdir(parents=True, exist_ok=True)
@@ -232,7 +351,10 @@ def start(spec: GuestSpec, workdir: Path) -> Machine:
             kept.replace(kept.with_suffix(".previous.log"))
     pairs = [socket.socketpair() for _ in range(3)]
     control, bulk, qmp = (pair[1].fileno() for pair in pairs)
-    argv = command(spec, Wires(control=control, bulk=bulk, qmp=qmp, console=console))
+    if snapshot is not None and restored:
+        shutil.copyfile(snapshot.console, console)
+    wires = Wires(control=control, bulk=bulk, qmp=qmp, console=console)
+    argv = command(spec, wires, snapshot, restored=restored)
     with log.open("wb") as stream:
         stream.write(f"$ {shlex.join(argv)}\n".encode())
         stream.flush()

@@ -46,3 +46,32 @@ class GuestSpec:
     def scale(self) -> float:
         """The factor on every deadline."""
         return self.accelerator.scale * self.slowness
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A booted guest on disk: made by snapshot.ensure, and never changed."""
+
+    home: Path
+    spec: GuestSpec
+    port: str | None = None  # the guest's name for its second control port
+
+    @property
+    def memory(self) -> Path:
+        """What the guest's memory held: sparse, mapped copy-on-write by each restored guest."""
+        return self.home / "memory"
+
+    @property
+    def disk(self) -> Path:
+        """A qcow2 overlay with what the guest had written to its disk."""
+        return self.home / "disk.qcow2"
+
+    @property
+    def state(self) -> Path:
+        """Processors and devices, as QEMU migrates them."""
+        return self.home / "state"
+
+    @property
+    def console(self) -> Path:
+        """The kernel's words from its first line on, up to the save."""
+        return self.home / "console.log"

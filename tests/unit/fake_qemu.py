@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,10 +20,14 @@ from kbuild.vm.channel import Decoder, Frame, Kind, encode
 
 BANNER = "[    0.000000] Linux version 6.1.0-fake (fake) #1\r\n"
 
+STATE = b"processors and devices"
 LEAK = b'unreferenced object 0xffff888003a5ed40 (size 64):\n  comm "sh", pid 1, jiffies 1\n'
 
 
 def main() -> None:
+    if "--version" in sys.argv:
+        print("QEMU emulator version 7.2 (fake)")
+        return
     behaviour = (Path(sys.argv[0]).parent / "behaviour").read_text().strip()
     text = " ".join(sys.argv)
     control, qmp = (socket.socket(fileno=_fd(text, name)) for name in ("control", "qmp"))
@@ -32,10 +38,11 @@ def main() -> None:
     qmp.sendall(b'{"QMP": {}}\n')
     qmp.recv(4096)
     qmp.sendall(b'{"return": {}}\n')
-    console = re.search(r"id=console,path=(\S+)", text)
+    console = re.search(r"id=console,path=([^ ,]+)", text)
     assert console is not None
-    with Path(console.group(1)).open("w") as stream:
-        stream.write("" if behaviour == "silent console" else BANNER)
+    restored = "-incoming" in sys.argv
+    with Path(console.group(1)).open("a" if restored else "w") as stream:
+        stream.write("" if restored or behaviour == "silent console" else BANNER)
         if behaviour == "oops":
             stream.write("[    1.0] BUG: kernel NULL pointer dereference, address: 0\r\n")
     if behaviour == "oops":
@@ -44,7 +51,52 @@ def main() -> None:
         if behaviour == "ignores SIGTERM":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(60)
-    _serve(control, qmp, behaviour)
+    if memory := re.search(r"mem-path=([^ ,]+),share=on", text):
+        Path(memory.group(1)).touch()
+    runs = threading.Event()
+    threading.Thread(target=_monitor, args=(qmp, control, behaviour, runs), daemon=True).start()
+    if not restored:
+        runs.set()
+    runs.wait()
+    _serve(control, qmp, behaviour, Path(console.group(1)))
+
+
+def _monitor(
+    qmp: socket.socket, control: socket.socket, behaviour: str, runs: threading.Event
+) -> None:
+    """Answer the machine protocol: one line is one command here, and an open file comes with it."""
+    files: list[int] = []
+    while True:
+        data, passed, _, _ = socket.recv_fds(qmp, 65536, 1)
+        if not data:
+            return
+        files += passed
+        answer: object = {}
+        match json.loads(data)["execute"]:
+            case "quit":
+                qmp.sendall(b'{"return": {}}\n')
+                os._exit(1 if behaviour == "dies at quit" else 0)
+            case "migrate":
+                os.write(files[-1], STATE)
+            case "query-migrate":
+                answer = {"status": "failed" if behaviour == "no room" else "completed"}
+            case "migrate-set-capabilities" if behaviour == "old QEMU":
+                qmp.sendall(b'{"error": {"desc": "Parameter is unexpected"}}\n')
+                continue
+            case "migrate-incoming":
+                if os.read(files[-1], 100) != STATE:
+                    print("qemu: Not a migration stream", file=sys.stderr, flush=True)
+                    os._exit(1)
+                if behaviour == "sleeps on":
+                    time.sleep(60)
+                # What comes before the guest runs is lost.
+                if select.select([control], [], [], 0)[0]:
+                    print("bytes came too early", file=sys.stderr, flush=True)
+                    os._exit(1)
+                # As QEMU does, before its answer.
+                qmp.sendall(b'{"event": "RESUME"}\n')
+                runs.set()
+        qmp.sendall(json.dumps({"return": answer}).encode() + b"\n")
 
 
 def _fd(text: str, name: str) -> int:
@@ -53,7 +105,7 @@ def _fd(text: str, name: str) -> int:
     return int(found.group(1))
 
 
-def _serve(control: socket.socket, qmp: socket.socket, behaviour: str) -> None:
+def _serve(control: socket.socket, qmp: socket.socket, behaviour: str, console: Path) -> None:
     decoder = Decoder()
     while data := control.recv(65536):
         for frame in decoder.feed(data):
@@ -63,6 +115,13 @@ def _serve(control: socket.socket, qmp: socket.socket, behaviour: str) -> None:
                 control.sendall(encode(Frame(Kind.HELLO, 0, hello)))
             elif frame.kind is Kind.START:
                 _command(control, frame, behaviour)
+            elif frame.kind is Kind.MARK:
+                if behaviour != "console gone":
+                    with console.open("ab") as stream:
+                        stream.write(b"[    2.0] " + frame.payload + b"\r\n")
+                control.sendall(encode(Frame(Kind.MARKED, frame.id)))
+            elif frame.kind is Kind.INPUT:
+                control.sendall(encode(Frame(Kind.INPUT_TAKEN, frame.id)))
             elif frame.kind is Kind.POWER_OFF:
                 control.sendall(encode(Frame(Kind.FAREWELL, frame.id, bytes(4))))
                 reason = "guest-reset" if behaviour == "reset" else "guest-shutdown"
@@ -79,6 +138,8 @@ def _command(control: socket.socket, frame: Frame, behaviour: str) -> None:
         time.sleep(60)
     path = argv[1].decode() if len(argv) > 1 else ""
     status, output = _files(behaviour).get(path, (0, b"done\n"))
+    if argv[0] == b"@wake" and behaviour == "no entropy":
+        status = 1
     if argv[0] == b"sh":  # no virtio port here
         status = 0 if b"echo scan" in frame.payload and behaviour != "kmemleak off" else 1
     if argv[0] == b"test":

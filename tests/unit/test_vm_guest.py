@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,6 @@ from kbuild.vm.guest import Guest, GuestCommandError, GuestLost, judge_command
 from kbuild.vm.outcome import Outcome
 from kbuild.vm.spec import KVM, TCG, Accelerator, GuestSpec
 
-PROJECT = Path(__file__).parents[2]
 # Every deadline a hundredth: silence has not to be waited for here.
 FAST = Accelerator("tcg", 0.05)
 
@@ -26,24 +23,6 @@ def spec_at(root: Path, **changes: object) -> GuestSpec:
         kernel=Kernel("6.1.0-fake", "fake", root), disk=root / "disk.img", accelerator=FAST
     )
     return dataclasses.replace(spec, **changes)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def behave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put the fake QEMU first in PATH; write how it is to behave to the returned file."""
-    bin_directory = tmp_path / "bin"
-    bin_directory.mkdir()
-    script = bin_directory / qemu.QEMU
-    source = (PROJECT / "tests" / "unit" / "fake_qemu.py").read_text()
-    script.write_text(f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(PROJECT)!r})\n")
-    # __future__ imports have to come first in a file
-    body = source.replace("from __future__ import annotations\n", "")
-    script.write_text(script.read_text() + body)
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{bin_directory}:{os.environ['PATH']}")
-    behaviour = bin_directory / "behaviour"
-    behaviour.write_text("good")
-    return behaviour
 
 
 def test_the_command_line_is_the_one_that_was_tried(tmp_path: Path) -> None:

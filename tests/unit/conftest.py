@@ -1,0 +1,31 @@
+"""Fixtures that more than one file of unit tests uses."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from kbuild.vm import qemu
+
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def behave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put the fake QEMU first in PATH; write how it is to behave to the returned file."""
+    bin_directory = tmp_path / "bin"
+    bin_directory.mkdir()
+    script = bin_directory / qemu.QEMU
+    source = (PROJECT / "tests" / "unit" / "fake_qemu.py").read_text()
+    script.write_text(f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(PROJECT)!r})\n")
+    # __future__ imports have to come first in a file
+    body = source.replace("from __future__ import annotations\n", "")
+    script.write_text(script.read_text() + body)
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_directory}:{os.environ['PATH']}")
+    behaviour = bin_directory / "behaviour"
+    behaviour.write_text("good")
+    return behaviour
