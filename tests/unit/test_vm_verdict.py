@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kbuild.vm import checking
 from kbuild.vm.console import Console, banner, between_marks, mark_line
 from kbuild.vm.outcome import Evidence, Outcome, judge, taint_letters
 from kbuild.vm.triage import Report
@@ -73,6 +74,14 @@ def test_each_missing_piece_flips_the_verdict(change: dict[str, object], outcome
     verdict = judge(dataclasses.replace(GOOD, **change))  # type: ignore[arg-type]
     assert verdict.outcome is outcome
     assert verdict.reasons
+
+
+def test_lockdep_is_alive_only_if_it_says_so() -> None:
+    stats = " in-process chains:   1 [max: 2]\n debug_locks:                              1\n\n zap: 0\n"
+    assert checking.debug_locks(stats)
+    assert not checking.debug_locks(stats.replace(" 1\n\n", " 0\n\n"))
+    assert not checking.debug_locks("debug_locks:\n1\n")
+    assert not checking.debug_locks("")
 
 
 def test_nothing_seen_at_all_is_no_output() -> None:
