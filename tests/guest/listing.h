@@ -29,7 +29,8 @@ static inline void listing_begin(struct listing *l)
 	l->inside = false;
 	l->pid = 0;
 	l->fd = -1;
-	l->records = l->lines = 0;
+	l->records = 0;
+	l->lines = 0;
 	l->length = 0;
 	l->why[0] = '\0';
 }

@@ -119,7 +119,7 @@ static void take_step(struct side *side, bool loaded, unsigned int generation, c
 	case OPEN:
 		side->fd = open(path, O_RDONLY | O_CLOEXEC);
 		side->generation = generation;
-		if ((side->fd >= 0) != loaded || (side->fd < 0 && errno != ENOENT))
+		if (side->fd >= 0 ? !loaded : loaded || errno != ENOENT)
 			errx(1, "%s: open while %s: %s", order, loaded ? "loaded" : "unloaded",
 			     side->fd < 0 ? strerror(errno) : "succeeded");
 		absent += side->fd < 0;
@@ -173,28 +173,50 @@ static void run_order(const char *order)
 static char orders[1024][ORDER + 1];
 static unsigned int order_count;
 
-static void list_orders(char *order, unsigned int length, int a, int b, int u, int l)
+static unsigned int count_steps(const char *order, unsigned int length, char step)
+{
+	unsigned int count = 0;
+
+	for (unsigned int i = 0; i < length; i++)
+		count += order[i] == step;
+	return count;
+}
+
+static bool may_follow(const char *order, unsigned int length, char step)
+{
+	unsigned int count = count_steps(order, length, step);
+
+	switch (step) {
+	case 'a':
+		return count < 3;
+	case 'b':	/* the readers are alike: a is the one that comes first */
+		return count < 3 && count_steps(order, length, 'a');
+	case 'l':
+		return !count && count_steps(order, length, 'u');
+	default:
+		return !count;
+	}
+}
+
+static void list_orders(char *order, unsigned int length)
 {
 	if (length == ORDER) {
 		memcpy(orders[order_count++], order, ORDER);
 		return;
 	}
-	/* the readers are alike: a is the one that comes first */
-	if (a && (order[length] = 'a'))
-		list_orders(order, length + 1, a - 1, b, u, l);
-	if (b && a < 3 && (order[length] = 'b'))
-		list_orders(order, length + 1, a, b - 1, u, l);
-	if (u && (order[length] = 'u'))
-		list_orders(order, length + 1, a, b, 0, l);
-	if (l && !u && (order[length] = 'l'))
-		list_orders(order, length + 1, a, b, u, 0);
+	for (const char *step = "abul"; *step; step++) {
+		if (may_follow(order, length, *step)) {
+			order[length] = *step;
+			list_orders(order, length + 1);
+		}
+	}
 }
 
 static void run_orders(unsigned int count, uint64_t seed)
 {
 	char order[ORDER + 1] = "";
 
-	list_orders(order, 0, 3, 3, 1, 1);
+	list_orders(order, 0);
 	random_begin(seed);
 	for (unsigned int i = order_count - 1; i > 0; i--) {
 		unsigned int other = random_below(i + 1);
@@ -339,8 +361,7 @@ int main(int argc, char **argv)
 	pid_t container;
 
 	if (argc != 6 && argc != 7)
-		errx(2, "usage: unload orders|race|again <file> <module.ko> <number> <number>"
-			" [parameters]");
+		errx(2, "usage: unload orders|race|again <file> <module.ko> <n> <n> [parameters]");
 	path = argv[2];
 	module = open(argv[3], O_RDONLY | O_CLOEXEC);
 	if (module < 0)
