@@ -77,7 +77,7 @@ def test_each_missing_piece_flips_the_verdict(change: dict[str, object], outcome
 
 
 def test_lockdep_is_alive_only_if_it_says_so() -> None:
-    stats = " in-process chains:   1 [max: 2]\n debug_locks:                              1\n\n zap: 0\n"
+    stats = " in-process chains:   1 [max: 2]\n debug_locks:               1\n\n zap: 0\n"
     assert checking.debug_locks(stats)
     assert not checking.debug_locks(stats.replace(" 1\n\n", " 0\n\n"))
     assert not checking.debug_locks("debug_locks:\n1\n")
