@@ -225,13 +225,16 @@ def stage(settings: Settings, target: Target, *, stock: bool, accel: str | None)
             )
 
 
-def compile_bpf(settings: Settings, place: Lab, out: Path) -> Path:
-    """Compile the BPF program for the kernel of a lab; raises BuildError, without BTF too."""
-    release = place.release
-    vmlinuz = place.spec.kernel.root / "boot" / f"vmlinuz-{release}"
+def kernel_types(place: Lab) -> bytes:
+    """Return the BTF of a lab's kernel; raises BuildError when it has none."""
+    vmlinuz = place.spec.kernel.root / "boot" / f"vmlinuz-{place.release}"
+    return fastpath.btf_section(fastpath.unpack_vmlinuz(vmlinuz), where=vmlinuz)
+
+
+def compile_bpf(settings: Settings, place: Lab, btf: bytes, out: Path) -> Path:
+    """Compile the BPF program against a kernel's BTF; raises BuildError."""
     root = roots.make_root(settings, place.target.suite, "bpf", BPF_PACKAGES)
     with fs.fresh_directory(out) as scratch:
-        btf = fastpath.btf_section(fastpath.unpack_vmlinuz(vmlinuz), where=vmlinuz)
         (scratch / "kernel.btf").write_bytes(btf)
         binds = [
             Bind(scratch, "/mnt/out", writable=True),
@@ -260,11 +263,10 @@ def compile_bpf(settings: Settings, place: Lab, out: Path) -> Path:
 def _pin_iterator(settings: Settings, place: Lab, guest: Guest, out: Path) -> str | None:
     """Make the BPF iterator a file of the guest; returns why it cannot be."""
     try:
-        compiled = compile_bpf(settings, place, out)
+        btf = kernel_types(place)
     except BuildError as error:
-        if ".BTF" not in error.what:
-            raise
-        return "the kernel has no BTF"
+        return error.what
+    compiled = compile_bpf(settings, place, btf, out)
     guest.put(compiled, "/tmp/task_file.bpf.o")
     pinned = guest.run(["bpftool", "iter", "pin", "/tmp/task_file.bpf.o", ITERATOR], timeout_s=60)
     return None if pinned.status == 0 else _reason(pinned.stderr)

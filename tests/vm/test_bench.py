@@ -1,0 +1,68 @@
+"""The benchmark's programs do what its numbers are said to be about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from kbuild import bench, bench_procfile, programs
+from kbuild.bench_procfile import Load, Method
+from kbuild.model import Settings
+from kbuild.programs import PLACE
+from kbuild.vm.guest import Guest
+from tests.vm.module import listing
+
+
+@pytest.fixture
+def measured(loaded: Guest, settings: Settings) -> Iterator[Guest]:
+    """The guest with the module, and with the benchmark's programs in it."""
+    compiled = programs.compile_programs(settings, "bookworm", bench_procfile.PROGRAMS)
+    programs.install(loaded, compiled)
+    yield loaded
+
+
+@pytest.mark.parametrize(
+    "load",
+    [Load("dense", 3, 20), Load("sparse", 2, 20, stride=256), Load("long", 2, 8, path=3000)],
+    ids=lambda load: load.name,
+)
+def test_a_load_is_what_it_says(measured: Guest, load: Load) -> None:
+    with bench_procfile.held(measured, **bench_procfile.load_options(load)) as inits:
+        shown = listing(measured)
+        walked = {
+            kind: measured.run(bench_procfile.walker(kind)(2, ()), timeout_s=60, check=True).text
+            for kind in ("plain", "kcmp")
+        }
+        read = measured.run(
+            bench_procfile.reader("/proc/cplayground")(2, ()), timeout_s=60, check=True
+        )
+    assert len(shown) == load.processes
+    assert shown[0].pid in inits
+    for process in shown:
+        files = process.files
+        assert [one.fd for one in files] == [i * load.stride for i in range(load.files)]
+        # Every fourth is a dup of the one before, all others are open files of their own.
+        assert len({one.id for one in files}) == load.files - load.files // 4
+        assert all(files[i].id == files[i - 1].id for i in range(3, load.files, 4))
+        if load.path > 100:
+            assert {len(one.path) for one in files} == {load.path}
+    same = Method("same", lambda _passes, _pids: [], fewer=0)
+    for text in (*walked.values(), read.text):
+        passes = bench.parse_passes(text)
+        assert len(passes) == 2
+        bench_procfile.check_lines(same, passes, load)
+    assert listing(measured) == ()
+
+
+def test_the_program_that_is_read_works_as_long_as_it_is_told(measured: Guest) -> None:
+    worker = measured.start([f"{PLACE}/bench_work", "0", "8"])
+    assert worker.read_line(10).startswith(b"container ")
+    (process,) = listing(measured)
+    assert len(process.files) >= 8
+    worker.write(b"50\n")
+    line = worker.read_line(10).decode()
+    assert bench_procfile.parse_work(line) > 0
+    assert int(line.split()[2]) >= 50_000_000
+    worker.close_stdin()
+    worker.wait(10, check=True)
