@@ -44,6 +44,7 @@ _MODULE = "/tmp/cplayground.ko"
 _ANSWER_S = 5.0
 _SETTLE_MS = 10_000
 _COMMAND_S = 30.0
+_LINE_S = 10.0  # between two lines of the readers, who have one to say in each second
 _END_S = 20.0  # for what was told to end to be gone
 _SCAN_S = 60.0
 # Twice the age below which kmemleak does not trust what it finds (MSECS_MIN_AGE).
@@ -568,7 +569,7 @@ def _watch(
     last: tuple[float, Figures] = (began, Figures())
     looked = sampled = began - _SAMPLE_EVERY_S
     system: System | None = None
-    while line := readers.read_line(_COMMAND_S):
+    while line := readers.read_line(_LINE_S):
         try:
             now, figures = time.monotonic(), parse_figures(line)
         except (ValueError, TypeError):
