@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 FILE = "/proc/cplayground"
 MODULE = "cplayground"
 # Of tests/guest: to be compiled by programs.compile_programs and put in place by prepare().
-PROGRAMS = ("topology", "observe", "observe_reads", "witness", "churn", "reader", counts.PROGRAM)
+PROGRAMS = ("topology", "observe", "observe_reads", "witness", "turmoil", "reader", counts.PROGRAM)
 
 # A module that was built here is out of tree (O) and not signed by anybody trusted (E).
 _ALLOWED_TAINT = 1 << 12 | 1 << 13
@@ -66,6 +66,8 @@ OWN_DETECTORS = (
     "guest lost",  # the guest is gone
     "workload",  # a program of ours failed: not the module's fault as far as is known
 )
+# Those of the kernel's detectors that can be asked whether they are there.
+ASKED = frozenset({"kmemleak", "lockdep", "slab counts"})
 DETECTORS = frozenset(OWN_DETECTORS) | {pattern.name for pattern in triage.PATTERNS}
 
 
@@ -95,7 +97,7 @@ class QuickResult:
     steps: tuple[Step, ...]
     reads: int  # whole listings that were read and checked
     records: int  # processes in them
-    armed: frozenset[str]  # of kmemleak, lockdep, slab counts: those that were there
+    armed: frozenset[str]  # of ASKED, those that were there
     complete: bool  # no step was left out
     seconds: float
 
@@ -370,7 +372,7 @@ class _Run:
         witness = self.start([f"{PLACE}/witness", FILE, milliseconds, str(seed), "2"])
         while not witness.follow(_LOOK_EVERY_S, until=b"\n"):
             self.look()
-        churn = self.start([f"{PLACE}/churn"])
+        churn = self.start([f"{PLACE}/turmoil"])
         seen = self.finish(witness)
         churn.close_stdin()
         rounds = self.finish(churn)

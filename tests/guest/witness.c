@@ -7,13 +7,13 @@
  *	- a process that was there at the beginning, when nothing moved, has the same record;
  *	- a descriptor whose path ends with "+cloexec" is closed on exec, one with "+kept" is
  *	  not, and one with "+append" or "+cloexec" in it has O_APPEND or has it not
- *	  (churn.c names its files so);
- *	- no process called "host" is shown: churn.c calls those so that are in no container.
+ *	  (turmoil.c names its files so);
+ *	- no process called "host" is shown: turmoil.c calls those so that are in no container.
  *
  *	witness <file> <milliseconds> <seed> [readers]
  *
  * Prints "anchored <records>" when it has seen the beginning; at its end, the number of
- * whole listings, of records, and of the descriptors of churn.c in them.  Ends with 3 for
+ * whole listings, of records, and of the descriptors of turmoil.c in them.  Ends with 3 for
  * what is not of the grammar, 4 for what must not be, 5 for a read that fails.
  */
 #define _GNU_SOURCE
@@ -106,7 +106,7 @@ static void check_file(const char *line)
 	size_t length, flags_length;
 	bool append;
 
-	if (!strstr(name, "/churn/"))
+	if (!strstr(name, "/turmoil/"))
 		return;
 	cloexec = column(line, 1, &length);
 	flags = column(line, 4, &flags_length);
