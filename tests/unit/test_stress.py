@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -13,6 +16,7 @@ from kbuild import stress
 from kbuild.errors import UserError
 from kbuild.stress import Check, Figures, Summary, System
 from kbuild.vm.counts import Counts
+from kbuild.vm.guest import Guest, GuestCommandError, GuestResult
 from kbuild.vm.outcome import Outcome, Verdict
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -248,3 +252,124 @@ def test_a_line_says_what_happened_since_the_last_one() -> None:
     )
     assert text.startswith("10 listings/s, 100 records/s, worst read 5 ms, slab 19.5 MiB")
     assert text.endswith("100 files, 50 tasks, taint O")
+
+
+# The run, on a guest that says what a test wants it to.
+
+
+class FakeJob:
+    """A command that has printed its lines already."""
+
+    def __init__(self, result: GuestResult, lines: Sequence[bytes] = ()) -> None:
+        self.result = result
+        self.lines = list(lines)
+
+    def read_line(self, timeout_s: float) -> bytes:
+        return self.lines.pop(0) if self.lines else b""
+
+    def wait(self, timeout_s: float, *, check: bool = False) -> GuestResult:
+        if check and self.result.status:
+            raise GuestCommandError(f"{self.result.argv[0]} failed", self.result)
+        return self.result
+
+
+class FakeGuest:
+    """Answers each command by the first of ``answers`` whose key is in it."""
+
+    def __init__(self, answers: Mapping[str, tuple[int, bytes]]) -> None:
+        self.answers = answers
+        self.release = "6.1.0-56-cplayground-lab"
+        self.spec = SimpleNamespace(scale=1.0)
+        self.machine = SimpleNamespace(console=SimpleNamespace(path=Path("console.log")))
+        self.said: list[str] = []
+
+    def result(self, argv: Sequence[str]) -> GuestResult:
+        line = " ".join(argv)
+        self.said.append(line)
+        status, out = next((v for k, v in self.answers.items() if k in line), (0, b""))
+        return GuestResult(tuple(argv), status, b"" if status else out, out, 0.1)
+
+    def run(
+        self, argv: Sequence[str], *, timeout_s: float, check: bool = False, **_: object
+    ) -> GuestResult:
+        return FakeJob(self.result(argv)).wait(timeout_s, check=check)
+
+    def start(self, argv: Sequence[str], **_: object) -> FakeJob:
+        result = self.result(argv)
+        lines = result.stdout.splitlines(keepends=True) if "reader" in argv[0] else []
+        return FakeJob(result, lines)
+
+    def put(self, content: object, remote: str, **_: object) -> None:
+        pass
+
+    def read(self, remote: str, **_: object) -> bytes:
+        return self.run(["@read", remote], timeout_s=1, check=True).stdout
+
+    def shutdown(self, *, status: int | None = 0) -> Verdict:
+        return Verdict(Outcome.FAILED if status else Outcome.PASSED)
+
+
+LISTING = b"ab" * 32 + b"\t7\t1\t0\t0\tinit\n\n"
+GOOD: Mapping[str, tuple[int, bytes]] = {
+    "reader storm": (0, b"1 1 100 0 0 0 5\n9 9 900 0 0 1 5\n"),
+    "unload again": (0, b"12\n"),
+    "programs/load": (0, b"100 2 0\n"),
+    "programs/counts": (0, b"open files 90\nend 1\n"),
+    "meminfo": (0, MEMINFO.encode() + b"416\t0\t98232\n0.00 0.01 0.05 2/61 1234\n4096\n"),
+    "/proc/[0-9]*/stat": (0, b"1 (agent) S 0 1 1 0\n"),
+    "@read /proc/cplayground": (0, LISTING),
+    "parameters/backend": (0, b"stock\n"),
+    "refcnt": (0, b"0\n"),
+    "test -e": (1, b""),
+    "lockdep_stats": (1, b""),
+}
+
+
+def stress_fake(answers: Mapping[str, tuple[int, bytes]]) -> tuple[Summary, FakeGuest]:
+    guest = FakeGuest({**answers, **{k: v for k, v in GOOD.items() if k not in answers}})
+    return stress.stress_guest(
+        cast("Guest", guest),
+        Path("cplayground.ko"),
+        {},
+        rounds=stress.plan(stress.choose(["churn", "oom"]), 10, 1),
+        parameters=["backend=stock"],
+        seed=1,
+        fragments=[],
+    ), guest
+
+
+def test_a_whole_run() -> None:
+    summary, guest = stress_fake({})
+    assert summary.outcome is Outcome.PASSED
+    assert summary.figures == Figures(18, 18, 1800, 0, 0, 2, 5)
+    assert summary.operations == {"churn": 200, "oom": 200}
+    assert (summary.unloadings, summary.samples, summary.backend) == (12, 2, "stock")
+    assert [check.name for check in summary.checks if check.passed] == [
+        "readers",
+        "answer",
+        "processes",
+        "module",
+        "pages",
+    ]
+    modules = [line for line in guest.said if "insmod" in line or "rmmod" in line]
+    assert modules == ["insmod /tmp/cplayground.ko backend=stock", "rmmod cplayground"]
+
+
+@pytest.mark.parametrize(
+    ("what", "answer", "said"),
+    [
+        ("reader storm", (1, b"a reader saw what it must not see"), "must not see"),
+        ("reader storm", (0, b"nonsense\n"), "the readers said b'nonsense"),
+        ("programs/load churn", (1, b"churn has done nothing"), "churn has done nothing"),
+        ("unload again", (1, b"delete_module: Device busy"), "Device busy"),
+        ("@read /proc/cplayground", (0, LISTING[:-1]), "no empty line at its end"),
+        ("@read /proc/cplayground", (1, b"Input/output error"), "could not be read"),
+        ("rmmod", (1, b"Module cplayground is in use"), "is in use"),
+        ("refcnt", (0, b"2\n"), "2 references"),
+    ],
+)
+def test_whatever_goes_wrong_fails_the_run(what: str, answer: tuple[int, bytes], said: str) -> None:
+    with pytest.raises(stress.StressFailedError) as failed:
+        stress_fake({what: answer})
+    assert said in str(failed.value)
+    assert failed.value.exit_status != 0
