@@ -65,9 +65,9 @@ DETECTORS: Mapping[str, tuple[Detector, ...]] = {
         Detector("list", "list corruption list_del"),
     ),
     "lockdep.config": (
-        Detector("recursive_lock", "lockdep possible recursive"),
-        Detector("lock_order", "lockdep possible circular"),
-        Detector("kept_lock", "lockdep lock held when"),
+        Detector("recursive_lock", "lockdep possible recursive locking"),
+        Detector("lock_order", "lockdep possible circular locking"),
+        Detector("kept_lock", "lockdep lock held when returning"),
         Detector("sleep_in_spinlock", "sleeping in atomic"),
         Detector("sleep_in_rcu", "sleeping in atomic"),
         Detector("schedule_in_atomic", "scheduling while atomic"),
