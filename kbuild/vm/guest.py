@@ -422,6 +422,16 @@ class Guest:
         """Return what the kernel complained about on the console from ``since`` on."""
         return triage.scan(self.console(since))
 
+    @property
+    def heard(self) -> bool:
+        """Whether the kernel has spoken on the console; if restored, since then."""
+        console = self.console()
+        if self._restored_at is None:
+            return banner(console) is not None
+        # What the boot said proves nothing of a guest that was restored since.
+        mark, since = self._restored_mark, self.console(self._restored_at)
+        return banner(console) is not None and mark is not None and mark in since
+
     # --- end --------------------------------------------------------------------------
 
     def save(self, state: Path) -> None:
@@ -432,7 +442,7 @@ class Guest:
         """
         self.run(["sync"], timeout_s=_POWER_OFF_S, check=True)
         fit = self.taint() & ~self._allowed_taint == 0 and not self.reports()
-        if not fit or not self._has_spoken(self.console()):
+        if not fit or not self.heard:
             self.shutdown()
             raise self._lost("the guest is not fit to be saved")
         try:
@@ -475,7 +485,7 @@ class Guest:
             self._verdict = judge(
                 Evidence(
                     hello=self._hello,
-                    banner=self._has_spoken(text),
+                    banner=self.heard,
                     answered=self._answered,
                     reports=triage.scan(text),
                     checkers=self.spec.checkers,
@@ -494,13 +504,6 @@ class Guest:
             self.machine.close()
             self.channel.close()
         return self._verdict
-
-    def _has_spoken(self, console: str) -> bool:
-        if self._restored_at is None:
-            return banner(console) is not None
-        # What the boot said proves nothing of a guest that was restored since.
-        mark, since = self._restored_mark, self.console(self._restored_at)
-        return banner(console) is not None and mark is not None and mark in since
 
     # --- for Background ---------------------------------------------------------------
 

@@ -237,11 +237,11 @@ class Machine:
             raise self._died(f"QEMU ended at {name}") from None
 
     def save(self, path: Path, timeout_s: float) -> None:
-        """Stop the guest and write to ``path`` what is not in its memory's file; end QEMU.
+        """Write to ``path`` what is not in the memory's file, the guest then stands; end QEMU.
 
         Raises InfrastructureError when that fails, or is not done in ``timeout_s``.
         """
-        self.execute("stop")
+        # Not stopped before: it would be restored as stopped.
         self._prepare_migration()
         with path.open("wb") as stream:
             self._pass_file(stream.fileno())

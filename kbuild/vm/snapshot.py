@@ -29,7 +29,7 @@ from kbuild.vm.spec import KVM, GuestSpec, Snapshot
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = "1"
+_FORMAT = "2"
 _MARK = "snapshot.json"
 _PORT = "port"
 # A snapshot has the size of the guest's memory at most.  Those that were used last are
