@@ -6,18 +6,19 @@ changes neither the disk nor the snapshot: it costs a compilation and a restore.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kbuild import module, pipeline, variants
+from kbuild import fs, module, pipeline, programs, quick, variants
 from kbuild.errors import InfrastructureError
 from kbuild.model import Root, Settings, Target
 from kbuild.module import BuiltModule, Headers
 from kbuild.suites import DEBIAN_FLAVOURS
-from kbuild.vm import image, qemu
+from kbuild.vm import image, qemu, snapshot
 from kbuild.vm.guest import Guest
-from kbuild.vm.spec import GuestSpec
+from kbuild.vm.snapshot import Provision
+from kbuild.vm.spec import GuestSpec, Snapshot
 
 # A module that was built here is out of tree (O) and unsigned (E).
 MODULE_TAINT = 1 << 12 | 1 << 13
@@ -33,6 +34,8 @@ class Lab:
     headers: Headers
     kernel_tree: Path  # the patched source, for decoding and for checkpatch
     root: Root  # that modules are compiled in
+    programs: Mapping[str, Path]  # of the quick suite, compiled
+    snapshot: Snapshot | None  # that guests are restored from; None: each one is booted
 
     @property
     def release(self) -> str:
@@ -47,12 +50,15 @@ def prepare(
     accel: str | None = None,
     stock: bool = False,
     tools: Sequence[str] = (),
+    booted: bool = True,
 ) -> Lab:
     """Return the lab of a target, each part of it made only if it is not current.
 
     ``stock`` boots Debian's own kernel, which has the stock backend alone.  ``accel`` is
     kvm or tcg; by default KVM where a boot under it was seen.  ``tools`` are Debian packages
-    that the guest is to hold beside the usual ones.
+    that the guest is to hold beside the usual ones.  Guests are restored from a snapshot of
+    one with the quick suite's programs in it, unless ``booted`` is False: for measurements
+    of which a restored guest's memory, copied page by page as it is written, is not to be part.
     """
     done = pipeline.package_kernel(settings, target)
     made = pipeline.lab_image(settings, done, tools=tools)
@@ -74,7 +80,20 @@ def prepare(
         headers = pipeline.debian_headers(settings, done.kernel.base)
     else:
         headers = module.whole(pipeline.kernel_headers(settings, done))
-    return Lab(settings, target, spec, headers, done.kernel.source, done.root)
+    compiled = programs.compile_programs(settings, target.suite, quick.PROGRAMS)
+    kept = _snapshot(settings, target, spec, compiled) if booted else None
+    return Lab(settings, target, spec, headers, done.kernel.source, done.root, compiled, kept)
+
+
+def _snapshot(
+    settings: Settings, target: Target, spec: GuestSpec, compiled: Mapping[str, Path]
+) -> Snapshot:
+    provision = Provision(
+        {f"program {name}": fs.sha256_file(path) for name, path in compiled.items()},
+        lambda guest: quick.prepare(guest, compiled),
+    )
+    workdir = settings.build / "logs" / "vm" / f"snapshot-{target.name}"
+    return snapshot.ensure(settings.cache, spec, workdir=workdir, provision=provision)
 
 
 def build_module(lab: Lab, source: Path, *, out: Path, race_windows: bool = True) -> BuiltModule:
@@ -99,6 +118,9 @@ def build_module(lab: Lab, source: Path, *, out: Path, race_windows: bool = True
 def open_guest(lab: Lab, *, workdir: Path) -> Guest:
     """Return a running guest of the lab, without the module; a context manager.
 
-    ``workdir`` receives console.log and qemu.log.
+    It is restored from the lab's snapshot if that has one.  ``workdir`` receives console.log and
+    qemu.log.
     """
+    if lab.snapshot is not None:
+        return Guest.restore(lab.snapshot, workdir=workdir, expected_taint=MODULE_TAINT)
     return Guest.boot(lab.spec, workdir=workdir, expected_taint=MODULE_TAINT)
