@@ -1,4 +1,4 @@
-"""The kernel's own view, as observe.c prints it, and its comparison with the procfile."""
+"""The kernel's own view, as tests/guest/kernel_view.h writes it, compared with the procfile."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 from kbuild.vm.procfile import PATH_TOO_LONG, Process
+
+# Signals 1 to 31: those of a mask of 32 bits.
+_SHOWN_SIGNALS = 0xFFFFFFFE
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ class SeenProcess:
     ns_pid: int
     ns_ppid: int
     ns_pgid: int
+    state: str
+    blocked: int  # bit n for signal n, all 64
+    pending: int  # of the process and of its first thread
     namespace: int  # inode of /proc/PID/ns/pid
     command: bytes
     files: tuple[SeenFile, ...]
@@ -57,13 +63,18 @@ def parse(text: bytes) -> tuple[SeenProcess, ...]:
             SeenFile(int(fd), cloexec == "1", int(group), int(position), int(flags, 8), _name(path))
         )
     processes = []
-    for (pid, ns_pid, ns_ppid, ns_pgid, namespace, command), files in seen:
+    for fields, files in seen:
+        pid, ns_pid, ns_ppid, ns_pgid, state, blocked, pending, namespace, command = fields
         processes.append(
             SeenProcess(
                 pid=int(pid),
                 ns_pid=int(ns_pid),
                 ns_ppid=int(ns_ppid),
                 ns_pgid=int(ns_pgid),
+                state=state,
+                # The kernel's sets begin with signal 1.
+                blocked=int(blocked, 16) << 1,
+                pending=int(pending, 16) << 1,
                 namespace=int(namespace),
                 command=_name(command) or b"",
                 files=tuple(files),
@@ -73,7 +84,10 @@ def parse(text: bytes) -> tuple[SeenProcess, ...]:
 
 
 def differences(shown: Iterable[Process], seen: Iterable[SeenProcess]) -> list[str]:
-    """Compare field by field; each difference is one line, none means that both agree."""
+    """Compare field by field; each difference is one line, none means that both agree.
+
+    State and signals are compared where they are shown.
+    """
     ours = {process.pid: process for process in shown}
     theirs = {process.pid: process for process in seen}
     found = [f"process {pid}: not shown" for pid in sorted(theirs.keys() - ours.keys())]
@@ -82,12 +96,21 @@ def differences(shown: Iterable[Process], seen: Iterable[SeenProcess]) -> list[s
     files: list[tuple[str, Hashable, str]] = []
     for pid in sorted(ours.keys() & theirs.keys()):
         one, two = ours[pid], theirs[pid]
-        for name in ("ns_pid", "ns_ppid", "ns_pgid", "command"):
-            if getattr(one, name) != getattr(two, name):
-                found.append(
-                    f"process {pid}: {name} is {getattr(one, name)!r},"
-                    f" the kernel says {getattr(two, name)!r}"
-                )
+        fields = [
+            (name, getattr(one, name), getattr(two, name))
+            for name in ("ns_pid", "ns_ppid", "ns_pgid", "command")
+        ]
+        if one.extended is not None:
+            fields += [
+                ("state", one.extended.state, two.state),
+                ("blocked", hex(one.extended.blocked), hex(two.blocked & _SHOWN_SIGNALS)),
+                ("pending", hex(one.extended.pending), hex(two.pending & _SHOWN_SIGNALS)),
+            ]
+        found += [
+            f"process {pid}: {name} is {got!r}, the kernel says {expected!r}"
+            for name, got, expected in fields
+            if got != expected
+        ]
         namespaces.append((one.namespace, two.namespace, f"process {pid}"))
         our_files = {file.fd: file for file in one.files}
         their_files = {file.fd: file for file in two.files}

@@ -1,13 +1,14 @@
 """The grammar of /proc/cplayground, read strictly: what docs/procfile.md says and nothing else.
 
 Bytes in, frozen values out.  Names stay bytes, since a file name may be any; everything
-that the module would not have written is refused with its line and byte column.
+that the module would not have written is refused with its line and byte column.  Whether
+the module was loaded with fields=extended is for the caller to say: no text is of both forms.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 ID_LENGTH = 64
 # A comm holds 16 bytes with its terminating zero (TASK_COMM_LEN).
@@ -20,6 +21,9 @@ _PID_MAX = 1 << 22  # PID_MAX_LIMIT of a 64-bit kernel
 _FD_MAX = 1 << 30  # above fs.nr_open's own limit
 _POSITION_MAX = 1 << 63
 _FLAGS_MAX = 1 << 32
+_MASK_MAX = 1 << 32
+# task_state_to_char(): TASK_REPORT's states, and the two of an idle kernel thread.
+_STATES = frozenset(b"RSDTtXZPI")
 _HEX = frozenset(b"0123456789abcdef")
 _OCTAL = frozenset(b"01234567")
 _DIGITS = frozenset(b"0123456789")
@@ -49,6 +53,15 @@ class OpenFile:
 
 
 @dataclass(frozen=True)
+class Signals:
+    """What fields=extended adds, all of the first thread; bit n is signal n, up to 31."""
+
+    state: str  # as in /proc/PID/stat
+    blocked: int
+    pending: int  # the process's and the thread's own
+
+
+@dataclass(frozen=True)
 class Process:
     """A record: a process outside the initial PID namespace, and what it has open."""
 
@@ -59,6 +72,7 @@ class Process:
     ns_pgid: int  # 0: the group does
     command: bytes
     files: tuple[OpenFile, ...] = field(default=())
+    extended: Signals | None = None
 
 
 def escape(name: bytes) -> bytes:
@@ -76,9 +90,12 @@ def format_records(processes: Iterable[Process]) -> bytes:
     lines = []
     for p in processes:
         lines.append(
-            b"%s\t%d\t%d\t%d\t%d\t%s\n"
-            % (p.namespace.encode(), p.pid, p.ns_pid, p.ns_ppid, p.ns_pgid, escape(p.command))
+            b"%s\t%d\t%d\t%d\t%d\t" % (p.namespace.encode(), p.pid, p.ns_pid, p.ns_ppid, p.ns_pgid)
         )
+        if p.extended is not None:
+            more = p.extended
+            lines.append(b"%s\t%d\t%d\t" % (more.state.encode(), more.blocked, more.pending))
+        lines.append(b"%s\n" % escape(p.command))
         lines += [
             b"%d\t%d\t%s\t%d\t0%o\t%s\n"
             % (f.fd, f.cloexec, f.id.encode(), f.position, f.flags, escape(f.path))
@@ -88,8 +105,8 @@ def format_records(processes: Iterable[Process]) -> bytes:
     return b"".join(lines)
 
 
-def parse(text: bytes) -> tuple[Process, ...]:
-    """Read a whole procfile.
+def parse(text: bytes, *, extended: bool = False) -> tuple[Process, ...]:
+    """Read a whole procfile; ``extended`` if the module was loaded with fields=extended.
 
     Beside the shape of each line it demands what the module promises of their order:
     processes by ascending pid, descriptors by ascending number, each record ended by an
@@ -103,7 +120,7 @@ def parse(text: bytes) -> tuple[Process, ...]:
     files: list[OpenFile] = []
     for number, line in enumerate(lines, 1):
         if header is None:
-            header = _header(line, number)
+            header = _header(line, number, extended)
             if processes and processes[-1].pid >= header.pid:
                 raise ProcfileError(
                     number,
@@ -117,27 +134,18 @@ def parse(text: bytes) -> tuple[Process, ...]:
                     number, 1, f"descriptor {files[-1].fd} after descriptor {files[-2].fd}"
                 )
         else:
-            processes.append(
-                Process(
-                    header.namespace,
-                    header.pid,
-                    header.ns_pid,
-                    header.ns_ppid,
-                    header.ns_pgid,
-                    header.command,
-                    tuple(files),
-                )
-            )
+            processes.append(replace(header, files=tuple(files)))
             header, files = None, []
     if header is not None:
         raise ProcfileError(len(lines) + 1, 1, "the last record has no empty line at its end")
     return tuple(processes)
 
 
-def _header(line: bytes, number: int) -> Process:
-    (ns, c0), (pid, c1), (ns_pid, c2), (ppid, c3), (pgid, c4), (command, c5) = _columns(
-        line, number
-    )
+def _header(line: bytes, number: int, extended: bool) -> Process:
+    columns = _columns(line, number, 9 if extended else 6)
+    (ns, c0), (pid, c1), (ns_pid, c2), (ppid, c3), (pgid, c4) = columns[:5]
+    command, c5 = columns[-1]
+    # From left to right, so that the first column that is wrong is the one reported.
     namespace = _id(ns, number, c0)
     pids = (
         _decimal(pid, number, c1, 1, _PID_MAX),
@@ -145,16 +153,30 @@ def _header(line: bytes, number: int) -> Process:
         _decimal(ppid, number, c3, 0, _PID_MAX),
         _decimal(pgid, number, c4, 0, _PID_MAX),
     )
+    signals = _signals(columns[5:8], number) if extended else None
     name = _unescape(command, number, c5)
     if len(name) > COMMAND_MAX:
         raise ProcfileError(number, c5, f"a command of {len(name)} bytes, {COMMAND_MAX} at most")
-    return Process(namespace, *pids, command=name)
+    return Process(namespace, *pids, command=name, extended=signals)
+
+
+def _signals(columns: list[tuple[bytes, int]], line: int) -> Signals:
+    (state, c0), (blocked, c1), (pending, c2) = columns
+    if len(state) != 1 or state[0] not in _STATES:
+        raise ProcfileError(line, c0, f"{state!r} is not the letter of a state")
+    masks = (
+        _decimal(blocked, line, c1, 0, _MASK_MAX),
+        _decimal(pending, line, c2, 0, _MASK_MAX),
+    )
+    for mask, column in zip(masks, (c1, c2), strict=True):
+        if mask & 1:
+            raise ProcfileError(line, column, f"bit 0 in {mask}: there is no signal 0")
+    return Signals(state.decode(), *masks)
 
 
 def _file(line: bytes, number: int) -> OpenFile:
-    (fd, c0), (cloexec, c1), (identity, c2), (position, c3), (flags, c4), (path, c5) = _columns(
-        line, number
-    )
+    columns = _columns(line, number, 6)
+    (fd, c0), (cloexec, c1), (identity, c2), (position, c3), (flags, c4), (path, c5) = columns
     # From left to right, so that the first column that is wrong is the one reported.
     descriptor = _decimal(fd, number, c0, 0, _FD_MAX)
     if cloexec not in (b"0", b"1"):
@@ -168,10 +190,10 @@ def _file(line: bytes, number: int) -> OpenFile:
     return OpenFile(descriptor, cloexec == b"1", file_id, offset, bits, name)
 
 
-def _columns(line: bytes, number: int) -> list[tuple[bytes, int]]:
+def _columns(line: bytes, number: int, count: int) -> list[tuple[bytes, int]]:
     fields = line.split(b"\t")
-    if len(fields) != 6:
-        raise ProcfileError(number, 1, f"{len(fields)} columns, not 6")
+    if len(fields) != count:
+        raise ProcfileError(number, 1, f"{len(fields)} columns, not {count}")
     columns, start = [], 1
     for text in fields:
         columns.append((text, start))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kbuild.vm import oracle, procfile
-from kbuild.vm.procfile import OpenFile, Process, ProcfileError
+from kbuild.vm.procfile import OpenFile, Process, ProcfileError, Signals
 
 DATA = Path(__file__).parent / "data" / "procfile"
 ACCEPTED = sorted(DATA.glob("*.procfile"))
@@ -28,6 +29,12 @@ FILES = st.builds(
     flags=st.integers(0, (1 << 32) - 1),
     path=st.lists(NAME_BYTES, min_size=1, max_size=40).map(bytes),
 )
+SIGNALS = st.builds(
+    Signals,
+    state=st.sampled_from("RSDTtXZPI"),
+    blocked=st.integers(0, (1 << 31) - 1).map(lambda bits: bits << 1),
+    pending=st.integers(0, (1 << 31) - 1).map(lambda bits: bits << 1),
+)
 PROCESSES = st.builds(
     Process,
     namespace=IDS,
@@ -39,6 +46,7 @@ PROCESSES = st.builds(
     files=st.lists(FILES, max_size=4, unique_by=lambda file: file.fd).map(
         lambda files: tuple(sorted(files, key=lambda file: file.fd))
     ),
+    extended=SIGNALS,
 )
 LISTINGS = st.lists(PROCESSES, max_size=4, unique_by=lambda process: process.pid).map(
     lambda processes: tuple(sorted(processes, key=lambda process: process.pid))
@@ -46,18 +54,34 @@ LISTINGS = st.lists(PROCESSES, max_size=4, unique_by=lambda process: process.pid
 SETTINGS = settings(print_blob=True, deadline=None)
 
 
+def basic(listing: tuple[Process, ...]) -> tuple[Process, ...]:
+    return tuple(replace(process, extended=None) for process in listing)
+
+
 @SETTINGS
 @given(LISTINGS)
 def test_what_is_formatted_is_read_back(listing: tuple[Process, ...]) -> None:
-    assert procfile.parse(procfile.format_records(listing)) == listing
+    assert procfile.parse(procfile.format_records(listing), extended=True) == listing
+    assert procfile.parse(procfile.format_records(basic(listing))) == basic(listing)
 
 
 @SETTINGS
-@given(LISTINGS, st.data())
+@given(LISTINGS.filter(bool))
+def test_the_other_fields_are_refused(listing: tuple[Process, ...]) -> None:
+    with pytest.raises(ProcfileError, match="line 1, column 1: 9 columns, not 6"):
+        procfile.parse(procfile.format_records(listing))
+    with pytest.raises(ProcfileError, match="line 1, column 1: 6 columns, not 9"):
+        procfile.parse(procfile.format_records(basic(listing)), extended=True)
+
+
+@SETTINGS
+@given(LISTINGS, st.booleans(), st.data())
 def test_a_changed_text_is_refused_or_says_something_else(
-    listing: tuple[Process, ...], data: st.DataObject
+    listing: tuple[Process, ...], extended: bool, data: st.DataObject
 ) -> None:
     """One reading for each text: whatever is accepted is written back byte for byte."""
+    if not extended:
+        listing = basic(listing)
     text = bytearray(procfile.format_records(listing))
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(text)))
@@ -68,7 +92,7 @@ def test_a_changed_text_is_refused_or_says_something_else(
         elif at < len(text):
             text[at : at + 1] = b"" if change == "delete" else bytes((byte,))
     try:
-        read = procfile.parse(bytes(text))
+        read = procfile.parse(bytes(text), extended=extended)
     except ProcfileError as error:
         assert 1 <= error.line <= text.count(b"\n") + 1
         assert error.column >= 1
@@ -110,16 +134,44 @@ def test_refused_files_are_refused_at_their_place(path: Path) -> None:
     assert (caught.value.line, caught.value.column) == (int(line), int(column))
 
 
+EXTENDED = b"%s\t100\t1\t0\t1\tS\t2\t0\tinit\n\n" % (b"a" * 64)
+
+
+@pytest.mark.parametrize(
+    ("change", "column", "message"),
+    [
+        ((b"\tS\t", b"\tQ\t"), 76, "not the letter of a state"),
+        ((b"\tS\t", b"\t\t"), 76, "not the letter of a state"),
+        ((b"\tS\t", b"\tSS\t"), 76, "not the letter of a state"),
+        ((b"\t2\t", b"\t3\t"), 78, "there is no signal 0"),
+        ((b"\t2\t", b"\t-2\t"), 78, "in a number"),
+        ((b"\t2\t", b"\t02\t"), 78, "leading zeros"),
+        ((b"\t2\t", b"\t4294967296\t"), 78, "not in the range"),
+        ((b"\t0\tinit", b"\t1\tinit"), 80, "there is no signal 0"),
+        ((b"\t0\tinit", b"\t4294967298\tinit"), 80, "not in the range"),
+        ((b"init", b"\\"), 82, "three octal digits"),
+    ],
+)
+def test_extended_fields_are_refused_at_their_place(
+    change: tuple[bytes, bytes], column: int, message: str
+) -> None:
+    (process,) = procfile.parse(EXTENDED, extended=True)
+    assert process.extended == Signals("S", 1 << 1, 0)
+    with pytest.raises(ProcfileError, match=message) as caught:
+        procfile.parse(EXTENDED.replace(*change), extended=True)
+    assert (caught.value.line, caught.value.column) == (1, column)
+
+
 def test_the_corpus_is_there() -> None:
     assert len(ACCEPTED) >= 3
     assert len(REFUSED) >= 20
 
 
 SEEN = (
-    b"P 100 1 0 1 4026532200 696e6974\n"
+    b"P 100 1 0 1 S 4200 0 4026532200 696e6974\n"
     b"F 0 1 7 5 2 2f61\n"
     b"F 3 0 7 5 2 !\n"
-    b"P 101 2 1 1 4026532200 -\n"
+    b"P 101 2 1 1 T 0 100004000 4026532200 -\n"
     b"F 0 0 9 0 0 706970653a5b315d\n"
     b"end 5\n"
 )
@@ -135,13 +187,29 @@ SHOWN = (
             OpenFile(0, True, "1" * 64, 5, 2, b"/a"),
             OpenFile(3, False, "1" * 64, 5, 2, procfile.PATH_TOO_LONG),
         ),
+        Signals("S", 1 << 15 | 1 << 10, 0),
     ),
-    Process("a" * 64, 101, 2, 1, 1, b"", (OpenFile(0, False, "2" * 64, 0, 0, b"pipe:[1]"),)),
+    Process(
+        "a" * 64,
+        101,
+        2,
+        1,
+        1,
+        b"",
+        (OpenFile(0, False, "2" * 64, 0, 0, b"pipe:[1]"),),
+        # Signal 33 is pending too, and is not shown.
+        Signals("T", 0, 1 << 15),
+    ),
 )
 
 
 def test_the_oracle_agrees_with_an_equal_listing() -> None:
     assert oracle.differences(SHOWN, oracle.parse(SEEN)) == []
+
+
+def test_the_oracle_does_not_miss_fields_that_are_not_shown() -> None:
+    basic = [replace(process, extended=None) for process in SHOWN]
+    assert oracle.differences(basic, oracle.parse(SEEN.replace(b"1 T", b"1 Z"))) == []
 
 
 @pytest.mark.parametrize(
@@ -150,10 +218,13 @@ def test_the_oracle_agrees_with_an_equal_listing() -> None:
         (SEEN.replace(b"P 101", b"P 102"), "process 102: not shown"),
         (SEEN.replace(b"P 101", b"P 102"), "process 101: does not exist"),
         (SEEN.replace(b"P 101 2", b"P 101 3"), "process 101: ns_pid is 2"),
-        (SEEN.replace(b"2 1 1 40", b"2 7 1 40"), "process 101: ns_ppid is 1"),
-        (SEEN.replace(b"2 1 1 40", b"2 1 7 40"), "process 101: ns_pgid is 1"),
+        (SEEN.replace(b"2 1 1 T", b"2 7 1 T"), "process 101: ns_ppid is 1"),
+        (SEEN.replace(b"2 1 1 T", b"2 1 7 T"), "process 101: ns_pgid is 1"),
         (SEEN.replace(b"696e6974", b"696e"), "process 100: command is b'init'"),
-        (SEEN.replace(b"1 1 4026532200", b"1 1 4026532201"), "another namespace has the same id"),
+        (SEEN.replace(b"1 S", b"1 D"), "process 100: state is 'S'"),
+        (SEEN.replace(b"S 4200", b"S 4000"), "process 100: blocked is '0x8400'"),
+        (SEEN.replace(b"100004000", b"4000000"), "process 101: pending is '0x8000'"),
+        (SEEN.replace(b"4026532200 -", b"4026532201 -"), "another namespace has the same id"),
         (SEEN.replace(b"F 3", b"F 4"), "descriptor 3: does not exist"),
         (SEEN.replace(b"F 3", b"F 4"), "descriptor 4: not shown"),
         (SEEN.replace(b"F 0 1", b"F 0 0"), "close-on-exec is True"),
