@@ -35,6 +35,7 @@ _ALLOWED_TAINT = 1 << 12 | 1 << 13
 _REMOTE = "/tmp/cplayground.ko"
 _KMEMLEAK = "/sys/kernel/debug/kmemleak"
 _LOOK_EVERY_S = 0.2
+_STORM_S = "3"
 _SETTLE_MS = 5000  # of the guest's time, for RCU callbacks and the like to run
 
 # What the suite itself can say, beside the names in triage.PATTERNS.
@@ -391,7 +392,7 @@ class _Run:
 
     def _storm(self, seed: int) -> str:
         """Readers of every kind, while the module comes and goes."""
-        storm = self.start([f"{PLACE}/reader", "storm", FILE, "2", str(seed), "reloaded"])
+        storm = self.start([f"{PLACE}/reader", "storm", FILE, _STORM_S, str(seed), "reloaded"])
         while not storm.follow(_LOOK_EVERY_S, until=b"\n"):
             self.look()
         cycles = 0
@@ -399,9 +400,9 @@ class _Run:
             self._unload()
             self._load()
             cycles += 1
-            storm.follow(_LOOK_EVERY_S)
+            storm.follow(0)
         result = self.finish(storm)
-        if result.status != 0:
+        if result.status != 0 and _IDLE not in result.stderr:
             self.find("invariants", _said(result))
         words = (result.text.splitlines() or [""])[-1].split()
         if len(words) == 7:
@@ -471,6 +472,8 @@ class _Run:
 _STILL = ("tree", "orphan", "zombie", "nested", "joined", "tables", "shared-table", "thread")
 _STRANGE = ("descriptors", "dead-leader", "hostile", "long-paths", "other-root")
 _IDS = re.compile(rb"(?<![^\t\n])[0-9a-f]{64}(?=\t)")
+# reader.c says so of a kind that had no turn: in so short a time that is nobody's fault.
+_IDLE = b"reader has read anything"
 # What witness.c ends with.
 _WITNESS = {3: "grammar", 4: "invariants", 5: "reading"}
 

@@ -1,26 +1,32 @@
-"""The test command: the unit tests, then a VM with the packages installed, judged."""
+"""The test command: unit tests, a VM with the packages installed, the lab and its mutants."""
 
 from __future__ import annotations
 
+import datetime
 import logging
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
-from kbuild import pipeline, progress
+from kbuild import fs, lab, mutants, pipeline, progress
 from kbuild.errors import InfrastructureError, KbuildError, UserError
 from kbuild.model import Settings, Target
 from kbuild.run import start, stop
 
 logger = logging.getLogger(__name__)
 
-TIERS = ("unit", "vm")
+TIERS = ("unit", "vm", "lab")
+# The lab's kernel: the one with the detectors that go together.
+LAB_FLAVOUR, LAB_VARIANT = "lab", "debug"
 
-_TIER_TIMEOUT_S = {"unit": 1200.0, "vm": 3600.0}
+_TIER_TIMEOUT_S = {"unit": 1200.0, "vm": 3600.0, "lab": 3600.0}
+# Everything, and ten times where a sample is once.
+_WHOLE_TIMEOUT_S = 8 * 3600.0
 # pytest's own exit statuses (pytest.ExitCode).
 _PASSED, _NOTHING_SELECTED = 0, 5
 
@@ -51,10 +57,12 @@ def run_tests(
     tiers: Sequence[str] = TIERS,
     keyword: str | None = None,
     accel: str | None = None,
+    whole: bool = False,
 ) -> tuple[TierResult, ...]:
     """Run the tiers in order; the VM's needs the packages, and builds what is missing of them.
 
-    ``keyword`` is pytest's -k.  A failing tier does not keep the next one from running.
+    ``keyword`` is pytest's -k; ``whole`` asks the lab for everything, where a sample is the
+    default.  A failing tier does not keep the next one from running.
     Raises FailedTestsError when a test failed or none was run, and what the pipeline raises.
     """
     unknown = set(tiers) - set(TIERS)
@@ -72,38 +80,102 @@ def run_tests(
             options += ["--image", str(made.description), "--cache", str(settings.cache)]
             options += ["--target", f"--suite {target.suite} --flavour {target.flavour}"]
             options += ["--accel", accel] if accel else []
-        results.append(_run_tier(settings, tier, options))
+        if tier == "lab":
+            options += _lab_options(settings, target, accel=accel, whole=whole)
+        results.append(_run_tier(settings, tier, options, whole=whole))
     _judge(results)
     return tuple(results)
 
 
-def pytest_command(settings: Settings, tier: str, options: Sequence[str]) -> list[str]:
-    """Return the command that runs one tier."""
+def run_mutants(
+    settings: Settings,
+    target: Target,
+    *,
+    keyword: str | None = None,
+    accel: str | None = None,
+    whole: bool = False,
+) -> str:
+    """Try the mutants and return the kill matrix; a run of all of them also writes its page.
+
+    ``keyword`` chooses mutants, as pytest's -k; ``whole`` tries each ten times on each of its
+    backends.  Raises FailedTestsError when one was not killed as it must be.
+    """
+    options = _lab_options(settings, target, accel=accel, whole=whole)
+    options += ["-k", f"({keyword}) or test_kill_matrix"] if keyword else []
+    result = settings.build / mutants.RESULT
+    result.unlink(missing_ok=True)
+    outcome = _run_tier(settings, "lab", options, whole=whole, what="tests/lab/test_mutants.py")
+    trials = mutants.load(result)
+    if trials and not keyword:
+        every = mutants.read_all(settings.project / mutants.PATCHES)
+        text = mutants.page(trials, every, conditions=_conditions(target, trials[0].release))
+        fs.write_atomic(settings.project / mutants.PAGE, text)
+    _judge([outcome])
+    return mutants.matrix(trials)
+
+
+def _conditions(target: Target, release: str) -> str:
+    return (
+        f"Seen on {datetime.datetime.now(datetime.UTC):%-d %B %Y} on {release}, the variant"
+        f" {lab_target(target).variant}, with {len(os.sched_getaffinity(0))} processors."
+    )
+
+
+def lab_target(target: Target) -> Target:
+    """Return the target whose kernel the lab's tests run on."""
+    variant = LAB_VARIANT if target.variant == "release" else target.variant
+    return replace(target, flavour=LAB_FLAVOUR, variant=variant)
+
+
+def _lab_options(
+    settings: Settings, target: Target, *, accel: str | None, whole: bool
+) -> list[str]:
+    """Prepare the lab, and return the options that lead the tests to it."""
+    wanted = lab_target(target)
+    lab.prepare(settings, wanted, accel=accel)
+    options = ["--variant", wanted.variant, "--cache", str(settings.cache)]
+    options += ["--accel", accel] if accel else []
+    return options + (["--all"] if whole else [])
+
+
+def pytest_command(
+    settings: Settings, tier: str, options: Sequence[str], *, what: str | None = None
+) -> list[str]:
+    """Return the command that runs one tier, or ``what`` of it."""
     junit = settings.build / "test" / f"{tier}.xml"
     return [
         sys.executable,
         "-m",
         "pytest",
-        f"tests/{tier}",
+        what or f"tests/{tier}",
         f"--junitxml={junit}",
         f"--override-ini=junit_suite_name={tier}",
         *options,
     ]
 
 
-def _run_tier(settings: Settings, tier: str, options: Sequence[str]) -> TierResult:
+def _run_tier(
+    settings: Settings,
+    tier: str,
+    options: Sequence[str],
+    *,
+    whole: bool = False,
+    what: str | None = None,
+) -> TierResult:
     junit = settings.build / "test" / f"{tier}.xml"
     junit.parent.mkdir(parents=True, exist_ok=True)
     junit.unlink(missing_ok=True)
     logger.info("running the %s tests", tier)
     began = time.monotonic()
     # pytest talks to the terminal itself: what it says is the result.
-    process = start(pytest_command(settings, tier, options), cwd=settings.project)
+    command = pytest_command(settings, tier, options, what=what)
+    process = start(command, cwd=settings.project)
+    limit_s = _WHOLE_TIMEOUT_S if whole else _TIER_TIMEOUT_S[tier]
     try:
-        status = process.wait(timeout=_TIER_TIMEOUT_S[tier])
+        status = process.wait(timeout=limit_s)
     except subprocess.TimeoutExpired:
         raise InfrastructureError(
-            f"the {tier} tests did not end in {progress.duration(_TIER_TIMEOUT_S[tier])}",
+            f"the {tier} tests did not end in {progress.duration(limit_s)}",
             hint=f"see {settings.build / 'test'}; run one of them with -k",
         ) from None
     finally:

@@ -335,6 +335,8 @@ static void start(size_t way)
 		while (waitpid(-1, NULL, WNOHANG) > 0)
 			;
 		atomic_fetch_add(&shared->rounds[way], 1);
+		/* Leave some of the processors to those who read. */
+		usleep(random_below(5000));
 	}
 }
 

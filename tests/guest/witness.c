@@ -181,8 +181,8 @@ static void read_once(void)
 {
 	static char piece[PIECE];
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	/* From a byte at a time to everything at once. */
-	size_t most = 1UL << random_below(17);
+	/* From a few lines at a time to everything at once. */
+	size_t most = 1UL << (9 + random_below(8));
 	ssize_t got;
 
 	if (fd < 0)
@@ -190,7 +190,7 @@ static void read_once(void)
 	listing_begin(&listing);
 	record_length = 0;
 	met = 0;
-	while ((got = read(fd, piece, most < 16 ? 16 : most)) > 0) {
+	while ((got = read(fd, piece, most)) > 0) {
 		for (char *at = piece, *next; at < piece + got; at = next) {
 			next = memchr(at, '\n', piece + got - at);
 			next = next ? next + 1 : piece + got;

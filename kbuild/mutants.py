@@ -1,0 +1,411 @@
+"""Mutants: our module with one bug each, by which the suite's own worth is measured.
+
+A mutant is a patch on kmod/ with a header that says what the bug is, why somebody would
+write it, and which detectors must catch it.  It is killed when all of these have reported
+in its time; anything else is a hole in the suite, or a bug that is none.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from debian.deb822 import Deb822
+
+from kbuild import fs, lab, module, quick
+from kbuild.errors import BuildError, UserError
+from kbuild.lab import Lab
+from kbuild.quick import Finding, QuickResult
+from kbuild.run import run
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("export", "stock")
+# The module as it is, which must pass wherever a mutant is killed.
+CONTROL = "unmutated"
+
+# In the repository.
+PATCHES = Path("tests/lab/mutants")
+# Below build/: what the last run of tests/lab/test_mutants.py came to.
+RESULT = Path("test/kill-matrix.json")
+# In the repository: the same, as a page.
+PAGE = Path("docs/kill-matrix.md")
+
+_REQUIRED = ("Bug", "Why", "Backends", "Detectors", "Within")
+_OPTIONAL = ("Window", "Many")
+# Of the host, for one run; a mutant's own time is part of its header.
+_DEADLINE_S = 150.0
+_PATCH_TIMEOUT_S = 60.0
+_WINDOW_US = 300
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One bug, and what must find it."""
+
+    name: str
+    patch: Path
+    bug: str
+    why: str
+    backends: tuple[str, ...]  # on which the bug makes sense
+    detectors: tuple[str, ...]  # of quick.DETECTORS; each of them must report
+    within_s: float  # of the host, from the suite's beginning
+    window_us: int = _WINDOW_US
+    many: int = 0  # processes and descriptors that it takes to see it
+
+
+def read(patch: Path) -> Mutant:
+    """Read a mutant's header; raises UserError when it is not complete."""
+    text = patch.read_text()
+    header, found, _ = text.partition("\n--- ")
+    fields = Deb822(header)
+    missing = [name for name in _REQUIRED if not fields.get(name)]
+    unknown = [name for name in fields if name not in _REQUIRED + _OPTIONAL]
+    if missing or unknown or not found:
+        raise UserError(
+            f"{patch} is not a mutant",
+            expected=f"the fields {', '.join(_REQUIRED)}, then a unified diff",
+            found=", ".join([f"no {name}" for name in missing] + unknown) or "no diff",
+        )
+    backends = tuple(fields["Backends"].split())
+    detectors = tuple(one.strip() for one in fields["Detectors"].split(","))
+    strange = sorted({*backends} - {*BACKENDS} | {*detectors} - quick.DETECTORS)
+    if strange:
+        raise UserError(
+            f"{patch} names what does not exist",
+            expected=f"backends {', '.join(BACKENDS)}; detectors of quick.DETECTORS",
+            found=", ".join(strange),
+        )
+    try:
+        return Mutant(
+            name=patch.stem,
+            patch=patch,
+            bug=_line(fields["Bug"]),
+            why=_line(fields["Why"]),
+            backends=backends,
+            detectors=detectors,
+            within_s=float(fields["Within"]),
+            window_us=int(fields.get("Window", _WINDOW_US)),
+            many=int(fields.get("Many", 0)),
+        )
+    except ValueError as error:
+        raise UserError(f"{patch}: a number was expected: {error}") from error
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def read_all(directory: Path) -> tuple[Mutant, ...]:
+    """Read every mutant of a directory, by name; raises UserError for none."""
+    found = tuple(read(path) for path in sorted(directory.glob("*.patch")))
+    if not found:
+        raise UserError(f"there are no mutants in {directory}")
+    return found
+
+
+def apply(mutant: Mutant, kmod: Path, target: Path, *, fuzz: int = 0) -> None:
+    """Make ``target`` a copy of the module's sources with the bug; raises BuildError."""
+    module.copy_sources(kmod, target)
+    completed = run(
+        [
+            "patch",
+            "-p2",
+            f"--fuzz={fuzz}",
+            "--batch",
+            "--forward",
+            "--no-backup-if-mismatch",
+            "--reject-file=-",
+            "-i",
+            mutant.patch.resolve(),
+        ],
+        cwd=target,
+        timeout_s=_PATCH_TIMEOUT_S,
+        check=False,
+    )
+    if completed.returncode != 0:
+        raise BuildError(
+            f"the mutant {mutant.name} does not apply to {kmod}",
+            expected="every hunk in its place, with no fuzz" if not fuzz else "every hunk",
+            found=(completed.stdout + completed.stderr).strip(),
+            hint="'./inv mutants --refresh' where only its surroundings have changed",
+        )
+
+
+_OFFSET = re.compile(r"^(---|\+\+\+) ([ab])/(?:\S*/)?(\S+)$", re.MULTILINE)
+
+
+def refresh(mutant: Mutant, kmod: Path) -> bool:
+    """Write a mutant's patch anew for the sources as they are; says whether it changed.
+
+    Raises BuildError when it does not apply even with fuzz: then it is for a person.
+    """
+    with tempfile.TemporaryDirectory(prefix="cplayground-") as scratch:
+        before, after = Path(scratch, "a", "kmod"), Path(scratch, "b", "kmod")
+        module.copy_sources(kmod, before)
+        apply(mutant, kmod, after, fuzz=2)
+        names = sorted(path.relative_to(after) for path in after.rglob("*.[ch]"))
+        diff = "".join(
+            run(
+                ["diff", "-u", *_labels(name), f"a/kmod/{name}", f"b/kmod/{name}"],
+                cwd=Path(scratch),
+                timeout_s=_PATCH_TIMEOUT_S,
+                check=False,
+            ).stdout
+            for name in names
+        )
+    text = mutant.patch.read_text()
+    fresh = text.partition("\n--- ")[0] + "\n" + diff
+    if fresh == text:
+        return False
+    fs.write_atomic(mutant.patch, fresh)
+    return True
+
+
+def _labels(name: Path) -> list[str]:
+    return [word for side in "ab" for word in ("--label", f"{side}/kmod/{name}")]
+
+
+# --- running them -------------------------------------------------------------------------
+
+
+class Fate(enum.Enum):
+    """What became of a mutant in one run."""
+
+    KILLED = "killed"
+    LATE = "killed too late"
+    BY_ANOTHER = "killed by another detector"
+    SURVIVED = "survived"
+    NOT_JUDGED = "not judged"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of the quick suite on one mutant, or on the module as it is (CONTROL)."""
+
+    mutant: str
+    backend: str
+    release: str
+    expected: tuple[str, ...]  # detectors
+    found: Mapping[str, float]  # detector → seconds until its first report
+    fate: str  # of Fate; for the control, killed is a false alarm
+    seconds: float
+
+
+# Findings that say nothing about the module.
+_NO_EVIDENCE = frozenset({"workload"})
+
+
+def judge(expected: Sequence[str], within_s: float, result: QuickResult) -> Fate:
+    """Say what became of a mutant that ``expected`` must kill in ``within_s``."""
+    found = first_reports(result.findings)
+    if not expected:
+        # The control: whatever was said about it is a false alarm.
+        if found:
+            return Fate.BY_ANOTHER
+        return Fate.SURVIVED if result.complete else Fate.NOT_JUDGED
+    if all(name in found for name in expected):
+        in_time = max(found[name] for name in expected) <= within_s
+        return Fate.KILLED if in_time else Fate.LATE
+    if found.keys() - _NO_EVIDENCE:
+        return Fate.BY_ANOTHER
+    return Fate.SURVIVED if result.complete else Fate.NOT_JUDGED
+
+
+def first_reports(findings: Iterable[Finding]) -> dict[str, float]:
+    """Return when each detector reported first."""
+    found: dict[str, float] = {}
+    for finding in findings:
+        found.setdefault(finding.detector, round(finding.at_s, 1))
+    return found
+
+
+class Workshop:
+    """Builds the modules that will be asked for, ahead of time: one while a guest runs another.
+
+    A context manager; made for one lab.
+    """
+
+    def __init__(self, where: Lab, directory: Path, wanted: Iterable[Mutant | None]) -> None:
+        self._lab = where
+        self._directory = directory
+        self._pool = ThreadPoolExecutor(1, "mutants")
+        self._built: dict[str, Future[Path]] = {}
+        for one in dict.fromkeys(wanted):
+            self._built[_name(one)] = self._pool.submit(self._build, one)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def module(self, mutant: Mutant | None) -> Path:
+        """Return the module of a mutant, or of the control; raises BuildError."""
+        return self._built[_name(mutant)].result()
+
+    def _build(self, mutant: Mutant | None) -> Path:
+        kmod = self._lab.settings.project / "kmod"
+        place = self._directory / _name(mutant)
+        source = place / "source"
+        shutil.rmtree(source, ignore_errors=True)
+        if mutant is None:
+            module.copy_sources(kmod, source)
+        else:
+            apply(mutant, kmod, source)
+        return lab.build_module(self._lab, source, out=place / "module").path
+
+
+def _name(mutant: Mutant | None) -> str:
+    return CONTROL if mutant is None else mutant.name
+
+
+def run_trial(
+    where: Lab,
+    mutant: Mutant | None,
+    built: Path,
+    compiled: Mapping[str, Path],
+    *,
+    backend: str,
+    workdir: Path,
+    seed: int = 1,
+) -> tuple[Trial, QuickResult]:
+    """Try one mutant, or the control, in a guest of its own, which is thrown away."""
+    expected = () if mutant is None else mutant.detectors
+    with lab.open_guest(where, workdir=workdir) as guest:
+        result = quick.run(
+            guest,
+            built,
+            compiled,
+            backend=backend,
+            window_us=_WINDOW_US if mutant is None else mutant.window_us,
+            deadline_s=_DEADLINE_S,
+            expect=expected,
+            many=0 if mutant is None else mutant.many,
+            seed=seed,
+        )
+        guest.abandon()
+    fate = judge(expected, _DEADLINE_S if mutant is None else mutant.within_s, result)
+    trial = Trial(
+        mutant=_name(mutant),
+        backend=backend,
+        release=where.release,
+        expected=expected,
+        found=first_reports(result.findings),
+        fate=fate.value,
+        seconds=round(result.seconds, 1),
+    )
+    return trial, result
+
+
+def explain(trial: Trial, mutant: Mutant | None, result: QuickResult, logs: Path) -> str:
+    """Say what was expected of a trial, and what came."""
+    lines = [f"{trial.mutant} on the backend {trial.backend}: {trial.fate}"]
+    if mutant is not None:
+        lines += [
+            f"  bug:      {mutant.bug}",
+            f"  expected: {', '.join(mutant.detectors)} within {mutant.within_s:g} s",
+        ]
+    lines += [f"  {one.at_s:6.1f} s  {one.detector}: {one.message}" for one in result.findings]
+    lines += [f"  {one.seconds:6.1f} s  {one.name}: {one.seen}" for one in result.steps]
+    lines += [
+        f"  complete: {result.complete}, armed: {', '.join(sorted(result.armed)) or 'nothing'}",
+        f"  console:  {logs / 'console.log'}",
+    ]
+    return "\n".join(lines)
+
+
+# --- the kill matrix ----------------------------------------------------------------------
+
+
+def save(path: Path, trials: Sequence[Trial]) -> None:
+    """Write trials as JSON."""
+    fs.write_json(path, [asdict(one) for one in trials])
+
+
+def load(path: Path) -> tuple[Trial, ...]:
+    """Read what :func:`save` wrote; nothing when there is no such file."""
+    if not path.exists():
+        return ()
+    return tuple(
+        Trial(**{**one, "expected": tuple(one["expected"])}) for one in json.loads(path.read_text())
+    )
+
+
+def matrix(trials: Sequence[Trial]) -> str:
+    """Render trials as a Markdown table: mutant, backend, runs, and seconds by detector.
+
+    Of several runs the slowest is shown; a detector that must report is in bold.
+    """
+    if not trials:
+        return "No mutant has been tried.\n"
+    groups: dict[tuple[str, str], list[Trial]] = {}
+    for one in trials:
+        groups.setdefault((one.mutant, one.backend), []).append(one)
+    columns = sorted({name for one in trials for name in (*one.expected, *one.found)})
+    lines = [
+        "| mutant | backend | killed | " + " | ".join(columns) + " |",
+        "| --- | --- | --- |" + " --- |" * len(columns),
+    ]
+    for (name, backend), runs in sorted(groups.items()):
+        good = Fate.SURVIVED if name == CONTROL else Fate.KILLED
+        count = sum(one.fate == good.value for one in runs)
+        word = "passed " if name == CONTROL else ""
+        cells = []
+        for column in columns:
+            times = [one.found[column] for one in runs if column in one.found]
+            text = f"{max(times):.1f}" if times else ""
+            if column in runs[0].expected:
+                text = f"**{text or 'silent'}**"
+            cells.append(text)
+        lines.append(
+            f"| {name} | {backend} | {word}{count}/{len(runs)} | " + " | ".join(cells) + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def page(trials: Sequence[Trial], mutants: Sequence[Mutant], *, conditions: str) -> str:
+    """Render the page of docs/: what each mutant is, and how it was killed.
+
+    Raises UserError when a mutant, or the control, is not among the trials.
+    """
+    missing = sorted({CONTROL, *(one.name for one in mutants)} - {one.mutant for one in trials})
+    if missing:
+        raise UserError(
+            "the kill matrix is not whole",
+            expected="a trial of every mutant and of the module as it is",
+            found=f"none of {', '.join(missing)}",
+        )
+    lines = [
+        "# The kill matrix",
+        "",
+        "Written by `./inv mutants`; [lab.md](lab.md) says what a mutant is and how to add one.",
+        "",
+        conditions,
+        "",
+        "Seconds from the beginning of the quick suite, in a guest just restored, to the first",
+        "report of each detector; of several runs the slowest. In bold: those that must report.",
+        "A run ends when they have, so that others may not have had their turn.",
+        "",
+        matrix(trials),
+        "## What each of them is",
+        "",
+    ]
+    for one in mutants:
+        lines += [f"- **{one.name}** ({', '.join(one.backends)}): {one.bug} *{one.why}*"]
+    return "\n".join(lines) + "\n"

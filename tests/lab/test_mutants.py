@@ -1,0 +1,109 @@
+"""Each mutant is caught by the detectors that it names, and the module as it is by none.
+
+By default each once, on its first backend; with --all on each of its backends, ten times,
+and the module itself twenty times.  ``-k NAME`` runs one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kbuild import mutants, programs, quick
+from kbuild.lab import Lab
+from kbuild.mutants import CONTROL, Fate, Mutant, Trial, Workshop
+
+MUTANTS = Path(__file__).parent / "mutants"
+REPETITIONS = 10
+CONTROLS = 20
+
+Case = tuple[Mutant | None, str, int]
+
+
+def cases(whole: bool) -> list[Case]:
+    """Mutant (None: the control), backend, and number of the repetition."""
+    chosen: list[Case] = [
+        (None, backend, number)
+        for number in range(CONTROLS // len(mutants.BACKENDS) if whole else 1)
+        for backend in mutants.BACKENDS
+    ]
+    for mutant in mutants.read_all(MUTANTS):
+        chosen += [
+            (mutant, backend, number)
+            for backend in (mutant.backends if whole else mutant.backends[:1])
+            for number in range(REPETITIONS if whole else 1)
+        ]
+    return chosen
+
+
+def name(case: Case) -> str:
+    mutant, backend, number = case
+    return f"{mutant.name if mutant else CONTROL}-{backend}-{number + 1}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        metafunc.parametrize("case", cases(bool(metafunc.config.getoption("all"))), ids=name)
+
+
+@pytest.fixture(scope="session")
+def trials() -> list[Trial]:
+    """What the tests of this run have come to."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def compiled(place: Lab) -> dict[str, Path]:
+    """The quick suite's programs."""
+    return programs.compile_programs(place.settings, place.target.suite, quick.PROGRAMS)
+
+
+@pytest.fixture(scope="session")
+def workshop(request: pytest.FixtureRequest, place: Lab) -> Iterator[Workshop]:
+    """The modules of all cases that this run has, compiled while guests run."""
+    selected = {item.name for item in request.session.items}
+    wanted = [
+        case[0]
+        for case in cases(bool(request.config.getoption("all")))
+        if f"test_mutant[{name(case)}]" in selected
+    ]
+    directory = place.settings.build / place.target.suite / place.target.name / "mutants"
+    with Workshop(place, directory, wanted) as shop:
+        yield shop
+
+
+def test_mutant(
+    case: Case,
+    place: Lab,
+    workshop: Workshop,
+    compiled: dict[str, Path],
+    trials: list[Trial],
+) -> None:
+    mutant, backend, number = case
+    logs = place.settings.build / "logs" / "lab" / "mutants" / name(case)
+    trial, result = mutants.run_trial(
+        place,
+        mutant,
+        workshop.module(mutant),
+        compiled,
+        backend=backend,
+        workdir=logs,
+        seed=number + 1,
+    )
+    trials.append(trial)
+    wanted = Fate.KILLED if mutant else Fate.SURVIVED
+    assert trial.fate == wanted.value, mutants.explain(trial, mutant, result, logs)
+    if mutant is None:
+        assert result.passed, mutants.explain(trial, mutant, result, logs)
+        assert place.target.variant != "debug" or result.armed == quick.ASKED
+
+
+def test_kill_matrix(trials: list[Trial], place: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs last: shows what the others came to, and keeps it."""
+    if not trials:
+        pytest.skip("no mutant was tried in this run")
+    mutants.save(place.settings.build / mutants.RESULT, trials)
+    with capsys.disabled():
+        print("\n\n" + mutants.matrix(trials))
