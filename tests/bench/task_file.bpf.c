@@ -54,6 +54,9 @@ int show(struct bpf_iter__task_file *ctx)
 
 	if (!task || !file)
 		return 0;
+	/* The first of a reading, of whatever process: they are numbered from 0. */
+	if (!ctx->meta->seq_num)
+		shown = 0;
 	pid = task->thread_pid;
 	if (!pid->level)
 		return 0;
@@ -66,7 +69,7 @@ int show(struct bpf_iter__task_file *ctx)
 
 		bpf_probe_read_kernel(&upid, sizeof(upid), &pid->numbers[level]);
 		ns = upid.ns;
-		if (ctx->meta->seq_num)
+		if (shown)
 			bpf_seq_write(seq, "\n", 1);
 		BPF_SEQ_PRINTF(seq, "%llx\t%d\t%d\t%d\t%d\t%s\n", (unsigned long)ns, task->tgid,
 			       upid.nr,

@@ -139,6 +139,10 @@ def test_work_is_operations_per_second() -> None:
             bench_procfile.parse_work(text)
 
 
+def test_the_pass_that_was_disturbed_least_counts() -> None:
+    assert bench_procfile.least_us([Pass(5000, 1, 1), Pass(2500, 1, 1), Pass(9000, 1, 1)]) == 2.5
+
+
 def test_each_method_comes_first_once() -> None:
     methods = [Method(name, lambda _passes, _pids: []) for name in "abc"]
     orders = ["".join(m.name for m in bench_procfile.rotate(methods, turn)) for turn in range(4)]
