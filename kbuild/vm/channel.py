@@ -310,8 +310,10 @@ class Channel:
             if extra is not None:
                 selector.register(extra, selectors.EVENT_READ)
             ready = [key.fileobj for key, _ in selector.select(timeout_s)]
-        for sock in [s for s in self._sockets if s in ready]:
-            self._receive(sock)
+        # QEMU's end closes all of them, and the last answer may lie in any: each is read first.
+        came = [self._receive(sock) for sock in self._sockets if sock in ready]
+        if not all(came):
+            raise ChannelClosed
         return extra in ready
 
     def _new_job(self) -> Job:
@@ -325,17 +327,20 @@ class Channel:
             left = end - time.monotonic()
             if left <= 0:
                 raise ChannelTimeout
-            self.pump(left)
+            try:
+                self.pump(left)
+            except ChannelClosed:
+                if not happened():
+                    raise
 
-    def _receive(self, sock: socket.socket) -> None:
+    def _receive(self, sock: socket.socket) -> bool:
         try:
             data = sock.recv(1 << 20)
         except ConnectionError:
             data = b""
-        if not data:
-            raise ChannelClosed
         for frame in self._sockets[sock].feed(data):
             self._dispatch(frame)
+        return data != b""
 
     def _dispatch(self, frame: Frame) -> None:
         if frame.kind is Kind.HELLO:

@@ -209,6 +209,23 @@ def test_the_end_of_the_line_is_told_from_silence() -> None:
     channel.close()
 
 
+def test_an_answer_is_taken_although_the_other_socket_is_at_its_end() -> None:
+    """QEMU ends right after the farewell; a busy host finds both at once."""
+    serial, serial_theirs = socket.socketpair()
+    bulk, bulk_theirs = socket.socketpair()
+    channel = Channel(serial, bulk)
+    serial_theirs.sendall(encode(Frame(Kind.PORT_OPENED, 1, bytes(4))))
+    assert channel.use_bulk("/dev/port", 5)
+    bulk_theirs.sendall(encode(Frame(Kind.FAREWELL, 2, b"\1\0\0\0")))
+    serial_theirs.close()
+    bulk_theirs.shutdown(socket.SHUT_WR)
+    assert channel.request(Kind.POWER_OFF, b"", 5).payload == b"\1\0\0\0"
+    with pytest.raises(ChannelClosed):
+        channel.request(Kind.MARK, b"", 5)
+    channel.close()
+    bulk_theirs.close()
+
+
 @pytest.mark.parametrize("argv", [[], ["a\0b"]])
 def test_a_command_that_cannot_be_sent_is_refused_here(argv: list[str]) -> None:
     ours, theirs = socket.socketpair()
