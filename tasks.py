@@ -22,7 +22,7 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import Task
 
-from kbuild import bench_procfile, cleaning, pipeline, progress, source, testing
+from kbuild import bench_procfile, cleaning, loop, pipeline, progress, source, testing
 from kbuild import doctor as doctor_checks
 from kbuild import stress as stresses
 from kbuild.errors import KbuildError, LostDependencyError, UserError
@@ -361,6 +361,43 @@ def bench(
 
 
 @_command(
+    {name: text for name, text in _LAB_OPTIONS.items() if name != "variant"},
+    _RUN_OPTIONS,
+    options={
+        "variant": "of the kernel; default: debug, which has all detectors that go together",
+        "watch": "again after each edit of kmod/, until it is interrupted",
+        "backend": "export or stock; default: the module's own",
+        "window-us": "how far the lab's build widens the module's race windows, in microseconds",
+        "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
+    },
+)
+def try_(
+    settings: Settings,
+    target: Target,
+    *,
+    variant: str = "debug",
+    watch: bool = False,
+    backend: str = "",
+    window_us: int = loop.WINDOW_US,
+    accel: str | None = None,
+) -> None:
+    """Compile kmod/, load it into a restored guest of a debug kernel, and judge it in seconds."""
+    target = replace(target, flavour="lab", variant=variant)
+    if settings.dry:
+        _say(f"would try {settings.project / 'kmod'} on the kernel {target.name}")
+        return
+    loop.run(
+        settings,
+        target,
+        backend=backend,
+        window_us=window_us,
+        watch=watch,
+        accel=accel,
+        say=_say,
+    )
+
+
+@_command(
     options={
         "cache": "also the downloads, roots, trees and compiler cache",
         "roots": "also the roots, which are then made from the archive as it is now",
@@ -387,6 +424,8 @@ def explain(settings: Settings, target: Target, modules: str) -> None:
 
 
 ns = Collection(
-    fetch, build_kernel, build_module, package, test, vm, stress, bench, clean, doctor, explain
+    *(fetch, build_kernel, build_module, package, test, vm, stress, bench, clean, doctor, explain),
+    # a keyword of Python's, so that the function cannot have the name
+    **{"try": try_},
 )
 ns.configure(DEFAULTS)
