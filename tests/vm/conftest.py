@@ -48,6 +48,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kernel", choices=("ours", "stock", "all"), default="all", help="of those in the image"
     )
     group.addoption(
+        "--topologies", type=int, default=200, help="how many random ones each kernel is tried with"
+    )
+    group.addoption(
+        "--topology-seed", type=int, help="seed of the random topologies; a new one each time"
+    )
+    group.addoption(
         "--keep-vm", action="store_true", help="open a shell in the guest when a test has failed"
     )
 

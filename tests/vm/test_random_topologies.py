@@ -1,0 +1,195 @@
+"""Random topologies: the module, the kernel's own view and the plan agree in every field."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from kbuild import programs
+from kbuild.model import Settings
+from kbuild.programs import PLACE
+from kbuild.vm import image, procfile
+from kbuild.vm import topology as t
+from kbuild.vm.building import Builder, Built, NotBuiltError, compare
+from kbuild.vm.guest import Background, Guest, GuestLost
+from kbuild.vm.planning import Plan
+from kbuild.vm.topology import Container, End, Process, Signal, Topology
+from tests.topologies import TOPOLOGIES
+from tests.vm.module import FILE, backends, loaded_with
+
+PROGRAM = "build_topology"
+# For one topology, on a fast machine; the program's own deadline is shorter.
+BUILD_S = 60.0
+
+
+class GuestGoneError(BaseException):
+    """The guest has died; no exception, so that nobody tries the same in a dead guest."""
+
+
+@dataclass
+class Workshop:
+    """The guest's builder, started anew when it has ended, and what was compared so far."""
+
+    guest: Guest
+    extended: bool = True
+    topologies: int = 0
+    processes: int = 0
+    descriptors: int = 0
+    states: Counter[str] = field(default_factory=Counter)
+    places: int = 0
+    program: Background | None = None
+    builder: Builder | None = None
+
+    def start(self) -> Builder:
+        """Return the builder, running."""
+        if self.builder is None:
+            self.places += 1
+            place = f"/tmp/topologies.{self.places}"
+            self.program = self.guest.start([f"{PLACE}/{PROGRAM}", place, FILE], cwd="/tmp")
+            self.builder = Builder(self.program, place.encode(), timeout_s=BUILD_S)
+        return self.builder
+
+    def build(self, topology: Topology) -> tuple[Plan, Built]:
+        """Build a topology; raises NotBuiltError with what the program said."""
+        builder = self.start()
+        assert self.program is not None
+        plan = builder.plan(topology)
+        try:
+            return plan, builder.build(plan)
+        except NotBuiltError as error:
+            if not self.program.ended:
+                raise
+            self.builder = None
+            raise NotBuiltError(f"{error}: {self.program.wait(10).stderr!r}") from None
+
+    def check(self, topology: Topology) -> None:
+        """Build a topology and fail with what is not as it must be."""
+        try:
+            plan, built = self.build(topology)
+        except GuestLost as lost:
+            raise GuestGoneError(str(lost)) from lost
+        result = compare(built, plan, extended=self.extended)
+        self.topologies += 1
+        self.processes += result.processes
+        self.descriptors += result.descriptors
+        self.states.update(process.state for process in plan.processes)
+        if result.differences:
+            pytest.fail("\n".join(result.differences[:40]), pytrace=False)
+
+    def close(self) -> None:
+        """End the program; it has to be able to unmount what it built upon."""
+        if self.builder is not None and self.program is not None and self.guest.alive:
+            self.program.close_stdin()
+            self.program.wait(60, check=True)
+
+
+@pytest.fixture
+def workshop(guest: Guest, settings: Settings) -> Iterator[Workshop]:
+    """The guest with the builder in it."""
+    if guest.run(["test", "-e", f"{PLACE}/{PROGRAM}"], timeout_s=5).status:
+        programs.install(guest, programs.compile_programs(settings, "bookworm", [PROGRAM]))
+    shop = Workshop(guest)
+    yield shop
+    shop.close()
+
+
+def try_topologies(shop: Workshop, count: int, number: int) -> None:
+    """Try ``count`` topologies drawn from a seed; fails with the smallest one that fails."""
+
+    @seed(number)
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        print_blob=True,
+        # Nobody waits for what is drawn: the guest takes longer.
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink),
+    )
+    @given(TOPOLOGIES)
+    def each(topology: Topology) -> None:
+        shop.check(topology)
+
+    try:
+        each()
+    except GuestGoneError as gone:
+        pytest.fail(f"the guest died of a topology (seed {number}): {gone}", pytrace=False)
+
+
+def test_random_topologies(
+    guest: Guest, workshop: Workshop, request: pytest.FixtureRequest
+) -> None:
+    """Each backend in turn, with all fields, and then the default with those of the seed format."""
+    count: int = request.config.getoption("topologies")
+    number: int = request.config.getoption("topology_seed") or random.randrange(1 << 32)
+    print(f"{count} topologies, --topology-seed {number}")
+    built_in = backends(guest)
+    assert built_in == (["export", "stock"] if image.is_ours(guest.spec.kernel) else ["stock"])
+    rounds = [(backend, "extended") for backend in built_in] + [(built_in[0], "basic")]
+    for backend, fields in rounds:
+        workshop.extended = fields == "extended"
+        with loaded_with(guest, f"backend={backend}", f"fields={fields}"):
+            try_topologies(workshop, max(1, count // len(rounds)), number)
+        number += 1
+    print(
+        f"{workshop.topologies} topologies, {workshop.processes} processes,"
+        f" {workshop.descriptors} descriptors, {dict(workshop.states)}"
+    )
+    # What would make the comparison mean nothing: that there was nothing to compare.
+    assert workshop.topologies >= count // len(rounds) * len(rounds)
+    assert workshop.processes >= 2 * workshop.topologies
+    assert workshop.descriptors >= 10 * workshop.topologies
+    assert set(workshop.states) == set("STtZ")
+
+
+# Each open file and each namespace is seen twice, so that no id stands alone.
+SAMPLE = Topology(
+    (b"a\tb\\", b"c"),
+    (
+        Container(
+            Process(
+                (
+                    t.Open(0, t.O_APPEND | t.O_CLOEXEC),
+                    t.Seek(1, 4_000_000_000),
+                    t.Pipe(t.O_NONBLOCK),
+                    t.Socket(0, True, True, False),
+                    t.Memfd(0, False),
+                    t.Anonymous("eventpoll", True, False),
+                    t.Block(frozenset((1, 15))),
+                    t.SetName(b"x\ny"),
+                    t.Spawn(Process((t.NewGroup(),)), False, False),
+                    t.Spawn(Process((t.SetCloexec(0, True),), End.ZOMBIE), False, False),
+                ),
+                signals=(Signal(15, False),),
+            )
+        ),
+    ),
+)
+
+
+@pytest.mark.parametrize("fields", ["basic", "extended"])
+def test_no_byte_of_a_listing_can_be_another(guest: Guest, workshop: Workshop, fields: str) -> None:
+    """The comparison is not vacuous: whichever byte is changed, it is refused or found."""
+    with loaded_with(guest, f"fields={fields}"):
+        plan, built = workshop.build(SAMPLE)
+    extended = fields == "extended"
+    assert compare(built, plan, extended=extended).differences == ()
+    assert len(built.text) > 1000
+    for at, byte in enumerate(built.text):
+        for other in {byte ^ 1, byte ^ 2, ord("0"), ord("\n")} - {byte}:
+            text = built.text[:at] + bytes((other,)) + built.text[at + 1 :]
+            try:
+                result = compare(replace(built, text=text), plan, extended=extended)
+            except procfile.ProcfileError:
+                continue
+            assert result.differences, f"byte {at}, {byte:#x} to {other:#x}: {text!r}"
+    for at in range(len(built.text)):
+        with contextlib.suppress(procfile.ProcfileError):
+            cut = replace(built, text=built.text[:at])
+            assert compare(cut, plan, extended=extended).differences, f"cut off after {at}"
