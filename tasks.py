@@ -24,6 +24,7 @@ from invoke.tasks import Task
 
 from kbuild import bench_procfile, cleaning, loop, pipeline, progress, source, testing
 from kbuild import doctor as doctor_checks
+from kbuild import mutants as mutations
 from kbuild import stress as stresses
 from kbuild.errors import KbuildError, LostDependencyError, UserError
 from kbuild.model import Settings, Target
@@ -231,7 +232,8 @@ def package(settings: Settings, target: Target, modules: str) -> None:
     _RUN_OPTIONS,
     options={
         "k": "run only the tests that match this pytest expression",
-        "tier": "run only this tier: unit, or vm",
+        "tier": "run only this tier: unit, vm, or lab",
+        "all": "everything in the lab, where a sample is the default: hours",
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
 )
@@ -242,16 +244,52 @@ def test(
     *,
     k: str | None = None,
     tier: str | None = None,
+    all: bool = False,
     accel: str | None = None,
 ) -> None:
-    """Run the unit tests, then boot a VM with the packages installed, load the module, judge."""
+    """Run the unit tests, a VM with the packages installed, and the lab on a debug kernel."""
     tiers = (tier,) if tier else testing.TIERS
     if settings.dry:
         for one in tiers:
             _say(shlex.join(testing.pytest_command(settings, one, ["-k", k] if k else [])))
         _print_steps(settings, target, modules)
         return
-    testing.run_tests(settings, target, modules=modules, tiers=tiers, keyword=k, accel=accel)
+    testing.run_tests(
+        settings, target, modules=modules, tiers=tiers, keyword=k, accel=accel, whole=all
+    )
+
+
+@_command(
+    {name: text for name, text in _LAB_OPTIONS.items() if name != "variant"},
+    _RUN_OPTIONS,
+    options={
+        "k": "try only the mutants that match this pytest expression",
+        "all": "each ten times on each of its backends, the module itself twenty times: hours",
+        "refresh": "write the patches anew for kmod/ as it is now, and try none",
+        "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
+    },
+)
+def mutants(
+    settings: Settings,
+    target: Target,
+    *,
+    k: str | None = None,
+    all: bool = False,
+    refresh: bool = False,
+    accel: str | None = None,
+) -> None:
+    """Try the module's mutants on the debug kernel, and print which detector killed each."""
+    every = mutations.read_all(settings.project / mutations.PATCHES)
+    if settings.dry:
+        for one in every:
+            _say(f"{one.name:<28} {', '.join(one.detectors)}")
+        return
+    if refresh:
+        for one in every:
+            changed = mutations.refresh(one, settings.project / "kmod")
+            _say(f"{one.name:<28} {'written anew' if changed else 'is current'}")
+        return
+    _say(testing.run_mutants(settings, target, keyword=k, accel=accel, whole=all))
 
 
 @_command(
@@ -424,7 +462,20 @@ def explain(settings: Settings, target: Target, modules: str) -> None:
 
 
 ns = Collection(
-    *(fetch, build_kernel, build_module, package, test, vm, stress, bench, clean, doctor, explain),
+    *(
+        fetch,
+        build_kernel,
+        build_module,
+        package,
+        test,
+        mutants,
+        vm,
+        stress,
+        bench,
+        clean,
+        doctor,
+        explain,
+    ),
     # a keyword of Python's, so that the function cannot have the name
     **{"try": try_},
 )
