@@ -389,10 +389,9 @@ class _Walk:
         entry: _Entry | None = None,
         inode: _Inode | None = None,
         path: ExpectedPath | None = None,
-        memory_of: _Process | None = None,
     ) -> _File:
         self.files += 1
-        return _File(self.files, flags, 0, inode, entry, path, memory_of)
+        return _File(self.files, flags, 0, inode, entry, path)
 
     def install(self, task: _Task, file: _File, cloexec: bool, least: int = 0) -> None:
         task.table.fds[task.table.lowest(least)] = _Descriptor(file, cloexec)
@@ -558,73 +557,69 @@ class _Walk:
         cwd = task.process.cwd
         match op:
             case OpenDirectory(cloexec=cloexec):
-                flags = O_DIRECTORY | (O_CLOEXEC if cloexec else 0)
-                self.emit(Code.OPEN, self.intern(b"."), c=flags)
-                self.install(task, self.new_file(O_DIRECTORY | O_LARGEFILE, entry=cwd), cloexec)
-                return
+                self.opened(task, b".", O_DIRECTORY | _cloexec(cloexec), entry=cwd)
             case OpenPath(name=None, cloexec=cloexec):
-                flags = O_PATH | (O_CLOEXEC if cloexec else 0)
-                self.emit(Code.OPEN, self.intern(b"."), c=flags)
-                self.install(task, self.new_file(O_PATH, entry=cwd), cloexec)
-                return
+                self.opened(task, b".", O_PATH | _cloexec(cloexec), entry=cwd)
             case _ if cwd.removed:
-                return  # nothing is made in a directory that has been removed
-            case OpenUnnamed(flags=given):
-                flags = given & ~(_ACCESS | O_TRUNC) | 2 | O_TMPFILE
-                self.emit(Code.OPEN, self.intern(b"."), c=flags)
-                kept = flags & ~O_CLOEXEC | O_LARGEFILE | _implied(flags)
-                file = self.new_file(kept, inode=_Inode())
+                pass  # nothing is found or made in a directory that has been removed
+            case OpenUnnamed(flags=flags):
+                flags = flags & ~(_ACCESS | O_TRUNC) | 2 | O_TMPFILE
+                file = self.opened(task, b".", flags, inode=_Inode())
                 before = cwd.path(self.place) + b"/#"
                 file.path = ExpectedPath(before, ("unnamed", file.number), b" (deleted)")
-                self.install(task, file, bool(flags & O_CLOEXEC))
-                return
-            case Open(name=index) | OpenPath(name=index):
-                assert index is not None
-                self.open_name(task, self.name(index), op)
+            case OpenPath(name=int(index), cloexec=cloexec):
+                entry = self.entry(task, index)
+                if entry is not None and entry.inode is not None:
+                    flags = O_PATH | O_NOFOLLOW | _cloexec(cloexec)
+                    self.opened(task, entry.name, flags, entry=entry)
+            case Open(name=index, flags=flags):
+                entry = self.entry(task, index) or self.new_entry(task, index)
+                if entry is not None and entry.inode is not None:
+                    if flags & O_TRUNC:
+                        entry.inode.size = 0
+                    flags |= O_CREAT
+                    self.opened(task, entry.name, flags, entry=entry, inode=entry.inode)
 
-    def open_name(self, task: _Task, name: bytes, op: Open | OpenPath | object) -> None:
-        cwd = task.process.cwd
-        assert cwd.children is not None
-        entry = cwd.children.get(name)
-        if entry is not None and entry.inode is None:
-            return  # a directory
-        if isinstance(op, OpenPath):
-            if entry is None:
-                return
-            flags = O_PATH | O_NOFOLLOW
-            cloexec = op.cloexec
-            self.emit(Code.OPEN, self.intern(name), c=flags | (O_CLOEXEC if cloexec else 0))
-            self.install(task, self.new_file(flags, entry=entry), cloexec)
-            return
-        assert isinstance(op, Open)
-        if entry is None:
-            if not self.has_room_for_name(name):
-                return
-            entry = cwd.children[name] = _Entry(name, cwd, _Inode())
-        assert entry.inode is not None
-        if op.flags & O_TRUNC:
-            entry.inode.size = 0
-        self.emit(Code.OPEN, self.intern(name), c=op.flags | O_CREAT)
-        kept = op.flags & ~(O_CREAT | O_TRUNC | O_CLOEXEC) | O_LARGEFILE | _implied(op.flags)
-        file = self.new_file(kept, entry=entry, inode=entry.inode)
-        self.install(task, file, bool(op.flags & O_CLOEXEC))
+    def opened(
+        self,
+        task: _Task,
+        name: bytes,
+        flags: int,
+        *,
+        entry: _Entry | None = None,
+        inode: _Inode | None = None,
+    ) -> _File:
+        """Ask for open(2), and take note of what it does."""
+        self.emit(Code.OPEN, self.intern(name), c=flags)
+        file = self.new_file(_kept(flags), entry=entry, inode=inode)
+        self.install(task, file, bool(flags & O_CLOEXEC))
+        return file
+
+    def entry(self, task: _Task, index: int) -> _Entry | None:
+        """Return what a name stands for in the working directory."""
+        children = task.process.cwd.children
+        assert children is not None
+        return children.get(self.name(index))
+
+    def new_entry(self, task: _Task, index: int) -> _Entry | None:
+        """Make a file's name in the working directory, if the request has room for it."""
+        cwd, name = task.process.cwd, self.name(index)
+        if cwd.children is None or not self.has_room_for_name(name):
+            return None
+        entry = cwd.children[name] = _Entry(name, cwd, _Inode())
+        return entry
 
     def create(
         self, task: _Task, op: OpenDevice | OpenMemory | Pipe | Socket | Memfd | Anonymous
     ) -> None:
         match op:
             case OpenDevice(which=which, flags=flags):
-                path = DEVICES[which % len(DEVICES)]
-                flags &= _ACCESS | O_NONBLOCK | O_CLOEXEC
-                self.emit(Code.OPEN, self.intern(path), c=flags)
-                kept = flags & ~O_CLOEXEC | O_LARGEFILE
-                file = self.new_file(kept, path=ExpectedPath(path))
-                self.install(task, file, bool(flags & O_CLOEXEC))
+                name = DEVICES[which % len(DEVICES)]
+                file = self.opened(task, name, flags & (_ACCESS | O_NONBLOCK | O_CLOEXEC))
+                file.path = ExpectedPath(name)
             case OpenMemory(flags=flags):
-                flags &= O_CLOEXEC | 2
-                self.emit(Code.OPEN, self.intern(b"/proc/self/mem"), c=flags)
-                file = self.new_file(flags & ~O_CLOEXEC | O_LARGEFILE, memory_of=task.process)
-                self.install(task, file, bool(flags & O_CLOEXEC))
+                file = self.opened(task, b"/proc/self/mem", flags & (O_CLOEXEC | 2))
+                file.memory_of = task.process
             case Pipe(flags=flags):
                 flags &= O_CLOEXEC | O_NONBLOCK | O_DIRECT
                 self.emit(Code.PIPE, c=flags)
@@ -636,7 +631,7 @@ class _Walk:
                     file.path = ExpectedPath(b"pipe:[", number, b"]")
                     self.install(task, file, bool(flags & O_CLOEXEC))
             case Socket():
-                flags = (O_CLOEXEC if op.cloexec else 0) | (O_NONBLOCK if op.nonblock else 0)
+                flags = _cloexec(op.cloexec) | (O_NONBLOCK if op.nonblock else 0)
                 self.emit(Code.SOCKETPAIR if op.pair else Code.SOCKET, op.type % 3, c=flags)
                 for _ in range(1 + op.pair):
                     file = self.new_file(2 | flags & O_NONBLOCK)
@@ -647,15 +642,15 @@ class _Walk:
                 if not self.has_room_for_name(name):
                     return
                 self.emit(Code.MEMFD, self.intern(name), c=int(cloexec))
-                path_ = ExpectedPath(b"/memfd:" + name + b" (deleted)")
-                file = self.new_file(2 | O_LARGEFILE, inode=_Inode(), path=path_)
+                path = ExpectedPath(b"/memfd:" + name + b" (deleted)")
+                file = self.new_file(2 | O_LARGEFILE, inode=_Inode(), path=path)
                 self.install(task, file, cloexec)
             case Anonymous():
                 self.anonymous(task, op)
 
     def anonymous(self, task: _Task, op: Anonymous) -> None:
         code, path = _ANONYMOUS[op.kind]
-        flags = (O_CLOEXEC if op.cloexec else 0) | (O_NONBLOCK if op.nonblock else 0)
+        flags = _cloexec(op.cloexec) | (O_NONBLOCK if op.nonblock else 0)
         access = 0 if op.kind == "inotify" else 2
         if op.kind == "eventpoll":
             flags &= O_CLOEXEC
@@ -684,11 +679,11 @@ class _Walk:
                 for _ in range(times):
                     self.install(task, fds[fd].file, False)
             case DuplicateFrom(least=least, cloexec=cloexec):
-                self.emit(Code.DUP_FROM, fd, least, O_CLOEXEC if cloexec else 0)
+                self.emit(Code.DUP_FROM, fd, least, _cloexec(cloexec))
                 self.install(task, fds[fd].file, cloexec, least)
             case DuplicateOnto(onto=onto, cloexec=cloexec):
                 if onto != fd:
-                    self.emit(Code.DUP_ONTO, fd, onto, O_CLOEXEC if cloexec else 0)
+                    self.emit(Code.DUP_ONTO, fd, onto, _cloexec(cloexec))
                     fds[onto] = _Descriptor(fds[fd].file, cloexec)
             case SetCloexec(on=on):
                 self.emit(Code.SET_CLOEXEC, fd, int(on))
@@ -943,9 +938,17 @@ class _Walk:
         return path
 
 
-def _implied(flags: int) -> int:
-    """Return what open(2) adds: the two bits of O_SYNC are never apart the one way round."""
-    return O_DSYNC if flags & (O_SYNC - O_DSYNC) else 0
+def _cloexec(on: bool) -> int:
+    return O_CLOEXEC if on else 0
+
+
+def _kept(flags: int) -> int:
+    """Return what the kernel keeps of open(2)'s flags (build_open_how() and do_dentry_open())."""
+    if flags & O_PATH:
+        return flags & (O_PATH | O_DIRECTORY | O_NOFOLLOW)
+    # The two bits of O_SYNC come apart in one direction only.
+    implied = O_DSYNC if flags & (O_SYNC - O_DSYNC) else 0
+    return flags & ~(O_CREAT | O_TRUNC | O_CLOEXEC) | O_LARGEFILE | implied
 
 
 def signal_mask(signals: Iterable[int]) -> int:
