@@ -118,7 +118,7 @@ PATTERNS: tuple[Pattern, ...] = (
         Outcome.BLIND,
         _TRACE_END,
         (
-            ("lockdep exhausted", r"BUG: MAX_(LOCK|STACK_TRACE)\w+ too low|DEBUG_LOCKS_WARN_ON"),
+            ("lockdep exhausted", r"BUG: MAX_(LOCK|STACK_TRACE)\w+ too low"),
             ("kmemleak off", r"kmemleak: (Kernel memory leak detector disabled|Memory pool empty)"),
         ),
     ),
@@ -149,6 +149,7 @@ PATTERNS: tuple[Pattern, ...] = (
         (
             ("context switch under RCU", r"oluntary context switch within RCU"),
             ("context switch under RCU", r"Illegal context switch in RCU"),
+            ("locking", r"DEBUG_LOCKS_WARN_ON\((?P<detail>.+)\)"),
             ("debug objects", r"ODEBUG: (?P<detail>\w+ \w+) .*?object type: \w+"),
             ("list corruption", r"(?P<detail>list_(add|del)) (double add|corruption)"),
         ),
@@ -219,7 +220,7 @@ _SAID_BEFORE_WARN = {
     "list corruption",
     "debug objects",
     "context switch under RCU",
-    "lockdep exhausted",
+    "locking",
 }
 
 _STAMP = re.compile(r"^(?:<\d+>)?\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? ?")
@@ -247,7 +248,7 @@ _HEADINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 # their caller wants.  syzkaller keeps such a list for the same reason.
 _GENERIC = re.compile(
     r"^(dump_stack\w*|show_stack|print_\w+|__warn\w*|warn_slowpath\w*|report_bug|handle_bug"
-    r"|_?kasan_\w+|__kasan_\w+|__asan_\w+|check_(memory_region|region\w*|object|slab\w*|bytes\w*)"
+    r"|_*kasan_\w+|_*asan_\w+|q(uarantine|list)_\w+|check_(memory_region|region\w*|object|slab\w*|bytes\w*)"
     r"|_*kcsan_\w+|_*tsan_\w+|slab_\w+|object_err|free_debug_processing|check_poison\w*"
     r"|__might_\w+|__schedule\w*|schedule(_timeout\w*)?|preempt_schedule\w*|rcu_note_context_switch"
     r"|check_(noncircular|prev\w*|deadlock\w*)|validate_chain|_*lock_acquire\w*|lock_release"

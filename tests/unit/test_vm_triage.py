@@ -87,7 +87,7 @@ def test_a_recorded_console_loses_only_what_is_far_from_its_reports() -> None:
         ("WARNING: cat/12 still has locks held!", "lockdep"),
         ("WARNING: suspicious RCU usage", "RCU usage"),
         ("BUG: MAX_LOCKDEP_CHAINS too low!", "lockdep exhausted"),
-        ("DEBUG_LOCKS_WARN_ON(1)", "lockdep exhausted"),
+        ("DEBUG_LOCKS_WARN_ON(val > preempt_count())", "locking"),
         ("kmemleak: Kernel memory leak detector disabled", "kmemleak off"),
         ("BUG misbehave (Tainted: G   B   OE     ): Right Redzone overwritten", "slab"),
         ("pagealloc: memory corruption", "page poisoning"),
