@@ -340,9 +340,10 @@ static int cpg_show(struct seq_file *m, void *v)
 /* Drop the references of the batch.  May be the last ones, so: no lock, no RCU. */
 static void cpg_drop_batch(struct cpg_reader *r)
 {
-	while (r->filled)
-		fput(r->batch[--r->filled].file);
+	while (r->at < r->filled)
+		fput(r->batch[r->at++].file);
 	r->at = 0;
+	r->filled = 0;
 }
 
 /*
@@ -543,6 +544,7 @@ static bool cpg_take_process(struct cpg_reader *r, struct pid *pid)
 	task = pid_task(pid, PIDTYPE_TGID);
 	if (!task)
 		return false;
+	cpg_race_window();
 	r->nr_ns = pid->numbers[pid->level].nr;
 	r->ppid_ns = task_ppid_nr_ns(task, ns);
 	r->pgid_ns = task_pgrp_nr_ns(task, ns);
@@ -550,6 +552,12 @@ static bool cpg_take_process(struct cpg_reader *r, struct pid *pid)
 	get_task_comm(r->comm, task);
 	if (cpg_extended)
 		cpg_take_signals(r, task);
+	/*
+	 * A task that is being released has no parent and no group any more, which is
+	 * not to be taken for one outside.  detach_pid() empties this list first.
+	 */
+	if (!pid_task(pid, PIDTYPE_PID))
+		return false;
 	/* The table of pids is emptied before the pid's own reference is dropped. */
 	r->pid = get_pid(pid);
 	return true;
@@ -621,7 +629,9 @@ static void *cpg_next(struct seq_file *m, void *v, loff_t *pos)
 	case CPG_LINE_HEADER:
 		return cpg_find_file(r, pos, 0);
 	case CPG_LINE_FILE:
-		if (++r->at == r->filled)
+		/* Not kept for the rest of the batch: it would delay the file's closing. */
+		fput(r->batch[r->at++].file);
+		if (r->at == r->filled)
 			return cpg_find_file(r, pos, r->slot);
 		*pos = cpg_position(nr, CPG_FIRST_FD + r->batch[r->at].fd);
 		return r;
