@@ -60,7 +60,10 @@ static long number_in(const char *path, const char *skip)
 	return at ? strtol(at + (skip ? strlen(skip) : 0), NULL, 10) : -1;
 }
 
-/* Objects that KASAN keeps from being used again are given back by a shrink. */
+/*
+ * Objects that KASAN keeps from being used again are given back by a shrink, right before
+ * they are counted: opening these very files takes and frees some.
+ */
 static void shrink(const char *cache)
 {
 	char path[128];
@@ -80,6 +83,7 @@ static long objects(const char *cache)
 	char path[128];
 	long count;
 
+	shrink(cache);
 	snprintf(path, sizeof(path), SLAB "/%s/objects", cache);
 	count = number_in(path, NULL);
 	return count < 0 ? 0 : count;
@@ -94,9 +98,6 @@ static void measure(void)
 		err(1, "file-nr");
 	if (!exact)
 		return;
-	for (size_t i = 0; i < KINDS; i++)
-		for (size_t k = 0; kinds[i].caches[k]; k++)
-			shrink(kinds[i].caches[k]);
 	threads = number_in("/proc/loadavg", "/");
 	if (threads < 0)
 		err(1, "loadavg");

@@ -336,7 +336,7 @@ static void start(size_t way)
 			;
 		atomic_fetch_add(&shared->rounds[way], 1);
 		/* Leave some of the processors to those who read. */
-		usleep(random_below(5000));
+		usleep(random_below(10000));
 	}
 }
 
