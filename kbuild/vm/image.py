@@ -30,6 +30,8 @@ _SLACK_BYTES = 256 << 20  # free space for what tests write
 _APT_TIMEOUT_S = 900.0
 _COPY_TIMEOUT_S = 600.0
 _DESCRIPTION = "image.json"
+# Modules of the tests' own, below tests/guest, built for each kernel: MISBEHAVE is where.
+_TEST_MODULES = ("misbehave", "peek")
 
 # Services are not started while packages are installed: there is no system to serve.
 _POLICY = "#!/bin/sh\nexit 101\n"
@@ -98,7 +100,7 @@ def make(
 
     ``repo`` is an apt repository (dists/<suite>) from which ``packages`` are installed, by
     name; ``debs`` are package files (the stock kernel and its headers) installed in the
-    same apt run.  ``guest_sources`` holds agent.c and misbehave/.  The result lies in
+    same apt run.  ``guest_sources`` holds agent.c and the tests' modules.  The result lies in
     ``home``; ``inputs`` is the caller's part of the manifest.  ``log`` receives all that
     apt, dpkg and DKMS say.  Raises BuildError, with DKMS's own log, when a package does
     not install.
@@ -108,7 +110,7 @@ def make(
         "root": root.digest,
         "packages": " ".join(packages),
         "agent": fs.sha256_file(guest_sources / "agent.c"),
-        "harness's module": fs.sha256_tree(guest_sources / "misbehave"),
+        **{f"module {name}": fs.sha256_tree(guest_sources / name) for name in _TEST_MODULES},
         **{f"deb {deb.name}": fs.sha256_file(deb) for deb in debs},
         **inputs,
     }
@@ -184,7 +186,8 @@ def _prepare(
         (material / "sources" / "cplayground.list").write_text(line)
     for deb in debs:
         shutil.copyfile(deb, material / "debs" / deb.name)
-    shutil.copytree(guest_sources / "misbehave", material / "source" / "misbehave")
+    for name in _TEST_MODULES:
+        shutil.copytree(guest_sources / name, material / "source" / name)
     shutil.copyfile(guest_sources / "agent.c", material / "source" / "agent.c")
     policy = material / "policy-rc.d"
     policy.write_text(_POLICY)
@@ -282,13 +285,15 @@ def _compile(copy: Root, material: Path, releases: Sequence[str], log: Path) -> 
     for release in releases:
         build = copy.path / "lib" / "modules" / release / "build"
         if not build.is_symlink() and not build.exists():
-            logger.info("no headers of %s in the guest: the harness's module is left out", release)
+            logger.info("no headers of %s in the guest: the tests' modules are left out", release)
             continue
-        make = ("make", "-C", f"/lib/modules/{release}/build", "M=/mnt/guest/source/misbehave")
-        inside(*make, "modules")
-        target = MISBEHAVE.format(release=release)
-        inside("install", "-D", "-m644", "/mnt/guest/source/misbehave/misbehave.ko", target)
-        inside(*make, "clean")
+        for name in _TEST_MODULES:
+            source = f"/mnt/guest/source/{name}"
+            make = ("make", "-C", f"/lib/modules/{release}/build", f"M={source}")
+            inside(*make, "modules")
+            target = Path(MISBEHAVE.format(release=release)).with_name(f"{name}.ko")
+            inside("install", "-D", "-m644", f"{source}/{name}.ko", str(target))
+            inside(*make, "clean")
 
 
 def _write_disk(root: Path, disk: Path, log: Path) -> None:
