@@ -5,9 +5,17 @@
  *	observe_reads <file> size <n>		read(2) of n bytes each
  *	observe_reads <file> pread <n>		pread(2) of n bytes each, from the end backwards
  *	observe_reads <file> lseek <n>		lseek(2) there and read n bytes, every other piece first
+ *	observe_reads <file> together <n>	n readers at once, each in pieces of another size
+ *	observe_reads <file> count <n>		read(2) of n bytes each, and keep nothing
+ *	observe_reads <file> hold <n>		open it n times, read a piece of each, and hold them
  *	observe_reads <file> storm <seconds>	again and again, while processes of ours come and go
  *
- * storm prints "<reads of the whole file> <bytes> <processes>" and then the bytes.
+ * together fails when two of them read different bytes.  storm prints "<reads of the whole
+ * file> <bytes> <processes>" and then the bytes; count prints instead of these
+ *	<bytes> <records> <descriptors> <highest descriptor> <slab kB> <vmalloc kB>
+ * the last two being the most that /proc/meminfo showed meanwhile above what it showed
+ * before.  It fails when descriptors of a record do not ascend.  hold says "closed", takes
+ * a byte, says "open", and ends with its standard input.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -111,6 +119,137 @@ static void read_interleaved(const char *path, size_t n)
 	close(fd);
 }
 
+/* What /proc/meminfo says of a kind of memory, in kB. */
+static long memory(const char *info, const char *kind)
+{
+	const char *found = strstr(info, kind);
+
+	if (!found)
+		errx(1, "/proc/meminfo has no %s", kind);
+	return strtol(found + strlen(kind), NULL, 10);
+}
+
+static void meminfo(long *slab, long *vmalloc)
+{
+	static char info[8192];
+	int fd = open_file("/proc/meminfo");
+	ssize_t got = read(fd, info, sizeof(info) - 1);
+
+	if (got <= 0)
+		err(1, "/proc/meminfo");
+	info[got] = '\0';
+	close(fd);
+	*slab = memory(info, "\nSlab:");
+	*vmalloc = memory(info, "\nVmallocUsed:");
+}
+
+static void count(const char *path, size_t n)
+{
+	unsigned long long bytes = 0, records = 0, descriptors = 0, pieces = 0;
+	long slab, vmalloc, slab_before, vmalloc_before, slab_most = 0, vmalloc_most = 0;
+	long number = 0, last = -1, highest = -1;
+	enum { BEGIN, NUMBER, REST } in = BEGIN;
+	char *piece = malloc(n);
+	int fd, header = 1;
+	ssize_t got;
+
+	if (!piece)
+		err(1, "malloc");
+	memset(piece, 0, n);
+	meminfo(&slab_before, &vmalloc_before);
+	fd = open_file(path);
+	while ((got = read(fd, piece, n)) > 0) {
+		bytes += got;
+		for (char *p = piece; p < piece + got; p++) {
+			if (in == BEGIN && *p == '\n') {
+				header = 1;
+				continue;
+			}
+			if (in == BEGIN) {
+				in = header ? REST : NUMBER;
+				records += header;
+				last = header ? -1 : last;
+				header = 0;
+				number = 0;
+			}
+			if (in == NUMBER && *p == '\t') {
+				if (number <= last)
+					errx(1, "descriptor %ld after %ld", number, last);
+				last = number;
+				highest = number > highest ? number : highest;
+				descriptors++;
+				in = REST;
+			} else if (in == NUMBER) {
+				number = 10 * number + *p - '0';
+			}
+			if (*p == '\n')
+				in = BEGIN;
+		}
+		if (pieces++ % 16 == 0) {
+			meminfo(&slab, &vmalloc);
+			slab_most = slab > slab_most ? slab : slab_most;
+			vmalloc_most = vmalloc > vmalloc_most ? vmalloc : vmalloc_most;
+		}
+	}
+	if (got < 0)
+		err(1, "read");
+	printf("%llu %llu %llu %ld %ld %ld\n", bytes, records, descriptors, highest,
+	       slab_most - slab_before, vmalloc_most - vmalloc_before);
+}
+
+static void hold(const char *path, unsigned int readers)
+{
+	static char piece[65536];
+
+	memset(piece, 0, sizeof(piece));
+	printf("closed\n");
+	fflush(stdout);
+	if (read(0, piece, 1) != 1)
+		errx(1, "nobody told us to go on");
+	for (unsigned int i = 0; i < readers; i++)
+		if (read(open_file(path), piece, sizeof(piece)) <= 0)
+			err(1, "read");
+	printf("open\n");
+	fflush(stdout);
+	while (read(0, piece, 1) > 0)
+		;
+}
+
+/* The first reader's bytes are printed; the others compare theirs with these. */
+static void together(const char *path, unsigned int readers)
+{
+	atomic_uint *ready = mmap(NULL, sizeof(*ready), PROT_READ | PROT_WRITE,
+				  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	int status, failed = 0;
+	char *expected;
+	size_t expected_length;
+
+	if (ready == MAP_FAILED)
+		err(1, "mmap");
+	read_all(path, 65536);
+	expected = text;
+	expected_length = length;
+	for (unsigned int i = 0; i < readers; i++) {
+		pid_t pid = fork();
+
+		if (pid < 0)
+			err(1, "fork");
+		if (pid)
+			continue;
+		text = NULL;
+		length = room = 0;
+		atomic_fetch_add(ready, 1);
+		while (atomic_load(ready) < readers)
+			;
+		read_all(path, 1 << (4 + 2 * i % 14));
+		_exit(length != expected_length || memcmp(text, expected, length));
+	}
+	while (wait(&status) > 0)
+		failed += status != 0;
+	if (failed)
+		errx(1, "%d of %u readers saw other bytes", failed, readers);
+}
+
 static void come_and_go(atomic_ulong *count)
 {
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -157,13 +296,19 @@ int main(int argc, char **argv)
 	unsigned long number;
 
 	if (argc != 4)
-		errx(2, "usage: observe_reads <file> size|pread|lseek|storm <number>");
+		errx(2, "usage: observe_reads <file> <way> <number>");
 	number = strtoul(argv[3], NULL, 10);
 	if (!number)
 		errx(2, "%s is not a number above 0", argv[3]);
 
 	if (!strcmp(argv[2], "storm")) {
 		storm(argv[1], number);
+	} else if (!strcmp(argv[2], "count")) {
+		count(argv[1], number);
+	} else if (!strcmp(argv[2], "hold")) {
+		hold(argv[1], number);
+	} else if (!strcmp(argv[2], "together")) {
+		together(argv[1], number);
 	} else if (!strcmp(argv[2], "size")) {
 		read_all(argv[1], number);
 	} else {
@@ -175,7 +320,7 @@ int main(int argc, char **argv)
 		else if (!strcmp(argv[2], "lseek"))
 			read_interleaved(argv[1], number);
 		else
-			errx(2, "%s is none of size, pread, lseek, storm", argv[2]);
+			errx(2, "%s is no way of reading", argv[2]);
 	}
 	if (fwrite(text, 1, length, stdout) != length || fflush(stdout))
 		err(1, "standard output");

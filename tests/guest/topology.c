@@ -4,7 +4,12 @@
  *
  *	topology [scenario...]          all of the table below without arguments
  *	topology many-files <n>         one process with n descriptors
+ *	topology full-table <n>         one with descriptors 0 to n-1, all of one file
+ *	topology sparse-table <n>       one with descriptors 0 and n-1
  *	topology many-processes <n>     n processes in one namespace
+ *	topology zombie-threads <n>     n dead threads before the one with the file table
+ *	topology frozen-survivor        a namespace outlived by one that cannot be killed:
+ *	                                the file system of / is frozen meanwhile
  *
  * Prints "container <scenario> <global pid of its init>" for each, then "ready".  Ends
  * everything when its standard input ends or gives a byte; a line "gone" follows.
@@ -13,6 +18,7 @@
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -23,8 +29,11 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -41,6 +50,9 @@
 /* Shared by all of our processes: which of them stand still. */
 static struct shared {
 	atomic_uint next;
+	atomic_int frozen;	/* whether / has to be thawed */
+	atomic_int host_pid[2];	/* what a process is called outside of its namespace */
+	atomic_int tids[SLOTS];
 	atomic_char still[SLOTS];
 } *shared;
 static unsigned int my_slot;
@@ -187,6 +199,106 @@ static void joined(void)
 	spawn(0, nothing);
 }
 
+/*
+ * The init of a namespace ends last: it kills the others and waits for them to be gone.  A
+ * zombie that its parent outside does not wait for holds it up.
+ */
+static void dying_init(void)
+{
+	pid_t init = spawn(CLONE_NEWPID, nothing), pid;
+	int fd = CHECK(syscall(SYS_pidfd_open, init, 0));
+	siginfo_t info;
+
+	CHECK(setns(fd, CLONE_NEWPID));
+	CHECK(close(fd));
+	pid = spawn(0, nothing);
+	CHECK(kill(init, SIGKILL));
+	/* Killed by that init, which by then has closed its own files. */
+	CHECK(waitid(P_PID, pid, &info, WEXITED | WNOWAIT));
+}
+
+/* Our pid as procfs shows it, which here is the host's. */
+static int host_pid(void)
+{
+	char text[16] = "";
+
+	CHECK(readlink("/proc/self", text, sizeof(text) - 1));
+	return atoi(text);
+}
+
+/* Whether /proc/PID/stat says that a process is in a state, with flags (PF_*) set. */
+static int has_state(int pid, char state, unsigned int flags)
+{
+	char path[32], text[1024], *end;
+	unsigned int seen;
+	char letter;
+	ssize_t length;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	fd = CHECK(open(path, O_RDONLY));
+	length = CHECK(read(fd, text, sizeof(text) - 1));
+	close(fd);
+	text[length] = '\0';
+	end = strrchr(text, ')');
+	if (!end || sscanf(end + 2, "%c %*d %*d %*d %*d %*d %u", &letter, &seen) != 2)
+		errx(1, "%s: %s", path, text);
+	return letter == state && (seen & flags) == flags;
+}
+
+static void wait_state(int pid, char state, unsigned int flags)
+{
+	for (int i = 0; i < WAIT_MS && !has_state(pid, state, flags); i++)
+		usleep(1000);
+	if (!has_state(pid, state, flags))
+		errx(1, "process %d does not come to state %c, flags %x", pid, state, flags);
+}
+
+#define PF_EXITING 0x4
+
+/* Writes to what is frozen: no signal ends that. */
+static void survivor(void)
+{
+	int fd = CHECK(open("/var/tmp/frozen", O_RDWR | O_CREAT, 0600));
+
+	atomic_store(&shared->host_pid[1], host_pid());
+	still();
+	while (!atomic_load(&shared->frozen))
+		usleep(1000);
+	CHECK(write(fd, "x", 1));
+}
+
+static void survived_init(void)
+{
+	atomic_store(&shared->host_pid[0], host_pid());
+	spawn(0, survivor);
+}
+
+static void frozen_survivor(void)
+{
+	pid_t init = spawn(CLONE_NEWPID, survived_init);
+	int fd = CHECK(open("/", O_RDONLY | O_DIRECTORY));
+
+	CHECK(ioctl(fd, FIFREEZE, 0));
+	atomic_store(&shared->frozen, 1);
+	wait_state(atomic_load(&shared->host_pid[1]), 'D', 0);
+	CHECK(kill(init, SIGKILL));
+	wait_state(atomic_load(&shared->host_pid[0]), 'S', PF_EXITING);
+}
+
+/* Also when something failed: a system with a frozen root comes to a halt. */
+static void thaw(void)
+{
+	int fd;
+
+	if (!atomic_exchange(&shared->frozen, 0))
+		return;
+	fd = CHECK(open("/", O_RDONLY | O_DIRECTORY));
+	CHECK(ioctl(fd, FITHAW, 0));
+	close(fd);
+	CHECK(unlink("/var/tmp/frozen"));
+}
+
 /* Descriptors. */
 
 static void descriptors(void)
@@ -220,6 +332,10 @@ static void descriptors(void)
 	CHECK(pipe2(fds, O_NONBLOCK));
 	CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, fds));
 	CHECK(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+	CHECK(socket(AF_INET, SOCK_STREAM, 0));
+	CHECK(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 0));
+	CHECK(mkfifo("fifo", 0600));
+	CHECK(open("fifo", O_RDWR | O_NONBLOCK));
 	CHECK(memfd_create("a memory\tfile", MFD_CLOEXEC));
 	CHECK(eventfd(1, EFD_NONBLOCK));
 	fd = CHECK(epoll_create1(EPOLL_CLOEXEC));
@@ -235,6 +351,14 @@ static void descriptors(void)
 
 	syscall(SYS_io_uring_setup, 4, params);
 	spawn(0, nothing);
+}
+
+/* The kernel's part of a ring is a thread of the process, and no process of its own. */
+static void polled_ring(void)
+{
+	unsigned int params[30] = { [2] = 1 << 1 /* IORING_SETUP_SQPOLL */ };
+
+	syscall(SYS_io_uring_setup, 4, params);
 }
 
 static void close_all(void)
@@ -333,6 +457,67 @@ static void dead_leaders(void)
 	spawn(0, dead_leader);
 }
 
+static unsigned int amount;
+static atomic_uint threads_begun;
+static pthread_mutex_t threads_end = PTHREAD_MUTEX_INITIALIZER;
+
+static void *end_when_told(void *number)
+{
+	atomic_store(&shared->tids[(size_t)number], syscall(SYS_gettid));
+	atomic_fetch_add(&threads_begun, 1);
+	pthread_mutex_lock(&threads_end);
+	pthread_mutex_unlock(&threads_end);
+	return NULL;
+}
+
+/* A tracer that does not wait keeps its dead threads in the list of the process. */
+static void many_threads(void)
+{
+	pthread_attr_t attributes;
+	pthread_t id;
+
+	make_file("held by the last thread", O_RDWR);
+	pthread_mutex_lock(&threads_end);
+	pthread_attr_init(&attributes);
+	pthread_attr_setstacksize(&attributes, 16384);
+	for (size_t i = 0; i < amount; i++)
+		if (pthread_create(&id, &attributes, end_when_told, (void *)i))
+			errx(1, "pthread_create");
+	if (pthread_create(&id, &attributes, outlive_leader, NULL))
+		errx(1, "pthread_create");
+	while (atomic_load(&threads_begun) < amount)
+		usleep(1000);
+	/* The parent sets it back when it has traced them all. */
+	atomic_store(&shared->tids[amount], 1);
+	while (atomic_load(&shared->tids[amount]))
+		usleep(1000);
+	pthread_mutex_unlock(&threads_end);
+	syscall(SYS_exit, 0);
+}
+
+static void zombie_threads(void)
+{
+	unsigned int slot = new_slot();
+	siginfo_t info;
+	pid_t pid;
+
+	if (amount >= SLOTS)
+		errx(2, "more than %d threads", SLOTS - 1);
+	pid = CHECK(fork());
+	if (!pid) {
+		my_slot = slot;
+		many_threads();
+	}
+	while (!atomic_load(&shared->tids[amount]))
+		usleep(1000);
+	for (unsigned int i = 0; i < amount; i++)
+		CHECK(ptrace(PTRACE_SEIZE, atomic_load(&shared->tids[i]), 0, 0));
+	atomic_store(&shared->tids[amount], 0);
+	for (unsigned int i = 0; i < amount; i++)
+		CHECK(waitid(P_PID, shared->tids[i], &info, WEXITED | WNOWAIT | __WALL));
+	wait_still(slot);
+}
+
 /* Names. */
 
 static void hostile_name(void)
@@ -354,6 +539,33 @@ static void hostile(void)
 	make_file("dir\nectory/file", O_RDWR);
 	spawn(0, hostile_name);
 	CHECK(prctl(PR_SET_NAME, ""));
+}
+
+/* Signals that are blocked and pending: the process's, the thread's, and one above 31. */
+static void with_signals(void)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGHUP);
+	sigaddset(&set, SIGSYS);
+	sigaddset(&set, 64);
+	CHECK(sigprocmask(SIG_BLOCK, &set, NULL));
+	CHECK(prctl(PR_SET_NAME, "signals"));
+	CHECK(kill(getpid(), SIGHUP));
+	CHECK(syscall(SYS_tkill, getpid(), SIGSYS));
+	CHECK(kill(getpid(), 64));
+}
+
+static void signals(void)
+{
+	int status;
+	pid_t pid;
+
+	spawn(0, with_signals);
+	pid = spawn(0, nothing);
+	CHECK(kill(pid, SIGSTOP));
+	CHECK(waitpid(pid, &status, WUNTRACED));
 }
 
 /* Directories so deep that no path of PATH_MAX bytes reaches the last ones. */
@@ -378,18 +590,54 @@ static void other_root(void)
 	CHECK(open("/inside", O_RDONLY));
 }
 
+/* A file that no path leads to any more, though it has a name. */
+static void detached(void)
+{
+	CHECK(unshare(CLONE_NEWNS));
+	CHECK(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL));
+	CHECK(mkdir("gone", 0700));
+	CHECK(mount("tmpfs", "gone", "tmpfs", 0, NULL));
+	CHECK(mkdir("gone/dir", 0700));
+	make_file("gone/dir/unreachable", O_RDWR);
+	CHECK(umount2("gone", MNT_DETACH));
+}
+
 /* Sizes. */
 
-static unsigned int amount;
+static void allow_files(rlim_t number)
+{
+	struct rlimit limit = { number, number };
+
+	CHECK(setrlimit(RLIMIT_NOFILE, &limit));
+}
 
 static void many_files(void)
 {
-	struct rlimit limit = { amount + 64, amount + 64 };
 	int fd = make_file("many", O_RDWR);
 
-	CHECK(setrlimit(RLIMIT_NOFILE, &limit));
+	allow_files(amount + 64);
 	for (unsigned int i = 0; i < amount; i++)
 		CHECK(i % 7 ? dup(fd) : open("many", O_RDONLY | (i % 2 ? O_CLOEXEC : 0)));
+}
+
+static void full_table(void)
+{
+	int fd;
+
+	CHECK(close_range(0, ~0U, 0));
+	make_file("one for all", O_RDWR);
+	allow_files(amount);
+	do
+		fd = CHECK(dup(0));
+	while ((unsigned int)fd < amount - 1);
+}
+
+static void sparse_table(void)
+{
+	CHECK(close_range(0, ~0U, 0));
+	make_file("one for both", O_RDWR);
+	allow_files(amount);
+	CHECK(dup2(0, amount - 1));
 }
 
 static int wait_for_ever(void *unused)
@@ -414,23 +662,31 @@ static void many_processes(void)
 static const struct scenario {
 	const char *name;
 	void (*fn)(void);
-	int sized;
+	enum { PLAIN, SIZED, ALONE } kind;
 } scenarios[] = {
-	{ "tree", tree, 0 },
-	{ "orphan", orphan, 0 },
-	{ "zombie", zombie, 0 },
-	{ "nested", nested, 0 },
-	{ "joined", joined, 0 },
-	{ "descriptors", descriptors, 0 },
-	{ "tables", tables, 0 },
-	{ "shared-table", shared_table, 0 },
-	{ "thread", thread, 0 },
-	{ "dead-leader", dead_leaders, 0 },
-	{ "hostile", hostile, 0 },
-	{ "long-paths", long_paths, 0 },
-	{ "other-root", other_root, 0 },
-	{ "many-files", many_files, 1 },
-	{ "many-processes", many_processes, 1 },
+	{ "tree", tree, PLAIN },
+	{ "orphan", orphan, PLAIN },
+	{ "zombie", zombie, PLAIN },
+	{ "nested", nested, PLAIN },
+	{ "joined", joined, PLAIN },
+	{ "dying-init", dying_init, PLAIN },
+	{ "descriptors", descriptors, PLAIN },
+	{ "polled-ring", polled_ring, PLAIN },
+	{ "tables", tables, PLAIN },
+	{ "shared-table", shared_table, PLAIN },
+	{ "thread", thread, PLAIN },
+	{ "dead-leader", dead_leaders, PLAIN },
+	{ "hostile", hostile, PLAIN },
+	{ "signals", signals, PLAIN },
+	{ "long-paths", long_paths, PLAIN },
+	{ "other-root", other_root, PLAIN },
+	{ "detached", detached, PLAIN },
+	{ "many-files", many_files, SIZED },
+	{ "many-processes", many_processes, SIZED },
+	{ "full-table", full_table, SIZED },
+	{ "sparse-table", sparse_table, SIZED },
+	{ "zombie-threads", zombie_threads, SIZED },
+	{ "frozen-survivor", frozen_survivor, ALONE },
 };
 
 static const struct scenario *current;
@@ -471,6 +727,7 @@ int main(int argc, char **argv)
 		      -1, 0);
 	if (shared == MAP_FAILED)
 		err(1, "mmap");
+	atexit(thaw);
 	setlinebuf(stdout);
 	snprintf(place, sizeof(place), "/tmp/topology.XXXXXX");
 	if (!mkdtemp(place) || chdir(place))
@@ -478,12 +735,12 @@ int main(int argc, char **argv)
 
 	if (argc == 1)
 		for (size_t i = 0; i < sizeof(scenarios) / sizeof(scenarios[0]); i++)
-			if (!scenarios[i].sized)
+			if (scenarios[i].kind == PLAIN)
 				start(&scenarios[i]);
 	for (int i = 1; i < argc; i++) {
 		const struct scenario *scenario = find(argv[i]);
 
-		if (scenario->sized) {
+		if (scenario->kind == SIZED) {
 			if (++i == argc)
 				errx(2, "%s needs a number", scenario->name);
 			amount = strtoul(argv[i], NULL, 10);
@@ -494,6 +751,7 @@ int main(int argc, char **argv)
 
 	while (read(0, &byte, 1) < 0 && errno == EINTR)
 		;
+	thaw();
 	/* They are the inits of their namespaces: with them goes all that is inside. */
 	for (size_t i = 0; i < started; i++)
 		CHECK(kill(containers[i], SIGKILL));

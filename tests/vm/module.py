@@ -15,8 +15,19 @@ from kbuild.vm.procfile import Process
 
 FILE = "/proc/cplayground"
 MODULE = "cplayground"
+# A module of the tests' own, for what only the kernel can say: tests/guest/peek.
+PEEK = "/usr/lib/cplayground/{release}/peek.ko"
 # Compiled from tests/guest/<name>.c, and put below PLACE.
-PROGRAMS = ("topology", "observe", "observe_reads")
+PROGRAMS = (
+    "cut_short",
+    "exposure",
+    "mounted",
+    "observe",
+    "observe_reads",
+    "recycle",
+    "reloads",
+    "topology",
+)
 
 
 @contextlib.contextmanager

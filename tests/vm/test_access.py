@@ -1,10 +1,29 @@
-"""Who may read the file, and through which procfs."""
+"""Who may read the file, and through which procfs: docs/procfile.md, "Who may read it"."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from kbuild.programs import PLACE
 from kbuild.vm import procfile
 from kbuild.vm.guest import Guest
-from tests.vm.module import FILE, load, unload
+from kbuild.vm.procfile import Process
+from tests.vm.module import FILE, load, loaded_with, topology, unload
+
+MOUNTED = f"{PLACE}/mounted"
+OTHER_USER = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"]
+
+
+def read_as(guest: Guest, *argv: str) -> tuple[Process, ...]:
+    """What a command prints, which has to be a listing."""
+    return procfile.parse(guest.run(argv, timeout_s=20, check=True).stdout)
+
+
+def refused(guest: Guest, reason: str, argv: Sequence[str]) -> bool:
+    """Whether a command prints nothing and fails for that reason."""
+    result = guest.run(argv, timeout_s=20)
+    assert reason in result.stderr.decode(), result
+    return result.status != 0 and result.stdout == b""
 
 
 def test_only_root_may_read_by_default(loaded: Guest) -> None:
@@ -33,6 +52,7 @@ def test_the_owner_is_a_parameter(guest: Guest) -> None:
 
 
 def test_a_container_cannot_read_it_through_its_own_procfs(loaded: Guest) -> None:
+    """The original could be read there (KERNEL.md's number 2)."""
     inside = ["unshare", "--fork", "--pid"]
     own = loaded.run([*inside, "--mount-proc", "cat", FILE], timeout_s=20)
     assert own.status != 0
@@ -41,3 +61,88 @@ def test_a_container_cannot_read_it_through_its_own_procfs(loaded: Guest) -> Non
     # The host's procfs, which one may give to a container on purpose, is another matter.
     hosts = loaded.run([*inside, "cat", FILE], timeout_s=20, check=True)
     assert [process.command for process in procfile.parse(hosts.stdout)] == [b"cat"]
+
+
+def test_the_hosts_procfs_given_to_a_container(loaded: Guest, armed: Guest) -> None:
+    """Whoever binds it into a container gives the host's view; the mode decides as on the host."""
+    mount = [MOUNTED, "bind", "/tmp/hosts-proc", "/proc", "unshare", "--fork", "--pid"]
+    through = "/tmp/hosts-proc/cplayground"
+    with topology(armed, "tree"):
+        shown = read_as(loaded, *mount, "--mount-proc", "cat", through)
+        assert {process.ns_pid for process in shown} > {1, 2, 3}
+        assert [process.command for process in shown].count(b"cat") == 1
+    own_and_hosts = [*mount, "--mount-proc", "cat", FILE]
+    assert refused(loaded, "Permission denied", own_and_hosts)
+    assert refused(loaded, "Permission denied", [*mount, *OTHER_USER, "cat", through])
+
+
+def test_root_of_a_user_namespace(loaded: Guest, armed: Guest) -> None:
+    """Being root there is nothing: neither through the host's procfs nor through its own."""
+    inside = [*OTHER_USER, "unshare", "--user", "--map-root-user", "--pid", "--fork"]
+    result = loaded.run([*inside, "id", "-u"], timeout_s=20, check=True)
+    assert result.text == "0\n"
+    assert refused(loaded, "Permission denied", [*inside, "cat", FILE])
+    assert refused(loaded, "Permission denied", [*inside, "--mount-proc", "cat", FILE])
+    # The host's own root is the file's owner, however it is called in a namespace of users.
+    owner = ["unshare", "--user", "--map-root-user", "cat", FILE]
+    assert read_as(loaded, *owner) == ()
+
+
+def test_a_container_may_not_read_its_own_even_with_mode_0444(armed: Guest) -> None:
+    load(armed, "file_mode=0444")
+    try:
+        assert read_as(armed, *OTHER_USER, "cat", FILE) == ()
+        for user in ([], OTHER_USER):
+            inside = ["unshare", "--fork", "--pid", "--mount-proc", *user, "cat", FILE]
+            assert refused(armed, "Permission denied", inside)
+    finally:
+        unload(armed)
+
+
+def test_mount_options_of_procfs(armed: Guest) -> None:
+    """hidepid hides directories of processes, not this file; subset=pid leaves it out."""
+    where = "/tmp/other-proc"
+    with topology(armed, "tree") as inits, loaded_with(armed, "file_mode=0444"):
+        expected = armed.read(FILE)
+        hidden = [MOUNTED, "proc", where, "hidepid=2"]
+        (init,) = inits.values()
+        directory = armed.run([*hidden, *OTHER_USER, "ls", f"{where}/{init}"], timeout_s=20)
+        assert directory.status != 0
+        for user in ([], OTHER_USER):
+            got = armed.run([*hidden, *user, "cat", f"{where}/cplayground"], timeout_s=20)
+            assert got.stdout == expected
+        subset = [MOUNTED, "proc", where, "subset=pid", "cat", f"{where}/cplayground"]
+        assert refused(armed, "No such file or directory", subset)
+
+
+def test_a_reader_in_a_chroot(loaded: Guest, armed: Guest) -> None:
+    """Paths are those of readlink(2): from the reader's root where they lie below it."""
+    # The files are opened where the reader's root is: in the same mount namespace.
+    script = f"""
+        exec 7<jail/inside 8</etc/passwd
+        exec unshare --fork --pid chroot jail /bin/observe_reads {FILE} size 65536
+    """
+    armed.run(
+        [
+            "sh",
+            "-c",
+            f"mkdir -p jail/bin jail/proc; cp {PLACE}/observe_reads jail/bin; >jail/inside",
+        ],
+        timeout_s=10,
+        cwd="/tmp",
+        check=True,
+    )
+    shown = read_as(
+        armed, MOUNTED, "bind", "/tmp/jail/proc", "/proc", "sh", "-c", f"cd /tmp;{script}"
+    )
+    (process,) = shown
+    paths = {file.fd: file.path for file in process.files}
+    assert paths[7] == b"/inside"
+    assert paths[8] == b"/etc/passwd"
+
+
+def test_an_open_file_stays_readable(loaded: Guest) -> None:
+    """Rights are looked at when it is opened: it is not to be handed on."""
+    handed_on = f"exec 7<{FILE}; exec {' '.join(OTHER_USER)} cat <&7"
+    result = loaded.run(["sh", "-c", handed_on], timeout_s=10)
+    assert (result.status, result.stdout) == (0, b"")

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from kbuild.model import Kernel
+from kbuild.programs import PLACE
 from kbuild.vm.guest import Guest
-from tests.vm.module import FILE, MODULE, kernel_log, load
+from kbuild.vm.image import GuestImage
+from kbuild.vm.outcome import Outcome
+from kbuild.vm.spec import Accelerator, GuestSpec
+from tests.vm.conftest import MODULE_TAINT
+from tests.vm.module import (
+    FILE,
+    MODULE,
+    PEEK,
+    kernel_log,
+    listing,
+    load,
+    module_file,
+    topology,
+    unload,
+)
+
+CYCLES = 100
+WARN_TAINT = 1 << 9
 
 
 def test_unloaded_while_open(guest: Guest) -> None:
@@ -33,6 +54,83 @@ def test_loaded_and_unloaded_again_and_again(guest: Guest) -> None:
     assert (result.status, result.stdout, result.stderr) == (0, b"", b"")
 
 
+def test_reloaded_under_readers(armed: Guest) -> None:
+    """Reads and opens end as they should, and every reference is given back."""
+    group = "/sys/fs/cgroup/reloads"
+    # Charges are counted by the batch; leaked buffers would be 68 KiB for each cycle.
+    most = 1 << 20
+    script = f"""
+        echo +memory >/sys/fs/cgroup/cgroup.subtree_control
+        mkdir {group} && echo $$ >{group}/cgroup.procs &&
+        {PLACE}/reloads {FILE} {module_file(armed)} {CYCLES} 2
+        status=$?
+        echo $$ >/sys/fs/cgroup/cgroup.procs
+        exit $status
+    """
+    with topology(armed, "full-table", "200"):
+        before = len(kernel_log(armed))
+        result = armed.run(["sh", "-c", script], timeout_s=120, check=True)
+        # What the kernel says of an iteration that stops without saying where.
+        assert "buggy .next function" not in kernel_log(armed)[before:]
+    cycles, whole, absent, cut_off = (int(word) for word in result.text.split())
+    print(result.text)
+    assert cycles == CYCLES
+    assert whole >= 2 * CYCLES
+    assert absent >= 2 * CYCLES
+    assert cut_off > 0
+    # What the readers took is charged to their cgroup, also when they have ended.
+    stat = dict(line.split() for line in armed.read(f"{group}/memory.stat").decode().splitlines())
+    kept = int(stat["kernel"]) - int(stat["slab_reclaimable"])
+    print(f"kept: {kept} bytes; {stat}")
+    assert kept < most
+    armed.run(["rmdir", group], timeout_s=5, check=True)
+
+
+def test_loaded_twice(loaded: Guest) -> None:
+    result = loaded.run(["insmod", module_file(loaded)], timeout_s=20)
+    assert result.status != 0
+    assert b"File exists" in result.stderr
+    assert listing(loaded) == ()
+
+
+def test_the_name_is_taken(
+    request: pytest.FixtureRequest,
+    kernel: Kernel,
+    accelerator: Accelerator,
+    guest_image: GuestImage,
+) -> None:
+    """The load fails and leaves nothing, and what has the name keeps it.
+
+    The kernel itself warns of it, so this is a guest of its own.
+    """
+    logs = request.config.rootpath / "build" / "logs" / "vm" / "test_lifecycle"
+    spec = GuestSpec(kernel=kernel, disk=guest_image.disk, accelerator=accelerator)
+    workdir = logs / f"{kernel.release}-name-taken"
+    tries = 3
+    with Guest.boot(spec, workdir=workdir, expected_taint=MODULE_TAINT | WARN_TAINT) as guest:
+        peek = PEEK.format(release=kernel.release)
+        guest.run(["insmod", peek, f"name={MODULE}"], timeout_s=20, check=True)
+        for _ in range(tries):
+            result = guest.run(["modprobe", MODULE], timeout_s=20)
+            assert result.status != 0
+            assert b"Device or resource busy" in result.stderr
+            gone = guest.run(["test", "-e", f"/sys/module/{MODULE}"], timeout_s=5)
+            assert gone.status != 0
+        said = kernel_log(guest)
+        assert said.count(f"{FILE} cannot be made: is the name taken?") == tries
+        assert guest.run(["test", "-e", FILE], timeout_s=5).status == 0
+        guest.run(["rmmod", "peek"], timeout_s=20, check=True)
+        # The way is free again.
+        load(guest)
+        assert listing(guest) == ()
+        unload(guest)
+        reports = guest.reports()
+        verdict = guest.shutdown()
+    assert verdict.outcome is Outcome.WARNED, verdict
+    assert [report.name for report in reports] == ["WARN"] * tries
+    assert said.count(f"proc_dir_entry '/proc/{MODULE}' already registered") == tries
+
+
 # Parameters.
 
 
@@ -40,6 +138,7 @@ def test_loaded_and_unloaded_again_and_again(guest: Guest) -> None:
     ("parameter", "message"),
     [
         ("backend=nonsense", "backend=nonsense is unknown"),
+        ("fields=nonsense", "fields=nonsense is unknown; there are: basic, extended"),
         ("file_mode=0644", "file_mode=0644: must be read bits only"),
         ("file_mode=0", "file_mode=00: must be read bits only"),
         ("file_uid=4294967295", "file_uid=4294967295 file_gid=0: not a user and a group"),
@@ -47,8 +146,27 @@ def test_loaded_and_unloaded_again_and_again(guest: Guest) -> None:
     ],
 )
 def test_nonsense_is_refused(guest: Guest, parameter: str, message: str) -> None:
+    """The original took any user, and a mode without a bit (KERNEL.md's number 17)."""
     before = len(kernel_log(guest))
     result = guest.run(["modprobe", MODULE, parameter], timeout_s=20)
     assert result.status != 0
     assert message in kernel_log(guest)[before:]
     assert guest.run(["test", "-e", FILE], timeout_s=5).status != 0
+
+
+def documented(text: str) -> set[str]:
+    """The parameters in the table below the heading of the same name."""
+    section = text.partition("\n## Parameters\n")[2].partition("\n## ")[0]
+    return set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
+
+
+def test_each_parameter_is_said_and_documented(
+    loaded: Guest, request: pytest.FixtureRequest
+) -> None:
+    parameters = loaded.run(["modinfo", "-F", "parm", MODULE], timeout_s=10, check=True).text
+    described = dict(line.split(":", 1) for line in parameters.splitlines())
+    assert all(len(text) > 20 for text in described.values()), described
+    assert all("(default: " in text for text in described.values()), described
+    shown = loaded.run(["ls", f"/sys/module/{MODULE}/parameters"], timeout_s=5, check=True).text
+    page = (request.config.rootpath / "docs" / "procfile.md").read_text(encoding="utf-8")
+    assert set(described) == set(shown.split()) == documented(page)

@@ -1,4 +1,7 @@
-"""What the module shows is what the kernel itself says, however it is read."""
+"""What the module shows is what the kernel itself says, however it is read.
+
+Numbers in brackets are those of KERNEL.md's list of what was wrong with the original.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,13 @@ import pytest
 from kbuild.programs import PLACE
 from kbuild.vm import procfile
 from kbuild.vm.guest import Guest
+from tests.vm.guesses import guesses
 from tests.vm.module import (
     FILE,
+    MODULE,
+    PEEK,
     compare,
+    kernel_log,
     listing,
     load,
     of_container,
@@ -32,14 +39,17 @@ def test_shows_what_the_kernel_says(loaded: Guest, armed: Guest) -> None:
 
 
 def test_particular_processes(loaded: Guest, armed: Guest) -> None:
-    """What the comparison cannot say: that the cases it is for were there."""
+    """What the comparison cannot say: that the cases it is for were there.
+
+    Names that would forge a record (3), long paths (9), a leader that has ended (11).
+    """
     with topology(armed) as inits:
         shown = compare(loaded)
     record = {name: of_container(shown, init) for name, init in inits.items()}
 
     (_, ended) = record["zombie"]
     assert ended.files == ()
-    (joined,) = (p for p in shown if p.ns_pid == 2 and p.ns_ppid == 0)
+    (joined,) = (p for p in shown if p.ns_pid == 2 and p.ns_ppid == 0 and p.files)
     assert joined.ns_pgid == 0
     (_, orphan) = record["orphan"]
     assert (orphan.ns_pid, orphan.ns_ppid, orphan.ns_pgid) == (3, 1, 2)
@@ -67,7 +77,7 @@ def test_many_files(loaded: Guest, armed: Guest) -> None:
 
 
 def test_many_processes(loaded: Guest, armed: Guest) -> None:
-    """More than 4,096: where the original cut its list off."""
+    """More than 4,096: where the original cut its list off (7)."""
     with topology(armed, "many-processes", "4200"):
         shown = listing(loaded)
     first, *others = sorted(shown, key=lambda process: process.ns_pid)
@@ -78,7 +88,7 @@ def test_many_processes(loaded: Guest, armed: Guest) -> None:
 
 
 def test_no_process_of_the_host_is_shown(loaded: Guest, armed: Guest) -> None:
-    """A dying task has no namespace any more, which is not to be taken for another one."""
+    """A dying task has no namespace any more, which is not to be taken for another one (1)."""
     result = armed.run([f"{PLACE}/observe_reads", FILE, "storm", "5"], timeout_s=30, check=True)
     head, _, text = result.stdout.partition(b"\n")
     reads, length, processes = (int(word) for word in head.split())
@@ -112,6 +122,45 @@ def test_every_way_of_reading_gives_the_same(
         ).stdout
     assert len(expected) > 65536, "it has to be longer than the module's buffer"
     assert got == expected
+
+
+def test_several_readers_at_once_see_the_same(loaded: Guest, armed: Guest) -> None:
+    with topology(armed):
+        expected = loaded.read(FILE)
+        got = armed.run([f"{PLACE}/observe_reads", FILE, "together", "6"], timeout_s=60, check=True)
+    assert got.stdout == expected
+
+
+def test_an_id_cannot_be_computed_from_the_address(armed: Guest) -> None:
+    """It has a key, which is new with each load; the original's had none (4)."""
+    inside = f"""
+        exec 7</etc/passwd
+        for load in 1 2; do
+            modprobe {MODULE} || exit
+            insmod {PEEK.format(release=armed.release)} fd=7 2>/dev/null
+            echo "id $(cut -f 1 {FILE} | head -n 1) $(grep -m 1 '/etc/passwd$' {FILE} | cut -f 3)"
+            rmmod {MODULE} || exit
+        done
+    """
+    before = len(kernel_log(armed))
+    result = armed.run(["unshare", "--fork", "--pid", "sh", "-c", inside], timeout_s=30, check=True)
+    ids = [line.split()[1:] for line in result.text.splitlines()]
+    peeked = re.findall(
+        r"peek: file (\w+) inode (\w+) namespace (\w+) number (\d+)", kernel_log(armed)[before:]
+    )
+    assert len(ids) == 2
+    assert len(peeked) == 2
+    assert peeked[0] == peeked[1], "the objects have to be the same ones in both loads"
+    file, inode, namespace = (int(number, 16) for number in peeked[0][:3])
+    assert min(file, inode, namespace) > 1 << 63, "addresses of the kernel"
+    tried = guesses(file, inode) | guesses(namespace, int(peeked[0][3]))
+    assert len(tried) > 100
+    for one in ids:
+        assert all(re.fullmatch("[0-9a-f]{64}", word) for word in one)
+        assert not tried & set(one)
+        for word in one:
+            assert not any(f"{address:x}"[4:] in word for address in (file, inode, namespace))
+    assert not set(ids[0]) & set(ids[1])
 
 
 def test_ids_are_new_with_each_load(armed: Guest) -> None:

@@ -1,0 +1,169 @@
+"""What a reading costs does not grow with what is shown: memory, and the length of a step.
+
+KERNEL.md's list of what was wrong with the original calls these 6 and 13.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from kbuild.programs import PLACE
+from kbuild.vm.guest import Background, Guest
+from tests.vm.module import FILE, PEEK, kernel_log, load, topology
+
+MILLION = 1 << 20  # fs.nr_open, and so the largest table that there is by default
+CGROUP = "/sys/fs/cgroup/reader"
+# One reader: 64 KiB of text, 4 KiB for a path, the state, and an open file.
+READER_BYTES = 80 << 10
+# Charges are counted by the batch, of 64 pages for each CPU.
+BATCH_BYTES = 2 * 64 * 4096
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What reading a file whole came to; memory is what was in use beyond the beginning."""
+
+    bytes: int
+    records: int
+    descriptors: int
+    highest: int
+    slab_kib: int
+    vmalloc_kib: int
+    peak_bytes: int  # of all memory of the reader's cgroup
+
+
+@contextlib.contextmanager
+def cgroup(guest: Guest) -> Iterator[list[str]]:
+    """A memory cgroup that is empty at the beginning; gives what a command in it begins with."""
+    script = (
+        f"echo +memory >/sys/fs/cgroup/cgroup.subtree_control && mkdir {CGROUP} && cat"
+        f" {CGROUP}/memory.current"
+    )
+    assert guest.run(["sh", "-c", script], timeout_s=5, check=True).text == "0\n"
+    try:
+        yield ["sh", "-c", f'echo $$ >{CGROUP}/cgroup.procs && exec "$@"', "sh"]
+    finally:
+        guest.run(["rmdir", CGROUP], timeout_s=5, check=True)
+
+
+def count(guest: Guest) -> Counted:
+    """Read the whole file in a cgroup of its own."""
+    with cgroup(guest) as inside:
+        argv = [*inside, f"{PLACE}/observe_reads", FILE, "count", "65536"]
+        words = guest.run(argv, timeout_s=60, check=True).text.split()
+        peak = int(guest.read(f"{CGROUP}/memory.peak"))
+    total, records, descriptors, highest, slab, vmalloc = (int(word) for word in words)
+    return Counted(total, records, descriptors, highest, slab, vmalloc, peak)
+
+
+def test_memory_does_not_grow_with_the_listing(loaded: Guest, armed: Guest) -> None:
+    """The original's memory was its output, and the output twice that, or nothing (6)."""
+    with topology(armed, "full-table", "1000"):
+        small = count(loaded)
+    with topology(armed, "full-table", str(MILLION)):
+        large = count(loaded)
+    print(f"{small}\n{large}")
+    assert (small.records, small.descriptors, small.highest) == (1, 1000, 999)
+    assert (large.records, large.descriptors, large.highest) == (1, MILLION, MILLION - 1)
+    assert large.bytes > 1000 * small.bytes
+    # It did count what the module takes: more than its buffer, and all of that in the cgroup.
+    assert small.peak_bytes > 16 << 10
+    assert large.peak_bytes <= small.peak_bytes + BATCH_BYTES
+    # And what was taken without a charge.
+    assert large.slab_kib <= small.slab_kib + 1024
+    assert large.vmalloc_kib <= small.vmalloc_kib + 1024
+
+
+def test_memory_of_a_reader(loaded: Guest, armed: Guest) -> None:
+    """Of the order of one buffer, also in the middle of a large table."""
+    readers = 64
+    with topology(armed, "full-table", "10000"), cgroup(loaded) as inside:
+        argv = [*inside, f"{PLACE}/observe_reads", FILE, "hold", str(readers)]
+        holder: Background = loaded.start(argv)
+        assert holder.read_line(20) == b"closed\n"
+        before = int(loaded.read(f"{CGROUP}/memory.current"))
+        holder.write(b"x")
+        assert holder.read_line(20) == b"open\n"
+        after = int(loaded.read(f"{CGROUP}/memory.current"))
+        holder.close_stdin()
+        holder.wait(20, check=True)
+    each = (after - before) / readers
+    print(f"{each / 1024:.1f} KiB for each of {readers} readers")
+    assert 16 << 10 < each < READER_BYTES
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How a reader went through the bitmap of a table, hold of a lock by hold of a lock."""
+
+    holds: int
+    searches: int  # for a next descriptor, the most under one hold
+    slots: int  # the most that one hold can have looked at
+
+
+def watch(guest: Guest) -> Steps:
+    """Read the file while the tests' own module watches the reader's locks and searches."""
+    before = len(kernel_log(guest))
+    guest.run(["insmod", PEEK.format(release=guest.release), "watch=cat"], timeout_s=20, check=True)
+    try:
+        guest.run(["sh", "-c", f"exec cat {FILE} >/dev/null"], timeout_s=60, check=True)
+    finally:
+        guest.run(["rmmod", "peek"], timeout_s=20, check=True)
+    (found,) = re.findall(
+        r"peek: holds (\d+) searches (\d+) slots (\d+)", kernel_log(guest)[before:]
+    )
+    return Steps(*(int(number) for number in found))
+
+
+def test_no_step_grows_with_the_table(loaded: Guest, armed: Guest) -> None:
+    """The original looked at every slot, empty ones too, under one lock (13)."""
+    config = loaded.read(f"/boot/config-{loaded.release}").decode()
+    if "CONFIG_KPROBES=y" not in config:
+        pytest.skip("this kernel has no kprobes; Debian's own has")
+    steps = {}
+    for scenario, size in (
+        ("sparse-table", 1 << 16),
+        ("sparse-table", MILLION),
+        ("full-table", 1 << 10),
+        ("full-table", 1 << 14),
+    ):
+        with topology(armed, scenario, str(size)):
+            steps[scenario, size] = watch(loaded)
+    print(*(f"{name} {size}: {one}" for (name, size), one in steps.items()), sep="\n")
+    # More table: more holds, and none that is longer.
+    for one in steps.values():
+        assert 0 < one.slots <= 1 << 16
+        assert 0 < one.searches <= 33
+    assert steps["sparse-table", MILLION].holds >= MILLION >> 16
+    assert steps["sparse-table", MILLION].slots == 1 << 16
+    small, large = steps["full-table", 1 << 10], steps["full-table", 1 << 14]
+    assert large.holds >= (1 << 14) // 32 > small.holds
+    assert large.searches == small.searches
+
+
+def test_a_long_read_ends_when_it_is_told_to(guest: Guest, armed: Guest) -> None:
+    """By a fatal signal, and by the unloading, which waits for no more than the step's end."""
+    load(guest)
+    before = len(kernel_log(guest))
+    with topology(armed, "full-table", "200000"):
+        argv = [f"{PLACE}/cut_short", FILE, str(200_000 * 90)]
+        result = guest.run(argv, timeout_s=120, check=True)
+    print(result.text)
+    figures = {}
+    for line in result.text.splitlines():
+        what, *numbers = line.split()
+        figures[what] = tuple(map(int, numbers))
+    whole, _, error = figures["whole"]
+    assert error == 0
+    for what, expected in (("killed", -9), ("unloaded", 5)):
+        used, cut, ended_by = figures[what]
+        assert ended_by == expected, "a signal is negative; 5 is EIO"
+        assert cut < whole / 2
+        assert used - cut < whole / 4
+    assert guest.run(["test", "-e", FILE], timeout_s=5).status != 0
+    assert "buggy" not in kernel_log(guest)[before:]
