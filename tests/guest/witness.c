@@ -8,7 +8,9 @@
  *	- a descriptor whose path ends with "+cloexec" is closed on exec, one with "+kept" is
  *	  not, and one with "+append" or "+cloexec" in it has O_APPEND or has it not
  *	  (turmoil.c names its files so);
- *	- no process called "host" is shown: turmoil.c calls those so that are in no container.
+ *	- no process called "host" is shown: turmoil.c calls those so that are in no container;
+ *	- none but the first process of a namespace has no parent in it, among those that
+ *	  turmoil.c makes.
  *
  *	witness <file> <milliseconds> <seed> [readers]
  *
@@ -94,12 +96,24 @@ static const char *column(const char *line, int n, size_t *length)
 	return line;
 }
 
+static bool is_anchored(long pid)
+{
+	for (unsigned int i = 0; i < anchored; i++)
+		if (anchors[i].pid == pid)
+			return true;
+	return false;
+}
+
 static void check_header(const char *line)
 {
 	const char *command = strrchr(line, '\t') + 1;
+	size_t length;
 
 	if (!strcmp(command, "host"))
 		wrong(INVARIANT, "a process of the host is shown: %s", line);
+	if (!first && !is_anchored(listing.pid) && atol(column(line, 2, &length)) != 1 &&
+	    atol(column(line, 3, &length)) == 0)
+		wrong(INVARIANT, "a process with a parent is shown without: %s", line);
 }
 
 static void check_file(const char *line)
