@@ -5,8 +5,9 @@
  *	faults load <module.ko> <first> <step> <most> [parameters]
  *		every <step>th allocation or copy of init_module(2), from the <first> on,
  *		fails, each in a call of its own; <most> of them at most (0: all)
- *	faults read|pread <file> <bytes>
- *		each of those of open(2) and of the reads to the end
+ *	faults read|pread <file> <bytes> <passes>
+ *		each of those of open(2) and of the reads to the end; more than once, since the
+ *		allocator itself sometimes needs a page, which moves the numbers of what follows
  *	faults copy <file>
  *		reads into memory that is not there, is not to be written, or ends too soon
  *	faults kill <file> <times>
@@ -421,11 +422,12 @@ int main(int argc, char **argv)
 		open_fail_nth();
 		fail_load(argv[2], strtoul(argv[3], NULL, 10), strtoul(argv[4], NULL, 10),
 			  strtoul(argv[5], NULL, 10), argc == 7 ? argv[6] : "");
-	} else if (argc == 4 && (!strcmp(mode, "read") || !strcmp(mode, "pread"))) {
+	} else if (argc == 5 && (!strcmp(mode, "read") || !strcmp(mode, "pread"))) {
 		path = argv[2];
 		expected = read_file(path, &length);
 		open_fail_nth();
-		fail_read(strtoul(argv[3], NULL, 10), mode[0] == 'p');
+		for (unsigned long pass = strtoul(argv[4], NULL, 10); pass > 0; pass--)
+			fail_read(strtoul(argv[3], NULL, 10), mode[0] == 'p');
 	} else if (argc == 3 && !strcmp(mode, "copy")) {
 		path = argv[2];
 		expected = read_file(path, &length);
