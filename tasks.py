@@ -372,7 +372,7 @@ def stress(
         "what": "procfile: reading /proc/cplayground, beside every other way to learn the same",
         "kernel": "of the guest: ours, stock (Debian's own), or all of them, one after the other",
         "rounds": "how often each thing is measured",
-        "load": "measure under this load alone; may be given several times",
+        "load": "this load, ids, busy-host or disturbance alone; may be given several times",
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
 )

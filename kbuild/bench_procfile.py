@@ -102,6 +102,8 @@ LOADS = {
         Load("long-paths", 4, 250, path=3000),
     )
 }
+# All that can be measured, in its order.
+NAMES = ("ids", *LOADS, "busy-host", "disturbance")
 # The one container that is read on a quiet and on a busy host.
 _SMALL = Load("one container", 20, 20)
 
@@ -580,11 +582,11 @@ def run(
 ) -> tuple[Path, ...]:
     """Measure everything on one kernel of a target's image, or on both; returns the JSON files.
 
-    ``loads`` names some of LOADS; without, it is all of them and what is measured beside.
+    ``loads`` names some of NAMES; without, it is all of them.
     """
-    unknown = set(loads) - set(LOADS)
+    unknown = set(loads) - set(NAMES)
     if unknown:
-        raise UserError(f"no such load: {', '.join(sorted(unknown))}", expected=", ".join(LOADS))
+        raise UserError(f"no such load: {', '.join(sorted(unknown))}", expected=", ".join(NAMES))
     if kernel not in KERNELS:
         raise UserError(f"no such kernel: {kernel}", expected=", ".join(KERNELS))
     if rounds < 1:
@@ -599,7 +601,7 @@ def run(
                 say(bench.render(comparison))
                 done.append(comparison)
             under_load = [one for one in done if one.name in LOADS]
-            verdicts = [bench.judge(aim, under_load) for aim in AIMS]
+            verdicts = [bench.judge(aim, under_load) for aim in AIMS] if under_load else []
             say("\n".join(verdicts))
             path = settings.build / "bench" / f"procfile-{place.lab.release}.json"
             everything = {
@@ -612,11 +614,7 @@ def run(
     return tuple(results)
 
 
-def _comparisons(place: Stage, rounds: int, loads: Sequence[str]) -> Iterator[Comparison]:
-    if not loads:
-        yield ids(place, rounds)
-    for name in loads or LOADS:
-        yield compare(place, LOADS[name], rounds)
-    if not loads:
-        yield busy_host(place, rounds)
-        yield disturbance(place, rounds)
+def _comparisons(place: Stage, rounds: int, names: Sequence[str]) -> Iterator[Comparison]:
+    beside = {"ids": ids, "busy-host": busy_host, "disturbance": disturbance}
+    for name in names or NAMES:
+        yield beside[name](place, rounds) if name in beside else compare(place, LOADS[name], rounds)

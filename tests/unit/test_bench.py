@@ -191,6 +191,22 @@ def test_loads_are_few_and_many_sparse_and_long() -> None:
     assert all(f'{{ "{name}", ' in source for name in options)
 
 
+def test_only_what_was_asked_for_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ids", "compare", "busy_host", "disturbance"):
+        monkeypatch.setattr(
+            bench_procfile, name, lambda *given, name=name: (name, *given[1:-1], given[-1])
+        )
+
+    def measured(*names: str) -> list[object]:
+        return list(bench_procfile._comparisons(None, 2, names))  # type: ignore[arg-type]
+
+    assert measured("disturbance", "sparse") == [
+        ("disturbance", 2),
+        ("compare", LOADS["sparse"], 2),
+    ]
+    assert len(measured()) == len(LOADS) + 3
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
