@@ -50,7 +50,7 @@ class Frame:
 class Stack:
     """Frames under one heading, the innermost first."""
 
-    label: str  # "" for the place of the fault; access, allocated, freed, queued, order, held
+    label: str  # "" for the place of the fault; else one of _HEADINGS, or held
     frames: tuple[Frame, ...]
 
 
@@ -239,7 +239,8 @@ _HEADINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"^Allocated (by task|in )", "allocated"),
         (r"^Freed (by task|in )", "freed"),
         (r"^(Last|Second to last) potentially related work", "queued"),
-        (r"^-> #\d+ \(", "order"),
+        (r"^-> #\d+ \(|state was registered at:$", "order"),
+        (r"^Preemption disabled at:", "disabled"),
         (r"^(stack backtrace:|Call Trace:|\s+backtrace\b.*:$)", ""),
         (r"(read|write|assert).* to 0x[0-9a-f]+ of \d+ bytes by .*:$", "access"),
     )
@@ -252,7 +253,7 @@ _GENERIC = re.compile(
     r"|_*kcsan_\w+|_*tsan_\w+|slab_\w+|object_err|free_debug_processing|check_poison\w*"
     r"|__might_\w+|__schedule\w*|schedule(_timeout\w*)?|preempt_schedule\w*|rcu_note_context_switch"
     r"|check_(noncircular|prev\w*|deadlock\w*)|validate_chain|_*lock_acquire\w*|lock_release"
-    r"|lockdep_\w+|debug_\w+|do_raw_\w+|_*raw_(spin|read|write)_\w+|_*mutex_\w+|msleep\w*"
+    r"|lockdep_\w+|mark_(lock|usage|held_locks)|debug_\w+|do_raw_\w+|_*raw_(spin|read|write)_\w+|_*mutex_\w+|msleep\w*"
     r"|refcount_\w+|__list_(add|del)_\w+|memcpy|memset|memmove|_*kmalloc\w*|_*kmem_cache_\w+"
     r"|k?free|kfree_\w+|_*kfree|___?slab_\w+|_*get_free_pages|_*alloc_pages\w*|get_page_from_\w+"
     r"|post_alloc_hook|_*kernel_(un)?poison_pages|asm_\w+|exc_\w+|page_fault_oops|do_user_addr_\w+"
@@ -262,7 +263,8 @@ _FRAMES_OF_A_FINGERPRINT = 3
 _FRAMES_SHOWN = 8
 # Lines of a report that a reader can do without
 _NOISE = re.compile(
-    r"^(Code: |(?!RIP)[RE][A-Z0-9]{2}: |(CS|FS|CR2|PKRU|DR\d): |Hardware name:|Modules linked in:)"
+    r"^(Code: |RIP: 0033|(?!RIP)[RE][A-Z0-9]{2}: |(CS|FS|CR2|PKRU|DR\d): )"
+    r"|^(Hardware name:|Modules linked in:)"
     r"|^(irq event stamp|(hard|soft)irqs last)|^\s*\? |^\s*$"
 )
 _NUMBERS = re.compile(r"\b(0x)?[0-9a-f]*\d[0-9a-f]*\b|#\d+")

@@ -10,6 +10,7 @@ import pytest
 from kbuild.vm import decoding, triage
 from kbuild.vm.console import mark_line
 from kbuild.vm.decoding import Location, Place
+from kbuild.vm.outcome import Outcome
 from tests.unit import console_corpus
 
 CORPUS = sorted(console_corpus.DIRECTORY.glob("*.log"))
@@ -57,6 +58,33 @@ def test_recorded_consoles(path: Path) -> None:
     """
     expected, text = console_corpus.split(path)
     assert console_corpus.expectations(text) == expected
+
+
+def test_the_corpus_has_every_way_to_end() -> None:
+    verdicts = {console_corpus.split(path)[0][0].removeprefix("verdict: ") for path in CORPUS}
+    assert verdicts >= {
+        outcome.label
+        for outcome in (
+            Outcome.PASSED,
+            Outcome.CRASHED,
+            Outcome.REPORTED,
+            Outcome.WARNED,
+            Outcome.HUNG,
+            Outcome.NO_OUTPUT,
+            Outcome.NO_POWER_OFF,
+        )
+    }
+
+
+def test_the_corpus_has_reports_of_many_kinds() -> None:
+    recorded = {
+        report.name for path in CORPUS for report in triage.scan(console_corpus.split(path)[1])
+    }
+    assert recorded >= {
+        *("KASAN", "lockdep", "context switch under RCU", "sleeping in atomic", "refcount"),
+        *("list corruption", "debug objects", "WARN", "panic", "NULL dereference"),
+        *("soft lockup", "RCU stall", "hung task"),
+    }
 
 
 def test_a_recorded_console_loses_only_what_is_far_from_its_reports() -> None:
