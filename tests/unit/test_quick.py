@@ -1,0 +1,231 @@
+"""The quick suite against a guest made of answers: what it finds, and when it stops."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from kbuild import quick
+from kbuild.programs import PLACE
+from kbuild.quick import QuickResult
+from kbuild.vm.guest import Guest, GuestResult
+
+MODULE = Path(__file__)
+OBSERVED = b"P 7 1 0 0 S 0 0 4026532000 61\nend 1\n"
+COUNTS = b"struct file 10\nopen files 9\nend 2\n"
+KASAN = "[    1.0] BUG: KASAN: use-after-free in cpg_scan+0x1/0x2 [cplayground]\n"
+
+Answer = tuple[int, bytes, bytes]
+
+
+@dataclass
+class Job:
+    """A command of the guest; one without an answer never ends."""
+
+    argv: tuple[str, ...]
+    answer: Answer | None
+    waits: bool = False  # for its input's end
+
+    @property
+    def running(self) -> bool:
+        return self.answer is None or self.waits
+
+    def follow(self, timeout_s: float, *, until: bytes | None = None) -> bool:
+        if self.answer is None:
+            return False
+        return not self.waits or (until is not None and until in self.answer[1])
+
+    def close_stdin(self) -> None:
+        self.waits = False
+
+    def wait(self, timeout_s: float) -> GuestResult:
+        assert self.answer is not None
+        return GuestResult(self.argv, *self.answer, seconds=0.0)
+
+
+@dataclass
+class FakeGuest:
+    """Answers as a guest with a module that is right; ``answers`` says what is different."""
+
+    answers: dict[str, Callable[[Sequence[str]], Answer | None]] = field(default_factory=dict)
+    loads: int = 0
+    kernel_log: str = ""
+    started: list[tuple[str, ...]] = field(default_factory=list)
+
+    machine: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(console=SimpleNamespace(size=lambda: 0))
+    )
+
+    def console(self, since: int = 0) -> str:
+        return self.kernel_log
+
+    def put(self, content: object, remote: str) -> None:
+        assert content == MODULE
+
+    def run(self, argv: Sequence[str], *, timeout_s: float) -> GuestResult:
+        return self.start(argv).wait(timeout_s)
+
+    def start(self, argv: Sequence[str], *, cwd: str = "/") -> Job:
+        self.started.append(tuple(argv))
+        name = " ".join(argv).removeprefix(f"{PLACE}/")
+        if argv[0] == "insmod":
+            self.loads += 1
+        for beginning, special in self.answers.items():
+            if name == beginning or name.startswith(f"{beginning} "):
+                return Job(tuple(argv), special(argv), waits="topology" in name)
+        if argv[0] == "unshare":
+            return Job(tuple(argv), (1, b"", b"cat: Permission denied"))
+        return Job(tuple(argv), (0, self.usual(name), b""), waits="topology" in name)
+
+    def listing(self) -> bytes:
+        identity = hashlib.sha256(bytes([self.loads])).hexdigest()
+        return f"{identity}\t7\t1\t0\t0\ta\n\n".encode()
+
+    def usual(self, name: str) -> bytes:
+        whole = {
+            f"@read {quick.FILE}": self.listing(),
+            "@read /proc/sys/kernel/tainted": b"4096\n",
+            "@read /proc/lockdep_stats": b" debug_locks:      1\n",
+        }
+        by_first_word = {
+            "observe": OBSERVED,
+            "observe_reads": self.listing(),
+            "topology": b"ready\n",
+            "counts": COUNTS,
+            "witness": b"anchored 1\n12 34 56\n",
+            "reader": b"5 6 7 0 0 0 99\n",
+        }
+        return whole.get(name, by_first_word.get(name.split()[0], b""))
+
+
+def judge(
+    guest: FakeGuest, *, deadline_s: float = 20.0, window_us: int = 0, expect: Sequence[str] = ()
+) -> QuickResult:
+    return quick.run(
+        cast(Guest, guest),
+        MODULE,
+        {},
+        backend="stock",
+        deadline_s=deadline_s,
+        window_us=window_us,
+        expect=expect,
+    )
+
+
+def detectors(result: QuickResult) -> set[str]:
+    return {finding.detector for finding in result.findings}
+
+
+def always(status: int, out: bytes = b"", err: bytes = b"") -> Callable[[Sequence[str]], Answer]:
+    return lambda argv: (status, out, err)
+
+
+def test_a_module_that_is_right_passes() -> None:
+    guest = FakeGuest()
+    result = judge(guest, window_us=300)
+    assert result.findings == ()
+    assert result.passed
+    assert result.armed == quick.ASKED
+    assert (result.reads, result.records) == (2 + 12 + 5, 2 + 34 + 6)
+    loads = [argv for argv in guest.started if argv[0] == "insmod"]
+    assert loads[0][2:] == ("backend=stock", "window_us=300")
+    unloads = [argv for argv in guest.started if argv[0] == "rmmod"]
+    assert len(loads) == len(unloads)
+    assert [step.name for step in result.steps][-2:] == ["leaks", "detectors"]
+
+
+@pytest.mark.parametrize(
+    ("command", "answer", "detector"),
+    [
+        ("rmmod", always(1, err=b"in use"), "unload"),
+        ("observe_reads", always(0, b"other"), "ways of reading"),
+        ("observe", always(0, OBSERVED.replace(b"P 7 1 0", b"P 7 1 3")), "oracle"),
+        ("observe", always(1), "workload"),
+        (f"@read {quick.FILE}", always(5), "reading"),
+        (f"@read {quick.FILE}", always(0, b"x\n"), "grammar"),
+        ("unshare", always(0, b"something"), "privacy"),
+        ("witness", always(3, b"anchored 1\n"), "grammar"),
+        ("witness", always(4, b"anchored 1\n"), "invariants"),
+        ("witness", always(5, b"anchored 1\n"), "reading"),
+        ("witness", always(0, b"anchored 1\n0 0 0\n"), "workload"),
+        ("witness", always(0, b"anchored 1\n"), "workload"),
+        ("turmoil", always(1), "workload"),
+        ("reader", always(1, err=b"a reader saw"), "invariants"),
+        ("counts 5000", always(0, COUNTS.replace(b"10", b"11")), "leak of struct file"),
+        (f"@read {quick._KMEMLEAK}", always(0, b"unreferenced object 0x1\n"), "kmemleak"),
+    ],
+)
+def test_what_is_wrong_is_found(
+    command: str, answer: Callable[[Sequence[str]], Answer], detector: str
+) -> None:
+    result = judge(FakeGuest({command: answer}))
+    assert detector in detectors(result)
+    assert not result.passed
+
+
+def test_ids_that_stay_are_found() -> None:
+    listing = FakeGuest().listing()
+    result = judge(FakeGuest({f"@read {quick.FILE}": always(0, listing)}))
+    assert "ids" in detectors(result)
+
+
+def test_a_module_that_does_not_load_is_not_judged_further() -> None:
+    result = judge(FakeGuest({"insmod": always(1, err=b"Unknown symbol")}))
+    assert detectors(result) == {"load"}
+    assert not result.complete
+
+
+def test_new_taint_and_a_lockdep_that_is_off() -> None:
+    guest = FakeGuest()
+    states = iter([b" debug_locks: 1\n", b" debug_locks: 0\n"])
+    taints = iter([b"0\n", b"512\n"])
+    guest.answers = {
+        "@read /proc/lockdep_stats": lambda argv: (0, next(states), b""),
+        "@read /proc/sys/kernel/tainted": lambda argv: (0, next(taints), b""),
+    }
+    assert detectors(judge(guest)) == {"lockdep off", "taint"}
+
+
+def test_what_cannot_be_asked_is_not_armed() -> None:
+    def absent(argv: Sequence[str]) -> Answer:
+        return (argv[2].startswith("/sys"), b"", b"")
+
+    guest = FakeGuest({"test": absent, "@read /proc/lockdep_stats": always(1)})
+    result = judge(guest)
+    assert result.passed
+    assert result.armed == frozenset()
+
+
+def test_a_reader_that_had_no_turn_is_no_finding() -> None:
+    idle = always(1, b"5 6 7 0 0 0 99\n", b"reader: no slow reader has read anything")
+    assert judge(FakeGuest({"reader": idle})).passed
+
+
+def test_stops_when_what_was_expected_has_reported() -> None:
+    guest = FakeGuest(kernel_log=KASAN)
+    result = judge(guest, expect=("KASAN",))
+    assert detectors(result) == {"KASAN"}
+    assert not result.complete
+    assert not any("turmoil" in argv[0] for argv in guest.started)
+
+
+def test_goes_on_for_what_was_expected_and_has_not_reported() -> None:
+    result = judge(FakeGuest(kernel_log=KASAN), expect=("kmemleak",))
+    assert detectors(result) == {"KASAN"}
+    assert result.complete
+
+
+def test_half_a_line_is_no_report_yet() -> None:
+    assert judge(FakeGuest(kernel_log="[    1.0] BUG: K")).passed
+
+
+def test_a_step_without_an_end_is_a_hang() -> None:
+    result = judge(FakeGuest({"observe": lambda argv: None}), deadline_s=0.05)
+    assert detectors(result) == {"hang"}
+    assert not result.complete
