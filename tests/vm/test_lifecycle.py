@@ -25,7 +25,7 @@ from tests.vm.module import (
     unload,
 )
 
-CYCLES = 100
+CYCLES = 50  # twice as many as there may be namespaces: see reloads.c
 WARN_TAINT = 1 << 9
 
 
@@ -44,14 +44,6 @@ def test_unloaded_while_open(guest: Guest) -> None:
     errors = result.stderr.decode()
     assert errors.count("Input/output error") == 2, errors
     assert errors.count("No such file or directory") == 1, errors
-
-
-def test_loaded_and_unloaded_again_and_again(guest: Guest) -> None:
-    script = (
-        f"for i in $(seq 20); do modprobe {MODULE} && cat {FILE} && rmmod {MODULE} || exit; done"
-    )
-    result = guest.run(["sh", "-c", script], timeout_s=60)
-    assert (result.status, result.stdout, result.stderr) == (0, b"", b"")
 
 
 def test_reloaded_under_readers(armed: Guest) -> None:
