@@ -118,17 +118,20 @@ def run(
     outcome's exit status, when it does not pass; with ``watch`` both are said instead, and
     only the user ends it.
     """
-    place = lab.prepare(settings, target, accel=accel)
+    clock = _Clock()
+    with clock.stage("prepare") as seen:
+        place = lab.prepare(settings, target, accel=accel)
+        seen.append(place.release)
     home = settings.build / target.suite / target.name / "try"
     with fs.lock(home.with_name(".try.lock")), _Loop(place, home, backend, window_us, say) as loop:
         if not watch:
-            loop.once()
+            loop.once(clock)
             return
-        loop.again()
+        loop.again(clock)
         for changes in watchfiles.watch(settings.project / "kmod", raise_interrupt=True):
             names = sorted({Path(path).name for _, path in changes})
             logger.info("changed: %s", ", ".join(names))
-            loop.again()
+            loop.again(_Clock())
 
 
 class _Loop:
@@ -151,9 +154,9 @@ class _Loop:
         if self._standby is not None:
             self._standby.abandon()
 
-    def once(self) -> None:
+    def once(self, clock: _Clock) -> None:
         """Make one attempt and say what came of it; raises when that is bad."""
-        attempt = self._attempt()
+        attempt = self._attempt(clock)
         self._say(render(attempt))
         if not attempt.passed:
             raise TryFailedError(
@@ -162,17 +165,16 @@ class _Loop:
                 attempt.console,
             )
 
-    def again(self) -> None:
+    def again(self, clock: _Clock) -> None:
         """Make an attempt whose failure is no reason to end, and prepare the next."""
         try:
-            self.once()
+            self.once(clock)
         except (BuildError, TryFailedError, GuestLost) as error:
             self._say(f"{error.kind} error: {error}")
         self._standby = self._open()
         self._say("waiting for an edit of kmod/")
 
-    def _attempt(self) -> Attempt:
-        clock = _Clock()
+    def _attempt(self, clock: _Clock) -> Attempt:
         building = self._compiler.submit(self._compile, clock)
         guest = self._restored(clock)
         try:
@@ -206,7 +208,7 @@ class _Loop:
             return guest
         with clock.stage("restore") as seen:
             guest = self._open()
-            seen.append(guest.release)
+            seen.append(f"uptime {guest.read('/proc/uptime').split()[0].decode()} s")
         return guest
 
     def _open(self) -> Guest:

@@ -40,8 +40,10 @@ class FakeMachine:
 class FakeGuest:
     """A guest as far as the loop knows one."""
 
-    release = "6.1.0-fake"
     machine = FakeMachine()
+
+    def read(self, _: str) -> bytes:
+        return b"21.50 40.00\n"
 
     def __init__(self, text: str = "", heard: bool = True) -> None:
         self._text = text
@@ -72,6 +74,7 @@ class World:
         world = self
 
         class Place:
+            release = "6.1.0-fake"
             settings = world.settings
             target = Target("bookworm", "lab", "debug")
             programs: dict[str, Path] = {}  # noqa: RUF012 - read only
@@ -131,7 +134,17 @@ def edits(monkeypatch: pytest.MonkeyPatch, *steps: Callable[[], None]) -> None:
 def test_a_good_module_passes_and_each_stage_is_shown(world: World) -> None:
     world.run()
     (text,) = world.said
-    for word in ("compile", "restore", "load", "still", "21 processes", "passed in", "lockdep"):
+    for word in (
+        "prepare",
+        "6.1.0-fake",
+        "compile",
+        "restore",
+        "load",
+        "still",
+        "21 processes",
+        "passed in",
+        "lockdep",
+    ):
         assert word in text
     assert world.sources == [world.settings.project / "kmod"]
     assert (world.asked[0]["backend"], world.asked[0]["window_us"]) == ("export", loop.WINDOW_US)
