@@ -1,0 +1,101 @@
+"""The test command: which kernel the lab's tests run on, and what becomes of the mutants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from kbuild import lab, mutants, testing
+from kbuild.errors import UserError
+from kbuild.model import Settings, Target
+from kbuild.mutants import CONTROL, Fate, Trial
+from kbuild.testing import FailedTestsError, TierResult
+
+TARGET = Target(suite="bookworm", flavour="cloud-amd64")
+MUTANT = """\
+Bug: One.
+Why: Two.
+Backends: stock
+Detectors: oracle
+Within: 9
+
+--- a/kmod/a.c
++++ b/kmod/a.c
+@@ -1 +1 @@
+-a
++b
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Settings:
+    (tmp_path / mutants.PATCHES).mkdir(parents=True)
+    (tmp_path / mutants.PATCHES / "one.patch").write_text(MUTANT)
+    return Settings(project=tmp_path, build=tmp_path / "build", cache=tmp_path / "cache")
+
+
+@pytest.fixture
+def commands(
+    project: Settings, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> list[list[str]]:
+    """What pytest would have been told; its run leaves a trial of the control and the mutant."""
+    told: list[list[str]] = []
+    failed = int(getattr(request, "param", 0))
+
+    def run_tier(settings: Settings, tier: str, options: Sequence[str], **rest: object) -> object:
+        told.append([str(rest["what"]), *options])
+        mutants.save(
+            settings.build / mutants.RESULT,
+            [
+                Trial(CONTROL, "stock", "6.1", (), {}, Fate.SURVIVED.value, 1.0),
+                Trial("one", "stock", "6.1", ("oracle",), {"oracle": 2}, Fate.KILLED.value, 1.0),
+            ],
+        )
+        return TierResult(tier, failed, 2, failed, 1.0, Path("lab.xml"))
+
+    monkeypatch.setattr(testing, "_run_tier", run_tier)
+    monkeypatch.setattr(lab, "prepare", lambda *args, **options: None)
+    return told
+
+
+def test_the_lab_is_the_debug_variant_unless_another_is_asked_for() -> None:
+    assert testing.lab_target(TARGET) == Target("bookworm", "lab", "debug")
+    kasan = Target("bookworm", "amd64", "kasan")
+    assert testing.lab_target(kasan) == Target("bookworm", "lab", "kasan")
+
+
+def test_an_unknown_tier_is_refused(project: Settings) -> None:
+    with pytest.raises(UserError, match="no such tier"):
+        testing.run_tests(project, TARGET, tiers=("laboratory",))
+
+
+def test_all_mutants_are_tried_and_their_page_is_written(
+    project: Settings, commands: list[list[str]]
+) -> None:
+    text = testing.run_mutants(project, TARGET, whole=True)
+    (command,) = commands
+    assert command[0] == "tests/lab/test_mutants.py"
+    assert command[1:3] == ["--variant", "debug"]
+    assert "--all" in command
+    assert "| one | stock | 1/1 |" in text
+    page = (project.project / mutants.PAGE).read_text()
+    assert text in page
+    assert "the variant debug" in page
+
+
+def test_some_of_them_leave_the_page_alone(project: Settings, commands: list[list[str]]) -> None:
+    testing.run_mutants(project, TARGET, keyword="one")
+    assert commands[0][-2:] == ["-k", "(one) or test_kill_matrix"]
+    assert "--all" not in commands[0]
+    assert not (project.project / mutants.PAGE).exists()
+
+
+@pytest.mark.parametrize("commands", [1], indirect=True)
+def test_a_failure_is_one_and_the_page_shows_it(
+    project: Settings, commands: list[list[str]]
+) -> None:
+    with pytest.raises(FailedTestsError, match="1 of 2 lab tests failed"):
+        testing.run_mutants(project, TARGET)
+    assert (project.project / mutants.PAGE).exists()
