@@ -570,6 +570,21 @@ def conditions(stage: Stage, rounds: int) -> dict[str, str]:
     }
 
 
+def verdicts(done: Sequence[Comparison]) -> list[str]:
+    """Say for each of AIMS under which loads it was met; nothing if none was measured."""
+    under_load = [one for one in done if one.name in LOADS]
+    return [bench.judge(aim, under_load) for aim in AIMS] if under_load else []
+
+
+def describe(state: Mapping[str, str], done: Sequence[Comparison]) -> dict[str, object]:
+    """Return what is kept of a run."""
+    return {
+        "conditions": dict(state),
+        "comparisons": [bench.to_json(one) for one in done],
+        "aims": verdicts(done),
+    }
+
+
 def run(
     settings: Settings,
     target: Target,
@@ -596,20 +611,14 @@ def run(
         with stage(settings, target, stock=stock, accel=accel) as place:
             state = conditions(place, rounds)
             say("\n".join(f"{name}: {value}" for name, value in state.items()) + "\n")
-            done = []
-            for comparison in _comparisons(place, rounds, loads):
-                say(bench.render(comparison))
-                done.append(comparison)
-            under_load = [one for one in done if one.name in LOADS]
-            verdicts = [bench.judge(aim, under_load) for aim in AIMS] if under_load else []
-            say("\n".join(verdicts))
             path = settings.build / "bench" / f"procfile-{place.lab.release}.json"
-            everything = {
-                "conditions": state,
-                "comparisons": [bench.to_json(one) for one in done],
-                "aims": verdicts,
-            }
-            fs.write_json(path, everything)
+            done: list[Comparison] = []
+            # Kept after each, so that an interrupted run leaves what it has measured.
+            for comparison in _comparisons(place, rounds, loads):
+                done.append(comparison)
+                say(bench.render(comparison))
+                fs.write_json(path, describe(state, done))
+            say("\n".join(verdicts(done)))
             results.append(path)
     return tuple(results)
 

@@ -207,6 +207,17 @@ def test_only_what_was_asked_for_is_measured(monkeypatch: pytest.MonkeyPatch) ->
     assert len(measured()) == len(LOADS) + 3
 
 
+def test_aims_are_judged_under_loads_alone() -> None:
+    beside = Comparison("ids", "ids", "ns", "module", (Series("module", {0: 1.0}),))
+    assert bench_procfile.verdicts([beside]) == []
+    kept = bench_procfile.describe({"kernel": "k"}, [beside])
+    assert (kept["conditions"], kept["aims"]) == ({"kernel": "k"}, [])
+    load = Comparison("sparse", "s", "µs", "module", (*beside.series, Series("C walk", {0: 50.0})))
+    said = bench_procfile.verdicts([beside, load])
+    assert "C walk ÷ module at least 40: 1 of 1, the least 50.0" in said
+    assert "BPF iterator ÷ module at least 2: not measurable here" in said
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
