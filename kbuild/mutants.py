@@ -45,6 +45,8 @@ _REQUIRED = ("Bug", "Why", "Backends", "Detectors", "Within")
 _OPTIONAL = ("Window", "Many")
 # Of the host, for one run; a mutant's own time is part of its header.
 _DEADLINE_S = 300.0
+# Longer than for a quick look: a race has to be met, and a run ends when it is.
+_CHURN_S = 12.0
 _PATCH_TIMEOUT_S = 60.0
 _WINDOW_US = 300
 
@@ -295,6 +297,7 @@ def run_trial(
             backend=backend,
             window_us=_WINDOW_US if mutant is None else mutant.window_us,
             deadline_s=_DEADLINE_S,
+            churn_s=_CHURN_S,
             expect=expected,
             many=0 if mutant is None else mutant.many,
             seed=seed,
