@@ -1,0 +1,170 @@
+"""Each variant's kernel against a module that misbehaves: every detector has to speak.
+
+So that a "KASAN" kernel without KASAN cannot pass.  A detector that has spoken may be
+silent for ever after (lockdep) or only report once (KASAN), so each has a guest of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from kbuild import lab
+from kbuild.lab import Lab
+from kbuild.variants import Detector, variant
+from kbuild.vm import checking, triage
+from kbuild.vm.guest import Guest, GuestResult
+from kbuild.vm.spec import MISBEHAVE
+
+_WHAT = "/sys/module/misbehave/parameters/what"
+_DEBUGFS = "/sys/kernel/debug"
+_LOADED_TAINT = lab.MODULE_TAINT
+
+# What a detector needs to be told before it notices: file, value.  KCSAN knows functions of
+# modules once they are loaded; the watchdogs would take minutes, and a panic.
+_BEFORE = {
+    "race": (
+        (f"{_DEBUGFS}/kcsan", "whitelist"),
+        (f"{_DEBUGFS}/kcsan", "!misbehave_racer"),
+        (f"{_DEBUGFS}/kcsan", "on"),
+    ),
+    "spin": (
+        ("/proc/sys/kernel/softlockup_panic", "0"),
+        ("/proc/sys/kernel/watchdog_thresh", "1"),
+    ),
+    "stuck": (("/proc/sys/kernel/hung_task_timeout_secs", "1"),),
+}
+_FAULT_KNOBS = (
+    (f"{_DEBUGFS}/failslab/ignore-gfp-wait", "N"),
+    (f"{_DEBUGFS}/fail_page_alloc/ignore-gfp-wait", "N"),
+    (f"{_DEBUGFS}/fail_page_alloc/min-order", "0"),
+)
+# The n-th thing that can fail is made to, from the opening of the file on, until the
+# deed is done without a failure: then every one of them has failed once.
+_EACH_IN_TURN = """\
+n=0
+while n=$((n + 1)); [ $n -le 99 ]; do
+	echo $n >/proc/self/fail-nth
+	echo "$1" >"$2"
+	status=$?
+	left=$(cat /proc/self/fail-nth)
+	echo 0 >/proc/self/fail-nth
+	[ "$status" = 0 ] && exit 0
+done
+exit 1
+"""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    name = metafunc.config.getoption("variant")
+    chosen = variant(name or "release")
+    if "detector" in metafunc.fixturenames:
+        detectors = chosen.detectors
+        metafunc.parametrize("detector", detectors, ids=[one.deed for one in detectors])
+    if "fault" in metafunc.fixturenames:
+        metafunc.parametrize("fault", chosen.faults)
+
+
+@pytest.fixture
+def workdir(request: pytest.FixtureRequest, place: Lab) -> Path:
+    """Where the console of this test's guest is kept."""
+    name = re.sub(r"\W+", "-", str(request.node.name)).strip("-")
+    return place.settings.build / "logs" / "lab" / "test_detectors" / place.target.variant / name
+
+
+@contextmanager
+def misbehaving(place: Lab, workdir: Path) -> Iterator[Guest]:
+    """A guest with the module in it, which has done nothing yet and brought no report."""
+    with lab.open_guest(place, workdir=workdir) as guest:
+        guest.run(["insmod", MISBEHAVE.format(release=guest.release)], timeout_s=20, check=True)
+        assert guest.reports() == ()
+        yield guest
+
+
+def order(guest: Guest, deed: str) -> GuestResult:
+    return guest.run(["sh", "-c", f"echo {deed} >{_WHAT}"], timeout_s=20)
+
+
+def write(guest: Guest, path: str, value: str) -> None:
+    guest.run(["sh", "-c", f"echo {shlex.quote(value)} >{path}"], timeout_s=5, check=True)
+
+
+def console_after(guest: Guest, since: int) -> str:
+    """Return the console from ``since`` on, all of it that had been written by now."""
+    mark = f"all said {since}"
+    guest.mark(mark)
+    deadline = time.monotonic() + guest.answer_s
+    while mark not in (text := guest.console(since)):
+        assert time.monotonic() < deadline, "the mark did not appear on the console"
+        time.sleep(0.05)
+    return text
+
+
+def test_a_detector_notices(place: Lab, workdir: Path, detector: Detector) -> None:
+    with misbehaving(place, workdir) as guest:
+        for path, value in _BEFORE.get(detector.deed, ()):
+            write(guest, path, value)
+        since = guest.machine.console.size()
+        order(guest, detector.deed)
+        reports = triage.scan(console_after(guest, since))
+        if detector.kind == "kmemleak":
+            reports += checking.at_the_end(guest).leaks
+        seen = {triage.fingerprint(report): report for report in reports}
+        ours = [
+            mark
+            for mark in seen
+            if mark.startswith(f"{detector.kind}: ") and f"misbehave_{detector.deed}" in mark
+        ]
+        assert ours, f"expected {detector}, found {list(seen)}"
+        # one misdeed is one bug
+        assert list(seen) == ours
+        module = workdir / "misbehave.ko"
+        module.write_bytes(guest.read(MISBEHAVE.format(release=guest.release)))
+        shown = triage.render(reports, modules={"misbehave": module})
+        assert re.search(rf"misbehave_{detector.deed}\w*  misbehave\.c:\d+", shown), shown
+        # the rest of its life says nothing more
+        guest.abandon()
+
+
+def test_a_guest_in_which_nothing_was_tripped_is_clean(place: Lab, workdir: Path) -> None:
+    with misbehaving(place, workdir) as guest:
+        guest.run(["rmmod", "misbehave"], timeout_s=20, check=True)
+        verdict = guest.shutdown()
+    assert verdict.passed, verdict
+    # and it was asked for the detectors that it has to have
+    assert guest.spec.checkers == variant(place.target.variant).checkers
+
+
+def test_the_slabs_that_the_command_line_names_are_checked(place: Lab, workdir: Path) -> None:
+    given = [re.match(r"slub_debug=(\w+),(.+)", word) for word in place.spec.append]
+    named = [(flags[1], name) for flags in given if flags for name in flags[2].split(",")]
+    if not named:
+        pytest.skip(f"the variant {place.target.variant} has no slub_debug parameter")
+    with misbehaving(place, workdir) as guest:
+        for flags, name in named:
+            for flag, check in (("F", "sanity_checks"), ("Z", "red_zone"), ("P", "poison")):
+                value = guest.read(f"/sys/kernel/slab/{name}/{check}").strip()
+                assert value == (b"1" if flag in flags else b"0"), f"{name}: {check}"
+        guest.abandon()
+
+
+def test_a_failure_can_be_made(place: Lab, workdir: Path, fault: str) -> None:
+    with misbehaving(place, workdir) as guest:
+        for path, value in _FAULT_KNOBS:
+            write(guest, path, value)
+        since = guest.machine.console.size()
+        done = guest.run(["sh", "-c", _EACH_IN_TURN, "sh", fault, _WHAT], timeout_s=60)
+        text = console_after(guest, since)
+        assert done.status == 0, f"it never came through: {done.stderr.decode()}"
+        forced = text.split("FAULT_INJECTION: forcing a failure")[1:]
+        assert any(f" misbehave_{fault}+0x" in one for one in forced), (
+            f"{len(forced)} failures were made, and none of them in misbehave_{fault}"
+        )
+        assert triage.scan(text) == ()
+        guest.abandon()
