@@ -132,7 +132,11 @@ def _ops(depth: int, most: int) -> st.SearchStrategy[tuple[Op, ...]]:
     by_kind = dict(_SIMPLE)
     if depth:
         by_kind["spawn"] = st.builds(
-            t.Spawn, processes(depth - 1), st.sampled_from((False, False, True)), _BOOLEANS
+            t.Spawn,
+            processes(depth - 1),
+            st.sampled_from((False, False, True)),
+            _BOOLEANS,
+            st.sampled_from((*(False,) * 7, True)),
         )
         by_kind["thread"] = st.builds(t.StartThread, _ops(depth - 1, 4))
         kinds += ["spawn"] * 9 + ["thread"] * 4

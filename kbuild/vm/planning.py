@@ -16,6 +16,7 @@ from kbuild.vm import procfile
 from kbuild.vm.topology import (
     CLONE_FILES,
     CLONE_NEWPID,
+    CLONE_VFORK,
     CLOSE_RANGE_CLOEXEC,
     CLOSE_RANGE_UNSHARE,
     DEVICES,
@@ -188,6 +189,7 @@ class Code(Enum):
     BLOCK = 35
     SUBREAPER = 36
     EXEC = 37
+    REST_FOR = 38
     SETTLE = 64
     STOP = 65
     TRACE = 66
@@ -304,6 +306,9 @@ class _Process:
     leader_dead: bool = False
     gone: bool = False
     subreaper: bool = False
+    # That of vfork(2), which waits, and whether it will be waiting for ever.
+    waited_for_by: _Process | None = None
+    stuck: bool = False
     pending: set[int] = field(default_factory=set)
 
     @property
@@ -452,7 +457,7 @@ class _Walk:
         leader = process.leader
         for op in process.what.ops:
             self.perform(leader, op)
-        if not leader.is_replaced:
+        if not leader.is_replaced and not process.stuck:
             self.end(process)
 
     def end(self, process: _Process) -> None:
@@ -461,6 +466,8 @@ class _Walk:
             kind = End.ZOMBIE
         if kind is End.REAPED and process.parent is None:
             kind = End.ZOMBIE
+        if kind is End.HOLD:
+            self.leave_waiting(process.waited_for_by)
         self.emit(Code.END, kind.value)
         if kind is End.HOLD:
             return
@@ -477,6 +484,14 @@ class _Walk:
         for other in self.processes:
             if other.parent is process and not other.gone:
                 other.parent = self.reaper(process)
+
+    def leave_waiting(self, waiting: _Process | None) -> None:
+        """Say for those that wait in vfork(2), one for the other, that they have come to rest."""
+        while waiting is not None:
+            self.emit(Code.REST_FOR, waiting.slot)
+            waiting.state = "D"
+            waiting.stuck = True
+            waiting = waiting.waited_for_by
 
     def reaper(self, process: _Process) -> _Process | None:
         """Say who adopts the children of a process (find_new_reaper() of kernel/exit.c)."""
@@ -496,6 +511,9 @@ class _Walk:
         table = task.table if op.share_table else task.table.copy()
         child.leader = _Task(child, table, task.command, task.blocked)
         flags = (CLONE_NEWPID if op.new_namespace else 0) | (CLONE_FILES if op.share_table else 0)
+        if op.vfork and task is process.leader:
+            child.waited_for_by = process
+            flags |= CLONE_VFORK
         at = self.emit(Code.SPAWN, child.slot, c=flags)
         self.run(child)
         self.body(at)
@@ -516,7 +534,7 @@ class _Walk:
     # --- operations ---
 
     def perform(self, task: _Task, op: Op) -> None:
-        if task.is_replaced:
+        if task.is_replaced or task.process.stuck:
             return
         match op:
             case Spawn():
@@ -849,6 +867,7 @@ class _Walk:
         process = task.process
         self.emit(Code.EXEC, process.slot)
         process.threads.clear()
+        process.waited_for_by = None
         process.leader = task
         task.command = PROGRAM
         task.table = task.table.copy()
@@ -861,7 +880,7 @@ class _Walk:
         there = [process for process in self.processes if not process.gone]
         for process in there:
             self.emit(Code.SETTLE, process.slot, ord(process.state))
-        held = [process for process in there if process.running]
+        held = [process for process in there if process.running and not process.stuck]
         for process in held:
             rest = process.what.rest
             if rest is not Rest.SLEEPING:

@@ -32,6 +32,7 @@ O_PATH = 0o10000000
 O_TMPFILE = 0o20200000
 
 CLONE_FILES = 0x400
+CLONE_VFORK = 0x4000
 CLONE_NEWPID = 0x20000000
 CLOSE_RANGE_UNSHARE = 2
 CLOSE_RANGE_CLOEXEC = 4
@@ -295,11 +296,12 @@ class Exec:
 
 @dataclass(frozen=True)
 class Spawn:
-    """clone(2)."""
+    """clone(2); with ``vfork`` the first thread waits until the child ends or calls execve(2)."""
 
     child: Process
     new_namespace: bool
     share_table: bool
+    vfork: bool = False
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ enum code {
 	BLOCK = 35,		/* c: signals, as the kernel numbers bits */
 	SUBREAPER = 36,
 	EXEC = 37,		/* a: the process's slot, which a thread becomes */
+	REST_FOR = 38,		/* a: slot of one that waits for us in vfork(2) */
 	/* Of this program itself, when all processes have been made. */
 	SETTLE = 64,		/* a: slot, b: letter of the state */
 	STOP = 65,		/* a: slot */
@@ -461,6 +462,9 @@ static void perform(const struct self *self, const struct op *op)
 	case BLOCK:
 		/* The library's own function keeps two signals for itself. */
 		CHECK(syscall(SYS_rt_sigprocmask, SIG_SETMASK, &set, NULL, sizeof(set)));
+		break;
+	case REST_FOR:
+		come_to(op->a, RESTING);
 		break;
 	case SUBREAPER:
 		CHECK(prctl(PR_SET_CHILD_SUBREAPER, 1));

@@ -389,7 +389,9 @@ static void take_view(struct text *text)
 
 	if (!dir)
 		err(1, "/proc");
-	view_process_count = view_file_count = view_names.length = 0;
+	view_process_count = 0;
+	view_file_count = 0;
+	view_names.length = 0;
 	while ((entry = readdir(dir))) {
 		if (!isdigit((unsigned char)entry->d_name[0]))
 			continue;

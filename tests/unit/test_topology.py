@@ -286,6 +286,24 @@ def test_exec_closes_unshares_and_ends_threads() -> None:
     assert process.blocked == 1 << 5
 
 
+def test_who_waits_in_vfork() -> None:
+    def vfork(*ops: t.Op, end: End = End.HOLD) -> t.Spawn:
+        return t.Spawn(t.Process(ops, end), False, False, vfork=True)
+
+    def states(*ops: t.Op) -> dict[int, tuple[str, int]]:
+        return {p.ns_pid: (p.state, len(p.files)) for p in plan(t.Process(ops)).processes}
+
+    # What comes after it never comes to pass, and neither does what the child's child leaves.
+    assert states(vfork(vfork(), t.Open(0, 0)), t.Open(0, 0)) == {
+        1: ("D", 1),
+        2: ("D", 1),
+        3: ("S", 1),
+    }
+    assert states(vfork(end=End.ZOMBIE), t.Open(0, 0)) == {1: ("S", 2), 2: ("Z", 0)}
+    assert states(vfork(t.Exec()), t.Open(0, 0)) == {1: ("S", 2), 2: ("S", 1)}
+    assert states(t.StartThread((vfork(),)), t.Open(0, 0)) == {1: ("S", 2), 3: ("S", 1)}
+
+
 def test_signals_that_stay() -> None:
     def pending(process: t.Process) -> int:
         return plan(t.Process((t.Spawn(process, False, False),))).processes[1].pending

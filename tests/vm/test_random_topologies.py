@@ -145,7 +145,8 @@ def test_random_topologies(
     assert workshop.topologies >= count // len(rounds) * len(rounds)
     assert workshop.processes >= 2 * workshop.topologies
     assert workshop.descriptors >= 10 * workshop.topologies
-    assert set(workshop.states) == set("STtZ")
+    if count >= 100:
+        assert set(workshop.states) == set("DSTtZ")
 
 
 # Each open file and each namespace is seen twice, so that no id stands alone.
