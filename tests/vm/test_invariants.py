@@ -1,0 +1,66 @@
+"""While everything changes, each record is one that some moment could have shown."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from kbuild import programs
+from kbuild.model import Settings
+from kbuild.programs import PLACE
+from kbuild.vm import procfile
+from kbuild.vm.guest import Guest
+from tests import flux
+from tests.vm.module import FILE, backends, loaded_with
+
+PROGRAM = "flux"
+READINGS = 250
+# So few that they are given out again within a fraction of a second.
+PID_MAX = 700
+
+
+def test_each_record_is_of_some_moment(
+    guest: Guest, settings: Settings, request: pytest.FixtureRequest
+) -> None:
+    """The invariants of docs/procfile.md, on each backend, under fork, exec, exit and dup."""
+    if guest.run(["test", "-e", f"{PLACE}/{PROGRAM}"], timeout_s=5).status:
+        programs.install(guest, programs.compile_programs(settings, "bookworm", [PROGRAM]))
+    number: int = request.config.getoption("topology_seed") or random.randrange(1 << 32)
+    before = guest.read("/proc/sys/kernel/pid_max").decode().strip()
+    guest.run(["sysctl", "-qw", f"kernel.pid_max={PID_MAX}"], timeout_s=5, check=True)
+    try:
+        for backend in backends(guest):
+            with loaded_with(guest, f"backend={backend}", "fields=extended"):
+                check_readings(guest, backend, number)
+            number += 1
+    finally:
+        if guest.alive:
+            guest.run(["sysctl", "-qw", f"kernel.pid_max={before}"], timeout_s=5, check=True)
+
+
+def check_readings(guest: Guest, backend: str, number: int) -> None:
+    """Read while everything changes, and hold each reading against the invariants."""
+    place = f"/tmp/flux.{backend}"
+    command = [f"{PLACE}/{PROGRAM}", place, FILE, str(READINGS), str(number)]
+    result = guest.run(command, timeout_s=60, check=True)
+    read = flux.parse(result.stdout)
+    listings = [procfile.parse(text, extended=True) for text in read.readings]
+    count = flux.summary(listings)
+    print(f"backend {backend}, --topology-seed {number}: {dict(count)}, in {result.seconds:.1f} s")
+    found = [
+        f"reading {n}: {line}"
+        for n, listing in enumerate(listings)
+        for line in flux.violations(listing, read.firsts, place.encode())
+    ]
+    assert not found, f"{len(found)} (seed {number}):\n" + "\n".join(found[:40])
+    # What would make this mean nothing: that little changed, or that nobody could be mistaken.
+    assert count["readings"] == READINGS
+    assert count["records"] >= 5 * READINGS
+    assert count["descriptors"] >= 50 * READINGS
+    assert count["changes"] >= READINGS // 5
+    assert count["processes"] >= 50
+    assert count["reused pids"] >= 10
+    assert count["zombies"] >= 10
+    assert read.workers > flux.CONTAINERS
+    assert read.hosted >= 100
