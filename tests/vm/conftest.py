@@ -48,7 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kernel", choices=("ours", "stock", "all"), default="all", help="of those in the image"
     )
     group.addoption(
-        "--topologies", type=int, default=200, help="how many random ones each kernel is tried with"
+        "--topologies", type=int, default=150, help="how many random ones each kernel is tried with"
     )
     group.addoption(
         "--topology-seed", type=int, help="seed of the random topologies; a new one each time"
