@@ -431,7 +431,9 @@ class _Run:
         limits = [f"{name}={most}" for name, most in counts.limits(before).items()]
         after = self._counts(str(_SETTLE_MS), *limits)
         for name, number in counts.leaks(before, after).items():
-            self.find(f"leak of {name}", f"{number} more than before")
+            self.find(
+                f"leak of {name}", f"{number} more than the {before.values.get(name, 0)} of before"
+            )
         if "kmemleak" in self.armed:
             for _ in range(2):
                 self.run(["sh", "-c", f"echo scan >{_KMEMLEAK}"], "workload")

@@ -24,11 +24,13 @@ def test_what_is_cut_off_is_refused(text: str) -> None:
         counts.parse(text)
 
 
-def test_objects_are_counted_exactly_and_open_files_are_not() -> None:
+def test_a_command_that_has_just_ended_is_no_leak() -> None:
     assert counts.leaks(BEFORE, BEFORE) == {}
-    after = Counts({"struct file": 101, "struct pid": 2, "open files": 90 + 64})
-    assert counts.leaks(BEFORE, after) == {"struct file": 1}
-    assert counts.leaks(BEFORE, Counts({**BEFORE.values, "open files": 155})) == {"open files": 65}
+    after = Counts({"struct file": 106, "struct pid": 5, "open files": 90 + 64})
+    assert counts.leaks(BEFORE, after) == {}
+    assert counts.leaks(BEFORE, Counts({**after.values, "struct file": 107})) == {"struct file": 7}
+    assert counts.leaks(BEFORE, Counts({**after.values, "struct pid": 6})) == {"struct pid": 3}
+    assert counts.leaks(BEFORE, Counts({**after.values, "open files": 155})) == {"open files": 65}
 
 
 def test_what_is_not_counted_again_is_no_evidence() -> None:
