@@ -568,7 +568,6 @@ def _watch(
     earlier, began = tally.figures, time.monotonic()
     last: tuple[float, Figures] = (began, Figures())
     looked = sampled = began - _SAMPLE_EVERY_S
-    system: System | None = None
     while line := readers.read_line(_LINE_S):
         try:
             now, figures = time.monotonic(), parse_figures(line)
@@ -578,12 +577,11 @@ def _watch(
         if now - looked >= _LOOK_EVERY_S:
             system, looked = look(guest), now
             tally.worst_answer_s = max(tally.worst_answer_s, system.answer_s)
+            show(f"{names}: {describe(figures, last[1], now - last[0], system)}")
+            last = (now, figures)
         if now - sampled >= _SAMPLE_EVERY_S:
             tally.samples += _sample(guest, reloaded=reloaded)
             sampled = now
-        if system is not None:
-            show(f"{names}: {describe(figures, last[1], now - last[0], system)}")
-        last = (now, figures)
 
 
 def _sample(guest: Guest, *, reloaded: bool) -> bool:
@@ -674,18 +672,18 @@ def render(summary: Summary) -> str:
     lines = [
         f"{summary.release}, backend {summary.backend}, seed {summary.seed},"
         f" {progress.duration(summary.seconds)}",
-        f"read     {figures.listings} listings, {figures.records} records,"
+        f"read      {figures.listings} listings, {figures.records} records,"
         f" {progress.size(figures.bytes)}; worst read {figures.worst_ns / 1e6:.0f} ms",
-        f"         {summary.samples} listings through the strict parser,"
+        f"          {summary.samples} listings through the strict parser,"
         f" {figures.killed} readers killed",
-        f"reloads  {summary.unloadings}; {figures.cut} reads cut off,"
+        f"reloads   {summary.unloadings}; {figures.cut} reads cut off,"
         f" {figures.absent} opens while it was away",
-        f"loads    {', '.join(done)}; {summary.oom_kills} OOM kills",
-        f"no turn  {', '.join(never) or 'none'}",
-        f"answers  within {summary.worst_answer_s:.1f} s all the time",
+        f"loads     {', '.join(done)}; {summary.oom_kills} OOM kills",
+        f"no turn   {', '.join(never) or 'none'}",
+        f"answers   within {summary.worst_answer_s:.1f} s all the time",
     ]
     for check in summary.checks:
         said = check.outcome.label if check.outcome else "not checked"
-        lines.append(f"{check.name:<9}{said}: {check.found}")
-    lines.append(f"guest    {summary.verdict}")
+        lines.append(f"{check.name:<10}{said}: {check.found}")
+    lines.append(f"guest     {summary.verdict}")
     return "\n".join(lines)
