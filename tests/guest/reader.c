@@ -37,6 +37,8 @@
 #include "random.h"
 
 #define PIECE 65536
+/* How much longer than it was told a storm may take for each kind of reader to read. */
+#define TURN_NS 60000000000ULL
 
 struct figures {
 	atomic_ulong listings, records, bytes, cut, absent, killed, worst_ns;
@@ -225,6 +227,7 @@ static void ignore_signal(int number)
 static void signalled(void)
 {
 	struct sigaction action = { .sa_handler = ignore_signal };	/* no SA_RESTART */
+	unsigned long done = figures->progress[kind];
 	sigset_t user, before;
 	pid_t pid;
 
@@ -243,6 +246,9 @@ static void signalled(void)
 			read_listing(1, PIECE, 0, 0);
 	}
 	sigprocmask(SIG_SETMASK, &before, NULL);
+	/* on a slow kernel it would be killed before it has begun */
+	while (figures->progress[kind] == done && !waitpid(pid, NULL, WNOHANG))
+		usleep(1000);
 	for (unsigned int i = random_below(10); i > 0; i--) {
 		pause_up_to(3000);
 		kill(pid, SIGUSR1);
@@ -277,6 +283,14 @@ static void print_figures(void)
 	fflush(stdout);
 }
 
+static bool all_have_read(void)
+{
+	for (size_t i = 0; i < KINDS; i++)
+		if (!figures->progress[i])
+			return false;
+	return true;
+}
+
 static int storm(unsigned int seconds, uint64_t seed)
 {
 	uint64_t end = now_ns() + seconds * 1000000000ULL;
@@ -305,7 +319,9 @@ static int storm(unsigned int seconds, uint64_t seed)
 				kinds[kind].round();
 		}
 	}
-	while (now_ns() < end && !figures->wrong) {
+	/* each kind has its turn, also where the time is too short for it */
+	while (!figures->wrong &&
+	       (now_ns() < end || (!all_have_read() && now_ns() < end + TURN_NS))) {
 		sleep(1);
 		print_figures();
 	}
