@@ -241,6 +241,7 @@ static void begin(struct self *self, int inherited)
 	if (inherited < 0)
 		return;
 	/* The first process of a container: nothing of ours but the one file stays open. */
+	CHECK(sigaction(SIGHUP, &(struct sigaction){ .sa_handler = SIG_DFL }, NULL));
 	CHECK(prctl(PR_SET_PDEATHSIG, SIGKILL));
 	if (inherited)
 		CHECK(dup2(inherited, 0));
@@ -793,6 +794,8 @@ int main(int argc, char **argv)
 	snprintf(shared->program, sizeof(shared->program), "%s", argv[0]);
 	snprintf(shared->path, sizeof(shared->path), "%s", path);
 	request = (struct request *)shared->request;
+	/* A group that is orphaned with stopped processes in it gets this one, and it may be ours. */
+	signal(SIGHUP, SIG_IGN);
 	if (setrlimit(RLIMIT_NOFILE, &limit))
 		err(1, "setrlimit");
 	own_namespace = open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import secrets
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from kbuild import programs
 from kbuild.model import Settings
 from kbuild.programs import PLACE
+from kbuild.run import describe_status
 from kbuild.vm import image, procfile
 from kbuild.vm import topology as t
 from kbuild.vm.building import Builder, Built, NotBuiltError, compare
@@ -42,31 +44,32 @@ class Workshop:
     processes: int = 0
     descriptors: int = 0
     states: Counter[str] = field(default_factory=Counter)
-    places: int = 0
     program: Background | None = None
     builder: Builder | None = None
 
     def start(self) -> Builder:
         """Return the builder, running."""
         if self.builder is None:
-            self.places += 1
-            place = f"/tmp/topologies.{self.places}"
+            # Not one that an earlier program may have left behind.
+            place = f"/tmp/topologies.{secrets.token_hex(4)}"
             self.program = self.guest.start([f"{PLACE}/{PROGRAM}", place, FILE], cwd="/tmp")
             self.builder = Builder(self.program, place.encode(), timeout_s=BUILD_S)
         return self.builder
 
     def build(self, topology: Topology) -> tuple[Plan, Built]:
         """Build a topology; raises NotBuiltError with what the program said."""
-        builder = self.start()
-        assert self.program is not None
-        plan = builder.plan(topology)
         try:
+            builder = self.start()
+            plan = builder.plan(topology)
             return plan, builder.build(plan)
         except NotBuiltError as error:
+            assert self.program is not None
             if not self.program.ended:
                 raise
             self.builder = None
-            raise NotBuiltError(f"{error}: {self.program.wait(10).stderr!r}") from None
+            result = self.program.wait(10)
+            how = describe_status(result.status)
+            raise NotBuiltError(f"{error}: {how}: {result.stderr.decode()}") from None
 
     def check(self, topology: Topology) -> None:
         """Build a topology and fail with what is not as it must be."""
