@@ -21,6 +21,8 @@ from kbuild.run import start, stop
 logger = logging.getLogger(__name__)
 
 TIERS = ("unit", "vm", "lab")
+# Without the lab, which builds a kernel of its own.
+USUAL_TIERS = ("unit", "vm")
 # The lab's kernel: the one with the detectors that go together.
 LAB_FLAVOUR, LAB_VARIANT = "lab", "debug"
 
@@ -54,7 +56,7 @@ def run_tests(
     target: Target,
     *,
     modules: str = "auto",
-    tiers: Sequence[str] = TIERS,
+    tiers: Sequence[str] = USUAL_TIERS,
     keyword: str | None = None,
     accel: str | None = None,
     whole: bool = False,
