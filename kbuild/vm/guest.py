@@ -312,7 +312,8 @@ class Guest:
         self._greet("an answer after the restore", self.answer_s)
         if snapshot.port is not None:
             with self.talking("the second port"):
-                self.channel.use_bulk(snapshot.port, self.answer_s)
+                opened = self.channel.use_bulk(snapshot.port, self.answer_s)
+            self.port = snapshot.port if opened else None
         entropy = os.urandom(_ENTROPY_BYTES)
         self.run(["@wake", str(time.time_ns())], timeout_s=_ANSWER_S, stdin=entropy, check=True)
         self._restored_mark = mark_line("restored", os.urandom(8).hex())
