@@ -734,7 +734,7 @@ static int __init cpg_init(void)
 
 	cpg_entry = proc_create(CPG_NAME, file_mode, NULL, &cpg_proc_ops);
 	if (!cpg_entry) {
-		pr_err("/proc/" CPG_NAME " cannot be made: is the name taken, or no memory left?\n");
+		pr_err("/proc/" CPG_NAME " cannot be made: is the name taken, or no memory?\n");
 		return -EBUSY;
 	}
 	proc_set_user(cpg_entry, uid, gid);

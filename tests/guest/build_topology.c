@@ -519,17 +519,51 @@ static bool failed(const char *what, uint32_t slot)
 	return false;
 }
 
+/*
+ * Say whether a thread is in a state and off its CPU.  The one that completes the stop of its
+ * process tells the parent when it is shown as stopped already: only then is it all over.
+ */
+static bool stands(pid_t pid, pid_t task, char state)
+{
+	char name[64];
+	pid_t parent;
+
+	snprintf(name, sizeof(name), "/proc/%d/task/%d/stat", pid, task);
+	if (stat_state(slurp_at(AT_FDCWD, name), &parent) != state)
+		return false;
+	snprintf(name, sizeof(name), "/proc/%d/task/%d/syscall", pid, task);
+	return state == 'Z' || strncmp(slurp_at(AT_FDCWD, name), "running", 7);
+}
+
+static bool all_stand(pid_t pid, char state)
+{
+	struct dirent *entry;
+	bool good = true;
+	char name[64];
+	DIR *dir;
+
+	/* A stop is all threads'; every other state is the first one's. */
+	if (state != 'T')
+		return stands(pid, pid, state);
+	snprintf(name, sizeof(name), "/proc/%d/task", pid);
+	dir = opendir(name);
+	if (!dir)
+		err(1, "%s", name);
+	while (good && (entry = readdir(dir)))
+		if (isdigit((unsigned char)entry->d_name[0]))
+			good = stands(pid, atoi(entry->d_name), state);
+	closedir(dir);
+	return good;
+}
+
 /* Wait until a process is in a state; it is on its way there. */
 static bool settle(uint32_t slot, char state)
 {
 	time_t limit = now() + DEADLINE_S;
-	pid_t parent;
-	char name[64], is;
 
-	snprintf(name, sizeof(name), "/proc/%d/stat", shared->slots[slot].pid);
-	while ((is = stat_state(slurp_at(AT_FDCWD, name), &parent)) != state) {
+	while (!all_stand(shared->slots[slot].pid, state)) {
 		if (now() > limit) {
-			complain("slot %u is in the state %c, not in %c", slot, is, state);
+			complain("slot %u did not come to the state %c", slot, state);
 			return false;
 		}
 		sched_yield();

@@ -109,7 +109,7 @@ def test_the_name_is_taken(
             gone = guest.run(["test", "-e", f"/sys/module/{MODULE}"], timeout_s=5)
             assert gone.status != 0
         said = kernel_log(guest)
-        assert said.count(f"{FILE} cannot be made: is the name taken, or no memory left?") == tries
+        assert said.count(f"{FILE} cannot be made: is the name taken, or no memory?") == tries
         assert guest.run(["test", "-e", FILE], timeout_s=5).status == 0
         guest.run(["rmmod", "peek"], timeout_s=20, check=True)
         # The way is free again.
