@@ -83,7 +83,8 @@ def test_the_corpus_has_reports_of_many_kinds() -> None:
     assert recorded >= {
         *("KASAN", "lockdep", "context switch under RCU", "sleeping in atomic", "refcount"),
         *("list corruption", "debug objects", "WARN", "panic", "NULL dereference"),
-        *("soft lockup", "RCU stall", "hung task"),
+        *("soft lockup", "RCU stall", "hung task", "slab", "page poisoning", "RCU usage"),
+        "scheduling while atomic",
     }
 
 
