@@ -24,10 +24,10 @@ NAMES = st.one_of(
             b"a (deleted)",
             b" ",
             _FORGED,
-            b"x" * 250,
-            b"\n" * 255,
         ]
     ),
+    # With EnterDirectory these lead to paths of any length.
+    st.sampled_from([b"x" * 60, b"x" * 250, b"\n" * 255]),
     st.binary(min_size=1, max_size=20)
     .map(lambda name: name.replace(b"/", b"|").replace(b"\0", b"\r"))
     .filter(t.is_name),
@@ -75,6 +75,11 @@ _SIGNALS = st.one_of(
 )
 _BOOLEANS = st.booleans()
 
+# A file at the end of a path of any length, which the two alone would rarely give.
+_DEEP = st.tuples(
+    st.builds(t.EnterDirectory, _NUMBERS, st.integers(1, 18)),
+    st.builds(t.Open, _NUMBERS, _FILE_FLAGS),
+)
 _SIMPLE: dict[str, st.SearchStrategy[Op]] = {
     "open": st.builds(t.Open, _NUMBERS, _FILE_FLAGS),
     "open path": st.builds(t.OpenPath, st.none() | _NUMBERS, _BOOLEANS),
@@ -128,8 +133,8 @@ _SIMPLE: dict[str, st.SearchStrategy[Op]] = {
 
 def _ops(depth: int, most: int) -> st.SearchStrategy[tuple[Op, ...]]:
     """Draw operations; those that make processes and files come more often than one each."""
-    kinds = [*_SIMPLE, "open", "open", "memfd", "dup", "block"]
-    by_kind = dict(_SIMPLE)
+    kinds = [*_SIMPLE, "open", "open", "memfd", "dup", "block", "deep", "deep"]
+    by_kind: dict[str, st.SearchStrategy[Op | tuple[Op, ...]]] = _SIMPLE | {"deep": _DEEP}
     if depth:
         by_kind["spawn"] = st.builds(
             t.Spawn,
@@ -141,7 +146,11 @@ def _ops(depth: int, most: int) -> st.SearchStrategy[tuple[Op, ...]]:
         by_kind["thread"] = st.builds(t.StartThread, _ops(depth - 1, 4))
         kinds += ["spawn"] * 9 + ["thread"] * 4
     one = st.sampled_from(kinds).flatmap(by_kind.__getitem__)
-    return st.lists(one, max_size=most).map(tuple)
+    return st.lists(one, max_size=most).map(
+        lambda parts: tuple(
+            op for part in parts for op in (part if isinstance(part, tuple) else (part,))
+        )
+    )
 
 
 _ENDS = (*(End.HOLD,) * 5, End.ZOMBIE, End.REAPED, End.DEAD_LEADER)
