@@ -42,10 +42,33 @@ _BEFORE = {
     "stuck": (("/proc/sys/kernel/hung_task_timeout_secs", "1"),),
 }
 
+_FAULT_KNOBS = (
+    (f"{_DEBUGFS}/failslab/ignore-gfp-wait", "N"),
+    (f"{_DEBUGFS}/fail_page_alloc/ignore-gfp-wait", "N"),
+    (f"{_DEBUGFS}/fail_page_alloc/min-order", "0"),
+)
+# The n-th thing that can fail is made to, from the opening of the file on, for each n until
+# there is no n-th.  Reading what is left of n can be what fails.
+_EACH_IN_TURN = """\
+n=0
+while n=$((n + 1)); [ $n -le 99 ]; do
+	echo $n >/proc/self/fail-nth
+	echo "$1" >"$2"
+	left=0
+	read left </proc/self/fail-nth
+	echo 0 >/proc/self/fail-nth
+	[ "$left" != 0 ] && exit 0
+done
+exit 1
+"""
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    chosen = variant(metafunc.config.getoption("variant") or "release")
+    if "fault" in metafunc.fixturenames:
+        metafunc.parametrize("fault", chosen.faults)
     if "detector" in metafunc.fixturenames:
-        detectors = variant(metafunc.config.getoption("variant") or "release").detectors
+        detectors = chosen.detectors
         metafunc.parametrize("detector", detectors, ids=[one.deed for one in detectors])
 
 
@@ -81,7 +104,6 @@ def write(guest: Guest, path: str, value: str) -> None:
 
 def console_after(guest: Guest, since: int) -> str:
     """Return the console from ``since`` on, when nothing more has come for a while."""
-    guest.mark_end("the misdeed")
     deadline = time.monotonic() + guest.answer_s
     while True:
         text = guest.console(since)
@@ -135,3 +157,18 @@ def test_the_slabs_that_the_command_line_names_are_checked(place: Lab, workdir: 
             for flag, check in (("F", "sanity_checks"), ("Z", "red_zone"), ("P", "poison")):
                 value = guest.read(f"/sys/kernel/slab/{name}/{check}").strip()
                 assert value == (b"1" if flag in flags else b"0"), f"{name}: {check}"
+
+
+def test_a_failure_can_be_made(place: Lab, workdir: Path, fault: str) -> None:
+    with misbehaving(place, workdir) as guest:
+        for path, value in _FAULT_KNOBS:
+            write(guest, path, value)
+        since = guest.machine.console.size()
+        done = guest.run(["sh", "-c", _EACH_IN_TURN, "sh", fault, _WHAT], timeout_s=60)
+        text = console_after(guest, since)
+        assert done.status == 0, f"there was always one more to fail: {done.stderr.decode()}"
+        forced = text.split("FAULT_INJECTION: forcing a failure")[1:]
+        assert any(f" misbehave_{fault}+0x" in one for one in forced), (
+            f"{len(forced)} failures were made, and none of them in misbehave_{fault}"
+        )
+        assert triage.scan(text) == ()
