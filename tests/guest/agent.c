@@ -106,8 +106,10 @@ static void kernel_log(const char *format, ...)
 	if (fd < 0)
 		return;
 	va_start(args, format);
-	vsnprintf(line + 3, sizeof(line) - 3, format, args);
+	vsnprintf(line + 3, sizeof(line) - 4, format, args);
 	va_end(args);
+	/* without its end, the line is kept back until the next one comes */
+	strcat(line, "\n");
 	if (write(fd, line, strlen(line)) < 0) {
 		/* there is nowhere left to say so */
 	}
