@@ -519,54 +519,74 @@ static bool failed(const char *what, uint32_t slot)
 	return false;
 }
 
-/*
- * Say whether a thread is in a state and off its CPU.  The one that completes the stop of its
- * process tells the parent when it is shown as stopped already: only then is it all over.
- */
-static bool stands(pid_t pid, pid_t task, char state)
+/* Wait until a process is in a state; it is on its way there. */
+static bool settle(uint32_t slot, char state)
 {
-	char name[64];
+	time_t limit = now() + DEADLINE_S;
+	pid_t parent;
+	char name[64], is;
+
+	snprintf(name, sizeof(name), "/proc/%d/stat", shared->slots[slot].pid);
+	while ((is = stat_state(slurp_at(AT_FDCWD, name), &parent)) != state) {
+		if (now() > limit) {
+			complain("slot %u is in the state %c, not in %c", slot, is, state);
+			return false;
+		}
+		sched_yield();
+	}
+	return true;
+}
+
+/* Say whether a thread is off its CPU, and nobody has woken it. */
+static bool is_quiet(pid_t pid, pid_t task)
+{
+	char name[64], state;
 	pid_t parent;
 
 	snprintf(name, sizeof(name), "/proc/%d/task/%d/stat", pid, task);
-	if (stat_state(slurp_at(AT_FDCWD, name), &parent) != state)
-		return false;
+	state = stat_state(slurp_at(AT_FDCWD, name), &parent);
 	snprintf(name, sizeof(name), "/proc/%d/task/%d/syscall", pid, task);
-	return state == 'Z' || strncmp(slurp_at(AT_FDCWD, name), "running", 7);
+	return state == 'Z' ||
+	       (state != 'R' && strncmp(slurp_at(AT_FDCWD, name), "running", 7));
 }
 
-static bool all_stand(pid_t pid, char state)
+static bool are_quiet(uint32_t slots)
 {
 	struct dirent *entry;
 	bool good = true;
 	char name[64];
 	DIR *dir;
 
-	/* A stop is all threads'; every other state is the first one's. */
-	if (state != 'T')
-		return stands(pid, pid, state);
-	snprintf(name, sizeof(name), "/proc/%d/task", pid);
-	dir = opendir(name);
-	if (!dir)
-		err(1, "%s", name);
-	while (good && (entry = readdir(dir)))
-		if (isdigit((unsigned char)entry->d_name[0]))
-			good = stands(pid, atoi(entry->d_name), state);
-	closedir(dir);
+	for (uint32_t i = 0; good && i < slots; i++) {
+		snprintf(name, sizeof(name), "/proc/%d/task", shared->slots[i].pid);
+		/* None: a thread's slot, or a process that has been waited for. */
+		dir = shared->slots[i].pid ? opendir(name) : NULL;
+		while (good && dir && (entry = readdir(dir)))
+			if (isdigit((unsigned char)entry->d_name[0]))
+				good = is_quiet(shared->slots[i].pid, atoi(entry->d_name));
+		if (dir)
+			closedir(dir);
+	}
 	return good;
 }
 
-/* Wait until a process is in a state; it is on its way there. */
-static bool settle(uint32_t slot, char state)
+/*
+ * Wait until the last of it is over: the thread that completes a stop sends SIGCHLD when
+ * it is shown as stopped already, and a thread that is woken by that takes it.  The one
+ * may have been looked at before the other, so all are looked at once more.
+ */
+static bool come_to_rest(uint32_t slots)
 {
 	time_t limit = now() + DEADLINE_S;
 
-	while (!all_stand(shared->slots[slot].pid, state)) {
+	for (int passes = 0; passes < 2;) {
+		passes = are_quiet(slots) ? passes + 1 : 0;
 		if (now() > limit) {
-			complain("slot %u did not come to the state %c", slot, state);
+			complain("a thread does not come to rest");
 			return false;
 		}
-		sched_yield();
+		if (!passes)
+			sched_yield();
 	}
 	return true;
 }
@@ -760,7 +780,7 @@ static void answer(const struct request *request, const char *path)
 	inherited = open("inherited", O_RDWR | O_CREAT, 0600);
 	if (inherited < 0)
 		err(1, "inherited");
-	if (build(request, inherited)) {
+	if (build(request, inherited) && come_to_rest(request->slots)) {
 		take_file(&file, path);
 		take_view(&view);
 		fputs("built", stdout);

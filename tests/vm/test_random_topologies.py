@@ -83,7 +83,8 @@ class Workshop:
         self.descriptors += result.descriptors
         self.states.update(process.state for process in plan.processes)
         if result.differences:
-            pytest.fail("\n".join(result.differences[:40]), pytrace=False)
+            # No pytest.fail(): that would not show the topology which hypothesis has found.
+            raise AssertionError("\n".join(result.differences[:40]))
 
     def close(self) -> None:
         """End the program; it has to be able to unmount what it built upon."""
