@@ -80,7 +80,8 @@ def run_tests(
             made = pipeline.guest_image(settings, target, done)
             options += ["--prebuilt", str(pipeline.prebuilt_module(done))]
             options += ["--image", str(made.description), "--cache", str(settings.cache)]
-            options += ["--target", f"--suite {target.suite} --flavour {target.flavour}"]
+            again = f"--suite {target.suite} --flavour {target.flavour} --variant {target.variant}"
+            options += ["--target", again]
             options += ["--accel", accel] if accel else []
         if tier == "lab":
             options += _lab_options(settings, target, accel=accel, whole=whole)

@@ -117,6 +117,11 @@ def variant(name: str) -> Variant:
     return VARIANTS[name]
 
 
+def named_in(flavour: str) -> str:
+    """Return the variant that a flavour's name ends with, as in a release: lab-debug."""
+    return next((name for name in VARIANTS if flavour.endswith(f"-{name}")), "release")
+
+
 def suited(spec: GuestSpec, name: str) -> GuestSpec:
     """Return the spec of a guest as our kernel of the variant ``name`` needs it."""
     one = variant(name)

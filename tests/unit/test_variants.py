@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kbuild.errors import UserError
-from kbuild.variants import CHECKERS, DETECTORS, FAULTS, VARIANTS, variant
+from kbuild.variants import CHECKERS, DETECTORS, FAULTS, VARIANTS, named_in, variant
 from kbuild.vm import triage
 
 PROJECT = Path(__file__).parents[2]
@@ -51,3 +51,16 @@ def test_a_variant_has_the_detectors_of_all_of_its_fragments() -> None:
 def test_an_unknown_variant_is_refused() -> None:
     with pytest.raises(UserError, match="nosan"):
         variant("nosan")
+
+
+@pytest.mark.parametrize(
+    ("flavour", "name"),
+    [
+        ("lab", "release"),
+        ("cloud-amd64", "release"),
+        ("lab-debug", "debug"),
+        ("lab-kcsan", "kcsan"),
+    ],
+)
+def test_a_variant_is_in_the_name_of_its_flavour(flavour: str, name: str) -> None:
+    assert named_in(flavour) == name

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import programs, run
+from kbuild import programs, run, variants
 from kbuild.model import Kernel, Settings
 from kbuild.programs import PLACE
 from kbuild.vm import image, qemu, triage
@@ -155,7 +155,10 @@ def guest_slot(
     """The module's guest for this kernel; its whole verdict has to be PASSED."""
     module = Path(str(request.node.name)).stem
     workdir = request.config.rootpath / "build" / "logs" / "vm" / module / kernel.release
-    slot = Slot(GuestSpec(kernel=kernel, disk=guest_image.disk, accelerator=accelerator), workdir)
+    spec = GuestSpec(kernel=kernel, disk=guest_image.disk, accelerator=accelerator)
+    if image.is_ours(kernel):
+        spec = variants.suited(spec, variants.named_in(kernel.flavour))
+    slot = Slot(spec, workdir)
     yield slot
     slot.close()
     if slot.verdicts:
