@@ -15,7 +15,8 @@
  *	FDS * k + 1	"b", open in each process and never closed on exec
  *	FDS * k + 2	"b" on one of these two at any moment, or on both
  *	FDS * k + 3
- *	the next ones	"a" with close-on-exec, or "b" without; nothing else, ever
+ *	the next ones	"a" with close-on-exec, or "b" without; nothing else, ever, but
+ *			"a" without in a worker that is in execve(2)
  *
  * Each of the two is one open file in a container, with its own position and flags.  The
  * first process is called "init", its workers "init", "one" or "two", and "flux" after

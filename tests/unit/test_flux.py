@@ -52,8 +52,17 @@ def with_file(which: int, /, **changes: object) -> Process:
 
 def test_what_may_be_shown() -> None:
     assert flux.violations(LISTING, FIRSTS, PLACE) == []
+    # in the middle of execve(2)
+    assert flux.violations((OTHER, FIRST, with_file(104, cloexec=False)), FIRSTS, PLACE) == []
     ended = replace(WORKER, files=(), extended=Signals("Z", 0, 0))
     assert flux.violations((OTHER, FIRST, ended), FIRSTS, PLACE) == []
+
+
+def test_who_never_execs_has_no_file_that_is_about_to_be_closed() -> None:
+    first = replace(FIRST, files=(*FIRST.files, replace(A, fd=104)))
+    found = flux.violations((OTHER, first, WORKER), FIRSTS, PLACE)
+    assert len(found) == 1
+    assert "close-on-exec False" in found[0]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +79,6 @@ def test_what_may_be_shown() -> None:
         (with_file(169, fd=69), "5: .* container 1 never had it"),
         (with_file(104, path=b"/tmp/flux/2/a"), "5: .* its path"),
         (with_file(104, path=b"/tmp/flux/1/c"), "5: .* its path"),
-        (with_file(104, cloexec=False), "3: .* close-on-exec False"),
         (with_file(169, cloexec=True), "3: .* close-on-exec True"),
         (with_file(102, path=A.path, position=11, flags=A.flags, id=A.id), "3: .* it is b'a'"),
         (with_file(102, fd=105), "4: .* on neither"),
