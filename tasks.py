@@ -22,7 +22,7 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import Task
 
-from kbuild import bench_procfile, cleaning, loop, pipeline, progress, source, testing
+from kbuild import bench_procfile, cleaning, loop, pipeline, progress, source, suites, testing
 from kbuild import doctor as doctor_checks
 from kbuild import mutants as mutations
 from kbuild import stress as stresses
@@ -50,7 +50,7 @@ DEFAULTS = {
 
 # Option → (default, help).  The default None means: what the configuration says.
 _TARGET_OPTIONS = {
-    "suite": "Debian suite: bookworm",
+    "suite": f"Debian suite: {', '.join(suites.SUITES)}",
     "flavour": "cloud-amd64, amd64 (Debian's), or lab (a small kernel for the VM)",
     "variant": "release, or one of the variants on the flavour",
     "version": "Debian version of the kernel source, as 6.1.192-2; default: the newest",

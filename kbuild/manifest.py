@@ -184,7 +184,7 @@ def _kernel(kernel: BuiltKernel) -> KernelRecord:
         base_version=base.version,
         signers=base.signers,
         expired=base.expired,
-        files=tuple(map(_input, (base.source, base.image, base.headers, *base.support))),
+        files=tuple(map(_input, base.files)),
         series=series.name,
         series_range=series.range,
         series_sha256=series.digest,

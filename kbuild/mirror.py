@@ -125,9 +125,18 @@ def sources_list(
 def dists(row: suites.Suite, found: Mirrors) -> list[tuple[str, tuple[str, ...]]]:
     """Pair every dist of a suite with the mirrors that may have it."""
     return [
-        (row.name, found.main),
+        (row.codename, found.main),
         *((pocket, found.main) for pocket in row.pockets),
         (row.security, found.security),
+    ]
+
+
+def kernel_dists(row: suites.Suite, found: Mirrors) -> list[tuple[str, tuple[str, ...]]]:
+    """Pair the dists that a suite's kernel is taken from with the mirrors that may have them."""
+    return [
+        (dist, urls)
+        for dist, urls in dists(row, found)
+        if not row.kernel_dists or dist in row.kernel_dists
     ]
 
 

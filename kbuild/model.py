@@ -28,7 +28,7 @@ class Settings:
 class Target:
     """What is asked for: which kernel, in which flavour and variant."""
 
-    suite: str  # Debian's codename: bookworm
+    suite: str  # a name of kbuild/suites.py: bookworm, trixie-backports
     flavour: str  # Debian's flavour (cloud-amd64, amd64), or ours: lab
     variant: str = "release"
     version: str | None = None  # Debian source version (6.1.192-2); None is the newest
@@ -65,6 +65,17 @@ class Base:
     headers: VerifiedFile  # linux-headers-<release>: Module.symvers, auto.conf
     support: tuple[VerifiedFile, ...] = ()  # headers-common, kbuild, compiler: what headers needs
     expired: bool = False  # the index was past its Valid-Until and accepted on request
+    parts: tuple[VerifiedFile, ...] = ()  # since 7.0: what the image package merely depends on
+
+    @property
+    def packages(self) -> tuple[VerifiedFile, ...]:
+        """What an administrator installs to have the kernel and to build modules for it."""
+        return tuple(dict.fromkeys((self.image, *self.parts, self.headers, *self.support)))
+
+    @property
+    def files(self) -> tuple[VerifiedFile, ...]:
+        """Every file of it."""
+        return (self.source, *self.packages)
 
     @property
     def release(self) -> str:

@@ -123,7 +123,7 @@ def prepare(settings: Settings, target: Target, base: Base, *, modules: str = "a
 
 
 def _plan(settings: Settings, target: Target, base: Base, tree: Tree, modules: str) -> Prepared:
-    distro_image = source.unpack_deb(settings, base.image)
+    distro_image = source.unpack_image(settings, base)
     distro_headers = source.unpack_deb(settings, base.headers)
     epoch = deb.changelog_epoch(distro_image, base.image.name)
     plan = kernel.make_plan(
@@ -434,7 +434,7 @@ def guest_image(settings: Settings, target: Target, done: Packaged) -> GuestImag
         roots.guest_root(settings, target.suite),
         repo=done.repo,
         packages=[names.image_meta, names.headers_meta, dkms.PACKAGE],
-        debs=[file.path for file in (base.image, base.headers, *base.support)],
+        debs=[file.path for file in base.packages],
         guest_sources=settings.project / "tests" / "guest",
         home=where.home / "guest",
         inputs={f"package {one.name}": one.sha256 for one in done.packages},
@@ -453,7 +453,7 @@ def lab_image(settings: Settings, done: PackagedKernel, *, tools: Sequence[str] 
     names = deb.kernel_names(built)
     ours = [one.path for one in done.packages if one.name in (names.image, names.headers)]
     if tools:
-        packages = (*roots.GUEST_PACKAGES, *tools)
+        packages = (*roots.guest_packages(built.target.suite), *tools)
         root = roots.make_root(settings, built.target.suite, "guest-tools", packages)
     else:
         root = roots.guest_root(settings, built.target.suite)
@@ -462,7 +462,7 @@ def lab_image(settings: Settings, done: PackagedKernel, *, tools: Sequence[str] 
         root,
         repo=None,
         packages=[],
-        debs=[*ours, *(file.path for file in (base.image, base.headers, *base.support))],
+        debs=[*ours, *(file.path for file in base.packages)],
         guest_sources=settings.project / "tests" / "guest",
         home=where.home / name,
         inputs={},
@@ -538,13 +538,14 @@ def _reasons(settings: Settings, target: Target, modules: str) -> Iterator[tuple
     except InfrastructureError as error:
         yield fetch, error.what
         return
-    files = (base.source, base.image, base.headers, *base.support)
-    missing = [file.path.name for file in files if not file.path.exists()]
+    missing = [file.path.name for file in base.files if not file.path.exists()]
     yield fetch, f"{', '.join(missing)} is not in the cache" if missing else None
-    yield root_stage, roots.why_make(settings, target.suite, "compile", roots.COMPILE_PACKAGES)
+    yield (
+        root_stage,
+        roots.why_make(settings, target.suite, "compile", roots.compile_packages(target.suite)),
+    )
     root = roots.compile_root(quiet, target.suite)
-    trees = (base.source, base.image, base.headers)
-    packed = [file.path.name for file in trees if not source.is_unpacked(settings, file)]
+    packed = [file.path.name for file in source.not_unpacked(settings, base)]
     yield unpack, f"{', '.join(packed)} is not unpacked" if packed else None
     series = patches.choose(settings.project / "patches", base.upstream)
     tree = patches.foresee(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kbuild import fs, mirror, stamp
+from kbuild import fs, mirror, stamp, suites
 from kbuild.errors import BuildError, InfrastructureError, UserError
 from kbuild.model import Root, Settings
 from kbuild.run import Arg, Completed, run
@@ -87,12 +87,23 @@ class Bind:
 
 def compile_root(settings: Settings, suite: str, *, refresh: bool = False) -> Root:
     """Return the root that kernels and packages of ``suite`` are built in."""
-    return make_root(settings, suite, "compile", COMPILE_PACKAGES, refresh=refresh)
+    return make_root(settings, suite, "compile", compile_packages(suite), refresh=refresh)
 
 
 def guest_root(settings: Settings, suite: str) -> Root:
     """Return the root that guests of ``suite`` are copied from, before our packages."""
-    return make_root(settings, suite, "guest", GUEST_PACKAGES)
+    return make_root(settings, suite, "guest", guest_packages(suite))
+
+
+def compile_packages(suite: str) -> tuple[str, ...]:
+    """Return what a compile root of a suite holds, by the names that packages have there."""
+    return suites.suite(suite).packages(COMPILE_PACKAGES)
+
+
+def guest_packages(suite: str) -> tuple[str, ...]:
+    """Return what a guest's root of a suite holds, by the names that packages have there."""
+    row = suites.suite(suite)
+    return (*row.packages(GUEST_PACKAGES), *row.guest)
 
 
 def root_inputs(suite: str, kind: str, packages: Sequence[str]) -> dict[str, str]:
@@ -176,7 +187,7 @@ def _bootstrap(
             "--variant=apt",
             f"--include={','.join(packages)}",
             *options,
-            suite,
+            suites.suite(suite).codename,
             home / "root",
             "-",
         ],

@@ -16,7 +16,7 @@ from pathlib import Path
 from debian.deb822 import PkgRelation
 from debian.debian_support import Version
 
-from kbuild import archive, download, fs, mirror, progress, suites
+from kbuild import archive, download, fs, mirror, progress, stamp, suites
 from kbuild.archive import Listed
 from kbuild.download import Network
 from kbuild.errors import BuildError, InfrastructureError, TrustError, UserError
@@ -31,8 +31,8 @@ _KERNEL_SOURCE = re.compile(r"linux|linux-latest|linux-signed-\w+")
 # 6.1.0-56, or since trixie 6.12.117+deb13; what follows it is the flavour.
 _ABI = r"\d[\w.+~]*(?:-\d+)?"
 _UNPACK_TIMEOUT_S = 1800.0
-# Shelves of the cache: kernel trees, and packages' files.
-_TREES, _DEBS = "trees", "debs"
+# Shelves of the cache: kernel trees, packages' files, and images put together from several.
+_TREES, _DEBS, _IMAGES = "trees", "debs", "images"
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,15 @@ class Resolved:
     expired: bool
     source: Offer
     image: Offer
+    parts: tuple[Offer, ...]  # that the image consists of, where Debian splits it
     headers: Offer
     support: tuple[Offer, ...]
 
     @property
     def offers(self) -> tuple[Offer, ...]:
         """Every package of it."""
-        return (self.source, self.image, self.headers, *self.support)
+        everything = (self.source, self.image, *self.parts, self.headers, *self.support)
+        return tuple(dict.fromkeys(everything))
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,10 @@ def resolve(
     same = [f for f in found if f.listed.version == version]
     source = _one(same, re.compile(rf"linux-source-{_ABI}"), image)
     headers = _one(same, re.compile(re.escape(f"linux-headers-{abi}-{flavour}")), image)
-    support = _support(same, headers)
-    used = [f.release for f in (image, source, headers, *support)]
+    parts = _built_along(same, image, without=())
+    # Since 6.12 the headers depend on the image, which nothing is compiled with.
+    support = _built_along(same, headers, without=(image,))
+    used = [f.release for f in (image, *parts, source, headers, *support)]
     return Resolved(
         suite=row.name,
         flavour=flavour,
@@ -108,6 +112,7 @@ def resolve(
         expired=any(release.expired for release in used),
         source=_offer(same, source),
         image=_offer(same, image),
+        parts=tuple(_offer(same, one) for one in parts),
         headers=_offer(same, headers),
         support=tuple(_offer(same, one) for one in support),
     )
@@ -167,13 +172,14 @@ def base(settings: Settings, resolved: Resolved) -> Base:
         headers=file(resolved.headers),
         support=tuple(file(offer) for offer in resolved.support),
         expired=resolved.expired,
+        parts=tuple(file(offer) for offer in resolved.parts),
     )
 
 
 def _kernel_packages(
     settings: Settings, row: suites.Suite, network: Network, apt: Path
 ) -> Iterator[_Found]:
-    for dist, bases in mirror.dists(row, mirror.find(settings, apt=apt)):
+    for dist, bases in mirror.kernel_dists(row, mirror.find(settings, apt=apt)):
         release = archive.release(settings, row, dist, bases, network)
         for listed in archive.packages(settings, release, network, prefix="linux-"):
             if _KERNEL_SOURCE.fullmatch(listed.source):
@@ -203,7 +209,7 @@ def _image(found: Sequence[_Found], suite: str, flavour: str, version: str | Non
             found=f"{len(images)} images of this flavour",
         )
     meta = max(metas, key=lambda f: Version(f.listed.version))
-    needed = [name for name in _dependencies(meta.listed) if pattern.fullmatch(name)]
+    needed = [n for group in _dependencies(meta.listed) for n in group if pattern.fullmatch(n)]
     candidates = [f for f in images if f.listed.package in needed]
     if not candidates:
         raise InfrastructureError(
@@ -229,22 +235,32 @@ def _one(same: Sequence[_Found], pattern: re.Pattern[str], image: _Found) -> _Fo
     )
 
 
-def _support(same: Sequence[_Found], headers: _Found) -> list[_Found]:
-    """Follow the headers' dependencies as far as they were built from the kernel's source."""
+def _built_along(
+    same: Sequence[_Found], package: _Found, *, without: Sequence[_Found]
+) -> list[_Found]:
+    """Follow a package's dependencies as far as they were built from the kernel's source.
+
+    Of alternatives the first that there is counts, as it does for apt.
+    """
     by_name = {f.listed.package: f for f in same}
-    wanted = [headers.listed]
-    support: dict[str, _Found] = {}
+    seen = {package.listed.package}
+    passed = {one.listed.package for one in without}
+    wanted = [package.listed]
+    found: dict[str, _Found] = {}
     while wanted:
-        for name in _dependencies(wanted.pop()):
-            if name in by_name and name not in support and name != headers.listed.package:
-                support[name] = by_name[name]
+        for group in _dependencies(wanted.pop()):
+            name = next((name for name in group if name in by_name), None)
+            if name is not None and name not in seen and name not in passed:
+                seen.add(name)
+                found[name] = by_name[name]
                 wanted.append(by_name[name].listed)
-    return [support[name] for name in sorted(support)]
+    return [found[name] for name in sorted(found)]
 
 
-def _dependencies(listed: Listed) -> list[str]:
+def _dependencies(listed: Listed) -> list[list[str]]:
+    """Return the alternatives of each dependency."""
     groups = PkgRelation.parse_relations(listed.depends) if listed.depends else []
-    return [str(alternative["name"]) for group in groups for alternative in group]
+    return [[str(alternative["name"]) for alternative in group] for group in groups]
 
 
 def _offer(same: Sequence[_Found], chosen: _Found) -> Offer:
@@ -303,6 +319,64 @@ def unpack_deb(settings: Settings, file: VerifiedFile) -> Path:
     )
 
 
+def unpack_image(settings: Settings, base: Base) -> Path:
+    """Return a directory with the distro's kernel as an installed system holds it.
+
+    Below it lie boot/vmlinuz-<release> and lib/modules/<release>, in however many packages
+    Debian ships them: links stand for a merged /usr (6.12) and for what linux-base's hooks
+    put into /boot (7.x).  Nobody may write in it.  Raises as :func:`unpack` does.
+    """
+
+    def fill(into: Path) -> None:
+        extract(base.image.path, into / "content")
+        _arrange(into / "content", base.release)
+
+    if not base.parts:
+        return _unpacked(settings, settings.cache / _DEBS, base.image, fill)
+    home = settings.cache / _IMAGES / _image_key(base)
+    content = home / "content"
+    if content.is_dir():
+        return content
+    with fs.lock(settings.cache / "locks" / f"unpack-{home.name}.lock"):
+        if content.is_dir():
+            return content
+        with fs.fresh_directory(home) as scratch:
+            for file in (base.image, *base.parts):
+                _check_unchanged(file)
+                extract(file.path, scratch / "content")
+            _arrange(scratch / "content", base.release)
+    return content
+
+
+def _image_key(base: Base) -> str:
+    return stamp.digest({file.name: file.sha256 for file in (base.image, *base.parts)})
+
+
+def _arrange(content: Path, release: str) -> None:
+    if not (content / "lib").exists():
+        (content / "lib").symlink_to("usr/lib")
+    vmlinuz = content / "boot" / f"vmlinuz-{release}"
+    if not vmlinuz.exists():
+        kept = Path("usr/lib/modules", release, "vmlinuz")
+        if not (content / kept).exists():
+            raise BuildError(
+                f"the packages of {release} hold no kernel",
+                expected=f"boot/{vmlinuz.name} or {kept}",
+                found=", ".join(sorted(one.name for one in (content / kept).parent.glob("*"))),
+                hint="the mirror may be in the middle of an update: try again later",
+            )
+        vmlinuz.parent.mkdir(exist_ok=True)
+        vmlinuz.symlink_to(Path("..", kept))
+
+
+def not_unpacked(settings: Settings, base: Base) -> tuple[VerifiedFile, ...]:
+    """Return the packages of a base that are yet to be unpacked before a kernel is planned."""
+    image = (base.image, *base.parts)
+    if base.parts and (settings.cache / _IMAGES / _image_key(base) / "content").is_dir():
+        image = ()
+    return tuple(f for f in (base.source, *image, base.headers) if not is_unpacked(settings, f))
+
+
 def is_unpacked(settings: Settings, file: VerifiedFile) -> bool:
     """Whether :func:`unpack` or :func:`unpack_deb` has nothing more to do for a file."""
     shelves = (settings.cache / shelf / file.sha256 / "content" for shelf in (_TREES, _DEBS))
@@ -324,18 +398,22 @@ def _unpacked(
         # Scratch of a run that was killed; the lock says that nobody is at work in it.
         for left in shelf.glob(f".{file.sha256}.*"):
             shutil.rmtree(left, ignore_errors=True)
-        found = fs.sha256_file(file.path)
-        if found != file.sha256:
-            raise TrustError(
-                f"{file.path} has changed since it was verified",
-                expected=f"sha256 {file.sha256}",
-                found=f"sha256 {found}",
-                hint="run 'invoke fetch', which replaces it",
-            )
+        _check_unchanged(file)
         logger.info("unpacking %s", file.path.name)
         with fs.fresh_directory(home) as scratch:
             fill(scratch)
     return content
+
+
+def _check_unchanged(file: VerifiedFile) -> None:
+    found = fs.sha256_file(file.path)
+    if found != file.sha256:
+        raise TrustError(
+            f"{file.path} has changed since it was verified",
+            expected=f"sha256 {file.sha256}",
+            found=f"sha256 {found}",
+            hint="run 'invoke fetch', which replaces it",
+        )
 
 
 def extract(deb: Path, into: Path) -> None:

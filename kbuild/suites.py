@@ -2,31 +2,93 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from kbuild.errors import UserError
+
+_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+_MULTIARCH = "x86_64-linux-gnu-"
 
 
 @dataclass(frozen=True)
 class Suite:
     """A Debian suite as its archive and its kernel packaging name things."""
 
-    name: str  # codename, as in dists/<name>
+    name: str  # what the user asks for, and our repository's dists/<name>
+    codename: str  # of the Debian that its roots are made of, as in dists/<codename>
     pockets: tuple[str, ...]  # further dists of the main archive: bookworm-updates
     security: str  # dists name in the security archive: bookworm-security
     keyring: str  # file of debian-archive-keyring that signs it
-    compiler: str  # what Debian builds its kernel with: gcc-12
+    # What Debian builds its kernel with, by the name that it calls it by: CONFIG_CC_VERSION_TEXT
+    # begins with that name, and the fast path wants the very same configuration.
+    compiler: str
+    kernel_dists: tuple[str, ...] = ()  # that its kernel comes from; () for all of the above
+    # Packages of our roots that are called otherwise here, come from another dist (apt's
+    # NAME/DIST), or do not exist ("").
+    names: Mapping[str, str] = field(default_factory=dict)
+    guest: tuple[str, ...] = ()  # further packages of a guest: what its kernel's packages need
+
+    @property
+    def compiler_package(self) -> str:
+        """The package of that compiler, and the name that it has without the machine's: gcc-14."""
+        return self.compiler.removeprefix(_MULTIARCH)
+
+    def packages(self, wanted: Sequence[str]) -> tuple[str, ...]:
+        """Return packages by the names that they have in this suite."""
+        return tuple(here for name in wanted if (here := self.names.get(name, name)))
 
 
 SUITES = {
     suite.name: suite
     for suite in (
         Suite(
+            name="bullseye",
+            codename="bullseye",
+            pockets=("bullseye-updates",),
+            security="bullseye-security",
+            keyring=_KEYRING,
+            compiler="gcc-10",
+            names={
+                "dh-dkms": "dkms",
+                "libssl3": "libssl1.1",
+                "pahole": "dwarves",
+                "python3-kconfiglib": "",
+            },
+        ),
+        Suite(
             name="bookworm",
+            codename="bookworm",
             pockets=("bookworm-updates",),
             security="bookworm-security",
-            keyring="/usr/share/keyrings/debian-archive-keyring.gpg",
+            keyring=_KEYRING,
             compiler="gcc-12",
+        ),
+        Suite(
+            name="trixie",
+            codename="trixie",
+            pockets=("trixie-updates",),
+            security="trixie-security",
+            keyring=_KEYRING,
+            compiler=f"{_MULTIARCH}gcc-14",
+            names={"libelf1": "libelf1t64", "libssl3": "libssl3t64"},
+            guest=("gcc-14", "pahole"),
+        ),
+        Suite(
+            name="trixie-backports",
+            codename="trixie",
+            pockets=("trixie-updates", "trixie-backports"),
+            security="trixie-security",
+            keyring=_KEYRING,
+            compiler=f"{_MULTIARCH}gcc-14",
+            kernel_dists=("trixie-backports",),
+            names={
+                "libelf1": "libelf1t64",
+                "libssl3": "libssl3t64",
+                # whose linux-run-hooks the split packages of 7.x run
+                "linux-base": "linux-base/trixie-backports",
+            },
+            guest=("gcc-14-for-host", "pahole"),
         ),
     )
 }

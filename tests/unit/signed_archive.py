@@ -129,12 +129,24 @@ def deb(
                 info = tarfile.TarInfo(f"{name}/{member}")
                 info.size, info.mtime, info.mode = len(content), 1_000_000_000, 0o644
                 tarball.addfile(info, io.BytesIO(content))
+    elif name.startswith(_PARTS):
+        kind, release = name.removeprefix("linux-").split("-", 1)
+        modules = tree / "usr/lib/modules" / release
+        modules.mkdir(parents=True)
+        (modules / ("vmlinuz" if kind == "binary" else kind)).write_text(f"{version}\n")
     else:
         (tree / "boot").mkdir()
         (tree / f"boot/config-{name}").write_text(f"# {version}\n")
+        if name.startswith("linux-image-") and "linux-binary-" not in depends:
+            release = name.removeprefix("linux-image-")
+            (tree / f"boot/vmlinuz-{release}").write_text(f"{version}\n")
     path = home / f"{name}_{version}_{architecture}.deb"
     run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, path], timeout_s=60)
     return path
+
+
+# What an image package merely depends on since 7.0.
+_PARTS = ("linux-base-", "linux-binary-", "linux-modules-")
 
 
 # The archive.
@@ -206,6 +218,28 @@ class SignedArchive:
         self.add(dist, "linux-libc-dev", version)
         meta = f"linux-image-{release} (= {version})"
         self.add(dist, f"linux-image-{flavour}", version, source=signed, depends=meta)
+
+    def add_split_kernel(self, dist: str, version: str, abi: str) -> None:
+        """Put all packages of a kernel into a dist, as Debian splits them since 7.0."""
+        release = f"{abi}-cloud-amd64"
+        signed = "linux-signed-amd64"
+        self.add(dist, "linux-source-7.3", version, architecture="all")
+        parts = [f"{part}{release}" for part in _PARTS]
+        for name in parts:
+            self.add(dist, name, version, depends=f"linux-base-{release} (= {version})")
+        needed = ", ".join(["dracut | initramfs-tools", *(f"{p} (= {version})" for p in parts)])
+        image = f"linux-image-{release}"
+        self.add(dist, image, version, source=signed, depends=needed)
+        self.add(dist, f"{image}-unsigned", version, depends=needed)
+        headers = (
+            f"gcc-14-for-host, linux-base-{release} (= {version}), linux-headers-{abi}-common, "
+            # as 6.12's headers do
+            f"{image} (= {version}) | {image}-unsigned (= {version})"
+        )
+        self.add(dist, f"linux-headers-{release}", version, depends=headers)
+        self.add(dist, f"linux-headers-{abi}-common", version, architecture="all")
+        meta = f"{image} (= {version}), linux-modules-cloud-amd64"
+        self.add(dist, "linux-image-cloud-amd64", version, source=signed, depends=meta)
 
     def inrelease(self, dist: str) -> Path:
         """Return where a dist's signed index lies."""

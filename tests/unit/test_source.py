@@ -126,6 +126,55 @@ def test_abi_names_of_trixie_are_understood(
     assert "linux-headers-6.12.3+deb13-common" in [o.listed.package for o in found.support]
 
 
+def test_a_split_kernel_is_one_kernel(tmp_path: Path, home: SignedArchive, server: Server) -> None:
+    home.add_split_kernel("bookworm", "7.3.4-1~bpo13+1", "7.3.4+deb13")
+    publish(home, "bookworm")
+    one = settings(tmp_path, server.url)
+    base = fetch(one)
+    parts = [f"linux-{part}-7.3.4+deb13-cloud-amd64" for part in ("base", "binary", "modules")]
+    assert [file.name for file in base.parts] == parts
+    # of the image that the headers name nothing is wanted, and nothing is there twice
+    assert [file.name for file in base.packages] == [
+        "linux-image-7.3.4+deb13-cloud-amd64",
+        *parts,
+        "linux-headers-7.3.4+deb13-cloud-amd64",
+        "linux-headers-7.3.4+deb13-common",
+    ]
+    assert all(file.path.exists() for file in base.files)
+    assert {file.name for file in source.not_unpacked(one, base)} >= {base.image.name, *parts}
+    tree = source.unpack_image(one, base)
+    assert (tree / f"boot/vmlinuz-{base.release}").read_text() == "7.3.4-1~bpo13+1\n"
+    assert (tree / "lib/modules" / base.release / "base").exists()
+    assert source.unpack_image(one, base) == tree
+    assert base.image not in source.not_unpacked(one, base)
+
+
+def test_a_split_kernel_without_its_binary_is_said(
+    tmp_path: Path, home: SignedArchive, server: Server
+) -> None:
+    home.add_split_kernel("bookworm", "7.3.4-1~bpo13+1", "7.3.4+deb13")
+    drop(home, "linux-binary-7.3.4+deb13-cloud-amd64", "bookworm")
+    one = settings(tmp_path, server.url)
+    with pytest.raises(BuildError, match="hold no kernel"):
+        source.unpack_image(one, fetch(one))
+
+
+def test_backports_bring_the_kernel_and_nothing_else_does(
+    tmp_path: Path, home: SignedArchive, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = dataclasses.replace(
+        suites.suite("bookworm"),
+        name="bookworm-backports",
+        pockets=("bookworm-updates", "bookworm-backports"),
+        kernel_dists=("bookworm-backports",),
+    )
+    monkeypatch.setitem(suites.SUITES, row.name, row)
+    home.add_kernel("bookworm-backports", OLD, "6.1.0-8")
+    publish(home, "bookworm-backports")
+    base = fetch(settings(tmp_path, server.url), Target(row.name, "cloud-amd64"))
+    assert (base.suite, base.version) == ("bookworm-backports", OLD)
+
+
 @pytest.mark.parametrize("missing", ["linux-source-6.1", "linux-headers-6.1.0-9-cloud-amd64"])
 def test_an_image_without_its_source_or_headers_is_said(
     tmp_path: Path, home: SignedArchive, server: Server, missing: str
@@ -151,13 +200,11 @@ def test_a_suite_without_the_flavour_is_said(
         resolve(settings(tmp_path, server.url), Target("bookworm", "amd64"))
 
 
-def drop(home: SignedArchive, package: str) -> None:
-    home.stanzas["bookworm-security"] = [
-        stanza
-        for stanza in home.stanzas["bookworm-security"]
-        if not stanza.startswith(f"Package: {package}\n")
+def drop(home: SignedArchive, package: str, dist: str = "bookworm-security") -> None:
+    home.stanzas[dist] = [
+        stanza for stanza in home.stanzas[dist] if not stanza.startswith(f"Package: {package}\n")
     ]
-    publish(home, "bookworm-security")
+    publish(home, dist)
 
 
 def test_packages_of_other_sources_are_no_kernel(
@@ -302,6 +349,14 @@ def test_any_package_can_be_unpacked(tmp_path: Path, server: Server) -> None:
     files = source.unpack_deb(one, base.image)
     assert (files / f"boot/config-{base.image.name}").read_text() == f"# {NEW}\n"
     assert source.unpack_deb(one, base.image) == files
+
+
+def test_an_image_is_unpacked_as_it_would_be_installed(tmp_path: Path, server: Server) -> None:
+    one = settings(tmp_path, server.url)
+    base = fetch(one)
+    tree = source.unpack_image(one, base)
+    assert (tree / f"boot/vmlinuz-{base.release}").is_file()
+    assert tree == source.unpack_deb(one, base.image)
 
 
 def test_what_is_unpacked_can_be_asked_beforehand(tmp_path: Path, server: Server) -> None:
