@@ -231,22 +231,26 @@ def test_debian_headers_need_the_common_part(tmp_path: Path) -> None:
         module.debian(tmp_path, "6.1.0-56-cloud-amd64")
     (tmp_path / "usr/src/linux-headers-6.1.0-56-common").mkdir(parents=True)
     headers = module.debian(tmp_path, "6.1.0-56-cloud-amd64")
-    assert headers.makefile == "/mnt/headers/usr/src/linux-headers-6.1.0-56-common/Makefile"
+    assert headers.source == "/mnt/headers/usr/src/linux-headers-6.1.0-56-common"
     assert headers.directory == "/mnt/headers/usr/src/linux-headers-6.1.0-56-cloud-amd64"
+
+
+CHECKED = "  CC [M]  /mnt/module/cplayground.o\n  CHECK   /mnt/module/cplayground.c\n"
 
 
 @pytest.mark.parametrize(
     ("said", "checkpatch", "finding"),
     [
-        ("", "", None),
-        ("  CC [M]  cplayground.o\n", "", None),
+        (CHECKED, "", None),
+        # As from Linux 7 on, where make works in the module's own directory.
+        ("  CHECK   cplayground.c\n", "", None),
         (
-            "/mnt/module/cplayground.c:9:5: warning: symbol 'x' was not declared.\n",
+            f"{CHECKED}/mnt/module/cplayground.c:9:5: warning: symbol 'x' was not declared.\n",
             "",
             "cplayground.c:9:5: warning: symbol 'x'",
         ),
-        ("", "cplayground.c:9: CHECK: spaces\n", "cplayground.c:9: CHECK: spaces"),
-        ("", "checkpatch is broken\n", "checkpatch is broken"),
+        (CHECKED, "cplayground.c:9: CHECK: spaces\n", "cplayground.c:9: CHECK: spaces"),
+        (CHECKED, "checkpatch is broken\n", "checkpatch is broken"),
     ],
 )
 def test_findings_of_the_linters_are_errors(
@@ -258,25 +262,42 @@ def test_findings_of_the_linters_are_errors(
     finding: str | None,
 ) -> None:
     fake = enter(monkeypatch, FakeRoot(make_module(), said, checkpatch=checkpatch))
-
-    def lint() -> None:
-        module.lint(
-            settings,
-            Root("bookworm", Path("/nowhere"), "digest"),
-            headers=headers,
-            tree=headers,
-            scratch=settings.build / "lint",
-            log=settings.build / "lint.log",
-        )
-
     if finding is None:
-        lint()
+        lint(settings, headers)
     else:
         with pytest.raises(BuildError, match="have findings") as caught:
-            lint()
+            lint(settings, headers)
         assert finding in str(caught.value)
     assert {"W=1", "C=2"} <= set(fake.commands[0])
     assert "--strict" in fake.commands[1]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "  CC [M]  cplayground.o\nMakefile:1311: C=2 specified, but sparse is not available\n",
+        "  CHECK   other.c\n",
+    ],
+)
+def test_a_build_without_sparse_is_no_clean_one(
+    settings: Settings, headers: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    """Linux 7 goes on without it, and says so in a line that nobody reads."""
+    enter(monkeypatch, FakeRoot(make_module(), said))
+    with pytest.raises(BuildError, match=r"sparse did not read") as caught:
+        lint(settings, headers)
+    assert caught.value.found == "\n".join(x for x in said.splitlines() if "sparse" in x)
+
+
+def lint(settings: Settings, headers: Path) -> None:
+    module.lint(
+        settings,
+        Root("bookworm", Path("/nowhere"), "digest"),
+        headers=headers,
+        tree=headers,
+        scratch=settings.build / "lint",
+        log=settings.build / "lint.log",
+    )
 
 
 BOTH = "0x1\tget_files_struct\tvmlinux\tE\t\n0x2\tput_files_struct\tvmlinux\tE\t\n"
