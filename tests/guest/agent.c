@@ -331,7 +331,7 @@ static void child(const char *cwd, char **argv, char **envp, int in, int out, in
 		_exit(126);
 	}
 	if (argv[0][0] == '@') {
-		close_range(3, ~0u, 0);
+		syscall(__NR_close_range, 3, ~0u, 0);
 		_exit(builtin(argv));
 	}
 	environ = envp;

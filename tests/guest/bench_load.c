@@ -115,7 +115,7 @@ static void open_files(unsigned long process)
 	limit.rlim_cur = options[FILES].value * stride + 64;
 	limit.rlim_max = limit.rlim_cur;
 	CHECK(setrlimit(RLIMIT_NOFILE, &limit));
-	CHECK(close_range(0, ~0U, 0));
+	CHECK(syscall(__NR_close_range, 0, ~0U, 0));
 	snprintf(name, sizeof(name), "file-%06lu", process % 1000000);
 	for (unsigned long i = 0; i < options[FILES].value; i++) {
 		int flags = O_RDWR | O_CREAT | (i % 2 ? O_CLOEXEC : 0);
@@ -150,7 +150,7 @@ static void container(void)
 static void idle(void)
 {
 	CHECK(prctl(PR_SET_PDEATHSIG, SIGKILL));
-	CHECK(close_range(3, ~0U, 0));
+	CHECK(syscall(__NR_close_range, 3, ~0U, 0));
 	hold();
 }
 

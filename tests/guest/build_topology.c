@@ -245,7 +245,7 @@ static void begin(struct self *self, int inherited)
 	CHECK(prctl(PR_SET_PDEATHSIG, SIGKILL));
 	if (inherited)
 		CHECK(dup2(inherited, 0));
-	CHECK(close_range(1, ~0U, 0));
+	CHECK(syscall(__NR_close_range, 1, ~0U, 0));
 }
 
 static bool reaped(uint32_t slot, pid_t pid)
@@ -336,7 +336,7 @@ static void take(const struct self *self, pid_t pid, int fd)
 {
 	int pidfd = CHECK(syscall(SYS_pidfd_open, pid, 0));
 
-	CHECK(syscall(SYS_pidfd_getfd, pidfd, fd, 0));
+	CHECK(syscall(__NR_pidfd_getfd, pidfd, fd, 0));
 	CHECK(close(pidfd));
 }
 
@@ -446,7 +446,7 @@ static void perform(const struct self *self, const struct op *op)
 		CHECK(unshare(CLONE_FILES));
 		break;
 	case CLOSE_RANGE:
-		CHECK(close_range(op->a, op->b, op->c));
+		CHECK(syscall(__NR_close_range, op->a, op->b, op->c));
 		break;
 	case TAKE:
 		take(self, op->a, op->b);

@@ -178,7 +178,7 @@ static void locks(unsigned int times, unsigned int descriptors, unsigned int rea
 		check(own < 0 || say[1] < 0 || hear[0] < 0, "F_DUPFD");
 		check(dup2(say[1], SAY) < 0 || dup2(hear[0], HEAR) < 0 ||
 		      dup2(own, LOCK_FD) < 0, "dup2");
-		check(close_range(LOCK_FD + 1, ~0U, 0), "close_range");
+		check(syscall(__NR_close_range, LOCK_FD + 1, ~0U, 0), "close_range");
 		snprintf(left, sizeof(left), "%u", times);
 		exec_again(left, descriptors);
 	}

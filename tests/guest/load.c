@@ -15,6 +15,7 @@
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/close_range.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -88,7 +89,7 @@ static void allow_files(rlim_t most)
 
 static void close_from(unsigned int first)
 {
-	syscall(SYS_close_range, first, ~0u, 0);
+	syscall(__NR_close_range, first, ~0u, 0);
 }
 
 /* Something to hold open: files of every kind that has a way of its own to its path. */
@@ -291,7 +292,7 @@ static void tables(void)
 		}
 		if (random_below(2)) {
 			/* copies the part below only: the way to a small table */
-			syscall(SYS_close_range, 3 + random_below(64), ~0u, CLOSE_RANGE_UNSHARE);
+			syscall(__NR_close_range, 3 + random_below(64), ~0u, CLOSE_RANGE_UNSHARE);
 		} else {
 			pid_t pid = fork_random();
 

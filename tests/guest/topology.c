@@ -18,7 +18,6 @@
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/fs.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -42,6 +41,9 @@
 #include <sys/timerfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+/* After sys/mount.h, which the one of Debian 11 does not bear the other way round. */
+#include <linux/fs.h>
 
 #define CHECK(call) check((long)(call), #call, __LINE__)
 #define SLOTS 65536
@@ -363,7 +365,7 @@ static void polled_ring(void)
 
 static void close_all(void)
 {
-	CHECK(close_range(0, ~0U, 0));
+	CHECK(syscall(__NR_close_range, 0, ~0U, 0));
 }
 
 static void hole_in_the_table(void)
@@ -371,7 +373,7 @@ static void hole_in_the_table(void)
 	CHECK(dup2(0, 500));
 	CHECK(dup2(0, 64));
 	CHECK(dup2(0, 63));
-	CHECK(close_range(0, 62, 0));
+	CHECK(syscall(__NR_close_range, 0, 62, 0));
 }
 
 static void tables(void)
@@ -624,7 +626,7 @@ static void full_table(void)
 {
 	int fd;
 
-	CHECK(close_range(0, ~0U, 0));
+	CHECK(syscall(__NR_close_range, 0, ~0U, 0));
 	make_file("one for all", O_RDWR);
 	allow_files(amount);
 	do
@@ -634,7 +636,7 @@ static void full_table(void)
 
 static void sparse_table(void)
 {
-	CHECK(close_range(0, ~0U, 0));
+	CHECK(syscall(__NR_close_range, 0, ~0U, 0));
 	make_file("one for both", O_RDWR);
 	allow_files(amount);
 	CHECK(dup2(0, amount - 1));

@@ -15,6 +15,7 @@
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/close_range.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -227,7 +228,7 @@ static void tables(void)
 
 		CHECK(fcntl(fd, cloexec ? F_DUPFD_CLOEXEC : F_DUPFD, size - 1));
 		open_some(24);
-		CHECK(close_range(3 + low % 24, 3 + low % 24 + 8, 0));
+		CHECK(syscall(__NR_close_range, 3 + low % 24, 3 + low % 24 + 8, 0));
 		open_some(8);
 	}
 	_exit(0);
@@ -270,7 +271,7 @@ static void sharing(void)
 		if (i == 0)
 			CHECK(unshare(CLONE_FILES));
 		if (i == 1)
-			CHECK(close_range(4, 6, CLOSE_RANGE_UNSHARE));
+			CHECK(syscall(__NR_close_range, 4, 6, CLOSE_RANGE_UNSHARE));
 		open_some(2);
 		_exit(0);
 	}
