@@ -13,12 +13,14 @@ import logging
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from debian.deb822 import Deb822
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from unidiff.errors import UnidiffParseError
-from unidiff.patch import PatchSet
+from unidiff.patch import Hunk, PatchedFile, PatchSet
 
 from kbuild import fs, versions
 from kbuild.errors import BuildError, UserError
@@ -34,7 +36,29 @@ _EXPORT = re.compile(r"^EXPORT_SYMBOL(?:_GPL)?\((\w+)\);", re.MULTILINE)
 # A function's head in the kernel's style: it starts in the first column, and the name is
 # what stands before the first parenthesis.
 _FUNCTION_HEAD = re.compile(r"^(?!EXPORT_SYMBOL)[A-Za-z_][^;{}()]*?\b(\w+)\(", re.MULTILINE)
+# What separates the hunks of a context diff, diff -c.
+_CONTEXT_DIFF = re.compile(r"^\*{15}", re.MULTILINE)
+# What patch(1) says of the file that it is at, and of a hunk that found no place.
+_SAID = re.compile(r"^(?:checking|patching) file (?P<file>.+)|^Hunk #(?P<hunk>\d+) FAILED at")
 _PATCH_TIMEOUT_S = 60
+# Of the lines in which a hunk differs from the source, those that a message shows.
+_DIFFERENCES_SAID = 3
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A hunk that has no place in a source tree."""
+
+    patch: str
+    file: str
+    hunk: int  # of that file's in the patch, counted from 1
+    function: str  # that it is about; "" when that cannot be told
+    reason: str  # what the tree has instead
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        about = f" at {self.function}()" if self.function else ""
+        return f"{self.patch}: hunk {self.hunk} of {self.file}{about}: {self.reason}"
 
 
 def read_series(directory: Path) -> Series:
@@ -100,13 +124,35 @@ def choose(directory: Path, upstream: str) -> Series:
 
 def touched(series: Series) -> tuple[str, ...]:
     """Return the files that a series changes, relative to the tree, sorted."""
-    names: set[str] = set()
-    for patch in series.patches:
-        try:
-            names |= {change.path for change in PatchSet(patch.path.read_text())}
-        except UnidiffParseError as error:
-            raise UserError(f"{patch.path} is not a unified diff: {error}") from error
-    return tuple(sorted(names))
+    return tuple(sorted({_path(change) for patch in series.patches for change in _changes(patch)}))
+
+
+def _changes(patch: Patch) -> PatchSet:
+    """Read a patch, which may be a context diff as well: patch(1) takes both."""
+    text = patch.path.read_text()
+    if _CONTEXT_DIFF.search(text):
+        text = run(["filterdiff", "--format=unified", patch.path], timeout_s=60).stdout
+    try:
+        return PatchSet(text)
+    except UnidiffParseError as error:
+        raise UserError(f"{patch.path} is no diff that can be read: {error}") from error
+
+
+def _path(change: PatchedFile) -> str:
+    """Return what -p1 leaves of the name of a changed file."""
+    name = change.source_file if change.target_file == "/dev/null" else change.target_file
+    return str(name).partition("/")[2]
+
+
+def refusals(pristine: Path, series: Series) -> tuple[Refusal, ...]:
+    """Say which hunks of a series find no place in a tree, and what is there instead.
+
+    Empty when the series applies, which is not yet to say that it does what it declares.
+    """
+    names = touched(series)
+    with tempfile.TemporaryDirectory(prefix="cplayground-") as scratch:
+        refused, _ = _try_patches(pristine, series, names, Path(scratch))
+    return refused
 
 
 def apply(pristine: Path, series: Series, tree: Path, *, base_version: str) -> Tree:
@@ -167,11 +213,33 @@ def _digest_if_there(path: Path) -> str:
 
 
 def _patch_aside(pristine: Path, series: Series, names: tuple[str, ...], scratch: Path) -> None:
+    refused, said = _try_patches(pristine, series, names, scratch)
+    if refused or said:
+        raise BuildError(
+            f"the series {series.name} does not apply",
+            expected="every hunk in its place, with no fuzz",
+            found="\n".join(map(str, refused)) or said,
+            hint="compare the functions with the source, and refresh the patch; "
+            "fuzz is never the answer: it exports what happens to stand in the same place",
+        )
+
+
+def _try_patches(
+    pristine: Path, series: Series, names: tuple[str, ...], scratch: Path
+) -> tuple[tuple[Refusal, ...], str]:
+    """Apply a series to copies of its files; returns what was refused, and what patch(1) said.
+
+    The latter is empty when all went well.
+    """
     for name in names:
         if (pristine / name).exists():
             (scratch / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(pristine / name, scratch / name)
+    refused: list[Refusal] = []
+    said = ""
     for patch in series.patches:
+        changes = {_path(change): change for change in _changes(patch)}
+        before = {name: _text(scratch / name) for name in changes}
         completed = run(
             [
                 "patch",
@@ -188,14 +256,68 @@ def _patch_aside(pristine: Path, series: Series, names: tuple[str, ...], scratch
             timeout_s=_PATCH_TIMEOUT_S,
             check=False,
         )
-        if completed.returncode != 0:
-            raise BuildError(
-                f"the patch {patch.path.name} of series {series.name} does not apply",
-                expected="every hunk in its place, with no fuzz",
-                found=(completed.stdout + completed.stderr).strip(),
-                hint="compare the functions it names with the source, and refresh the patch",
-            )
         logger.debug("patch %s: %s", patch.path.name, completed.stdout.strip())
+        if completed.returncode == 0:
+            continue
+        said += completed.stdout + completed.stderr
+        for name, number in _failed(completed.stdout):
+            if name in changes:
+                hunk = changes[name][number - 1]
+                function = _function_of(hunk)
+                reason = _what_is_there(before[name], hunk, function)
+                refused.append(Refusal(patch.path.name, name, number, function, reason))
+    return tuple(refused), said.strip()
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(errors="replace") if path.exists() else None
+
+
+def _failed(said: str) -> Iterator[tuple[str, int]]:
+    name = ""
+    for line in said.splitlines():
+        if match := _SAID.match(line):
+            name = match["file"] or name
+            if match["hunk"]:
+                yield name, int(match["hunk"])
+
+
+def _function_of(hunk: Hunk) -> str:
+    """Return the function that a hunk is about: whose export it adds, or that it stands in."""
+    fresh = "".join(str(line.value) for line in hunk if line.is_added)
+    exported = [name for name in _EXPORT.findall(fresh) if not _defines(fresh, name)]
+    if exported:
+        return str(exported[0])
+    old = "".join(str(line.value) for line in hunk if not line.is_added)
+    heads = _FUNCTION_HEAD.findall(old) or _FUNCTION_HEAD.findall(hunk.section_header)
+    return str(heads[-1]) if heads else ""
+
+
+def _defines(text: str, function: str) -> bool:
+    return re.search(rf"^[A-Za-z_][^;{{}}()]*\b{function}\([^;{{}}]*\)\n{{", text, re.M) is not None
+
+
+def _what_is_there(text: str | None, hunk: Hunk, function: str) -> str:
+    """Compare the lines that a hunk wants to find with those that resemble them most."""
+    if text is None:
+        return "this kernel has no such file"
+    if function and not _defines(text, function):
+        return f"this kernel has no {function}() there"
+    wanted = [str(line.value).rstrip("\n") for line in hunk if not line.is_added]
+    lines = text.splitlines()
+    starts = range(max(1, len(lines) - len(wanted) + 1))
+
+    def likeness(start: int) -> int:
+        return sum(a == b for a, b in zip(wanted, lines[start:], strict=False) if a.strip())
+
+    best = max(starts, key=likeness)
+    window = lines[best : best + len(wanted)]
+    differing = [
+        f"it wants to find {a.strip()!r}, and line {number} is {b.strip()!r}"
+        for number, (a, b) in enumerate(zip(wanted, window, strict=False), best + 1)
+        if a != b
+    ]
+    return "; ".join(differing[:_DIFFERENCES_SAID]) or "its place is taken already"
 
 
 def check_effect(pristine: Path, patched: Path, series: Series, names: tuple[str, ...]) -> None:

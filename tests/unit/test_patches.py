@@ -8,7 +8,10 @@ import pytest
 
 from kbuild import patches
 from kbuild.errors import BuildError, UserError
+from kbuild.model import Series
 from tests.unit import toy
+
+DATA = Path(__file__).parent / "data"
 
 MISPLACED = """\
  void exit_files(struct task_struct *tsk)
@@ -89,9 +92,12 @@ def test_fuzz_is_refused_and_the_tree_stays(distro: toy.ToyDistro, tmp_path: Pat
     tree = apply(distro, tmp_path / "tree")
     before = content(tree)
     rewrite(distro, " 	return files->fdt;\n", " 	return other->fdt;\n")
-    with pytest.raises(BuildError, match=r"export\.patch .* does not apply") as caught:
+    with pytest.raises(BuildError, match=r"the series 5\.11 does not apply") as caught:
         apply(distro, tree)
-    assert "FAILED" in (caught.value.found or "")
+    assert caught.value.found == (
+        "export.patch: hunk 1 of fs/file.c at put_files_struct(): "
+        "it wants to find 'return other->fdt;', and line 5 is 'return files->fdt;'"
+    )
     assert content(tree) == before
 
 
@@ -124,6 +130,86 @@ def test_exports_that_are_not_the_declared_ones_are_refused(
     assert found in (caught.value.found or "")
 
 
+# fs/file.c as it was in 2020, and what became of it: the parts that the patches of then look at.
+OF_2020 = """\
+struct files_struct *get_files_struct(struct task_struct *task)
+{
+	return files;
+}
+
+void put_files_struct(struct files_struct *files)
+{
+	if (last(files)) {
+		kmem_cache_free(files_cachep, files);
+	}
+}
+
+void reset_files_struct(struct files_struct *files)
+{
+}
+"""
+WITHOUT_GET = OF_2020.replace("*get_files_struct", "*close_files").replace("urn files", "urn fdt")
+WITHOUT_RESET = OF_2020.replace("reset_files_struct", "exit_files")
+WANTED = "'void reset_files_struct(struct files_struct *files)'"
+
+
+def of_2020(tmp_path: Path, text: str) -> tuple[Path, Series]:
+    spaced = text.replace("\treturn", "\n\treturn")
+    toy.write(tmp_path / "tree/fs/file.c", f"int nothing;\n\n{spaced}")
+    return tmp_path / "tree", patches.read_series(DATA / "series-2020")
+
+
+def test_context_diffs_are_read_as_patch_reads_them(tmp_path: Path) -> None:
+    pristine, series = of_2020(tmp_path, OF_2020)
+    assert patches.touched(series) == ("fs/file.c",)
+    assert patches.refusals(pristine, series) == ()
+    tree = patches.apply(pristine, series, tmp_path / "patched", base_version="5.3-1").path
+    text = (tree / "fs/file.c").read_text()
+    assert patches.exported_function(text, "get_files_struct") == "get_files_struct"
+    assert patches.exported_function(text, "put_files_struct") == "put_files_struct"
+
+
+@pytest.mark.parametrize(
+    ("text", "reasons"),
+    [
+        (WITHOUT_GET, ["get_files_struct(): this kernel has no get_files_struct() there"]),
+        (WITHOUT_RESET, [f"put_files_struct(): it wants to find {WANTED}, and line 17 is"]),
+        (
+            WITHOUT_GET.replace("reset_files_struct", "exit_files"),
+            ["this kernel has no get_files_struct()", f"it wants to find {WANTED}"],
+        ),
+    ],
+)
+def test_the_patches_of_2020_are_refused_with_what_changed(
+    tmp_path: Path, text: str, reasons: list[str]
+) -> None:
+    pristine, series = of_2020(tmp_path, text)
+    found = [str(one) for one in patches.refusals(pristine, series)]
+    assert len(found) == len(reasons)
+    assert all(reason in line for line, reason in zip(found, reasons, strict=True))
+    with pytest.raises(BuildError, match="series-2020 does not apply") as caught:
+        patches.apply(pristine, series, tmp_path / "patched", base_version="6.1-1")
+    assert caught.value.found == "\n".join(found)
+
+
+def test_a_patch_of_2020_whose_context_is_another_function_s_is_refused_by_its_effect(
+    tmp_path: Path,
+) -> None:
+    pristine, series = of_2020(tmp_path, OF_2020.replace("*get_files_struct", "*dup_fd"))
+    assert patches.refusals(pristine, series) == ()
+    with pytest.raises(BuildError, match=r"get_files_struct .* does not follow") as caught:
+        patches.apply(pristine, series, tmp_path / "patched", base_version="6.1-1")
+    assert caught.value.found == "it follows dup_fd()"
+
+
+def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    series = patches.read_series(DATA / "series-2020")
+    with pytest.raises(BuildError, match="does not apply") as caught:
+        patches.apply(tmp_path / "tree", series, tmp_path / "patched", base_version="6.1-1")
+    assert "can't find file to patch" in (caught.value.found or "")
+
+
 @pytest.mark.parametrize("upstream", ["5.11", "6.1.192", "7.3.4"])
 def test_range_holds(upstream: str, distro: toy.ToyDistro) -> None:
     assert patches.choose(distro.patches, upstream).name == "5.11"
@@ -151,10 +237,22 @@ def test_incomplete_dep3_header_is_refused(distro: toy.ToyDistro, field: str) ->
     assert field in (caught.value.found or "")
 
 
-def test_our_own_series_declares_its_exports() -> None:
-    series = patches.choose(Path(__file__).parents[2] / "patches", "6.1.192")
+@pytest.mark.parametrize(
+    ("upstream", "name", "files"),
+    [
+        ("5.10.262", "5.10", ("fs/file.c",)),
+        ("6.1.192", "5.11", ("fs/file.c", "include/linux/fdtable.h")),
+        ("6.12.117", "5.11", ("fs/file.c", "include/linux/fdtable.h")),
+        ("7.3.4", "5.11", ("fs/file.c", "include/linux/fdtable.h")),
+    ],
+)
+def test_our_own_series_declare_their_exports(
+    upstream: str, name: str, files: tuple[str, ...]
+) -> None:
+    series = patches.choose(Path(__file__).parents[2] / "patches", upstream)
+    assert series.name == name
     assert series.exports == ("get_files_struct", "put_files_struct")
-    assert patches.touched(series) == ("fs/file.c", "include/linux/fdtable.h")
+    assert patches.touched(series) == files
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,51 @@
+"""Series on the target's real source tree: ours applies, and what was right in 2020 is refused."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+import pytest
+
+from kbuild import patches, source
+from kbuild.errors import BuildError
+from kbuild.model import Settings, Target
+
+OF_2020 = Path("tests/unit/data/series-2020")
+
+
+@pytest.fixture(scope="module")
+def pristine(request: pytest.FixtureRequest, settings: Settings) -> tuple[Path, str]:
+    """The unpacked source of the kernel that the guest's packages were made from."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--suite", required=True)
+    parser.add_argument("--flavour", required=True)
+    options, _ = parser.parse_known_args(shlex.split(request.config.getoption("target")))
+    base = source.fetch(settings, Target(options.suite, options.flavour))
+    return source.unpack(settings, base), base.upstream
+
+
+def test_our_series_applies_and_does_what_it_declares(
+    settings: Settings, pristine: tuple[Path, str], tmp_path: Path
+) -> None:
+    tree, upstream = pristine
+    series = patches.choose(settings.project / "patches", upstream)
+    patches.foresee(tree, series, tmp_path / "tree", base_version=upstream)
+
+
+def test_the_patches_of_2020_are_refused_for_what_changed(
+    settings: Settings, pristine: tuple[Path, str], tmp_path: Path
+) -> None:
+    tree, upstream = pristine
+    series = patches.read_series(settings.project / OF_2020)
+    text = (tree / "fs/file.c").read_text()
+    reasons = {one.function: one.reason for one in patches.refusals(tree, series)}
+    if "get_files_struct(" in text:
+        assert "get_files_struct" not in reasons
+    else:
+        assert reasons["get_files_struct"] == "this kernel has no get_files_struct() there"
+    assert "reset_files_struct" in reasons["put_files_struct"]
+    assert "'void exit_files(struct task_struct *tsk)'" in reasons["put_files_struct"]
+    with pytest.raises(BuildError, match="does not apply"):
+        patches.foresee(tree, series, tmp_path / "tree", base_version=upstream)
