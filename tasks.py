@@ -13,8 +13,10 @@ import logging
 import os
 import random
 import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from json import dumps as dump_json
 from pathlib import Path
 
 from invoke.collection import Collection
@@ -25,6 +27,7 @@ from invoke.tasks import Task
 from kbuild import bench_procfile, cleaning, loop, pipeline, progress, source, suites, testing
 from kbuild import doctor as doctor_checks
 from kbuild import mutants as mutations
+from kbuild import report as reports
 from kbuild import stress as stresses
 from kbuild.errors import KbuildError, LostDependencyError, UserError
 from kbuild.model import Settings, Target
@@ -437,6 +440,31 @@ def try_(
 
 
 @_command(
+    _RUN_OPTIONS,
+    options={
+        "suite": "Debian suite, or all",
+        "flavour": "one of Debian's flavours, or all",
+        "json": "everything that was found, for a program",
+    },
+)
+def report(
+    settings: Settings,
+    target: Target,
+    *,
+    suite: str = "all",
+    flavour: str = "all",
+    json: bool = False,
+) -> int:
+    """Say of each kernel whether the patch is needed, whether it applies, and what is new."""
+    found = reports.run(settings, target, suite=suite, flavour=flavour)
+    if json:
+        _say(dump_json(reports.to_json(found), indent=2))
+    else:
+        _say(reports.render(found, terminal=sys.stdout.isatty()).rstrip("\n"))
+    return reports.exit_status(found)
+
+
+@_command(
     options={
         "cache": "also the downloads, roots, trees and compiler cache",
         "roots": "also the roots, which are then made from the archive as it is now",
@@ -473,6 +501,7 @@ ns = Collection(
         vm,
         stress,
         bench,
+        report,
         clean,
         doctor,
         explain,

@@ -149,6 +149,21 @@ def build(
     return BuiltModule(out / f"{NAME}.ko", release, backends, facts.info["vermagic"], seconds)
 
 
+def compile_unchecked(
+    settings: Settings, root: Root, *, headers: Headers, out: Path, log: Path
+) -> Path:
+    """Compile our module for a kernel that may lack what it needs; returns its .ko.
+
+    To be read, not to be loaded: modpost warns of what is not exported, and nothing is
+    checked.  Raises BuildError when the sources do not compile against the headers.
+    """
+    log.unlink(missing_ok=True)
+    with fs.fresh_directory(out) as scratch:
+        copy_sources(settings.project / "kmod", scratch)
+        _make(settings, root, headers, scratch, ["KBUILD_MODPOST_WARN=1", "modules"], log)
+    return out / f"{NAME}.ko"
+
+
 def compile_other(
     settings: Settings, root: Root, *, headers: Headers, source: Path, out: Path, log: Path
 ) -> Path:

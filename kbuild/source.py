@@ -383,6 +383,12 @@ def is_unpacked(settings: Settings, file: VerifiedFile) -> bool:
     return any(content.is_dir() for content in shelves)
 
 
+def kept_tree(settings: Settings, sha256: str) -> Path | None:
+    """Return the pristine tree of a source package, by its digest, if the cache still has it."""
+    content = settings.cache / _TREES / sha256 / "content"
+    return content if content.is_dir() else None
+
+
 def _unpacked(
     settings: Settings, shelf: Path, file: VerifiedFile, fill: Callable[[Path], None]
 ) -> Path:
