@@ -181,7 +181,7 @@ def run(
 
     ``suite`` and ``flavour`` are names or "all".  Raises UserError for an unknown name.
     """
-    chosen = sorted(suites.SUITES) if suite == "all" else [suites.suite(suite).name]
+    chosen = list(suites.SUITES) if suite == "all" else [suites.suite(suite).name]
     flavours = suites.DEBIAN_FLAVOURS if flavour == "all" else (suites.base_flavour(flavour),)
     network = network or Network()
     return tuple(
