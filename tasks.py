@@ -237,6 +237,7 @@ def package(settings: Settings, target: Target, modules: str) -> None:
         "k": "run only the tests that match this pytest expression",
         "tier": "run only this tier: unit, vm, or lab",
         "all": "all tiers, and everything in the lab, of which --tier lab is a sample: hours",
+        "stock": "in the VM, try Debian's own kernel alone: none of ours is compiled",
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
 )
@@ -248,6 +249,7 @@ def test(
     k: str | None = None,
     tier: str | None = None,
     all: bool = False,
+    stock: bool = False,
     accel: str | None = None,
 ) -> None:
     """Run the unit tests, then boot a VM with the packages installed, load the module, judge."""
@@ -256,10 +258,18 @@ def test(
     if settings.dry:
         for one in tiers:
             _say(shlex.join(testing.pytest_command(settings, one, ["-k", k] if k else [])))
-        _print_steps(settings, target, modules)
+        if not stock:
+            _print_steps(settings, target, modules)
         return
     testing.run_tests(
-        settings, target, modules=modules, tiers=tiers, keyword=k, accel=accel, whole=all
+        settings,
+        target,
+        modules=modules,
+        tiers=tiers,
+        keyword=k,
+        accel=accel,
+        whole=all,
+        stock=stock,
     )
 
 
@@ -302,7 +312,7 @@ def mutants(
     _RUN_OPTIONS,
     options={
         "command": "run this in the guest instead of a shell, and exit with its status",
-        "stock": "boot Debian's own kernel of the guest instead of ours",
+        "stock": "boot Debian's own kernel instead of ours, of which none is compiled then",
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
 )
@@ -316,10 +326,17 @@ def vm(
     accel: str | None = None,
 ) -> int:
     """Open a shell in a booted guest with the packages installed."""
+    if stock and settings.dry:
+        _say(f"would boot Debian's own kernel of {target.suite}, {target.flavour}")
+        return 0
     if _dry(settings, target, modules):
         return 0
-    done = pipeline.package(settings, target, modules=modules)
-    made = pipeline.guest_image(settings, target, done)
+    if stock:
+        made = pipeline.stock_image(settings, target)
+    else:
+        made = pipeline.guest_image(
+            settings, target, pipeline.package(settings, target, modules=modules)
+        )
     return session.run(
         settings, made, variant=target.variant, command=command, stock=stock, accel=accel
     )

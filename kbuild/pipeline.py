@@ -205,14 +205,7 @@ def package(settings: Settings, target: Target, *, modules: str = "auto") -> Pac
             settings, root, built, made.path, epoch=epoch, log=where.log("packages-module"), out=out
         ),
     )
-    dkms_packages = _packages(
-        settings.build / target.suite / "packages-dkms",
-        dkms.PACKAGE,
-        _dkms_inputs(settings, root, epoch),
-        lambda out: dkms.build_package(
-            settings, root, epoch=epoch, log=where.log("packages-dkms"), out=out
-        ),
-    )
+    dkms_packages = _dkms_packages(settings, where, root, epoch)
     packages = (*kernel_packages, *module_packages, *dkms_packages)
     seconds = {"kernel": built.seconds, "module": made.seconds} | {
         mark.stem: last.seconds
@@ -275,6 +268,19 @@ def _dkms_inputs(settings: Settings, root: Root, epoch: int) -> dict[str, str]:
         "root": root.digest,
         "epoch": str(epoch),
     }
+
+
+def _dkms_packages(
+    settings: Settings, where: Places, root: Root, epoch: int
+) -> tuple[Package, ...]:
+    return _packages(
+        settings.build / root.suite / "packages-dkms",
+        dkms.PACKAGE,
+        _dkms_inputs(settings, root, epoch),
+        lambda out: dkms.build_package(
+            settings, root, epoch=epoch, log=where.log("packages-dkms"), out=out
+        ),
+    )
 
 
 def _recipe(*names: str) -> str:
@@ -442,6 +448,27 @@ def guest_image(settings: Settings, target: Target, done: Packaged) -> GuestImag
     )
 
 
+def stock_image(settings: Settings, target: Target) -> GuestImage:
+    """Return a bootable disk with Debian's own kernel alone, and our module built by DKMS for it.
+
+    No kernel is compiled for it, so that a suite can be judged minutes after it was asked for.
+    """
+    base = source.fetch(settings, target)
+    where = places(settings, target, base)
+    epoch = deb.changelog_epoch(source.unpack_image(settings, base), base.image.name)
+    packages = _dkms_packages(settings, where, roots.compile_root(settings, target.suite), epoch)
+    return image.make(
+        roots.guest_root(settings, target.suite),
+        repo=None,
+        packages=[],
+        debs=[*(file.path for file in base.packages), *(one.path for one in packages)],
+        guest_sources=settings.project / "tests" / "guest",
+        home=where.home / "stock",
+        inputs={},
+        log=where.log("stock"),
+    )
+
+
 def lab_image(settings: Settings, done: PackagedKernel, *, tools: Sequence[str] = ()) -> GuestImage:
     """Return a bootable disk with a kernel and Debian's own, and without our module.
 
@@ -473,12 +500,38 @@ def lab_image(settings: Settings, done: PackagedKernel, *, tools: Sequence[str] 
 def check_module(settings: Settings, target: Target, done: Packaged) -> None:
     """Compile the module with all warnings and sparse, and read it with checkpatch --strict."""
     where = places(settings, target, done.kernel.base)
+    headers = module.whole(_headers_tree(where, done.kernel.release))
+    root = roots.compile_root(settings, target.suite)
+    _check_module(settings, where, root, done.kernel.digest, headers, done.kernel.source)
+
+
+def check_stock_module(settings: Settings, target: Target) -> None:
+    """Do the same as :func:`check_module` against the headers of Debian's own kernel."""
+    base = source.fetch(settings, target)
+    where = places(settings, target, base)
+    headers = debian_headers(settings, base)
+    digest = stamp.digest({file.name: file.sha256 for file in (base.headers, *base.support)})
+    root = roots.compile_root(settings, target.suite)
+    tree = source.unpack(settings, base)
+    _check_module(settings, where, root, digest, headers, tree, name="lint-stock")
+
+
+def _check_module(
+    settings: Settings,
+    where: Places,
+    root: Root,
+    digest: str,
+    headers: Headers,
+    tree: Path,
+    *,
+    name: str = "lint",
+) -> None:
     inputs = {
         "module": fs.sha256_tree(settings.project / "kmod"),
-        "kernel": done.kernel.digest,
+        "kernel": digest,
         "recipe": _recipe("module.py"),
     }
-    mark = where.version / "lint.json"
+    mark = where.version / f"{name}.json"
     why = stamp.reason(mark, inputs)
     if why is None:
         return
@@ -486,11 +539,11 @@ def check_module(settings: Settings, target: Target, done: Packaged) -> None:
     began = time.monotonic()
     module.lint(
         settings,
-        roots.compile_root(settings, target.suite),
-        headers=_headers_tree(where, done.kernel.release),
-        tree=done.kernel.source,
-        scratch=where.version / "lint",
-        log=where.log("lint"),
+        root,
+        headers=headers,
+        tree=tree,
+        scratch=where.version / name,
+        log=where.log(name),
     )
     stamp.write(mark, inputs, [], time.monotonic() - began)
 

@@ -60,11 +60,13 @@ def run_tests(
     keyword: str | None = None,
     accel: str | None = None,
     whole: bool = False,
+    stock: bool = False,
 ) -> tuple[TierResult, ...]:
     """Run the tiers in order; the VM's needs the packages, and builds what is missing of them.
 
     ``keyword`` is pytest's -k; ``whole`` asks the lab for everything, where a sample is the
-    default.  A failing tier does not keep the next one from running.
+    default; ``stock`` tries the VM's tests on Debian's own kernel alone, for which none is
+    compiled.  A failing tier does not keep the next one from running.
     Raises FailedTestsError when a test failed or none was run, and what the pipeline raises.
     """
     unknown = set(tiers) - set(TIERS)
@@ -74,20 +76,33 @@ def run_tests(
     for tier in tiers:
         options = ["-k", keyword] if keyword else []
         if tier == "vm":
-            done = pipeline.package(settings, target, modules=modules)
-            pipeline.check_module(settings, target, done)
-            pipeline.check_packages(settings, target, done)
-            made = pipeline.guest_image(settings, target, done)
-            options += ["--prebuilt", str(pipeline.prebuilt_module(done))]
-            options += ["--image", str(made.description), "--cache", str(settings.cache)]
-            again = f"--suite {target.suite} --flavour {target.flavour} --variant {target.variant}"
-            options += ["--target", again]
-            options += ["--accel", accel] if accel else []
+            options += _vm_options(settings, target, modules=modules, accel=accel, stock=stock)
         if tier == "lab":
             options += _lab_options(settings, target, accel=accel, whole=whole)
         results.append(_run_tier(settings, tier, options, whole=whole))
     _judge(results)
     return tuple(results)
+
+
+def _vm_options(
+    settings: Settings, target: Target, *, modules: str, accel: str | None, stock: bool
+) -> list[str]:
+    """Prepare the guest's image, and return the options that lead the tests to it."""
+    again = f"--suite {target.suite} --flavour {target.flavour} --variant {target.variant}"
+    options = []
+    if stock:
+        again += " --stock"
+        pipeline.check_stock_module(settings, target)
+        made = pipeline.stock_image(settings, target)
+    else:
+        done = pipeline.package(settings, target, modules=modules)
+        pipeline.check_module(settings, target, done)
+        pipeline.check_packages(settings, target, done)
+        made = pipeline.guest_image(settings, target, done)
+        options += ["--prebuilt", str(pipeline.prebuilt_module(done))]
+    options += ["--image", str(made.description), "--cache", str(settings.cache)]
+    options += ["--suite", target.suite, "--target", again]
+    return options + (["--accel", accel] if accel else [])
 
 
 def run_mutants(

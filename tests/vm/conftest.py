@@ -41,6 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="auto: what is seen to work"
     )
+    group.addoption("--suite", default="bookworm", help="whose root guest programs are made in")
     group.addoption(
         "--target", default="", help="options of './inv test' that lead to this image again"
     )
@@ -184,9 +185,16 @@ def guest(request: pytest.FixtureRequest, guest_slot: Slot) -> Iterator[Guest]:
 
 
 @pytest.fixture(scope="session")
-def compiled(settings: Settings) -> dict[str, Path]:
+def suite(request: pytest.FixtureRequest) -> str:
+    """The suite of the image: guest programs are compiled in its root."""
+    name: str = request.config.getoption("suite")
+    return name
+
+
+@pytest.fixture(scope="session")
+def compiled(settings: Settings, suite: str) -> dict[str, Path]:
     """The guest's programs, compiled here once."""
-    return programs.compile_programs(settings, "bookworm", PROGRAMS)
+    return programs.compile_programs(settings, suite, PROGRAMS)
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from tests.vm.module import listing
 
 
 @pytest.fixture
-def measured(loaded: Guest, settings: Settings) -> Iterator[Guest]:
+def measured(loaded: Guest, settings: Settings, suite: str) -> Iterator[Guest]:
     """The guest with the module, and with the benchmark's programs in it."""
-    compiled = programs.compile_programs(settings, "bookworm", bench_procfile.PROGRAMS)
+    compiled = programs.compile_programs(settings, suite, bench_procfile.PROGRAMS)
     programs.install(loaded, compiled)
     yield loaded
 

@@ -68,11 +68,15 @@ def test_the_boot_loader_puts_our_kernel_beside_its_base(guest: Guest, tmp_path:
         for name in guest.run(["ls", "/boot"], timeout_s=10).text.split()
         if name.startswith("vmlinuz-")
     )
+    if len(releases) == 1:
+        pytest.skip("a guest of Debian's own kernel alone")
     assert len(releases) == 2
     base = next(name for name in releases if "-cplayground-" not in name)
 
     def neighbour(by: int) -> str:
-        return re.sub(r"-(\d+)-", lambda m: f"-{int(m[1]) + by}-", base, count=1)
+        # 6.1.0-56-cloud-amd64, or since trixie 6.12.117+deb13-cloud-amd64
+        number = r"(?<=-)\d+(?=-)|(?<=\.)\d+(?=\+)"
+        return re.sub(number, lambda m: str(int(m[0]) + by), base, count=1)
 
     order = versions.boot_order([neighbour(-1), *releases, neighbour(1)], tmp_path)
     assert order[0] == neighbour(1)

@@ -94,10 +94,10 @@ class Workshop:
 
 
 @pytest.fixture
-def workshop(guest: Guest, settings: Settings) -> Iterator[Workshop]:
+def workshop(guest: Guest, settings: Settings, suite: str) -> Iterator[Workshop]:
     """The guest with the builder in it."""
     if guest.run(["test", "-e", f"{PLACE}/{PROGRAM}"], timeout_s=5).status:
-        programs.install(guest, programs.compile_programs(settings, "bookworm", [PROGRAM]))
+        programs.install(guest, programs.compile_programs(settings, suite, [PROGRAM]))
     shop = Workshop(guest)
     yield shop
     shop.close()
