@@ -70,8 +70,8 @@ class Evidence:
     status: int | None = None  # of the command that was judged; 0 when only the guest was
 
 
-# include/linux/panic.h of 6.1: the letters in order of their bits
-TAINT_LETTERS = "PFSRMBUDAWCIOELKXTN"
+# include/linux/panic.h of 7.3: the letters in order of their bits; 5.10 ends at T, 6.1 at N
+TAINT_LETTERS = "PFSRMBUDAWCIOELKXTNJ"
 
 
 def taint_letters(mask: int) -> str:

@@ -83,6 +83,11 @@ _PANIC_END = re.compile(r"---\[ end Kernel panic|^Kernel Offset: ")
 _LEAK_END = re.compile(r"^unreferenced object ")
 
 
+# What a WARN says of itself: "CPU: 1 PID: 5 at file:line func+...", in Linux 7
+# "file:line at func+..., CPU#1: comm/5".
+_WARN_LINE = r"WARNING: (CPU: \d+ PID: \d+|.*\bat .+, CPU#\d+: )"
+
+
 def _table(
     outcome: Outcome, end: re.Pattern[str], rows: Iterable[tuple[str, str]]
 ) -> tuple[Pattern, ...]:
@@ -99,7 +104,7 @@ PATTERNS: tuple[Pattern, ...] = (
             ("soft lockup", r"BUG: soft lockup|panic - not syncing: softlockup"),
             ("hard lockup", r"Watchdog detected hard LOCKUP|panic - not syncing: Hard LOCKUP"),
             ("RCU stall", r"rcu: INFO: rcu_\w+ .*stall|panic - not syncing: RCU Stall"),
-            ("hung task", r"INFO: task .* blocked for more than|not syncing: hung_task"),
+            ("hung task", r"INFO: task .* blocked .*for more than|not syncing: hung_task"),
             ("workqueue lockup", r"BUG: workqueue lockup"),
         ),
     ),
@@ -159,7 +164,7 @@ PATTERNS: tuple[Pattern, ...] = (
         _LEAK_END,
         (
             ("kmemleak", r"kmemleak: \d+ new suspected memory leaks"),
-            ("kmemleak", r"^unreferenced object 0x[0-9a-f]+ \(size \d+\)"),
+            ("kmemleak", r"^unreferenced object( \(\w+\))? 0x[0-9a-f]+ \(size \d+\)"),
         ),
     ),
     *_table(
@@ -184,7 +189,7 @@ PATTERNS: tuple[Pattern, ...] = (
         _WARN_END,
         (
             ("refcount", r"refcount_t: (?P<detail>[\w -]+)"),
-            ("WARN", r"WARNING: CPU: \d+ PID: \d+"),
+            ("WARN", _WARN_LINE),
             ("unknown BUG", r"\bBUG: "),
             ("unknown warning", r"\bWARNING: "),
         ),
@@ -211,10 +216,10 @@ IGNORED: tuple[re.Pattern[str], ...] = tuple(
 # oops says "BUG:", "Oops:" and "Kernel panic", a WARN its own words and then "WARNING:".
 _CONSEQUENCE_OF_ANY = re.compile(
     r"^Oops: |^invalid opcode: 0000"
-    r"|Kernel panic - not syncing: (Fatal exception|\S*panic_on_warn|softlockup|hung_task"
+    r"|Kernel panic - not syncing: (Fatal exception|.*panic_on_warn|softlockup|hung_task"
     r"|RCU Stall|Hard LOCKUP|stack-protector|corrupted stack)"
 )
-_CONSEQUENCE_OF_WARN = re.compile(r"WARNING: CPU: \d+ PID: \d+")
+_CONSEQUENCE_OF_WARN = re.compile(_WARN_LINE)
 _SAID_BEFORE_WARN = {
     "refcount",
     "list corruption",
@@ -248,7 +253,7 @@ _HEADINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 # Functions on a stack that are never at fault: those that report, and those that do what
 # their caller wants.  syzkaller keeps such a list for the same reason.
 _GENERIC = re.compile(
-    r"^(dump_stack\w*|show_stack|print_\w+|__warn\w*|warn_slowpath\w*|report_bug|handle_bug"
+    r"^(dump_stack\w*|show_stack|print_\w+|__warn\w*|__WARN_trap|warn_slowpath\w*|report_bug|handle_bug"
     r"|_*kasan_\w+|_*asan_\w+|q(uarantine|list)_\w+|check_(memory_region|region\w*|object|slab\w*|bytes\w*)"
     r"|_*kcsan_\w+|_*tsan_\w+|slab_\w+|object_err|free_debug_processing|check_poison\w*"
     r"|__might_\w+|__schedule\w*|schedule(_timeout\w*)?|preempt_schedule\w*|rcu_note_context_switch"

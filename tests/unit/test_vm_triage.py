@@ -122,10 +122,19 @@ def test_a_recorded_console_loses_only_what_is_far_from_its_reports() -> None:
         ("pagealloc: memory corruption", "page poisoning"),
         ("refcount_t: underflow; use-after-free.", "refcount"),
         ("INFO: task cat:12 blocked for more than 120 seconds.", "hung task"),
+        ("INFO: task cat:12 blocked in I/O wait for more than 120 seconds.", "hung task"),
         ("rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:", "RCU stall"),
+        ("CPU1: Watchdog detected hard LOCKUP on cpu 0", "hard lockup"),
         ("watchdog: BUG: soft lockup - CPU#1 stuck for 22s! [cat:99]", "soft lockup"),
         ("kmemleak: 3 new suspected memory leaks (see ...)", "kmemleak"),
         ("unreferenced object 0xffff888003a5ed40 (size 64):", "kmemleak"),
+        ("unreferenced object (percpu) 0x60af80a3b2c8 (size 8):", "kmemleak"),
+        ("WARNING: CPU: 1 PID: 9 at fs/file.c:1 inner+0x1/0x2 [sample]", "WARN"),
+        ("WARNING: fs/file.c:1 at inner+0x1/0x2 [sample], CPU#1: cat/9", "WARN"),
+        ("WARNING: at inner+0x1/0x2, CPU#0: kworker/0:1/9", "WARN"),
+        # An oops of Linux 6.12 begins with that word, whatever it is of.
+        ("Oops: Oops: 0002 [#1] PREEMPT SMP PTI", "oops"),
+        ("Oops: general protection fault: 0000 [#1] PREEMPT SMP", "general protection"),
         ("BUG: something that nobody has seen yet", "unknown BUG"),
         ("WARNING: nor this", "unknown warning"),
     ],
@@ -186,8 +195,15 @@ def test_what_an_oops_brings_about_is_one_report() -> None:
     assert [r.name for r in triage.scan("Kernel panic - not syncing: VFS: no root\n")] == ["panic"]
 
 
-def test_a_warning_with_words_of_its_own_is_one_report() -> None:
-    warn = "WARNING: CPU: 1 PID: 9 at lib/refcount.c:25 refcount_warn+0x1/0x2\n"
+@pytest.mark.parametrize(
+    "warn",
+    [
+        "WARNING: CPU: 1 PID: 9 at lib/refcount.c:25 refcount_warn+0x1/0x2\n",
+        "WARNING: lib/refcount.c:25 at refcount_warn+0x1/0x2, CPU#1: cat/9\n",
+    ],
+    ids=["to Linux 6", "Linux 7"],
+)
+def test_a_warning_with_words_of_its_own_is_one_report(warn: str) -> None:
     text = f"refcount_t: underflow; use-after-free.\n{warn}---[ end trace 1 ]---\n"
     assert [r.name for r in triage.scan(text)] == ["refcount"]
     assert [r.name for r in triage.scan(text + warn)] == ["refcount", "WARN"]
