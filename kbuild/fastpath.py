@@ -43,6 +43,8 @@ _DECOMPRESS_TIMEOUT_S = 120
 # A DER SEQUENCE with a two-byte length, which every certificate of a module key has.
 _DER_SEQUENCE = b"\x30\x82"
 _NAMED_AT_MOST = 12
+# v1.16: what scripts/link-vmlinux.sh asks for at least.
+_OLDEST_PAHOLE = 116
 
 
 @dataclass(frozen=True)
@@ -200,9 +202,11 @@ def write_pahole(path: Path, version: int) -> None:
     """Write the stand-in for pahole(1) that puts the distro's BTF into the image.
 
     ``version`` is CONFIG_PAHOLE_VERSION of the distro (124 for v1.24): Kconfig asks for it.
+    Linux 5.10 does not know that option, and its link-vmlinux.sh merely wants v1.16 or later.
     Module BTF refers to string offsets of the BTF that it was made against, so freshly
     generated BTF, though of the same types, would make the kernel refuse every module's.
     """
+    version = max(version, _OLDEST_PAHOLE)
     script = f"""#!/bin/sh
 # Stands in for pahole in scripts/link-vmlinux.sh: gives vmlinux the distro's own BTF.
 set -eu

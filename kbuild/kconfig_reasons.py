@@ -17,7 +17,8 @@ import kconfiglib
 class Kconfig(kconfiglib.Kconfig):
     """kconfiglib's last release, taught what Kconfig has learnt since.
 
-    Linux 6.1 writes "modules" where kconfiglib 14.1 knows "option modules".
+    Linux 6.1 writes "modules" where kconfiglib 14.1 knows "option modules"; 7.x marks options
+    that only carry an old configuration over as "transitional".
     """
 
     def _open(self, filename: str, mode: str) -> IO[str]:
@@ -25,7 +26,8 @@ class Kconfig(kconfiglib.Kconfig):
         if mode != "r":
             return stream
         with stream:
-            return io.StringIO(re.sub(r"(?m)^(\s+)modules$", r"\1option modules", stream.read()))
+            text = re.sub(r"(?m)^(\s+)modules$", r"\1option modules", stream.read())
+            return io.StringIO(re.sub(r"(?m)^\s+transitional$", "", text))
 
 
 def reason(kconf: kconfiglib.Kconfig, name: str) -> str:

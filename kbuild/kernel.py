@@ -64,6 +64,7 @@ class Plan:
     reason: str  # why that method
     fragments: tuple[Fragment, ...]
     config: str  # merged, before olddefconfig; for lab, what allnoconfig is given
+    distro: Fragment  # Debian's own configuration
     timestamp: str  # of the source, in seconds since the epoch
 
 
@@ -118,11 +119,15 @@ def make_plan(
     package_version: str,
     distro_config: Path,
     timestamp: int,
+    pristine: Path,
     modules: str = "auto",
 ) -> Plan:
-    """Put together what decides a kernel; raises UserError when it makes no sense."""
+    """Put together what decides a kernel; raises UserError when it makes no sense.
+
+    ``pristine`` is its source tree, whose Kconfig files say which options there are.
+    """
     distro = kconfig.read(distro_config, strict=False)
-    fragments = fragments_of(settings, target)
+    fragments = tuple(kconfig.settle(one, pristine) for one in fragments_of(settings, target))
     method, reason = choose_method(target, distro, fragments, modules)
     if method == "fast":
         fragments = (
@@ -146,6 +151,7 @@ def make_plan(
         reason=reason,
         fragments=fragments,
         config=kconfig.merge(start, fragments),
+        distro=distro,
         timestamp=str(timestamp),
     )
 
@@ -375,15 +381,44 @@ def _configure(shop: _Workshop) -> None:
         env={**shop.env, **extra},
         log=shop.log,
     )
+    final = kconfig.read(config, strict=False)
     kconfig.verify(
-        kconfig.read(config, strict=False),
+        final,
         plan.fragments,
         root=shop.root,
         compiler=suite(plan.target.suite).compiler,
         binds=shop.binds,
         log=shop.log,
     )
+    _check_strayed(plan, final, shop.log)
     fs.write_atomic(done, "")
+
+
+def _check_strayed(plan: Plan, final: Fragment, log: Path) -> None:
+    """Say where a kernel on Debian's configuration has another than that and our fragments.
+
+    The fast path must have none: struct module itself depends on the configuration.  In a full
+    build fragments drag other options with them, but a lost compiler may do so too.
+    """
+    if plan.target.flavour not in DEBIAN_FLAVOURS:
+        return
+    strayed = kconfig.strayed(plan.distro, final, plan.fragments)
+    lines = [f"CONFIG_{option}: {change}" for option, change in strayed.items()]
+    if lines and plan.method == "fast":
+        raise GuardError(
+            f"{len(lines)} option(s) are not what the distro's kernel was built with",
+            expected="the distro's configuration, but for the keys that modules are signed with",
+            found="\n".join(lines),
+            log=log,
+            hint="does the suite's root have every compiler and tool that the distro's build had? "
+            "build in full with --modules rebuild",
+        )
+    if lines:
+        logger.warning(
+            "%d option(s) differ from the distro's beside those asked for: %s",
+            len(lines),
+            "; ".join(lines),
+        )
 
 
 def _make(shop: _Workshop, goals: Sequence[str]) -> None:

@@ -134,6 +134,7 @@ def _plan(settings: Settings, target: Target, base: Base, tree: Tree, modules: s
         package_version=versions.package_version(base.version, settings.revision),
         distro_config=distro_headers / "usr/src" / f"linux-headers-{base.release}" / ".config",
         timestamp=epoch,
+        pristine=source.unpack(settings, base),
         modules=modules,
     )
     return Prepared(base, distro_image, distro_headers, tree, plan, epoch)

@@ -97,7 +97,8 @@ def guest_root(settings: Settings, suite: str) -> Root:
 
 def compile_packages(suite: str) -> tuple[str, ...]:
     """Return what a compile root of a suite holds, by the names that packages have there."""
-    return suites.suite(suite).packages(COMPILE_PACKAGES)
+    row = suites.suite(suite)
+    return (*row.packages(COMPILE_PACKAGES), *row.compile)
 
 
 def guest_packages(suite: str) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ class Suite:
     # Packages of our roots that are called otherwise here, come from another dist (apt's
     # NAME/DIST), or do not exist ("").
     names: Mapping[str, str] = field(default_factory=dict)
+    compile: tuple[str, ...] = ()  # further packages of a compile root: what its kernel needs
     guest: tuple[str, ...] = ()  # further packages of a guest: what its kernel's packages need
 
     @property
@@ -88,6 +89,8 @@ SUITES = {
                 # whose linux-run-hooks the split packages of 7.x run
                 "linux-base": "linux-base/trixie-backports",
             },
+            # CONFIG_RUST is on, and goes out silently where these are missing.
+            compile=("bindgen", "rust-src", "rustc"),
             guest=("gcc-14-for-host", "pahole"),
         ),
     )

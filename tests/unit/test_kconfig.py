@@ -66,3 +66,86 @@ def test_our_own_fragments_are_well_formed() -> None:
     assert paths
     for path in paths:
         assert kconfig.read(path).options
+
+
+HERE = """\
+CONFIG_KASAN=y
+# Why it is wanted
+# [where it exists, else CONFIG_SYSCTL]
+CONFIG_PROC_SYSCTL=y
+# [where it exists]
+CONFIG_BASE_FULL=y
+"""
+
+
+def kernel_with(tmp_path: Path, *options: str) -> Path:
+    blocks = [f"config {option}\n\tbool\n\tdepends on A_{option}\n\n" for option in options]
+    for name, text in (
+        ("lib/Kconfig.debug", "".join(blocks)),
+        # a test of Kconfig's own, and a help text
+        ("scripts/kconfig/tests/x/Kconfig", "config BASE_FULL\n\tbool\n"),
+        ("init/Kconfig", "config OTHER\n\tbool\n\thelp\n\t  config BASE_FULL is gone\n"),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        (("PROC_SYSCTL", "BASE_FULL"), {"PROC_SYSCTL": "y", "BASE_FULL": "y"}),
+        (("PROC_SYSCTL",), {"PROC_SYSCTL": "y"}),
+        (("SYSCTL",), {"SYSCTL": "y"}),
+    ],
+)
+def test_an_option_that_need_not_exist_is_left_out_or_replaced(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    there: tuple[str, ...],
+    expected: dict[str, str],
+) -> None:
+    caplog.set_level("INFO")
+    fragment = kconfig.parse(HERE, name="lab.config", strict=True)
+    settled = kconfig.settle(fragment, kernel_with(tmp_path, *there))
+    # KASAN is in no Kconfig file either, but nobody said that it need not be
+    assert settled.options == {"KASAN": "y", **expected}
+    gone = {"PROC_SYSCTL", "BASE_FULL"} - set(there)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == len(gone)
+    assert all(any(f"no CONFIG_{name} (lab.config)" in line for line in said) for name in gone)
+
+
+def test_what_stands_for_an_option_does_not_override_one_that_is_given(tmp_path: Path) -> None:
+    text = "# [where it exists, else CONFIG_B]\nCONFIG_A=y\nCONFIG_B=m\n"
+    settled = kconfig.settle(kconfig.parse(text, name="f"), kernel_with(tmp_path, "B"))
+    assert settled.options == {"B": "m"}
+
+
+@pytest.mark.parametrize("after", ["", "\nCONFIG_A=y\n", "# a comment\nCONFIG_A=y\n"])
+def test_a_mark_without_its_option_is_refused(after: str) -> None:
+    with pytest.raises(UserError, match="speaks of no option"):
+        kconfig.parse(f"# [where it exists]\n{after}", name="f", strict=True)
+
+
+def test_definitions_are_found_with_what_they_depend_on(tmp_path: Path) -> None:
+    tree = kernel_with(tmp_path, "KCSAN", "KCSAN")
+    assert kconfig.definitions(tree, ["KCSAN", "BASE_FULL"]) == {"KCSAN": "depends on A_KCSAN"}
+
+
+@pytest.mark.parametrize(
+    ("final", "expected"),
+    [
+        ({"A": "y", "KEY": "ours"}, {}),
+        ({"A": "y", "KEY": "ours", "NEW": "n"}, {}),
+        ({"KEY": "ours"}, {"A": "y -> n"}),
+        ({"A": "y", "KEY": "ours", "NEW": "y"}, {"NEW": "n -> y"}),
+    ],
+)
+def test_what_strays_from_the_distro_is_named(
+    final: dict[str, str], expected: dict[str, str]
+) -> None:
+    distro = Fragment("distro", {"A": "y", "KEY": "theirs", "OFF": "n"})
+    fragments = [Fragment("keys", {"KEY": "ours"})]
+    assert kconfig.strayed(distro, Fragment("final", final), fragments) == expected

@@ -41,6 +41,7 @@ class Bench:
             package_version=f"6.1.192-2+cplayground{self.settings.revision}",
             distro_config=self.distro.headers / f"usr/src/linux-headers-{toy.RELEASE}/.config",
             timestamp=1763288260,
+            pristine=self.distro.pristine,
             modules=modules,
         )
         return kernel.build(
@@ -80,6 +81,24 @@ def test_the_fast_path_keeps_the_distros_modules(bench: Bench) -> None:
     given = bench.home / "cloud-amd64/input"
     assert (given / "distro.btf").read_bytes() == toy.BTF
     assert (given / "distro-modules.pem").read_text().startswith("-----BEGIN CERTIFICATE")
+
+
+def test_a_configuration_that_is_not_the_distros_stops_the_fast_path(bench: Bench) -> None:
+    # as where the root lacks a compiler that the distro's build had: Kconfig says nothing
+    toy.write(bench.distro.pristine / "refused", "MODVERSIONS\n")
+    with pytest.raises(GuardError, match="not what the distro's kernel was built with") as caught:
+        bench.build()
+    assert caught.value.found == "CONFIG_MODVERSIONS: y -> n"
+    assert not (bench.home / "cloud-amd64/Module.symvers").exists()
+
+
+def test_a_full_build_says_where_its_configuration_is_not_the_distros(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    toy.write(bench.distro.pristine / "refused", "MODVERSIONS\n")
+    bench.build(modules="rebuild")
+    assert "1 option(s) differ from the distro's" in caplog.text
+    assert "CONFIG_MODVERSIONS: y -> n" in caplog.text
 
 
 def test_nothing_is_rebuilt_when_nothing_changed(bench: Bench) -> None:
@@ -192,6 +211,7 @@ def test_a_lost_export_is_noticed_in_a_full_build(bench: Bench) -> None:
         package_version="6.1.192-2+cplayground1",
         distro_config=bench.distro.headers / f"usr/src/linux-headers-{toy.RELEASE}/.config",
         timestamp=0,
+        pristine=bench.distro.pristine,
     )
     with pytest.raises(GuardError, match="does not export what the series declares"):
         kernel.build(

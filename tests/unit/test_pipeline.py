@@ -9,6 +9,7 @@ import pytest
 
 from kbuild import fs, kernel, manifest, pipeline, repo, roots
 from kbuild.errors import UserError
+from kbuild.kconfig import Fragment
 from kbuild.manifest import Manifest, Output
 from kbuild.model import Package, Root, Settings, Target
 from kbuild.pipeline import Places
@@ -149,6 +150,7 @@ def test_a_root_with_an_older_compiler_is_made_again(
         reason="",
         fragments=(),
         config='CONFIG_CC_VERSION_TEXT="gcc-12 (Debian 12.2.0-14) 12.2.0"\n',
+        distro=Fragment("distro", {}),
         timestamp="0",
     )
     pipeline._compile_root(dataclasses.replace(settings, offline=offline), plan)
