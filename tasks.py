@@ -36,8 +36,9 @@ from kbuild.vm import session
 PROJECT = Path(__file__).resolve().parent
 
 DEFAULTS = {
-    "suite": "bookworm",
-    "flavour": "cloud-amd64",
+    # empty: this machine's own where it is one of ours, else bookworm and cloud-amd64
+    "suite": "",
+    "flavour": "",
     "variant": "release",
     "kernel_version": "",
     "modules": "auto",
@@ -103,8 +104,8 @@ def _target(c: Context, given: dict[str, object]) -> Target:
     config = c.config
     fragments = [*_strings(config.fragments), *_strings(given.get("fragment"))]
     return Target(
-        suite=str(given.get("suite") or config.suite),
-        flavour=str(given.get("flavour") or config.flavour),
+        suite=str(given.get("suite") or config.suite or suites.own_suite()),
+        flavour=str(given.get("flavour") or config.flavour or suites.own_flavour()),
         variant=str(given.get("variant") or config.variant),
         version=str(given.get("version") or config.kernel_version) or None,
         fragments=tuple(Path(name).resolve() for name in fragments),

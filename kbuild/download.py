@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 _CHUNK = 1 << 16
 # Answers after which the same request may well succeed a little later.
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
+# Answers that a file is not there.
+_GONE = {404, 410}
 # What a document without a known digest may weigh; Debian's largest InRelease has 0.2 MB.
 _DOCUMENT_LIMIT = 16 << 20
 
@@ -127,6 +129,10 @@ class Document:
     modified: str
 
 
+class GoneError(InfrastructureError):
+    """Every mirror answered, and none has the file: it has left the pool."""
+
+
 class PassingError(Exception):
     """A failure of the network or a server that may be gone at the next attempt."""
 
@@ -200,8 +206,9 @@ def fetch(settings: Settings, wanted: Wanted, urls: Sequence[str], network: Netw
     """Return a file from the cache, or from the first URL that has the right one.
 
     A URL whose content is wrong is left with a warning; what it gave is deleted.  Raises
-    TrustError when that was so and no other had it, InfrastructureError when none could
-    deliver, or when the run is offline and the cache does not have it.
+    TrustError when that was so and no other had it, GoneError when none has it,
+    InfrastructureError when none could deliver, or when the run is offline and the cache
+    does not have it.
     """
     path = place(settings, wanted)
     if _matches(wanted, path):
@@ -221,6 +228,7 @@ def fetch(settings: Settings, wanted: Wanted, urls: Sequence[str], network: Netw
         part.parent.mkdir(parents=True, exist_ok=True)
         refused: TrustError | None = None
         reasons = []
+        gone = bool(urls)
         for url in urls:
             try:
                 _from(network, url, wanted, part)
@@ -230,12 +238,20 @@ def fetch(settings: Settings, wanted: Wanted, urls: Sequence[str], network: Netw
             except (PassingError, UnavailableError) as error:
                 logger.info("%s: %s", url, error)
                 reasons.append(f"{url}: {error}")
+                gone = gone and isinstance(error, UnavailableError) and error.status in _GONE
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 part.replace(path)
                 return path
     if refused is not None:
         raise refused
+    if gone:
+        raise GoneError(
+            f"{wanted.what} is listed by the archive, and no mirror has it any more",
+            expected=f"{wanted.size} bytes, sha256 {wanted.sha256}",
+            found="\n".join(reasons),
+            hint="give another mirror with --mirror, which may still have it",
+        )
     raise InfrastructureError(
         f"{wanted.what} could not be fetched from any mirror",
         expected=f"{wanted.size} bytes, sha256 {wanted.sha256}",

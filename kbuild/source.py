@@ -18,7 +18,7 @@ from debian.debian_support import Version
 
 from kbuild import archive, download, fs, mirror, progress, stamp, suites
 from kbuild.archive import Listed
-from kbuild.download import Network
+from kbuild.download import GoneError, Network
 from kbuild.errors import BuildError, InfrastructureError, TrustError, UserError
 from kbuild.model import Base, Settings, Target, VerifiedFile
 from kbuild.run import run
@@ -59,6 +59,7 @@ class Resolved:
     parts: tuple[Offer, ...]  # that the image consists of, where Debian splits it
     headers: Offer
     support: tuple[Offer, ...]
+    others: tuple[str, ...] = ()  # further versions that are listed with their source, newest first
 
     @property
     def offers(self) -> tuple[Offer, ...]:
@@ -115,6 +116,7 @@ def resolve(
         parts=tuple(_offer(same, one) for one in parts),
         headers=_offer(same, headers),
         support=tuple(_offer(same, one) for one in support),
+        others=_versions(found, flavour, without=version),
     )
 
 
@@ -149,8 +151,24 @@ def fetch(
                 progress.size(offer.listed.size),
             )
         else:
-            download.fetch(settings, offer.listed.wanted, offer.urls, network)
+            _fetch(settings, resolved, offer, network)
     return base(settings, resolved)
+
+
+def _fetch(settings: Settings, resolved: Resolved, offer: Offer, network: Network) -> None:
+    try:
+        download.fetch(settings, offer.listed.wanted, offer.urls, network)
+    except GoneError as error:
+        # Another version is another kernel, with other bugs: that is for the user to choose.
+        others = ", ".join(resolved.others) or "none"
+        raise GoneError(
+            f"linux {resolved.version} of {resolved.suite} cannot be had: "
+            f"{offer.listed.wanted.name} is listed, and no mirror has it",
+            expected=error.expected,
+            found=error.found,
+            hint="give another mirror with --mirror, or another version with --version "
+            f"(also listed: {others})",
+        ) from error
 
 
 def base(settings: Settings, resolved: Resolved) -> Base:
@@ -219,6 +237,14 @@ def _image(found: Sequence[_Found], suite: str, flavour: str, version: str | Non
             hint="the mirror is being updated: try again later, or give another with --mirror",
         )
     return max(candidates, key=lambda f: Version(f.listed.version))
+
+
+def _versions(found: Sequence[_Found], flavour: str, *, without: str) -> tuple[str, ...]:
+    image = re.compile(rf"linux-image-{_ABI}-{re.escape(flavour)}")
+    source = re.compile(rf"linux-source-{_ABI}")
+    listed = {f.listed.version for f in found if source.fullmatch(f.listed.package)}
+    listed &= {f.listed.version for f in found if image.fullmatch(f.listed.package)}
+    return tuple(sorted(listed - {without}, key=Version, reverse=True))
 
 
 def _one(same: Sequence[_Found], pattern: re.Pattern[str], image: _Found) -> _Found:

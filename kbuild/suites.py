@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from kbuild.errors import UserError
 
@@ -29,6 +32,9 @@ class Suite:
     names: Mapping[str, str] = field(default_factory=dict)
     compile: tuple[str, ...] = ()  # further packages of a compile root: what its kernel needs
     guest: tuple[str, ...] = ()  # further packages of a guest: what its kernel's packages need
+    # How many objects a build has, as was counted, for progress before the first one: by
+    # method ("fast", "rebuild") and flavour.
+    objects: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     @property
     def compiler_package(self) -> str:
@@ -64,6 +70,7 @@ SUITES = {
             security="bookworm-security",
             keyring=_KEYRING,
             compiler="gcc-12",
+            objects={("fast", "cloud-amd64"): 3100, ("rebuild", "lab"): 1250},
         ),
         Suite(
             name="trixie",
@@ -100,6 +107,35 @@ SUITES = {
 # packages stand in where a distro kernel is needed (comparison, headers).
 DEBIAN_FLAVOURS = ("cloud-amd64", "amd64")
 OWN_FLAVOURS = {"lab": "cloud-amd64"}
+# <upstream>-<ABI>-<flavour>, or since trixie <upstream>+deb13-<flavour>
+_RELEASE = re.compile(r"\d[\w.+~]*(?:-\d+)?(?:-cplayground)?-([a-z][a-z0-9-]*)")
+
+
+_USUAL_SUITE, _USUAL_FLAVOUR = "bookworm", "cloud-amd64"
+OS_RELEASE = Path("/etc/os-release")
+
+
+def own_suite(os_release: Path = OS_RELEASE) -> str:
+    """Return the suite of this machine where it is one of the table, else bookworm."""
+    try:
+        text = os_release.read_text()
+    except OSError:
+        return _USUAL_SUITE
+    fields = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    if fields.get("ID", "").strip("\"'") != "debian":
+        return _USUAL_SUITE
+    codename = fields.get("VERSION_CODENAME", "").strip("\"'")
+    return codename if codename in SUITES else _USUAL_SUITE
+
+
+def own_flavour(release: str | None = None) -> str:
+    """Return the flavour of the kernel that runs where it is Debian's, else cloud-amd64.
+
+    ``release`` is what ``uname -r`` prints: 6.1.0-56-cloud-amd64, or our own
+    6.1.0-56-cplayground-amd64.
+    """
+    found = _RELEASE.fullmatch(release or os.uname().release)
+    return found[1] if found and found[1] in DEBIAN_FLAVOURS else _USUAL_FLAVOUR
 
 
 def suite(name: str) -> Suite:

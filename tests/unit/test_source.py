@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kbuild import source, suites
+from kbuild.download import GoneError
 from kbuild.errors import BuildError, InfrastructureError, TrustError, UserError
 from kbuild.model import Base, Settings, Target, VerifiedFile
 from tests.unit import signed_archive
@@ -226,6 +227,25 @@ def test_a_file_listed_but_gone_is_taken_from_another_mirror(
     with pytest.raises(InfrastructureError, match="404") as caught:
         fetch(settings(tmp_path / "again", server.url))
     assert server.url in str(caught.value)
+
+
+def test_a_version_that_left_the_pool_is_said_with_those_that_are_listed(
+    tmp_path: Path, server: Server
+) -> None:
+    server.fail(f"linux-image-6.1.0-9-cloud-amd64_{NEW}_amd64.deb", Fault(status=404))
+    with pytest.raises(GoneError, match=rf"linux {NEW} .* cannot be had") as caught:
+        fetch(settings(tmp_path, server.url))
+    assert "linux-image-6.1.0-9-cloud-amd64" in caught.value.what
+    assert f"(also listed: {OLD})" in (caught.value.hint or "")
+    old = fetch(settings(tmp_path, server.url), dataclasses.replace(TARGET, version=OLD))
+    assert old.version == OLD
+
+
+def test_a_mirror_that_is_out_of_order_has_lost_no_version(tmp_path: Path, server: Server) -> None:
+    server.fail(".deb", Fault(status=503))
+    with pytest.raises(InfrastructureError, match="could not be fetched") as caught:
+        fetch(settings(tmp_path, server.url))
+    assert not isinstance(caught.value, GoneError)
 
 
 def test_a_file_that_two_archives_list_can_come_from_either(

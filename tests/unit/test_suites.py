@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from kbuild import mirror, roots, suites
@@ -42,3 +44,42 @@ def test_only_backports_take_their_kernel_from_one_dist() -> None:
     assert [dist for dist, _ in mirror.kernel_dists(row, FOUND)] == ["trixie-backports"]
     assert row.codename == "trixie"
     assert suites.suite("trixie").compiler == row.compiler
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ID=debian\nVERSION_CODENAME=trixie\n", "trixie"),
+        ('ID="debian"\nVERSION_CODENAME="bullseye"\n', "bullseye"),
+        ("ID=debian\nVERSION_CODENAME=buster\n", "bookworm"),
+        ("ID=debian\n", "bookworm"),
+        ("ID=other\nVERSION_CODENAME=trixie\n", "bookworm"),
+        ("", "bookworm"),
+    ],
+)
+def test_the_suite_is_the_machines_own_where_it_can_be(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    (tmp_path / "os-release").write_text(text)
+    assert suites.own_suite(tmp_path / "os-release") == expected
+    assert suites.own_suite(tmp_path / "none") == "bookworm"
+
+
+@pytest.mark.parametrize(
+    ("release", "expected"),
+    [
+        ("6.1.0-56-cloud-amd64", "cloud-amd64"),
+        ("6.1.0-56-amd64", "amd64"),
+        ("6.1.0-56-cplayground-amd64", "amd64"),
+        ("6.12.117+deb13-amd64", "amd64"),
+        ("7.3.4+deb13-cloud-amd64", "cloud-amd64"),
+        ("6.1.0-56-rt-amd64", "cloud-amd64"),
+        ("6.1.0-56-cplayground-lab-debug", "cloud-amd64"),
+        ("6.18.44-other", "cloud-amd64"),
+        ("6.18.44", "cloud-amd64"),
+    ],
+)
+def test_the_flavour_is_that_of_the_running_kernel_where_it_is_debians(
+    release: str, expected: str
+) -> None:
+    assert suites.own_flavour(release) == expected
