@@ -405,7 +405,7 @@ class _Run:
         if result.status != 0 and _IDLE not in result.stderr:
             self.find("invariants", _said(result))
         words = (result.text.splitlines() or [""])[-1].split()
-        if len(words) == 7:
+        if len(words) >= 7:
             self.reads += int(words[0])
             self.records += int(words[1])
         return f"{cycles} unloads under {' '.join(words)}"
