@@ -297,7 +297,7 @@ def mutants(
     every = mutations.read_all(settings.project / mutations.PATCHES)
     if settings.dry:
         for one in every:
-            _say(f"{one.name:<28} {', '.join(one.detectors)}")
+            _say(f"{one.name:<28} {mutations.written(one.detectors)}")
         return
     if refresh:
         for one in every:

@@ -2,7 +2,8 @@
 
 A mutant is a patch on kmod/ with a header that says what the bug is, why somebody would
 write it, and which detectors must catch it.  It is killed when all of these have reported
-in its time; anything else is a hole in the suite, or a bug that is none.
+in its time, or one of several where it is chance which comes first; anything else is a hole
+in the suite, or a bug that is none.
 """
 
 from __future__ import annotations
@@ -51,6 +52,10 @@ _PATCH_TIMEOUT_S = 60.0
 _WINDOW_US = 300
 
 
+# Of quick.DETECTORS: one of each of these must report.
+Detectors = tuple[tuple[str, ...], ...]
+
+
 @dataclass(frozen=True)
 class Mutant:
     """One bug, and what must find it."""
@@ -60,7 +65,7 @@ class Mutant:
     bug: str
     why: str
     backends: tuple[str, ...]  # on which the bug makes sense
-    detectors: tuple[str, ...]  # of quick.DETECTORS; each of them must report
+    detectors: Detectors
     within_s: float  # of the host, from the suite's beginning
     window_us: int = _WINDOW_US
     many: int = 0  # processes and descriptors that it takes to see it
@@ -80,8 +85,12 @@ def read(patch: Path) -> Mutant:
             found=", ".join([f"no {name}" for name in missing] + unknown) or "no diff",
         )
     backends = tuple(fields["Backends"].split())
-    detectors = tuple(one.strip() for one in fields["Detectors"].split(","))
-    strange = sorted({*backends} - {*BACKENDS} | {*detectors} - quick.DETECTORS)
+    detectors = tuple(
+        tuple(_line(name) for name in one.split(" or "))
+        for one in _line(fields["Detectors"]).split(",")
+    )
+    named = {name for names in detectors for name in names}
+    strange = sorted({*backends} - {*BACKENDS} | named - quick.DETECTORS)
     if strange:
         raise UserError(
             f"{patch} names what does not exist",
@@ -198,7 +207,7 @@ class Trial:
     mutant: str
     backend: str
     release: str
-    expected: tuple[str, ...]  # detectors
+    expected: Detectors
     found: Mapping[str, float]  # detector → seconds until its first report
     fate: str  # of Fate; for the control, killed is a false alarm
     seconds: float
@@ -208,20 +217,25 @@ class Trial:
 _NO_EVIDENCE = frozenset({"workload"})
 
 
-def judge(expected: Sequence[str], within_s: float, result: QuickResult) -> Fate:
-    """Say what became of a mutant that ``expected`` must kill in ``within_s``."""
+def judge(expected: Detectors, within_s: float, result: QuickResult) -> Fate:
+    """Say what became of a mutant that one of each of ``expected`` must kill in ``within_s``."""
     found = first_reports(result.findings)
     if not expected:
         # The control: whatever was said about it is a false alarm.
         if found:
             return Fate.BY_ANOTHER
         return Fate.SURVIVED if result.complete else Fate.NOT_JUDGED
-    if all(name in found for name in expected):
-        in_time = max(found[name] for name in expected) <= within_s
-        return Fate.KILLED if in_time else Fate.LATE
+    if all(found.keys() & {*names} for names in expected):
+        first = [min(found[name] for name in names if name in found) for names in expected]
+        return Fate.KILLED if max(first) <= within_s else Fate.LATE
     if found.keys() - _NO_EVIDENCE:
         return Fate.BY_ANOTHER
     return Fate.SURVIVED if result.complete else Fate.NOT_JUDGED
+
+
+def written(detectors: Detectors) -> str:
+    """Return detectors as a mutant's header has them."""
+    return ", ".join(" or ".join(names) for names in detectors)
 
 
 def first_reports(findings: Iterable[Finding]) -> dict[str, float]:
@@ -322,7 +336,7 @@ def explain(trial: Trial, mutant: Mutant | None, result: QuickResult, logs: Path
     if mutant is not None:
         lines += [
             f"  bug:      {mutant.bug}",
-            f"  expected: {', '.join(mutant.detectors)} within {mutant.within_s:g} s",
+            f"  expected: {written(mutant.detectors)} within {mutant.within_s:g} s",
         ]
     lines += [f"  {one.at_s:6.1f} s  {one.detector}: {one.message}" for one in result.findings]
     lines += [f"  {one.seconds:6.1f} s  {one.name}: {one.seen}" for one in result.steps]
@@ -346,21 +360,22 @@ def load(path: Path) -> tuple[Trial, ...]:
     if not path.exists():
         return ()
     return tuple(
-        Trial(**{**one, "expected": tuple(one["expected"])}) for one in json.loads(path.read_text())
+        Trial(**{**one, "expected": tuple(tuple(names) for names in one["expected"])})
+        for one in json.loads(path.read_text())
     )
 
 
 def matrix(trials: Sequence[Trial]) -> str:
     """Render trials as a Markdown table: mutant, backend, runs, and seconds by detector.
 
-    Of several runs the slowest is shown; a detector that must report is in bold.
+    Of several runs the slowest is shown; what the mutant's header names is in bold.
     """
     if not trials:
         return "No mutant has been tried.\n"
     groups: dict[tuple[str, str], list[Trial]] = {}
     for one in trials:
         groups.setdefault((one.mutant, one.backend), []).append(one)
-    columns = sorted({name for one in trials for name in (*one.expected, *one.found)})
+    columns = sorted({name for one in trials for name in one.found} | _silent(trials))
     lines = [
         "| mutant | backend | killed | " + " | ".join(columns) + " |",
         "| --- | --- | --- |" + " --- |" * len(columns),
@@ -373,13 +388,18 @@ def matrix(trials: Sequence[Trial]) -> str:
         for column in columns:
             times = [one.found[column] for one in runs if column in one.found]
             text = f"{max(times):.1f}" if times else ""
-            if column in runs[0].expected:
-                text = f"**{text or 'silent'}**"
-            cells.append(text)
+            if times and any(column in names for names in runs[0].expected):
+                text = f"**{text}**"
+            cells.append(text or ("**silent**" if column in _silent(runs) else ""))
         lines.append(
             f"| {name} | {backend} | {word}{count}/{len(runs)} | " + " | ".join(cells) + " |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _silent(runs: Iterable[Trial]) -> set[str]:
+    """Return the first detector of each of those that had to report in a run and did not."""
+    return {names[0] for one in runs for names in one.expected if not one.found.keys() & {*names}}
 
 
 def page(trials: Sequence[Trial], mutants: Sequence[Mutant], *, conditions: str) -> str:
@@ -402,13 +422,17 @@ def page(trials: Sequence[Trial], mutants: Sequence[Mutant], *, conditions: str)
         conditions,
         "",
         "Seconds from the beginning of the quick suite, in a guest just restored, to the first",
-        "report of each detector; of several runs the slowest. In bold: those that must report.",
-        "A run ends when they have, so that others may not have had their turn.",
+        "report of each detector; of several runs the slowest. In bold: those that the mutant's",
+        "header names. A run ends when they have reported, so that others may not have had their",
+        "turn.",
         "",
         matrix(trials),
         "## What each of them is",
         "",
     ]
     for one in mutants:
-        lines += [f"- **{one.name}** ({', '.join(one.backends)}): {one.bug} *{one.why}*"]
+        lines += [
+            f"- **{one.name}** ({', '.join(one.backends)}): {one.bug} *{one.why}* To be found by:"
+            f" {written(one.detectors)}."
+        ]
     return "\n".join(lines) + "\n"

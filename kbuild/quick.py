@@ -28,7 +28,10 @@ logger = logging.getLogger(__name__)
 FILE = "/proc/cplayground"
 MODULE = "cplayground"
 # Of tests/guest: to be compiled by programs.compile_programs and put in place by prepare().
-PROGRAMS = ("topology", "observe", "observe_reads", "witness", "turmoil", "reader", counts.PROGRAM)
+PROGRAMS = (
+    *("topology", "observe", "observe_reads", "recycle", "witness", "turmoil", "reader"),
+    counts.PROGRAM,
+)
 
 # A module that was built here is out of tree (O) and not signed by anybody trusted (E).
 _ALLOWED_TAINT = 1 << 12 | 1 << 13
@@ -36,6 +39,9 @@ _REMOTE = "/tmp/cplayground.ko"
 _KMEMLEAK = "/sys/kernel/debug/kmemleak"
 _LOOK_EVERY_S = 0.2
 _STORM_S = "3"
+# What a report still says when its title is there comes within this, or not at all.
+_SILENCE_S = 1.0
+_REPORT_S = 5.0
 _SETTLE_MS = 5000  # of the guest's time, for RCU callbacks and the like to run
 
 # What the suite itself can say, beside the names in triage.PATTERNS.
@@ -129,23 +135,24 @@ def run(
     deadline_s: float,
     window_us: int = 0,
     churn_s: float = 4.0,
-    expect: Collection[str] = (),
+    expect: Collection[Collection[str]] = (),
     many: int = 0,
     seed: int = 1,
 ) -> QuickResult:
     """Judge ``module``, a file built for the guest's kernel, with one backend.
 
-    ``window_us`` widens the race windows of a lab build; 0 for another build.  With
-    ``expect`` the suite ends as soon as each of these detectors has reported.  ``many``
-    demands that so many processes and descriptors are shown.  ``deadline_s`` and
-    ``churn_s`` are seconds of the host, whatever the guest's speed.  A guest that has been
-    found to hang, or that was left before the end, is not to be used again: abandon() it.
+    ``window_us`` widens the race windows of a lab build from the step "reload" on; 0 for
+    another build.  With ``expect`` the suite ends as soon as one detector of each of these
+    has reported.  ``many`` demands that so many processes and descriptors are shown.
+    ``deadline_s`` and ``churn_s`` are seconds of the host, whatever the guest's speed.  A
+    guest that has been found to hang, or that was left before the end, is not to be used
+    again: abandon() it.
     """
-    one = _Run(guest, backend, window_us, deadline_s, frozenset(expect))
+    one = _Run(guest, backend, window_us, deadline_s, [frozenset(names) for names in expect])
     try:
         one.everything(module, compiled, churn_s, many, seed)
     except _Enough:
-        pass
+        one.hear_out()
     except GuestCommandError as error:
         one.note("workload", str(error))
     except GuestLost as lost:
@@ -170,11 +177,16 @@ class _Run:
     """One run of the suite on one guest."""
 
     def __init__(
-        self, guest: Guest, backend: str, window_us: int, deadline_s: float, expect: frozenset[str]
+        self,
+        guest: Guest,
+        backend: str,
+        window_us: int,
+        deadline_s: float,
+        expect: Sequence[frozenset[str]],
     ) -> None:
         self._guest = guest
         self._parameters = [f"backend={backend}"]
-        self._parameters += [f"window_us={window_us}"] if window_us else []
+        self._window = [f"window_us={window_us}"] if window_us else []
         self._began = time.monotonic()
         self._deadline_s = deadline_s
         self._expect = expect
@@ -220,8 +232,24 @@ class _Run:
             raise _Enough
 
     def _stop_if_satisfied(self) -> None:
-        if self._expect and self._expect <= {finding.detector for finding in self.findings}:
+        found = {finding.detector for finding in self.findings}
+        if self._expect and all(found & names for names in self._expect):
             raise _Enough
+
+    def hear_out(self) -> None:
+        """Wait until the kernel has said all of its last report: the guest ends after that."""
+        began = heard = time.monotonic()
+        text = self._guest.console(self._since)
+        reports = triage.scan(text)
+        while reports and not reports[-1].whole:
+            now = time.monotonic()
+            if now - heard > _SILENCE_S or now - began > _REPORT_S:
+                break
+            time.sleep(_LOOK_EVERY_S)
+            more = self._guest.console(self._since)
+            if more != text:
+                text, heard = more, time.monotonic()
+                reports = triage.scan(text)
 
     # --- commands -----------------------------------------------------------------------
 
@@ -252,7 +280,9 @@ class _Run:
 
     def listing(self) -> tuple[Process, ...]:
         """Read the file once and check its grammar; what is not of it is left out."""
-        text = self.read_file()
+        return self.parsed(self.read_file())
+
+    def parsed(self, text: bytes) -> tuple[Process, ...]:
         try:
             shown = procfile.parse(text)
         except procfile.ProcfileError as error:
@@ -298,6 +328,7 @@ class _Run:
         guest.put(module, _REMOTE)
 
         self.step("load", self._load)
+        self.step("recycled", self._recycle)
         with self.topology(*_STILL):
             with self.topology(*_STRANGE):
                 self.step("still", self._compare)
@@ -331,6 +362,21 @@ class _Run:
         self._loaded = result.status != 0
         return "unloaded"
 
+    def _recycle(self) -> str:
+        """Readers that stop, and go on when what they have seen is gone."""
+        for where, shown in _RECYCLED.items():
+            result = self.run([f"{PLACE}/recycle", FILE, where], "reading")
+            head, _, text = result.stdout.partition(b"\n")
+            files = {
+                file.path
+                for process in self.parsed(text)
+                if head.split()[-1:] == [b"%d" % process.pid]
+                for file in process.files
+            }
+            if result.status == 0 and files & {*_RECYCLED.values()} != {shown}:
+                self.find("invariants", f"a pid that was given anew: files {sorted(files)}")
+        return f"stopped at {', '.join(_RECYCLED)}, and went on"
+
     def _compare(self) -> str:
         shown = self.listing()
         result = self.run([f"{PLACE}/observe"], "workload")
@@ -359,6 +405,8 @@ class _Run:
     def _reload(self) -> str:
         first = self.read_file()
         self._unload()
+        # Until here nothing has moved, so that nothing could be met.
+        self._parameters += self._window
         self._load()
         second = self.read_file()
         same = set(_IDS.findall(first)) & set(_IDS.findall(second))
@@ -405,7 +453,7 @@ class _Run:
         if result.status != 0 and _IDLE not in result.stderr:
             self.find("invariants", _said(result))
         words = (result.text.splitlines() or [""])[-1].split()
-        if len(words) == 7:
+        if len(words) >= 7:
             self.reads += int(words[0])
             self.records += int(words[1])
         return f"{cycles} unloads under {' '.join(words)}"
@@ -475,8 +523,11 @@ class _Run:
 _STILL = ("tree", "shared-table", "thread")
 _STRANGE = (
     *("orphan", "zombie", "nested", "joined", "tables"),
-    *("descriptors", "dead-leader", "hostile", "long-paths", "other-root"),
+    *("descriptors", "dead-leader", "hostile", "long-paths", "long-lines"),
+    "other-root",
 )
+# Where recycle.c stops, and the files of the process that it is then to be shown.
+_RECYCLED = {"header": b"/tmp/old", "files": b"/tmp/old", "end": b"/tmp/new"}
 _IDS = re.compile(rb"(?<![^\t\n])[0-9a-f]{64}(?=\t)")
 # reader.c says so of a kind that had no turn: in so short a time that is nobody's fault.
 _IDLE = b"reader has read anything"

@@ -22,7 +22,7 @@ from kbuild.errors import KbuildError, UserError
 from kbuild.model import Settings, Target
 from kbuild.programs import PLACE
 from kbuild.quick import FILE, MODULE
-from kbuild.vm import counts, procfile
+from kbuild.vm import counts, procfile, triage
 from kbuild.vm.counts import Counts
 from kbuild.vm.guest import Background, Guest, GuestCommandError, GuestLost
 from kbuild.vm.outcome import Outcome, Verdict, taint_letters
@@ -104,6 +104,7 @@ class Figures:
     absent: int = 0  # opens while the module was away
     killed: int = 0  # readers ended by a signal
     worst_ns: int = 0  # of one read(2)
+    reads: int = 0  # read(2) and pread(2) that gave data, or the end
 
     def plus(self, other: Figures) -> Figures:
         """Add another round's."""
@@ -115,6 +116,7 @@ class Figures:
             self.absent + other.absent,
             self.killed + other.killed,
             max(self.worst_ns, other.worst_ns),
+            self.reads + other.reads,
         )
 
 
@@ -176,10 +178,11 @@ class StressFailedError(KbuildError):
 
     kind = "stress"
 
-    def __init__(self, outcome: Outcome, what: str, summary: Summary) -> None:
+    def __init__(self, outcome: Outcome, what: str, summary: Summary, reports: str = "") -> None:
         self.summary = summary
         self.exit_status = outcome.exit_status
-        super().__init__(what, found=render(summary), log=summary.console)
+        found = "\n\n".join(part for part in (reports, render(summary)) if part)
+        super().__init__(what, found=found, log=summary.console)
 
 
 def choose(names: Sequence[str]) -> tuple[Workload, ...]:
@@ -398,8 +401,9 @@ def run(
     """Stress the module of this checkout in a guest of the lab.
 
     ``seconds`` are those of the loads; boot and checks come on top.  Without ``backend`` the
-    module's own default is used.  Raises StressFailedError, whose summary says what was
-    done until then, with the exit status of what went wrong.
+    module's own default is used.  It ends with the first report of the kernel.  Raises
+    StressFailedError, whose summary says what was done until then, with the exit status of
+    what went wrong.
     """
     if backend and backend not in BACKENDS:
         raise UserError(f"no such backend: {backend}", expected=", ".join(BACKENDS))
@@ -418,6 +422,9 @@ def run(
         "%d rounds with seed %d, at least %s", len(rounds), seed, progress.duration(seconds)
     )
     parameters = [f"backend={backend}"] if backend else []
+    again = f"./inv stress --variant {target.variant} --seconds {seconds} --seed {seed}"
+    again += "".join(f" --workload {name}" for name in workloads)
+    again += f" --backend {backend}" * bool(backend)
     with guest:
         return stress_guest(
             guest,
@@ -427,6 +434,7 @@ def run(
             parameters=parameters,
             seed=seed,
             fragments=fragments,
+            again=again,
         )
 
 
@@ -439,11 +447,12 @@ def stress_guest(
     parameters: Sequence[str],
     seed: int,
     fragments: Sequence[str],
+    again: str | None = None,
 ) -> Summary:
     """Stress a guest without the module, power it off and judge it.
 
     ``fragments`` are those of its kernel: the detectors that must be there at the end.
-    Raises StressFailedError.
+    ``again`` is the command that does the same.  Raises StressFailedError.
     """
     began = time.monotonic()
     tally = _Tally()
@@ -484,7 +493,11 @@ def stress_guest(
         console=guest.machine.console.path,
     )
     if summary.outcome is not Outcome.PASSED:
-        raise StressFailedError(summary.outcome, wrong or "something was wrong at the end", summary)
+        shown = triage.render(
+            guest.reports(), modules={MODULE: module}, again=again, console=summary.console
+        )
+        what = wrong or "something was wrong at the end"
+        raise StressFailedError(summary.outcome, what, summary, shown)
     return summary
 
 
@@ -579,6 +592,9 @@ def _watch(
             tally.worst_answer_s = max(tally.worst_answer_s, system.answer_s)
             show(f"{names}: {describe(figures, last[1], now - last[0], system)}")
             last = (now, figures)
+            if reports := guest.reports():
+                # what comes after it may be its consequence, and is not worth the time
+                raise GuestCommandError(f"the kernel complained: {reports[0].title}", None)
         if now - sampled >= _SAMPLE_EVERY_S:
             tally.samples += _sample(guest, reloaded=reloaded)
             sampled = now
@@ -652,7 +668,8 @@ def describe(now: Figures, before: Figures, seconds: float, system: System) -> s
     rate = 1 / max(seconds, 0.001)
     letters = taint_letters(system.taint) or "none"
     return (
-        f"{(now.listings - before.listings) * rate:.0f} listings/s,"
+        f"{(now.reads - before.reads) * rate:.0f} reads/s,"
+        f" {(now.listings - before.listings) * rate:.1f} listings/s,"
         f" {(now.records - before.records) * rate:.0f} records/s,"
         f" worst read {now.worst_ns / 1e6:.0f} ms,"
         f" slab {system.slab_kib / 1024:.1f} MiB,"
@@ -672,7 +689,7 @@ def render(summary: Summary) -> str:
     lines = [
         f"{summary.release}, backend {summary.backend}, seed {summary.seed},"
         f" {progress.duration(summary.seconds)}",
-        f"read      {figures.listings} listings, {figures.records} records,"
+        f"read      {figures.reads} reads, {figures.listings} listings, {figures.records} records,"
         f" {progress.size(figures.bytes)}; worst read {figures.worst_ns / 1e6:.0f} ms",
         f"          {summary.samples} listings through the strict parser,"
         f" {figures.killed} readers killed",

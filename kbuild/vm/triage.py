@@ -63,6 +63,7 @@ class Report:
     title: str  # the line that gave it away, without its timestamp
     line: int  # in the text, from 1
     excerpt: str
+    whole: bool  # it came to the line that ends such a report
     # of a decoded report: line of the excerpt -> source lines, innermost inlined first
     locations: Mapping[int, tuple[Location, ...]] = dataclasses.field(default_factory=dict)
 
@@ -304,7 +305,7 @@ def scan(text: str) -> tuple[Report, ...]:
             names.clear()
         if pattern.name in names or _follows(line, reports, names):
             continue
-        last = _end_of_report(lines, number, pattern)
+        last, whole = _end_of_report(lines, number, pattern)
         inside_until = max(inside_until, last)
         names.add(pattern.name)
         reports.append(
@@ -314,6 +315,7 @@ def scan(text: str) -> tuple[Report, ...]:
                 title=line.strip(),
                 line=number + 1,
                 excerpt="\n".join(lines[number:last]),
+                whole=whole,
             )
         )
     return tuple(reports)
@@ -327,17 +329,18 @@ def _follows(line: str, reports: Sequence[Report], inside: set[str]) -> bool:
     return bool(_CONSEQUENCE_OF_WARN.search(line) and inside & _SAID_BEFORE_WARN)
 
 
-def _end_of_report(lines: list[str], start: int, pattern: Pattern) -> int:
+def _end_of_report(lines: list[str], start: int, pattern: Pattern) -> tuple[int, bool]:
+    """Return the number of the first line behind a report, and whether it is known."""
     limit = min(len(lines), start + _EXCERPT_LINES)
     for number in range(start + 1, limit):
         line = lines[number]
         if MARK in line or (pattern.end is _LEAK_END and pattern.end.search(line)):
-            return number
+            return number, True
         if pattern.end.search(line):
-            return number + 1
+            return number + 1, True
         if _RULE.match(line):
-            return number
-    return limit
+            return number, True
+    return limit, False
 
 
 def stacks(report: Report) -> tuple[Stack, ...]:

@@ -8,7 +8,7 @@
  *
  * storm prints once a second, and at its end, what was done since its beginning:
  *
- *	<whole listings> <records> <bytes> <cut off> <absent> <killed> <worst read in ns>
+ *	<whole listings> <records> <bytes> <cut off> <absent> <killed> <worst read in ns> <reads>
  *
  * "cut off" are reads that ended with EIO and "absent" opens that ended with ENOENT,
  * which only an unloading may cause; "killed" are readers ended by a signal.  It fails
@@ -277,9 +277,13 @@ static const struct {
 
 static void print_figures(void)
 {
-	printf("%lu %lu %lu %lu %lu %lu %lu\n", figures->listings, figures->records,
+	unsigned long reads = 0;
+
+	for (size_t i = 0; i < KINDS; i++)
+		reads += figures->progress[i];
+	printf("%lu %lu %lu %lu %lu %lu %lu %lu\n", figures->listings, figures->records,
 	       figures->bytes, figures->cut, figures->absent, figures->killed,
-	       figures->worst_ns);
+	       figures->worst_ns, reads);
 	fflush(stdout);
 }
 

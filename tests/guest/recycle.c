@@ -4,18 +4,24 @@
  *
  *	recycle <file> <where>
  *
- * A process with files called "old" is read byte by byte up to <where>: "header" or "files",
- * the end of its header or of its first file's line (the kernel then has the next line ready).
- * Then it ends, a process with files called "new" gets its pid, in another namespace, and the
- * rest is read.  Prints what was read, and a line "pid <pid>" first.
+ * A process with files called "old" is read up to <where>: "header" or "files", byte by byte
+ * to the end of its header or of its first file's line (the kernel then has the next line
+ * ready), or "end", the whole listing.  Then it ends, and what the kernel had for it is
+ * freed.  A process with files called "new" gets its pid, in another namespace, and the rest
+ * is read; after "end" the whole again, by the same descriptor.  Prints a line "pid <pid>",
+ * and what was read, but for what is read again later.
+ *
+ * With "files" another reader stops at the same place and closes the file there.
  */
 #define _GNU_SOURCE
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/membarrier.h>
 #include <linux/sched.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,6 +32,8 @@
 
 #define FILES 100
 #define TRIES 2000
+#define GRACE_PERIODS 3	/* for a task, its pid, and the namespace, one after another */
+#define CALLBACKS_US 50000
 
 /* An init of a new namespace with FILES files; @pid is what it is to be called here, or 0. */
 static pid_t container(const char *name, pid_t pid)
@@ -70,13 +78,34 @@ static void end(pid_t pid)
 		err(1, "ending process %d", pid);
 }
 
-static void copy(int from, size_t n, int lines)
+/* What waits for readers of RCU to leave has not long to wait after this. */
+static void let_go(void)
+{
+	for (int i = 0; i < GRACE_PERIODS; i++) {
+		if (syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0))
+			err(1, "membarrier");
+		usleep(CALLBACKS_US);
+	}
+}
+
+static int open_file(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		err(1, "%s", path);
+	return fd;
+}
+
+/* Read @n bytes at a time, up to the end of that many lines; to the end for 0. */
+static void copy(int from, FILE *to, size_t n, int lines)
 {
 	static char piece[65536];
 	ssize_t got;
 
 	while ((got = read(from, piece, n)) > 0) {
-		fwrite(piece, 1, got, stdout);
+		if (to)
+			fwrite(piece, 1, got, to);
 		if (lines && piece[0] == '\n' && !--lines)
 			return;
 	}
@@ -89,27 +118,39 @@ static void copy(int from, size_t n, int lines)
 int main(int argc, char **argv)
 {
 	pid_t old, new;
-	int fd;
+	bool to_the_end;
+	int fd, left;
 
 	if (argc != 3)
-		errx(2, "usage: recycle <file> header|files");
+		errx(2, "usage: recycle <file> header|files|end");
+	to_the_end = !strcmp(argv[2], "end");
 	old = container("/tmp/old", 0);
 	if (old < 0)
 		errx(1, "clone3: %s", strerror(-old));
-	fd = open(argv[1], O_RDONLY);
-	if (fd < 0)
-		err(1, "%s", argv[1]);
+	fd = open_file(argv[1]);
 	printf("pid %d\n", old);
-	copy(fd, 1, strcmp(argv[2], "header") ? 2 : 1);
+	if (to_the_end) {
+		copy(fd, NULL, 65536, 0);
+	} else if (!strcmp(argv[2], "header")) {
+		copy(fd, stdout, 1, 1);
+	} else {
+		left = open_file(argv[1]);
+		copy(left, NULL, 1, 2);
+		close(left);
+		copy(fd, stdout, 1, 2);
+	}
 
 	end(old);
+	let_go();
 	/* The number is free when the last user of the old one has let it go. */
 	for (int i = 0; (new = container("/tmp/new", old)) == -EEXIST && i < TRIES; i++)
 		usleep(1000);
 	if (new != old)
 		errx(1, "process %d was to be called %d: %s", new, old,
 		     new < 0 ? strerror(-new) : "another number");
-	copy(fd, 65536, 0);
+	if (to_the_end && lseek(fd, 0, SEEK_SET))
+		err(1, "lseek");
+	copy(fd, stdout, 65536, 0);
 	end(new);
 	return 0;
 }

@@ -584,6 +584,26 @@ static void long_paths(void)
 	}
 }
 
+/*
+ * Lines four times as long as what they name, of which 64 KiB are filled, and then begun
+ * anew, with a rest that is more than a path and less than a line.
+ */
+static void long_lines(void)
+{
+	char name[256];
+	int fd;
+
+	memset(name, '\n', 250);
+	name[250] = '\0';
+	for (int depth = 0; depth < 11; depth++) {
+		CHECK(mkdir(name, 0700));
+		CHECK(chdir(name));
+	}
+	fd = make_file("f", O_RDWR);
+	for (int i = 1; i < 12; i++)
+		CHECK(dup(fd));
+}
+
 static void other_root(void)
 {
 	CHECK(mkdir("root", 0700));
@@ -681,6 +701,7 @@ static const struct scenario {
 	{ "hostile", hostile, PLAIN },
 	{ "signals", signals, PLAIN },
 	{ "long-paths", long_paths, PLAIN },
+	{ "long-lines", long_lines, PLAIN },
 	{ "other-root", other_root, PLAIN },
 	{ "detached", detached, PLAIN },
 	{ "many-files", many_files, SIZED },

@@ -14,10 +14,11 @@ from kbuild.model import Settings
 from kbuild.programs import PLACE
 from kbuild.quick import FILE, MODULE
 from kbuild.run import run
-from kbuild.stress import Check
+from kbuild.stress import Check, Summary
 from kbuild.variants import variant
 from kbuild.vm.guest import Guest
 from kbuild.vm.outcome import Outcome
+from kbuild.vm.spec import MISBEHAVE
 from tests.lab.conftest import MODULE_FILE
 
 PROGRAMS = (*stress.PROGRAMS, "topology")
@@ -64,6 +65,85 @@ def test_what_is_left_over_is_found(guest: Guest, place: Lab) -> None:
     holder.wait(60)
     assert not bad(stress.leak_checks(guest, before, fragments))
     assert stress.check_processes(processes, stress.processes(guest)).passed
+
+
+_WHEN_LOADED = f"while ! [ -e /sys/module/{MODULE} ]; do sleep 1; done; sleep 2; "
+_DO = "echo {deed} >/sys/module/misbehave/parameters/what; "
+
+
+def stress_spoiled(place: Lab, built: Path, script: str, name: str) -> Summary:
+    """Stress a guest in which ``script`` is run meanwhile; returns the summary of the failure."""
+    compiled = programs.compile_programs(place.settings, place.target.suite, PROGRAMS)
+    workdir = place.settings.build / "logs" / "lab" / "test_stress" / name
+    with (
+        lab.open_guest(place, workdir=workdir) as guest,
+        pytest.raises(stress.StressFailedError) as failed,
+    ):
+        guest.run(["insmod", MISBEHAVE.format(release=guest.release)], timeout_s=20, check=True)
+        guest.start(["sh", "-c", _WHEN_LOADED + script])
+        stress.stress_guest(
+            guest,
+            built,
+            compiled,
+            rounds=stress.plan(stress.choose(["churn"]), 10, 1),
+            parameters=[],
+            seed=1,
+            fragments=variant(place.target.variant).fragments,
+        )
+    print(failed.value)
+    return failed.value.summary
+
+
+def test_what_comes_of_a_run_is_found(place: Lab, built: Path) -> None:
+    """Files and memory that are never given back, a process left over, a foreign taint."""
+    script = f"echo 64 >/proc/sys/kernel/tainted; {_DO.format(deed='leak')}"
+    script += f"exec {PLACE}/topology many-files 500"
+    summary = stress_spoiled(place, built, script, "spoiled")
+    bad = {check.name for check in summary.checks if check.outcome is Outcome.LEAKED}
+    expected = {"processes", "counts"}
+    if "kmemleak.config" in variant(place.target.variant).fragments:
+        expected.add("kmemleak")
+    assert bad == expected
+    assert any("tainted (U)" in reason for reason in summary.verdict.reasons)
+
+
+def test_a_report_ends_a_run(place: Lab, built: Path) -> None:
+    summary = stress_spoiled(place, built, _DO.format(deed="warn"), "report")
+    assert summary.outcome is Outcome.WARNED
+    assert "misbehave: as asked for" in summary.verdict.reasons[0]
+    assert summary.checks == ()
+
+
+def test_a_guest_that_hangs_ends_a_run(place: Lab, built: Path) -> None:
+    script = f"echo 1 >/proc/sys/kernel/watchdog_thresh; {_DO.format(deed='lockup')}"
+    summary = stress_spoiled(place, built, script, "hang")
+    assert summary.outcome is Outcome.HUNG
+    assert any("soft lockup" in reason for reason in summary.verdict.reasons)
+
+
+def test_a_detector_that_is_off_is_found(place: Lab) -> None:
+    fragments = variant(place.target.variant).fragments
+    ways = {
+        "lockdep.config": ("lockdep", f"insmod $1; {_DO.format(deed='kept_lock')}"),
+        "kmemleak.config": ("kmemleak", "echo off >/sys/kernel/debug/kmemleak"),
+    }
+    there = [ways[name] for name in fragments if name in ways]
+    if not there:
+        pytest.skip(f"the variant {place.target.variant} has no detector that can be asked")
+    compiled = programs.compile_programs(place.settings, place.target.suite, PROGRAMS)
+    workdir = place.settings.build / "logs" / "lab" / "test_stress" / "off"
+    guest = lab.open_guest(place, workdir=workdir)
+    try:
+        programs.install(guest, compiled)
+        before = stress.count(guest)
+        for _, script in there:
+            module = MISBEHAVE.format(release=guest.release)
+            guest.run(["sh", "-c", script, "sh", module], timeout_s=20, check=True)
+        checks = stress.leak_checks(guest, before, fragments)
+    finally:
+        guest.abandon()
+    failed = {check.name for check in checks if check.outcome is Outcome.FAILED}
+    assert failed == {name for name, _ in there}
 
 
 def test_readers_notice_what_they_must_not_see(guest: Guest) -> None:

@@ -45,7 +45,8 @@ PATCH = """\
 Bug: It counts from one.
 Why: People do.
 Backends: stock
-Detectors: oracle, KASAN
+Detectors: oracle, KASAN or
+ page fault
 Within: 20
 
 --- a/kmod/toy.c
@@ -113,7 +114,8 @@ def test_reads_a_header(tmp_path: Path) -> None:
     assert mutant.name == "from-one"
     assert (mutant.bug, mutant.why) == ("It counts from one.", "People do.")
     assert mutant.backends == ("stock",)
-    assert mutant.detectors == ("oracle", "KASAN")
+    assert mutant.detectors == (("oracle",), ("KASAN", "page fault"))
+    assert mutants.written(mutant.detectors) == "oracle, KASAN or page fault"
     assert mutant.within_s == 20.0
 
 
@@ -123,7 +125,7 @@ def test_reads_a_header(tmp_path: Path) -> None:
         ("Why: People do.\n", "", "no Why"),
         ("Within: 20\n", "Within: 20\nStep: one\n", "Step"),
         ("Backends: stock", "Backends: stick", "stick"),
-        ("oracle, KASAN", "oracle, crystal ball", "crystal ball"),
+        ("KASAN or", "crystal ball or", "crystal ball"),
         ("Within: 20", "Within: soon", "soon"),
         ("--- a", "+++ a", "no diff"),
     ],
@@ -183,13 +185,21 @@ def test_a_bug_that_has_gone_is_not_refreshed(tmp_path: Path) -> None:
     ],
 )
 def test_fate(found: list[tuple[str, float]], complete: bool, fate: Fate) -> None:
-    assert mutants.judge(["KASAN"], 20.0, result(*found, complete=complete)) is fate
+    assert mutants.judge((("KASAN",),), 20.0, result(*found, complete=complete)) is fate
 
 
 def test_each_of_several_detectors_must_report() -> None:
-    both = ["oracle", "KASAN"]
+    both = (("oracle",), ("KASAN",))
     assert mutants.judge(both, 20.0, result(("KASAN", 1.0))) is Fate.BY_ANOTHER
     assert mutants.judge(both, 20.0, result(("KASAN", 1.0), ("oracle", 2.0))) is Fate.KILLED
+
+
+def test_where_any_may_be_first_one_is_enough() -> None:
+    any_of = (("KASAN", "page fault"),)
+    assert mutants.judge(any_of, 20.0, result(("page fault", 1.0))) is Fate.KILLED
+    late = result(("KASAN", 21.0), ("page fault", 22.0))
+    assert mutants.judge(any_of, 20.0, late) is Fate.LATE
+    assert mutants.judge(any_of, 20.0, result(("oops", 1.0))) is Fate.BY_ANOTHER
 
 
 @pytest.mark.parametrize(
@@ -210,14 +220,14 @@ def test_the_control_has_no_finding_at_all(
 # The matrix.
 
 
-def trial(name: str, fate: Fate, found: dict[str, float], expected: tuple[str, ...]) -> Trial:
+def trial(name: str, fate: Fate, found: dict[str, float], expected: mutants.Detectors) -> Trial:
     return Trial(name, "stock", "6.1.0", expected, found, fate.value, 9.0)
 
 
 TRIALS = (
-    trial("from-one", Fate.KILLED, {"KASAN": 3.0, "oops": 3.5}, ("KASAN",)),
-    trial("from-one", Fate.SURVIVED, {}, ("KASAN",)),
-    trial("from-two", Fate.SURVIVED, {}, ("oracle",)),
+    trial("from-one", Fate.KILLED, {"KASAN": 3.0, "oops": 3.5}, (("KASAN", "WARN"),)),
+    trial("from-one", Fate.SURVIVED, {}, (("KASAN", "WARN"),)),
+    trial("from-two", Fate.SURVIVED, {}, (("oracle", "KASAN"),)),
     trial(CONTROL, Fate.SURVIVED, {}, ()),
 )
 

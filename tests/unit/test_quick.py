@@ -14,9 +14,17 @@ import pytest
 from kbuild import quick
 from kbuild.programs import PLACE
 from kbuild.quick import QuickResult
+from kbuild.vm import triage
 from kbuild.vm.guest import Guest, GuestResult
 
 MODULE = Path(__file__)
+
+
+@pytest.fixture(autouse=True)
+def _short_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quick, "_SILENCE_S", 0.05)
+
+
 OBSERVED = b"P 7 1 0 0 S 0 0 4026532000 61\nend 1\n"
 COUNTS = b"struct file 10\nopen files 9\nend 2\n"
 KASAN = "[    1.0] BUG: KASAN: use-after-free in cpg_scan+0x1/0x2 [cplayground]\n"
@@ -87,11 +95,18 @@ class FakeGuest:
         identity = hashlib.sha256(bytes([self.loads])).hexdigest()
         return f"{identity}\t7\t1\t0\t0\ta\n\n".encode()
 
+    def recycled(self, path: bytes) -> bytes:
+        listing = self.listing().removesuffix(b"\n")
+        return b"pid 7\n%s0\t0\t%s\t0\t02\t%s\n\n" % (listing, listing[:64], path)
+
     def usual(self, name: str) -> bytes:
         whole = {
             f"@read {quick.FILE}": self.listing(),
             "@read /proc/sys/kernel/tainted": b"4096\n",
             "@read /proc/lockdep_stats": b" debug_locks:      1\n",
+            f"recycle {quick.FILE} header": self.recycled(b"/tmp/old"),
+            f"recycle {quick.FILE} files": self.recycled(b"/tmp/old"),
+            f"recycle {quick.FILE} end": self.recycled(b"/tmp/new"),
         }
         by_first_word = {
             "observe": OBSERVED,
@@ -114,7 +129,7 @@ def judge(
         backend="stock",
         deadline_s=deadline_s,
         window_us=window_us,
-        expect=expect,
+        expect=[{name} for name in expect],
     )
 
 
@@ -132,9 +147,10 @@ def test_a_module_that_is_right_passes() -> None:
     assert result.findings == ()
     assert result.passed
     assert result.armed == quick.ASKED
-    assert (result.reads, result.records) == (2 + 12 + 5, 2 + 34 + 6)
+    assert (result.reads, result.records) == (2 + 3 + 12 + 5, 2 + 3 + 34 + 6)
     loads = [argv for argv in guest.started if argv[0] == "insmod"]
-    assert loads[0][2:] == ("backend=stock", "window_us=300")
+    assert loads[0][2:] == ("backend=stock",)
+    assert {load[2:] for load in loads[1:]} == {("backend=stock", "window_us=300")}
     unloads = [argv for argv in guest.started if argv[0] == "rmmod"]
     assert len(loads) == len(unloads)
     assert [step.name for step in result.steps][-2:] == ["leaks", "detectors"]
@@ -144,6 +160,9 @@ def test_a_module_that_is_right_passes() -> None:
     ("command", "answer", "detector"),
     [
         ("rmmod", always(1, err=b"in use"), "unload"),
+        ("recycle", always(1, b"pid 7\n"), "reading"),
+        ("recycle", always(0, FakeGuest().recycled(b"/tmp/old")), "invariants"),
+        ("recycle", always(0, FakeGuest().recycled(b"/tmp/old")[:-1]), "grammar"),
         ("observe_reads", always(0, b"other"), "ways of reading"),
         ("observe", always(0, OBSERVED.replace(b"P 7 1 0", b"P 7 1 3")), "oracle"),
         ("observe", always(1), "workload"),
@@ -213,6 +232,22 @@ def test_stops_when_what_was_expected_has_reported() -> None:
     assert detectors(result) == {"KASAN"}
     assert not result.complete
     assert not any("turmoil" in argv[0] for argv in guest.started)
+
+
+def test_hears_a_report_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = FakeGuest(kernel_log=KASAN)
+    monkeypatch.setattr(quick, "_LOOK_EVERY_S", 0.001)
+    looks = iter(["[    1.0] Freed by task 7:\n", "[    1.0] " + "=" * 66 + "\n", "after"])
+    console = guest.console
+
+    def grows(since: int = 0) -> str:
+        text = console(since)
+        guest.kernel_log += next(looks, "")
+        return text
+
+    monkeypatch.setattr(guest, "console", grows)
+    judge(guest, expect=("KASAN",))
+    assert triage.scan(guest.kernel_log)[0].whole
 
 
 def test_goes_on_for_what_was_expected_and_has_not_reported() -> None:

@@ -15,6 +15,7 @@ import pytest
 from kbuild import stress
 from kbuild.errors import UserError
 from kbuild.stress import Check, Figures, Summary, System
+from kbuild.vm import triage
 from kbuild.vm.counts import Counts
 from kbuild.vm.guest import Guest, GuestCommandError, GuestResult
 from kbuild.vm.outcome import Outcome, Verdict
@@ -72,10 +73,10 @@ def test_nonsense_is_refused() -> None:
 
 
 def test_figures_are_read_and_added_up() -> None:
-    one = stress.parse_figures(b"10 20 30 4 5 6 700\n")
-    assert one == Figures(10, 20, 30, 4, 5, 6, 700)
-    assert one.plus(Figures(1, 1, 1, 1, 1, 1, 800)) == Figures(11, 21, 31, 5, 6, 7, 800)
-    for bad in (b"10 20\n1\n 2 3 4 5 6 7 8 9\n", b"ten\n"):
+    one = stress.parse_figures(b"10 20 30 4 5 6 700 90\n")
+    assert one == Figures(10, 20, 30, 4, 5, 6, 700, 90)
+    assert one.plus(Figures(1, 1, 1, 1, 1, 1, 800, 1)) == Figures(11, 21, 31, 5, 6, 7, 800, 91)
+    for bad in (b"10 20\n1\n 2 3 4 5 6 7 8 9 10\n", b"ten\n"):
         with pytest.raises((ValueError, TypeError)):
             stress.parse_figures(bad)
 
@@ -245,12 +246,14 @@ def test_the_kernel_s_word_comes_before_a_check_s(summary: Summary) -> None:
 
 def test_a_line_says_what_happened_since_the_last_one() -> None:
     text = stress.describe(
-        Figures(30, 300, 0, 0, 0, 0, 5_000_000),
-        Figures(10, 100, 0, 0, 0, 0, 4_000_000),
+        Figures(30, 300, 0, 0, 0, 0, 5_000_000, 90),
+        Figures(10, 100, 0, 0, 0, 0, 4_000_000, 40),
         2.0,
         replace(SYSTEM, taint=1 << 12),
     )
-    assert text.startswith("10 listings/s, 100 records/s, worst read 5 ms, slab 19.5 MiB")
+    assert text.startswith(
+        "25 reads/s, 10.0 listings/s, 100 records/s, worst read 5 ms, slab 19.5 MiB"
+    )
     assert text.endswith("100 files, 50 tasks, taint O")
 
 
@@ -282,6 +285,10 @@ class FakeGuest:
         self.spec = SimpleNamespace(scale=1.0)
         self.machine = SimpleNamespace(console=SimpleNamespace(path=Path("console.log")))
         self.said: list[str] = []
+        self.console = ""
+
+    def reports(self) -> tuple[triage.Report, ...]:
+        return triage.scan(self.console)
 
     def result(self, argv: Sequence[str]) -> GuestResult:
         line = " ".join(argv)
@@ -311,7 +318,7 @@ class FakeGuest:
 
 LISTING = b"ab" * 32 + b"\t7\t1\t0\t0\tinit\n\n"
 GOOD: Mapping[str, tuple[int, bytes]] = {
-    "reader storm": (0, b"1 1 100 0 0 0 5\n9 9 900 0 0 1 5\n"),
+    "reader storm": (0, b"1 1 100 0 0 0 5 10\n9 9 900 0 0 1 5 90\n"),
     "unload again": (0, b"12\n"),
     "programs/load": (0, b"100 2 0\n"),
     "programs/counts": (0, b"open files 90\nend 1\n"),
@@ -325,8 +332,11 @@ GOOD: Mapping[str, tuple[int, bytes]] = {
 }
 
 
-def stress_fake(answers: Mapping[str, tuple[int, bytes]]) -> tuple[Summary, FakeGuest]:
+def stress_fake(
+    answers: Mapping[str, tuple[int, bytes]], console: str = ""
+) -> tuple[Summary, FakeGuest]:
     guest = FakeGuest({**answers, **{k: v for k, v in GOOD.items() if k not in answers}})
+    guest.console = console
     return stress.stress_guest(
         cast("Guest", guest),
         Path("cplayground.ko"),
@@ -335,13 +345,14 @@ def stress_fake(answers: Mapping[str, tuple[int, bytes]]) -> tuple[Summary, Fake
         parameters=["backend=stock"],
         seed=1,
         fragments=[],
+        again="./inv stress --seed 1",
     ), guest
 
 
 def test_a_whole_run() -> None:
     summary, guest = stress_fake({})
     assert summary.outcome is Outcome.PASSED
-    assert summary.figures == Figures(18, 18, 1800, 0, 0, 2, 5)
+    assert summary.figures == Figures(18, 18, 1800, 0, 0, 2, 5, 180)
     assert summary.operations == {"churn": 200, "oom": 200}
     assert (summary.unloadings, summary.samples, summary.backend) == (12, 2, "stock")
     assert [check.name for check in summary.checks if check.passed] == [
@@ -373,3 +384,14 @@ def test_whatever_goes_wrong_fails_the_run(what: str, answer: tuple[int, bytes],
         stress_fake({what: answer})
     assert said in str(failed.value)
     assert failed.value.exit_status != 0
+
+
+def test_a_report_ends_the_run_and_is_shown_first() -> None:
+    said = "[    5.000000] BUG: KASAN: use-after-free in cpg_show+0x1/0x2 [cplayground]\n"
+    with pytest.raises(stress.StressFailedError) as failed:
+        stress_fake({}, said)
+    text = str(failed.value)
+    assert text.startswith("the kernel complained: BUG: KASAN: use-after-free in cpg_show")
+    assert text.index("1 report, 1 bug") < text.index("again:    ./inv stress --seed 1")
+    assert text.index("again: ") < text.index("read      ")
+    assert failed.value.summary.operations == {"churn": 0, "oom": 0}

@@ -50,7 +50,7 @@ def commands(
             settings.build / mutants.RESULT,
             [
                 Trial(CONTROL, "stock", "6.1", (), {}, Fate.SURVIVED.value, 1.0),
-                Trial("one", "stock", "6.1", ("oracle",), {"oracle": 2}, Fate.KILLED.value, 1.0),
+                Trial("one", "stock", "6.1", (("oracle",),), {"oracle": 2}, Fate.KILLED.value, 1.0),
             ],
         )
         return TierResult(tier, failed, 2, failed, 1.0, Path("lab.xml"))

@@ -25,7 +25,7 @@ GOOD = Evidence(
 
 
 def report(outcome: Outcome) -> Report:
-    return Report(outcome, "name", "title", 1, "excerpt")
+    return Report(outcome, "name", "title", 1, "excerpt", True)
 
 
 def test_all_evidence_together_passes() -> None:
