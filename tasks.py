@@ -410,7 +410,11 @@ def bench(
 ) -> None:
     """Measure in a guest, as ratios with their spread, and keep the result as JSON."""
     if what != "procfile":
-        raise UserError(f"no such benchmark: {what}", expected="procfile")
+        raise UserError(
+            f"no such benchmark: {what}",
+            expected="procfile",
+            hint="'./inv --help bench' shows its options",
+        )
     if settings.dry:
         _say(f"would measure {what} on the kernel {kernel} of {target.flavour}, {rounds} rounds")
         return

@@ -168,6 +168,14 @@ def test_the_next_run_does_nothing_but_invoke(checkout: Checkout) -> None:
     assert checkout.calls() == []
 
 
+def test_help_behind_a_task_is_not_its_argument(checkout: Checkout) -> None:
+    """./inv bench --help: Invoke alone would look for a benchmark of that name."""
+    checkout.inv("--list")
+    assert checkout.inv("bench", "--help") == (0, "invoke --help bench\n", "")
+    given = ("bench", "procfile", "--help")
+    assert checkout.inv(*given) == (0, f"invoke {' '.join(given)}\n", "")
+
+
 def test_current_lists_are_not_fetched_again(checkout: Checkout) -> None:
     checkout.set("lists")
     checkout.inv()
