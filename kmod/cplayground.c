@@ -35,6 +35,7 @@
 #include <linux/pid.h>
 #include <linux/pid_namespace.h>
 #include <linux/proc_fs.h>
+#include <linux/radix-tree.h>
 #include <linux/random.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
@@ -58,7 +59,7 @@
 #define CPG_BATCH 32
 /* Slots looked at under one hold of a table's lock: 8 KiB of its bitmap. */
 #define CPG_SLOTS 65536U
-/* Threads without a table, and pids of others, passed over in one RCU section. */
+/* Threads without a table, and numbers of pids, passed over in one RCU section. */
 #define CPG_THREADS 512
 #define CPG_PIDS 512
 /* The longest line: a path with each byte of it escaped, and some 150 bytes. */
@@ -208,17 +209,15 @@ static char *cpg_write_octal(char *p, u32 value)
 	return p;
 }
 
-/* Whether one of eight bytes is zero; exact, though it does not tell which. */
-static bool cpg_any_zero(u64 bytes)
-{
-	return (bytes - CPG_EACH(1)) & ~bytes & CPG_EACH(0x80);
-}
-
 /* Whether one of eight bytes is a control byte (NUL too) or a backslash. */
 static bool cpg_any_special(u64 bytes)
 {
-	return ((bytes - CPG_EACH(0x20)) & ~bytes & CPG_EACH(0x80)) ||
-		cpg_any_zero(bytes ^ CPG_EACH(0x7f)) || cpg_any_zero(bytes ^ CPG_EACH('\\'));
+	u64 low = bytes & CPG_EACH(0x7f), plain;
+
+	/* No sum passes 0xff, so each says in its byte's highest bit what holds there. */
+	plain = (low + CPG_EACH(0x60)) & ~(low + CPG_EACH(1)) &
+		((low ^ CPG_EACH('\\')) + CPG_EACH(0x7f));
+	return ~(plain | bytes) & CPG_EACH(0x80);
 }
 
 /*
@@ -536,7 +535,7 @@ static void cpg_take_signals(struct cpg_reader *r, struct task_struct *task)
  */
 static bool cpg_take_process(struct cpg_reader *r, struct pid *pid)
 {
-	struct pid_namespace *ns = ns_of_pid(pid);
+	struct pid_namespace *ns;
 	struct task_struct *task;
 
 	if (!pid->level)
@@ -545,6 +544,7 @@ static bool cpg_take_process(struct cpg_reader *r, struct pid *pid)
 	if (!task)
 		return false;
 	cpg_race_window();
+	ns = ns_of_pid(pid);
 	r->nr_ns = pid->numbers[pid->level].nr;
 	r->ppid_ns = task_ppid_nr_ns(task, ns);
 	r->pgid_ns = task_pgrp_nr_ns(task, ns);
@@ -563,11 +563,44 @@ static bool cpg_take_process(struct cpg_reader *r, struct pid *pid)
 	return true;
 }
 
+/*
+ * Look for one of ours among the next CPG_PIDS numbers, from @nr on, in whole leaves of
+ * the table of pids.  Returns the number at which it found one, or goes on; CPG_EOF when
+ * there is no more.  Leaf by leaf, because idr_get_next() looks each number up from the
+ * root, and a host has many processes that are not ours.
+ *
+ * RCU protects the table, which its writers change under a lock of their own: a leaf
+ * that is taken out meanwhile stays readable, and is empty by then.  Were an entry ever
+ * not a pid but a mark to look again, as others than an IDR leave it, so do we.
+ */
+static pid_t cpg_scan_pids(struct cpg_reader *r, pid_t nr)
+{
+	struct radix_tree_iter iter;
+	int left, count, i;
+	void __rcu **slots;
+	struct pid *pid;
+
+	radix_tree_iter_init(&iter, nr);
+	for (left = CPG_PIDS; left > 0; left -= count) {
+		slots = radix_tree_next_chunk(&init_pid_ns.idr.idr_rt, &iter, 0);
+		if (!slots)
+			return CPG_EOF;
+		count = radix_tree_chunk_size(&iter);
+		for (i = 0; i < count; i++) {
+			pid = radix_tree_deref_slot(slots + i);
+			if (!pid)	/* free, or of a fork() that has not finished */
+				continue;
+			if (radix_tree_deref_retry(pid) || cpg_take_process(r, pid))
+				return iter.index + i;
+		}
+	}
+	return iter.next_index;
+}
+
 /* Go to the header of the first of our processes whose pid is @nr or above. */
 static void *cpg_find_process(struct cpg_reader *r, loff_t *pos, pid_t nr)
 {
-	struct pid *pid;
-	int error, left;
+	int error;
 
 	put_pid(r->pid);
 	r->pid = NULL;
@@ -580,13 +613,8 @@ static void *cpg_find_process(struct cpg_reader *r, loff_t *pos, pid_t nr)
 		}
 		cond_resched();
 
-		/* RCU protects the table of pids. */
 		rcu_read_lock();
-		for (left = CPG_PIDS; left; left--, nr++) {
-			pid = idr_get_next(&init_pid_ns.idr, &nr);
-			if (!pid || cpg_take_process(r, pid))
-				break;
-		}
+		nr = cpg_scan_pids(r, nr);
 		rcu_read_unlock();
 
 		if (r->pid) {
@@ -594,7 +622,7 @@ static void *cpg_find_process(struct cpg_reader *r, loff_t *pos, pid_t nr)
 			*pos = cpg_position(nr, CPG_HEADER);
 			return r;
 		}
-		if (left) {
+		if (nr == CPG_EOF) {
 			*pos = cpg_position(CPG_EOF, CPG_HEADER);
 			return NULL;
 		}
