@@ -125,6 +125,23 @@ def ratio(one: Series, other: Series) -> Spread | None:
     return spread([one.values[k] / other.values[k] for k in common]) if common else None
 
 
+def median_interval(
+    values: Sequence[float], confidence: float = 0.95
+) -> tuple[float, float] | None:
+    """Return between which values the median lies, so sure; None for too few values.
+
+    From the order of the values alone (the sign test's interval), so whatever their
+    distribution: the median lies below the k-th least with the probability that fewer than
+    k of n coins show heads.
+    """
+    ordered, n = sorted(values), len(values)
+    k, heads = 0, 1  # 2^n times the probability of at most k heads
+    while 2 * heads <= (1 - confidence) * 2**n:
+        k += 1
+        heads += math.comb(n, k)
+    return (ordered[k - 1], ordered[n - k]) if k else None
+
+
 def number(value: float) -> str:
     """Write a number with three digits that mean something: 0.0123, 4.56, 78.9, 1,230."""
     if value == 0 or not math.isfinite(value):
@@ -189,6 +206,22 @@ def judge(aim: Aim, comparisons: Sequence[Comparison]) -> str:
     if not missed:
         return f"{met}, the least {number(min(ratios.values()))}"
     return f"{met}; not {', '.join(f'{name} ({number(missed[name])})' for name in missed)}"
+
+
+def loss(comparison: Comparison, name: str) -> str:
+    """Say in a line how much less a series is than the reference, and how sure that is."""
+    one, reference = comparison.get(name), comparison.get(comparison.reference)
+    common = sorted(set(one.values) & set(reference.values))
+    ratios = [one.values[k] / reference.values[k] for k in common]
+    said = f"{name} ÷ {comparison.reference}"
+    between = median_interval(ratios)
+    if between is None:
+        return f"{said}: {len(ratios)} rounds are too few to tell"
+    least, most = between
+    said += f": {number(statistics.median(ratios))}, at 95 % {number(least)}–{number(most)}"
+    if most < 1:
+        return f"{said}: a loss of {100 * (1 - most):.1f} % at least"
+    return f"{said}: no loss seen, one of more than {max(0.0, 100 * (1 - least)):.1f} % is excluded"
 
 
 def to_json(comparison: Comparison) -> dict[str, object]:

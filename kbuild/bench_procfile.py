@@ -46,6 +46,10 @@ OWN_PROC = "/proc/{pid}/root/tmp/bench-proc"
 # A 4,000-process load and the tools' own needs fit.
 _MEMORY_MIB = 2048
 _HOST_PROCESSES = 4000
+# From one of them to the next, where they lie scattered: as over the 32,768 numbers that
+# a kernel has by default.
+_APART = 8
+_PID_MAX = 65536
 _READ_TIMEOUT_S = 120.0
 _LOAD_TIMEOUT_S = 120.0
 _WORKER_CPU, _READER_CPU = 0, 1
@@ -399,20 +403,24 @@ def compare(stage: Stage, load: Load, rounds: int) -> Comparison:
 
 def busy_host(stage: Stage, rounds: int) -> Comparison:
     """Measure one container's reading, in µs for all of it, beside idle host processes or none."""
-    busy, quiet = f"{_HOST_PROCESSES:,} host processes", "no other process"
+    quiet, busy = "no other process", f"{_HOST_PROCESSES:,} host processes"
+    states = {
+        quiet: {"host": 0},
+        busy: {"host": _HOST_PROCESSES},
+        f"{busy}, {_APART} numbers apart": {"host": _HOST_PROCESSES, "apart": _APART},
+    }
     own = "C walk of the container's own procfs"
     methods = [one for one in stage.methods if one.backend or one.name in _BUSY]
     values: dict[str, dict[int, float]] = {}
-    missing = {
-        f"{name}, {state}": why for name, why in stage.missing.items() for state in (quiet, busy)
-    }
+    missing = {f"{name}, {state}": why for name, why in stage.missing.items() for state in states}
+    stage.guest.run(["sysctl", "-qw", f"kernel.pid_max={_PID_MAX}"], timeout_s=20, check=True)
     with held(stage.guest, **load_options(_SMALL)) as (init,):
         pids = pids_of(stage, _SMALL)
         walk = [f"{PLACE}/bench_walk", "passes", "3", "plain", OWN_PROC.format(pid=init)]
         methods.append(Method(own, lambda _passes, _pids: walk, fewer=0))
         for turn in range(rounds):
-            for state, host in ((quiet, 0), (busy, _HOST_PROCESSES)):
-                with held(stage.guest, containers=0, host=host):
+            for state, options in states.items():
+                with held(stage.guest, containers=0, **options):
                     for method in rotate(methods, turn):
                         name = f"{method.name}, {state}"
                         if method.name in stage.missing or name in missing:
@@ -423,7 +431,7 @@ def busy_host(stage: Stage, rounds: int) -> Comparison:
                             continue
                         check_lines(method, passes, _SMALL)
                         values.setdefault(name, {})[turn] = least_us(passes)
-    names = [f"{one.name}, {state}" for one in methods for state in (quiet, busy)]
+    names = [f"{one.name}, {state}" for one in methods for state in states]
     return Comparison(
         "busy-host",
         f"a busy host; {_SMALL.title}",
@@ -571,9 +579,20 @@ def conditions(stage: Stage, rounds: int) -> dict[str, str]:
 
 
 def verdicts(done: Sequence[Comparison]) -> list[str]:
-    """Say for each of AIMS under which loads it was met; nothing if none was measured."""
+    """Say for each of AIMS under which loads it was met, and what being read costs a program.
+
+    Nothing of what was not measured.
+    """
     under_load = [one for one in done if one.name in LOADS]
-    return [bench.judge(aim, under_load) for aim in AIMS] if under_load else []
+    said = [bench.judge(aim, under_load) for aim in AIMS] if under_load else []
+    for one in done:
+        if one.name == "disturbance":
+            said += [
+                bench.loss(one, series.name)
+                for series in one.series
+                if series.name not in (_NOBODY, _CONTROL) and series.why is None
+            ]
+    return said
 
 
 def describe(state: Mapping[str, str], done: Sequence[Comparison]) -> dict[str, object]:

@@ -2,13 +2,14 @@
 /*
  * Hold still a load that a benchmark reads: processes with open files, in containers.
  *
- *	bench_load [containers=1] [processes=1] [files=1] [stride=1] [path=32] [host=0]
+ *	bench_load [containers=1] [processes=1] [files=1] [stride=1] [path=32] [host=0] [apart=0]
  *
  * Each container (a PID namespace with a procfs of its own) has so many processes, its
  * init among them, and each process exactly so many descriptors, which are 0, stride,
  * 2 * stride and so on.  Every fourth one is a dup(2) of the one before it, the others are
  * files of their own at paths of that many bytes.  `host` is the number of processes
- * outside of the containers that do nothing.
+ * outside of the containers that do nothing.  Their pids and those of the inits are `apart`
+ * numbers from one to the next, or without it what the kernel gives them.
  *
  * Prints "container <global pid of its init>" for each, then "ready <processes> <files>",
  * both of all containers.  Ends everything at the end of its standard input.
@@ -17,9 +18,11 @@
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sched.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,10 +44,10 @@ static struct option {
 	unsigned long value;
 } options[] = {
 	{ "containers", 1 }, { "processes", 1 }, { "files", 1 },
-	{ "stride", 1 }, { "path", 32 }, { "host", 0 },
+	{ "stride", 1 }, { "path", 32 }, { "host", 0 }, { "apart", 0 },
 };
 
-enum { CONTAINERS, PROCESSES, FILES, STRIDE, PATH, HOST };
+enum { CONTAINERS, PROCESSES, FILES, STRIDE, PATH, HOST, APART };
 
 /* Of all processes: how many stand still. */
 static atomic_ulong *still;
@@ -147,6 +150,26 @@ static void container(void)
 	hold();
 }
 
+/* As clone(2), with a pid that is so far from the last one's, or the next that is free. */
+static pid_t clone_apart(unsigned long flags)
+{
+	static pid_t last;
+	pid_t numbers[2] = { 1 };	/* in its own namespace, if it is new, and in ours */
+	struct clone_args arguments = { .flags = flags, .exit_signal = SIGCHLD };
+	pid_t pid;
+
+	if (options[APART].value) {
+		arguments.set_tid = (uintptr_t)(flags & CLONE_NEWPID ? numbers : numbers + 1);
+		arguments.set_tid_size = flags & CLONE_NEWPID ? 2 : 1;
+		last = (last ? last : getpid()) + options[APART].value - 1;
+	}
+	do {
+		numbers[1] = ++last;
+		pid = syscall(SYS_clone3, &arguments, sizeof(arguments));
+	} while (pid < 0 && errno == EEXIST);
+	return pid;
+}
+
 static void idle(void)
 {
 	CHECK(prctl(PR_SET_PDEATHSIG, SIGKILL));
@@ -176,7 +199,7 @@ int main(int argc, char **argv)
 	/* One group for what is outside, so that one signal ends it. */
 	group = 0;
 	for (unsigned long i = 0; i < options[HOST].value; i++) {
-		pid_t pid = CHECK(fork());
+		pid_t pid = CHECK(clone_apart(0));
 
 		if (!pid)
 			idle();
@@ -185,7 +208,7 @@ int main(int argc, char **argv)
 			group = pid;
 	}
 	for (count = 0; count < options[CONTAINERS].value; count++) {
-		inits[count] = CHECK(syscall(SYS_clone, CLONE_NEWPID | SIGCHLD, 0, 0, 0, 0));
+		inits[count] = CHECK(clone_apart(CLONE_NEWPID));
 		if (!inits[count])
 			container();
 		printf("container %d\n", inits[count]);

@@ -40,6 +40,31 @@ def test_a_spread_has_quartiles_and_extremes() -> None:
         bench.spread([])
 
 
+def test_the_interval_of_a_median_is_the_sign_tests() -> None:
+    # From the tables of the binomial distribution: with 20 values the 6th from either end,
+    # with 6 the ends themselves, with 5 none is 95 % sure.
+    twenty = [float(n) for n in range(1, 21)]
+    assert bench.median_interval(twenty[::-1]) == (6, 15)
+    assert bench.median_interval(twenty[:6]) == (1, 6)
+    assert bench.median_interval(twenty[:5]) is None
+    assert bench.median_interval([]) is None
+    assert bench.median_interval(twenty, confidence=0.99) == (4, 17)
+
+
+def test_a_loss_is_seen_or_excluded() -> None:
+    def said(*ratios: float) -> str:
+        control = Series("control", dict.fromkeys(range(len(ratios)), 2.0))
+        read = Series("read", {k: 2.0 * value for k, value in enumerate(ratios)})
+        return bench.loss(Comparison("c", "c", "per s", "control", (control, read)), "read")
+
+    assert said(0.98, 1, 1, 1.01, 1, 0.99, 1.03) == (
+        "read ÷ control: 1.00, at 95 % 0.980–1.03: no loss seen, one of more than 2.0 % is excluded"
+    )
+    assert said(0.8, 0.9, 0.9, 0.88, 0.91, 0.92).endswith("0.800–0.920: a loss of 8.0 % at least")
+    assert said(1.2, 1.1, 1.1, 1.1, 1.1, 1.3).endswith("one of more than 0.0 % is excluded")
+    assert said(0.5, 0.5) == "read ÷ control: 2 rounds are too few to tell"
+
+
 def test_a_ratio_is_taken_within_rounds() -> None:
     # Round 1 was twice as slow for both: the ratio does not know of it.
     slow = Series("slow", {0: 10.0, 1: 20.0, 2: 10.0})

@@ -11,12 +11,12 @@ from kbuild.bench_procfile import Load, Method
 from kbuild.model import Settings
 from kbuild.programs import PLACE
 from kbuild.vm.guest import Guest
-from tests.vm.module import listing
+from tests.vm.module import compare, listing
 
 
 @pytest.fixture
-def measured(loaded: Guest, settings: Settings, suite: str) -> Iterator[Guest]:
-    """The guest with the module, and with the benchmark's programs in it."""
+def measured(loaded: Guest, armed: Guest, settings: Settings, suite: str) -> Iterator[Guest]:
+    """The guest with the module, and with the benchmark's programs in it beside the tests'."""
     compiled = programs.compile_programs(settings, suite, bench_procfile.PROGRAMS)
     programs.install(loaded, compiled)
     yield loaded
@@ -53,6 +53,25 @@ def test_a_load_is_what_it_says(measured: Guest, load: Load) -> None:
         assert len(passes) == 2
         bench_procfile.check_lines(same, passes, load)
     assert listing(measured) == ()
+
+
+def test_processes_that_lie_far_apart(measured: Guest) -> None:
+    """The table of pids with holes of every size, among them those without a node."""
+    apart, host, containers = 3001, 30, 20
+    before = measured.read("/proc/sys/kernel/pid_max").decode().strip()
+    measured.run(["sysctl", "-qw", "kernel.pid_max=4194304"], timeout_s=5, check=True)
+    try:
+        with bench_procfile.held(
+            measured, containers=containers, processes=2, host=host, apart=apart
+        ) as inits:
+            shown = compare(measured)
+    finally:
+        measured.run(["sysctl", "-qw", f"kernel.pid_max={before}"], timeout_s=5, check=True)
+    assert [inits[k + 1] - inits[k] for k in range(containers - 1)] == [apart] * (containers - 1)
+    assert inits[0] > host * apart
+    assert len(shown) == 2 * containers
+    assert {one.pid for one in shown} >= {*inits}
+    assert [one.pid for one in shown] == sorted(one.pid for one in shown)
 
 
 def test_the_program_that_is_read_works_as_long_as_it_is_told(measured: Guest) -> None:
