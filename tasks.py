@@ -50,6 +50,8 @@ DEFAULTS = {
     "revision": 1,
     "build_dir": "build",
     "cache_dir": "",
+    "remote_cache": "",
+    "scheduler": "",
 }
 
 # Option → (default, help).  The default None means: what the configuration says.
@@ -68,6 +70,8 @@ _RUN_OPTIONS = {
 _BUILD_OPTIONS = {
     "modules": "keep the distro's modules (fast path), rebuild them, or auto",
     "fragment": "file with kernel configuration of your own; may be given several times",
+    "cache": "remote compiler cache: redis://host, redis+unix:///socket or http://host/path",
+    "scheduler": "host of an icecream scheduler, whose workers compile along",
 }
 # The lab has a flavour of its own.
 _LAB_OPTIONS = {name: text for name, text in _TARGET_OPTIONS.items() if name != "flavour"}
@@ -97,6 +101,8 @@ def _settings(c: Context, given: dict[str, object]) -> Settings:
         mirrors=tuple(mirrors),
         revision=revision,
         accept_expired=bool(given.get("accept_expired") or config.accept_expired),
+        remote_cache=_text(given.get("cache")) or str(config.remote_cache),
+        scheduler=_text(given.get("scheduler")) or str(config.scheduler),
     )
 
 
@@ -110,6 +116,11 @@ def _target(c: Context, given: dict[str, object]) -> Target:
         version=str(given.get("version") or config.kernel_version) or None,
         fragments=tuple(Path(name).resolve() for name in fragments),
     )
+
+
+def _text(value: object) -> str:
+    # The option --cache of clean is a flag.
+    return value if isinstance(value, str) else ""
 
 
 def _strings(value: object) -> list[str]:
