@@ -154,7 +154,8 @@ def _lab_options(
     """Prepare the lab, and return the options that lead the tests to it."""
     wanted = lab_target(target)
     lab.prepare(settings, wanted, accel=accel)
-    options = ["--variant", wanted.variant, "--cache", str(settings.cache)]
+    options = ["--suite", wanted.suite, "--variant", wanted.variant]
+    options += ["--cache", str(settings.cache)]
     options += ["--accel", accel] if accel else []
     return options + (["--all"] if whole else [])
 
