@@ -14,7 +14,7 @@ import os
 import random
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from json import dumps as dump_json
 from pathlib import Path
@@ -24,12 +24,23 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import Task
 
-from kbuild import bench_procfile, cleaning, loop, pipeline, progress, source, suites, testing
+from kbuild import (
+    bench_procfile,
+    cleaning,
+    generations,
+    loop,
+    pipeline,
+    progress,
+    source,
+    suites,
+    testing,
+)
 from kbuild import doctor as doctor_checks
 from kbuild import mutants as mutations
 from kbuild import report as reports
 from kbuild import stress as stresses
 from kbuild.errors import KbuildError, LostDependencyError, UserError
+from kbuild.generations import Step
 from kbuild.model import Settings, Target
 from kbuild.vm import session
 
@@ -50,11 +61,13 @@ DEFAULTS = {
     "revision": 1,
     "build_dir": "build",
     "cache_dir": "",
+    "remote_cache": "",
+    "scheduler": "",
 }
 
 # Option → (default, help).  The default None means: what the configuration says.
 _TARGET_OPTIONS = {
-    "suite": f"Debian suite: {', '.join(suites.SUITES)}",
+    "suite": f"Debian suite: {', '.join(suites.SUITES)}; build-kernel and test also take all",
     "flavour": "cloud-amd64, amd64 (Debian's), or lab (a small kernel for the VM)",
     "variant": "release, or one of the variants on the flavour",
     "version": "Debian version of the kernel source, as 6.1.192-2; default: the newest",
@@ -68,6 +81,8 @@ _RUN_OPTIONS = {
 _BUILD_OPTIONS = {
     "modules": "keep the distro's modules (fast path), rebuild them, or auto",
     "fragment": "file with kernel configuration of your own; may be given several times",
+    "cache": "remote compiler cache: redis://host, redis+unix:///socket or http://host/path",
+    "scheduler": "host of an icecream scheduler, whose workers compile along",
 }
 # The lab has a flavour of its own.
 _LAB_OPTIONS = {name: text for name, text in _TARGET_OPTIONS.items() if name != "flavour"}
@@ -97,6 +112,8 @@ def _settings(c: Context, given: dict[str, object]) -> Settings:
         mirrors=tuple(mirrors),
         revision=revision,
         accept_expired=bool(given.get("accept_expired") or config.accept_expired),
+        remote_cache=_text(given.get("cache")) or str(config.remote_cache),
+        scheduler=_text(given.get("scheduler")) or str(config.scheduler),
     )
 
 
@@ -110,6 +127,11 @@ def _target(c: Context, given: dict[str, object]) -> Target:
         version=str(given.get("version") or config.kernel_version) or None,
         fragments=tuple(Path(name).resolve() for name in fragments),
     )
+
+
+def _text(value: object) -> str:
+    # The option --cache of clean is a flag.
+    return value if isinstance(value, str) else ""
 
 
 def _strings(value: object) -> list[str]:
@@ -190,6 +212,20 @@ def _dry(settings: Settings, target: Target, modules: str) -> bool:
     return settings.dry
 
 
+def _every(
+    settings: Settings, target: Target, modules: str, steps: Callable[..., Sequence[Step]]
+) -> int:
+    """Do something for every suite, print the table, and return the exit status."""
+    if settings.dry:
+        for name in suites.SUITES:
+            _say(f"{name}:")
+            _print_steps(settings, replace(target, suite=name), modules)
+        return 0
+    rows = generations.run(target, lambda one: steps(settings, one, modules=modules))
+    _say(generations.render(rows))
+    return generations.exit_status(rows)
+
+
 def _print_steps(settings: Settings, target: Target, modules: str) -> None:
     for step in pipeline.explain(settings, target, modules=modules):
         _say(f"{step.name:<16} {'would run: ' + step.reason if step.reason else 'is current'}")
@@ -203,11 +239,14 @@ def fetch(settings: Settings, target: Target) -> None:
 
 
 @_command(_TARGET_OPTIONS, _BUILD_OPTIONS, _RUN_OPTIONS)
-def build_kernel(settings: Settings, target: Target, modules: str) -> None:
-    """Fetch, patch, configure and compile a kernel."""
+def build_kernel(settings: Settings, target: Target, modules: str) -> int:
+    """Fetch, patch, configure and compile a kernel, or with --suite all one of each suite."""
+    if target.suite == generations.ALL:
+        return _every(settings, target, modules, generations.build_steps)
     if not _dry(settings, target, modules):
         built = pipeline.build_kernel(settings, target, modules=modules)
         _say(f"{built.release} ({built.method}): {built.output}")
+    return 0
 
 
 @_command(_TARGET_OPTIONS, _BUILD_OPTIONS, _RUN_OPTIONS)
@@ -252,16 +291,24 @@ def test(
     all: bool = False,
     stock: bool = False,
     accel: str | None = None,
-) -> None:
+) -> int:
     """Run the unit tests, then boot a VM with the packages installed, load the module, judge."""
     usual = testing.TIERS if all else testing.USUAL_TIERS
     tiers = (tier,) if tier else usual
     if settings.dry:
         for one in tiers:
             _say(shlex.join(testing.pytest_command(settings, one, ["-k", k] if k else [])))
+    if target.suite == generations.ALL:
+        steps = functools.partial(
+            generations.test_steps, tiers=tiers, keyword=k, accel=accel, whole=all, stock=stock
+        )
+        if "unit" in tiers and not settings.dry:
+            testing.run_tests(settings, target, tiers=("unit",), keyword=k)
+        return _every(settings, target, modules, steps)
+    if settings.dry:
         if not stock:
             _print_steps(settings, target, modules)
-        return
+        return 0
     testing.run_tests(
         settings,
         target,
@@ -272,6 +319,7 @@ def test(
         whole=all,
         stock=stock,
     )
+    return 0
 
 
 @_command(

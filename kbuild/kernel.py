@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kbuild import fastpath, fs, kconfig, progress, roots, stamp, symvers
+from kbuild import compilers, fastpath, fs, kconfig, progress, roots, stamp, symvers
+from kbuild.compilers import Help
 from kbuild.errors import BuildError, GuardError, UserError
 from kbuild.kconfig import Fragment
 from kbuild.model import Base, BuiltKernel, Root, Settings, Target, Tree
@@ -197,9 +198,9 @@ def build(
             )
             mark.unlink(missing_ok=True)
             began = time.monotonic()
-            outputs = _compile(
-                _workshop(settings, root, plan, tree, home), tree, distro_image, distro_headers
-            )
+            with compilers.ready(settings, root, home) as help:
+                shop = _workshop(settings, root, plan, tree, home, help)
+                outputs = _compile(shop, tree, distro_image, distro_headers)
             seconds = time.monotonic() - began
             stamp.write(mark, inputs, outputs, seconds)
             logger.info("built %s in %s", plan.release, progress.duration(seconds))
@@ -280,9 +281,12 @@ class _Workshop:
     binds: tuple[Bind, ...]
     env: Mapping[str, str]
     make: tuple[str, ...]
+    help: Help  # that the compilers have, and nothing else in the root
 
 
-def _workshop(settings: Settings, root: Root, plan: Plan, tree: Tree, home: Path) -> _Workshop:
+def _workshop(
+    settings: Settings, root: Root, plan: Plan, tree: Tree, home: Path, help: Help
+) -> _Workshop:
     output, given, ccache = home / "out", home / "input", settings.cache / "ccache"
     log = settings.build / "logs" / f"kernel-{plan.release}.log"
     log.unlink(missing_ok=True)
@@ -305,6 +309,7 @@ def _workshop(settings: Settings, root: Root, plan: Plan, tree: Tree, home: Path
         ),
         env=_environment(plan),
         make=tuple(make_arguments(settings, plan)),
+        help=help,
     )
 
 
@@ -434,14 +439,15 @@ def _make(shop: _Workshop, goals: Sequence[str]) -> None:
                 advance(min(done, total))
 
         completed = roots.enter(
-            shop.root,
+            shop.help.root,
             [*shop.make, *goals],
             timeout_s=_COMPILE_TIMEOUT_S,
-            binds=shop.binds,
-            env=shop.env,
+            binds=[*shop.binds, *shop.help.binds],
+            env={**shop.env, **shop.help.env},
             log=shop.log,
             check=False,
             on_line=on_line,
+            network=shop.help.network,
         )
     if completed.returncode != 0:
         raise BuildError(

@@ -22,6 +22,8 @@ class Settings:
     mirrors: tuple[str, ...] = ()  # base URLs tried before the machine's own, in order
     revision: int = 1  # N of the package version suffix +cplaygroundN
     accept_expired: bool = False  # an InRelease past its Valid-Until is taken, with a warning
+    remote_cache: str = ""  # URL of a server that ccache asks for what is not in the local cache
+    scheduler: str = ""  # host[:port] of an icecream scheduler
 
 
 @dataclass(frozen=True)

@@ -221,6 +221,7 @@ def enter(
     check: bool = True,
     on_line: Callable[[str], None] | None = None,
     writable: bool = False,
+    network: bool = False,
     hint: str | None = None,
 ) -> Completed:
     """Run a command in a root: no network, own processes, nothing of the host but ``binds``.
@@ -228,13 +229,36 @@ def enter(
     The root itself is read-only unless ``writable``; /tmp is fresh.  The environment is
     ``env`` on a fixed base.  Raises BuildError as :func:`kbuild.run.run` does.
     """
+    return run(
+        command(root, argv, binds=binds, cwd=cwd, env=env, writable=writable, network=network),
+        timeout_s=timeout_s,
+        log=log,
+        check=check,
+        on_line=on_line,
+        error=BuildError,
+        hint=hint,
+    )
+
+
+def command(
+    root: Root,
+    argv: Sequence[Arg],
+    *,
+    binds: Sequence[Bind] = (),
+    cwd: str = "/",
+    env: Mapping[str, str] | None = None,
+    writable: bool = False,
+    network: bool = False,
+) -> list[Arg]:
+    """Return the command line that :func:`enter` runs; ``network`` leaves it the host's."""
     command: list[Arg] = ["bwrap", "--bind" if writable else "--ro-bind", root.path, "/"]
     command += ["--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp"]
     # Only tmpfs gives a read-only root the mount points that the binds need.
     command += [] if writable else ["--tmpfs", "/mnt"]
     for bind in binds:
         command += ["--bind" if bind.writable else "--ro-bind", bind.source, bind.target]
-    command += ["--unshare-net", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
+    command += [] if network else ["--unshare-net"]
+    command += ["--unshare-pid", "--unshare-ipc", "--unshare-uts"]
     command += ["--die-with-parent", "--cap-add", "ALL", "--clearenv", "--chdir", cwd]
     base = {
         "HOME": "/tmp",
@@ -245,12 +269,4 @@ def enter(
     }
     for name, value in (base | dict(env or {})).items():
         command += ["--setenv", name, value]
-    return run(
-        [*command, "--", *argv],
-        timeout_s=timeout_s,
-        log=log,
-        check=check,
-        on_line=on_line,
-        error=BuildError,
-        hint=hint,
-    )
+    return [*command, "--", *argv]

@@ -61,12 +61,14 @@ def run_tests(
     accel: str | None = None,
     whole: bool = False,
     stock: bool = False,
+    kernel: str = "all",
 ) -> tuple[TierResult, ...]:
     """Run the tiers in order; the VM's needs the packages, and builds what is missing of them.
 
     ``keyword`` is pytest's -k; ``whole`` asks the lab for everything, where a sample is the
     default; ``stock`` tries the VM's tests on Debian's own kernel alone, for which none is
-    compiled.  A failing tier does not keep the next one from running.
+    compiled; ``kernel`` is "ours" or "stock" for one of those in the guest.  A failing tier
+    does not keep the next one from running.
     Raises FailedTestsError when a test failed or none was run, and what the pipeline raises.
     """
     unknown = set(tiers) - set(TIERS)
@@ -77,6 +79,7 @@ def run_tests(
         options = ["-k", keyword] if keyword else []
         if tier == "vm":
             options += _vm_options(settings, target, modules=modules, accel=accel, stock=stock)
+            options += ["--kernel", kernel]
         if tier == "lab":
             options += _lab_options(settings, target, accel=accel, whole=whole)
         results.append(_run_tier(settings, tier, options, whole=whole))
@@ -151,7 +154,8 @@ def _lab_options(
     """Prepare the lab, and return the options that lead the tests to it."""
     wanted = lab_target(target)
     lab.prepare(settings, wanted, accel=accel)
-    options = ["--variant", wanted.variant, "--cache", str(settings.cache)]
+    options = ["--suite", wanted.suite, "--variant", wanted.variant]
+    options += ["--cache", str(settings.cache)]
     options += ["--accel", accel] if accel else []
     return options + (["--all"] if whole else [])
 

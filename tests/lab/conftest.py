@@ -27,6 +27,7 @@ _NAME_KEY = pytest.StashKey[str]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("lab", "tests in guests of the lab")
     group.addoption("--variant", help="of the lab's kernel, whose detectors are to find things")
+    group.addoption("--suite", default="bookworm", help="of the lab's kernel")
     group.addoption("--all", action="store_true", help="everything, where a sample is the default")
     caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     group.addoption("--cache", type=Path, default=caches / "cplayground-kernel")
@@ -59,10 +60,16 @@ def settings(request: pytest.FixtureRequest) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def place(request: pytest.FixtureRequest, settings: Settings) -> Lab:
+def suite(request: pytest.FixtureRequest) -> str:
+    """The suite whose lab it is: --suite."""
+    return str(request.config.getoption("suite"))
+
+
+@pytest.fixture(scope="session")
+def place(request: pytest.FixtureRequest, settings: Settings, suite: str) -> Lab:
     """The lab of the variant given with --variant."""
     variant = str(request.config.getoption("variant"))
-    target = Target(suite="bookworm", flavour="lab", variant=variant)
+    target = Target(suite=suite, flavour="lab", variant=variant)
     accel = str(request.config.getoption("accel"))
     return lab.prepare(settings, target, accel=None if accel == "auto" else accel)
 
@@ -128,5 +135,5 @@ def pytest_runtest_makereport(
 
 
 def _again(item: pytest.Item) -> str:
-    variant = item.config.getoption("variant")
-    return f".venv/bin/pytest {shlex.quote(item.nodeid)} --variant {variant}"
+    suite, variant = item.config.getoption("suite"), item.config.getoption("variant")
+    return f".venv/bin/pytest {shlex.quote(item.nodeid)} --suite {suite} --variant {variant}"

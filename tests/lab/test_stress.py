@@ -176,9 +176,9 @@ def test_a_load_that_does_nothing_has_failed(guest: Guest) -> None:
 
 
 @pytest.fixture(scope="session")
-def reader(settings: Settings) -> Path:
+def reader(settings: Settings, suite: str) -> Path:
     """The readers' program, which is static and so runs here too."""
-    return programs.compile_programs(settings, "bookworm", ["reader"])["reader"]
+    return programs.compile_programs(settings, suite, ["reader"])["reader"]
 
 
 @pytest.mark.parametrize("path", sorted(CORPUS.glob("*.procfile")), ids=lambda one: one.stem)

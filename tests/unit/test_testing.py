@@ -77,7 +77,7 @@ def test_all_mutants_are_tried_and_their_page_is_written(
     text = testing.run_mutants(project, TARGET, whole=True)
     (command,) = commands
     assert command[0] == "tests/lab/test_mutants.py"
-    assert command[1:3] == ["--variant", "debug"]
+    assert command[1:5] == ["--suite", "bookworm", "--variant", "debug"]
     assert "--all" in command
     assert "| one | stock | 1/1 |" in text
     page = (project.project / mutants.PAGE).read_text()

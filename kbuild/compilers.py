@@ -1,0 +1,423 @@
+"""What helps this machine compile: a remote compiler cache, and icecream's workers.
+
+Both only save time.  What is compiled does not depend on them, so no manifest knows of
+them, and a server that does not answer is a warning: the build goes on without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from kbuild import fs, roots, run, suites
+from kbuild.errors import BuildError, InfrastructureError, UserError
+from kbuild.model import Root, Settings
+from kbuild.roots import Bind
+
+logger = logging.getLogger(__name__)
+
+# Places in the root.
+_SOCKET = "/mnt/cache-server/socket"
+_STATISTICS = "/mnt/statistics"
+_ICECREAM = "/mnt/icecream"
+
+REDIS_PORT, HTTP_PORT, SCHEDULER_PORT = 6379, 80, 8765
+_SCHEMES = {"redis": REDIS_PORT, "http": HTTP_PORT}
+_ANSWER_TIMEOUT_S = 5.0
+_DAEMON_TIMEOUT_S = 20.0
+# What ccache calls its backends in "ccache --version", by the scheme of a URL.
+_FEATURES = {"redis": "redis-storage", "redis+unix": "redis+unix-storage", "http": "http-storage"}
+_WORKER_PACKAGE = "icecc"
+# What iceccd says when its scheduler has taken it.
+_CONNECTED = "Connected to scheduler"
+_HOST = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::(?P<port>\d{1,5}))?")
+
+
+@dataclass(frozen=True)
+class Help:
+    """What the compilers of one build get beside what every program in the root has."""
+
+    root: Root  # that they run in: the build's own, or one with icecream's client beside it
+    env: Mapping[str, str] = field(default_factory=dict)
+    binds: tuple[Bind, ...] = ()
+    network: bool = False  # whether they may use the host's
+
+
+@dataclass(frozen=True)
+class CacheServer:
+    """A ccache storage backend; ``attributes`` are ccache's own, as read-only."""
+
+    scheme: str
+    address: str | tuple[str, int]  # a socket's path, or host and port
+    url: str  # as ccache in the root is given it
+    password: str | None = None
+    attributes: tuple[str, ...] = ()
+
+    @property
+    def environment(self) -> str:
+        """The value of CCACHE_REMOTE_STORAGE."""
+        return "|".join((self.url, *self.attributes))
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What ccache did in one build."""
+
+    hits: int
+    misses: int
+    counters: Mapping[str, int]  # ccache's own names
+    missed: tuple[str, ...]  # source files, as ccache was given them; each once
+
+    @property
+    def from_remote(self) -> int:
+        """Results that the remote cache delivered."""
+        return self.counters.get("remote_storage_hit", 0)
+
+
+# The remote cache.
+
+
+def parse_cache(url: str) -> CacheServer:
+    """Read the URL of a remote cache; raises UserError for one that ccache could not use.
+
+    redis://[[user]:password@]host[:port][/database], redis+unix:///socket[?db=N] or
+    http://host[:port]/path, and ccache's attributes after a "|".
+    """
+    bare, *attributes = url.split("|")
+    try:
+        parts = urlsplit(bare)
+        port = parts.port
+    except ValueError as error:
+        raise _bad_cache(url, str(error)) from None
+    if any(c.isspace() for c in url):
+        raise _bad_cache(url, "a space: one server at a time")
+    if parts.scheme == "redis+unix":
+        if parts.netloc or not parts.path.startswith("/") or parts.path == "/":
+            raise _bad_cache(url, "no absolute path of a socket (three slashes)")
+        inner = f"redis+unix://{_SOCKET}" + (f"?{parts.query}" if parts.query else "")
+        return CacheServer("redis+unix", unquote(parts.path), inner, None, tuple(attributes))
+    if parts.scheme not in _SCHEMES:
+        raise _bad_cache(url, f"the scheme {parts.scheme or 'none'!r}")
+    if not parts.hostname:
+        raise _bad_cache(url, "no host")
+    address = (parts.hostname, port or _SCHEMES[parts.scheme])
+    return CacheServer(parts.scheme, address, bare, _password(parts), tuple(attributes))
+
+
+def _password(parts: SplitResult) -> str | None:
+    return None if parts.password is None else unquote(parts.password)
+
+
+def _bad_cache(url: str, found: str) -> UserError:
+    return UserError(
+        f"--cache {url} is no cache server that ccache can use",
+        expected="redis://host[:port], redis+unix:///path/of/socket or http://host[:port]/path",
+        found=found,
+    )
+
+
+def answers(server: CacheServer) -> str | None:
+    """Return why a cache server cannot be used now, or None when it answers."""
+    try:
+        with _connect(server.address) as connection:
+            connection.settimeout(_ANSWER_TIMEOUT_S)
+            if server.scheme == "http":
+                assert isinstance(server.address, tuple)
+                host = f"{server.address[0]}:{server.address[1]}"
+                path = urlsplit(server.url).path or "/"
+                connection.sendall(f"HEAD {path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+                said = connection.recv(64)
+                return None if said.startswith(b"HTTP/") else f"it speaks no HTTP: {said!r}"
+            connection.sendall(b"PING\r\n")
+            said = connection.recv(64)
+            # Without its password a Redis says so; ccache has the one in the URL.
+            if said.startswith(b"+PONG") or (said.startswith(b"-NOAUTH") and server.password):
+                return None
+            return f"it is no Redis that we may use: {said.decode(errors='replace').strip()!r}"
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _connect(address: str | tuple[str, int]) -> socket.socket:
+    if isinstance(address, tuple):
+        return socket.create_connection(address, timeout=_ANSWER_TIMEOUT_S)
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(_ANSWER_TIMEOUT_S)
+        connection.connect(address)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _cache_help(root: Root, server: CacheServer) -> Help | None:
+    """Return what ccache needs for a server, or None, with a warning, when it is of no use."""
+    said = roots.enter(root, ["ccache", "--version"], timeout_s=60).stdout
+    if _FEATURES[server.scheme] not in said.split():
+        logger.warning(
+            "the remote cache is left out: %s of %s cannot use %s",
+            said.splitlines()[0].replace(" version", ""),
+            root.suite,
+            server.scheme,
+        )
+        return None
+    why = answers(server)
+    if why is not None:
+        logger.warning("the remote cache is left out: %s: %s", server.url.split("@")[-1], why)
+        return None
+    env = {"CCACHE_REMOTE_STORAGE": server.environment}
+    if isinstance(server.address, str):
+        # A socket is a file: the root needs no network for it.
+        return Help(root, env, (Bind(Path(server.address), _SOCKET, writable=True),))
+    return Help(root, env, _resolver(root), network=True)
+
+
+def _resolver(root: Root) -> tuple[Bind, ...]:
+    """Show the host's names and name servers, where the root has files of that name."""
+    names = (Path("/etc/resolv.conf"), Path("/etc/hosts"))
+    return tuple(
+        Bind(path, str(path))
+        for path in names
+        if path.is_file() and (root.path / path.relative_to("/")).is_file()
+    )
+
+
+# Icecream.
+
+
+def parse_scheduler(text: str) -> tuple[str, int]:
+    """Read host[:port] of an icecream scheduler; raises UserError for anything else."""
+    match = _HOST.fullmatch(text)
+    port = int(match["port"] or SCHEDULER_PORT) if match else 0
+    if match is None or not 0 < port < 65536:
+        raise UserError(
+            f"--scheduler {text} is no icecream scheduler",
+            expected=f"HOST or HOST:PORT; the usual port is {SCHEDULER_PORT}",
+            found=text,
+        )
+    return match["host"].strip("[]"), port
+
+
+def worker_root(settings: Settings, root: Root) -> Root:
+    """Return a root like ``root`` with icecream's client in it, made when it is not there.
+
+    Raises BuildError when the archive has moved on since ``root`` was made: the compiler
+    must be that root's own.
+    """
+    packages = (*roots.compile_packages(root.suite), _WORKER_PACKAGE)
+    other = roots.make_root(settings, root.suite, "compile-icecream", packages)
+    if _differences(root, other) and not settings.offline:
+        other = roots.make_root(settings, root.suite, "compile-icecream", packages, refresh=True)
+    different = _differences(root, other)
+    if different:
+        raise BuildError(
+            "icecream's root does not have the packages of the compile root",
+            expected=", ".join(f"{name} {root.versions[name]}" for name in different[:5]),
+            found=", ".join(f"{name} {other.versions.get(name)}" for name in different[:5]),
+            hint="make both anew with 'invoke clean --roots', or leave --scheduler out",
+        )
+    return other
+
+
+def _differences(root: Root, other: Root) -> list[str]:
+    return sorted(n for n, version in root.versions.items() if other.versions.get(n) != version)
+
+
+def compiler_environment(settings: Settings, root: Root) -> Path:
+    """Return the root's own compiler as an archive that icecream's workers unpack.
+
+    Made once by icecc-create-env for each root, and kept in the cache.
+    """
+    home = settings.cache / "icecream" / root.digest[:16]
+    with fs.lock(settings.cache / "locks" / f"icecream-{root.digest[:16]}.lock"):
+        if not home.exists():
+            compiler = suites.suite(root.suite).compiler
+            with fs.fresh_directory(home) as scratch:
+                roots.enter(
+                    root,
+                    ["icecc", "--build-native", f"/usr/bin/{compiler}"],
+                    timeout_s=300,
+                    binds=[Bind(scratch, _ICECREAM, writable=True)],
+                    cwd=_ICECREAM,
+                )
+    # Workers tell environments apart by the name, which holds a digest of the content.
+    made = list(home.glob("*.tar.*"))
+    if len(made) != 1:
+        raise BuildError(
+            "icecc made no archive of the compiler",
+            expected=f"one file in {home}",
+            found=", ".join(path.name for path in made) or "none",
+            hint="remove that directory, and run the same command again",
+        )
+    return made[0]
+
+
+@contextlib.contextmanager
+def _icecream_help(settings: Settings, root: Root, home: Path) -> Iterator[Help | None]:
+    """Run icecream's daemon for one build, and yield what the compilers need to find it."""
+    host, port = parse_scheduler(settings.scheduler)
+    other = worker_root(settings, root)
+    archive = compiler_environment(settings, other)
+    place = home / "icecream"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    shutil.copyfile(archive, place / archive.name)
+    shutil.chown(place, *_owner(other, _WORKER_PACKAGE))
+    binds = (Bind(place, _ICECREAM, writable=True),)
+    env = {"ICECC_TEST_SOCKET": f"{_ICECREAM}/socket"}
+    daemon = roots.command(
+        other,
+        [
+            *("iceccd", "--no-remote", "-s", f"{host}:{port}"),
+            *("-b", f"{_ICECREAM}/environments", "-u", _WORKER_PACKAGE, "-vv"),
+        ],
+        binds=[*binds, *_resolver(other)],
+        env=env,
+        network=True,
+    )
+    log = settings.build / "logs" / "icecream.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as stream:
+        process = run.start(daemon, stdout=stream, stderr=subprocess.STDOUT)
+        try:
+            # Asked through the daemon: a scheduler stops for seconds over a connection that
+            # says nothing.
+            if not _connected(process, log):
+                logger.warning(
+                    "icecream is left out: no scheduler at %s answers; see %s",
+                    settings.scheduler,
+                    log,
+                )
+                yield None
+                return
+            yield Help(
+                other,
+                {
+                    **env,
+                    "CCACHE_PREFIX": "icecc",
+                    "ICECC_VERSION": f"{_ICECREAM}/{archive.name}",
+                },
+                (*binds, *_resolver(other)),
+                network=True,
+            )
+        finally:
+            run.stop(process)
+
+
+def _owner(root: Root, user: str) -> tuple[int, int]:
+    """Return the numbers of a user and its group in a root, which are not the host's."""
+    for line in (root.path / "etc/passwd").read_text().splitlines():
+        name, _, uid, gid, *_ = line.split(":")
+        if name == user:
+            return int(uid), int(gid)
+    raise BuildError(f"{root.path} has no user {user}", hint="'invoke clean --roots' makes it anew")
+
+
+def _connected(process: subprocess.Popen[bytes], log: Path) -> bool:
+    """Wait until icecream's daemon says that its scheduler has taken it."""
+    deadline = time.monotonic() + _DAEMON_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise InfrastructureError(
+                "icecream's daemon does not start",
+                found=log.read_text(errors="replace").strip()[-1000:],
+                log=log,
+                hint="leave --scheduler out",
+            )
+        if _CONNECTED in log.read_text(errors="replace"):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+# Both, for one build.
+
+
+@contextlib.contextmanager
+def ready(settings: Settings, root: Root, home: Path) -> Iterator[Help]:
+    """Yield the help that ``settings`` ask for, as far as it is to be had, for one build.
+
+    ``home`` is the build's directory: ccache's statistics of the build are kept below it.
+    Raises UserError for an address that makes no sense.
+    """
+    place = home / "statistics"
+    place.mkdir(parents=True, exist_ok=True)
+    log = place / "ccache.log"
+    log.unlink(missing_ok=True)
+    counted = Help(
+        root,
+        {"CCACHE_STATSLOG": f"{_STATISTICS}/{log.name}"},
+        (Bind(place, _STATISTICS, writable=True),),
+    )
+    server = parse_cache(settings.remote_cache) if settings.remote_cache else None
+    parts = [counted]
+    with contextlib.ExitStack() as stack:
+        if settings.scheduler:
+            workers = stack.enter_context(_icecream_help(settings, root, home))
+            parts += [workers] if workers else []
+        if server and (cache := _cache_help(parts[-1].root, server)):
+            parts.append(cache)
+        yield together(parts)
+    statistics = read_statistics(log)
+    if statistics is not None:
+        fs.write_json(
+            place / "ccache.json",
+            {"counters": dict(statistics.counters), "missed": list(statistics.missed)},
+        )
+        logger.info("%s", describe(statistics))
+
+
+def together(parts: list[Help]) -> Help:
+    """Return the sum of several; the root is the last one's."""
+    env: dict[str, str] = {}
+    for one in parts:
+        env |= one.env
+    return Help(
+        root=parts[-1].root,
+        env=env,
+        binds=tuple(dict.fromkeys(bind for one in parts for bind in one.binds)),
+        network=any(one.network for one in parts),
+    )
+
+
+def read_statistics(path: Path) -> Statistics | None:
+    """Read what ccache wrote to CCACHE_STATSLOG, or None when it wrote nothing.
+
+    Each call gives a comment with the source file, and a line for each counter that it raised.
+    """
+    if not path.is_file():
+        return None
+    counters: Counter[str] = Counter()
+    missed: dict[str, None] = {}
+    file = ""
+    for line in path.read_text(errors="replace").splitlines():
+        if line.startswith("# "):
+            file = line[2:]
+        elif line:
+            counters[line] += 1
+            if line == "cache_miss":
+                missed[file] = None
+    hits = counters["direct_cache_hit"] + counters["preprocessed_cache_hit"]
+    return Statistics(hits, counters["cache_miss"], dict(counters), tuple(missed))
+
+
+def describe(found: Statistics) -> str:
+    """Say in a line what ccache did."""
+    calls = found.hits + found.misses
+    share = f"{100 * found.hits / calls:.1f} %" if calls else "none"
+    remote = f", {found.from_remote} lookups answered by the remote cache"
+    return (
+        f"ccache: {found.hits} of {calls} objects ({share}) from the cache"
+        f"{remote if found.from_remote else ''}"
+    )

@@ -1,0 +1,160 @@
+"""All suites in one run: a failure costs its own cells, and everything is in the table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from kbuild import generations, patches, pipeline, source, suites, testing
+from kbuild.errors import BuildError, InfrastructureError, UserError
+from kbuild.generations import Step
+from kbuild.model import Settings, Target
+
+TARGET = Target("all", "lab")
+
+
+def fail(error: Exception) -> str:
+    raise error
+
+
+def test_a_failing_suite_costs_no_other_and_no_step_that_does_not_need_it() -> None:
+    done: list[str] = []
+
+    def steps(target: Target) -> Sequence[Step]:
+        def ok(column: str) -> str:
+            done.append(f"{target.suite} {column}")
+            return "6.1"
+
+        broken = target.suite == "bullseye"
+        fault = BuildError("it does not build", found="foo.c:1: error")
+        return (
+            Step("fetched", (), lambda: ok("fetched")),
+            Step("built", ("fetched",), lambda: fail(fault) if broken else ok("built")),
+            Step("stock", ("fetched",), lambda: ok("stock")),
+            Step("installed", ("built",), lambda: ok("installed")),
+            Step("patched kernel", ("installed",), lambda: ok("patched kernel")),
+        )
+
+    rows = generations.run(TARGET, steps)
+    assert [row.suite for row in rows] == list(suites.SUITES)
+    assert "bullseye stock" in done
+    assert "bullseye installed" not in done
+    assert {f"{name} patched kernel" for name in suites.SUITES if name != "bullseye"} <= {*done}
+    assert generations.exit_status(rows) == BuildError.exit_status
+    text = generations.render(rows, width=200)
+    head, first, second, *_ = text.splitlines()
+    assert all(column in head for column in ("suite", *generations.COLUMNS))
+    assert first.startswith("bullseye")
+    assert "FAILED: build error, 0.0 s" in first
+    assert first.count("not reached") == 2
+    assert "FAILED" not in second
+    assert second.count("ok: 6.1, 0.0 s") == 5
+    assert "bullseye, built: it does not build" in text
+    assert "foo.c:1: error" in text
+
+
+def test_the_exit_status_is_the_first_failures() -> None:
+    errors = {"bookworm": InfrastructureError("no mirror"), "trixie": BuildError("broken")}
+
+    def steps(target: Target) -> Sequence[Step]:
+        error = errors.get(target.suite)
+        return (Step("fetched", (), lambda: fail(error) if error else ""),)
+
+    assert generations.exit_status(generations.run(TARGET, steps)) == 69
+    assert generations.exit_status(generations.run(TARGET, lambda _: ())) == 0
+
+
+def test_what_is_no_failure_of_a_suite_is_not_caught() -> None:
+    with pytest.raises(ZeroDivisionError):
+        generations.run(TARGET, lambda _: (Step("fetched", (), lambda: str(1 // 0)),))
+
+
+def test_one_version_is_not_that_of_all_suites() -> None:
+    with pytest.raises(UserError, match=r"no two suites have linux 6\.1\.192-2"):
+        generations.run(Target("all", "lab", version="6.1.192-2"), lambda _: ())
+
+
+@pytest.mark.parametrize(
+    ("tiers", "stock", "columns"),
+    [
+        (("unit", "vm"), False, ["stock", "built", "installed", "patched kernel"]),
+        (("vm",), True, ["stock"]),
+        (("lab",), False, ["variants"]),
+        (
+            ("unit", "vm", "lab"),
+            False,
+            ["stock", "built", "installed", "patched kernel", "variants"],
+        ),
+    ],
+)
+def test_the_steps_are_those_asked_for(
+    tmp_path: Path, tiers: tuple[str, ...], stock: bool, columns: list[str]
+) -> None:
+    settings = Settings(project=tmp_path, build=tmp_path, cache=tmp_path)
+    steps = generations.test_steps(
+        settings,
+        Target("trixie", "lab"),
+        modules="auto",
+        tiers=tiers,
+        keyword=None,
+        accel=None,
+        whole=False,
+        stock=stock,
+    )
+    assert [step.column for step in steps] == ["fetched", "patched", *columns]
+    before: set[str] = set()
+    for step in steps:
+        assert step.column in generations.COLUMNS
+        assert set(step.needs) <= before, "a step needs one that comes later"
+        before.add(step.column)
+
+
+def test_each_kernel_is_judged_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+
+    def run_tests(settings: Settings, target: Target, **options: object) -> tuple[object, ...]:
+        asked.append({"suite": target.suite, **options})
+        return (testing.TierResult("vm", 0, 7, 0, 1.0, tmp_path),)
+
+    monkeypatch.setattr(testing, "run_tests", run_tests)
+    steps = {
+        step.column: step
+        for step in generations.test_steps(
+            Settings(project=tmp_path, build=tmp_path, cache=tmp_path),
+            Target("trixie", "lab"),
+            modules="auto",
+            tiers=("vm", "lab"),
+            keyword="one",
+            accel="tcg",
+            whole=True,
+            stock=False,
+        )
+    }
+    assert [steps[name].action() for name in ("stock", "patched kernel", "variants")] == [
+        "7 tests"
+    ] * 3
+    stock, ours, variants = asked
+    assert (stock["tiers"], stock["stock"]) == (("vm",), True)
+    assert (ours["tiers"], ours["kernel"]) == (("vm",), "ours")
+    assert variants["tiers"] == ("lab",)
+    assert all(one["keyword"] == "one" and one["whole"] for one in asked)
+
+
+def test_building_all_is_fetching_patching_and_compiling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Found:
+        version, upstream, method, name = "5.10.262-1", "5.10.262", "fast", "5.10"
+
+    monkeypatch.setattr(source, "fetch", lambda *args: Found)
+    monkeypatch.setattr(pipeline, "prepare", lambda *args: None)
+    monkeypatch.setattr(patches, "choose", lambda *args: Found)
+    monkeypatch.setattr(pipeline, "build_kernel", lambda *args, **options: Found)
+    settings = Settings(project=tmp_path, build=tmp_path, cache=tmp_path)
+    rows = generations.run(
+        TARGET, lambda one: generations.build_steps(settings, one, modules="auto")
+    )
+    assert [cell.said for cell in rows[0].cells.values()] == ["5.10.262-1", "5.10", "fast"]
+    assert "not asked for" in generations.render(rows)
