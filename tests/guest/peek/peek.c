@@ -39,8 +39,11 @@ static char *watch;
 module_param(watch, charp, 0);
 MODULE_PARM_DESC(watch, "command to watch");
 
-/* Sets of processors are bitmaps too, and shorter than any table that is looked at. */
-#define SMALL 256
+/*
+ * Other bitmaps are shorter than any table that is looked at: sets of processors, and the
+ * wheel's 576 bits, which a timer's interrupt searches while the command holds its lock.
+ */
+#define SMALL 1000
 #define DEPTH 16
 
 /* The locks that the command holds; an interrupt's come and go above its own. */
