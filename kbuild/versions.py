@@ -22,7 +22,7 @@ VENDOR = "cplayground"
 # What the parts of a release may hold, so that package names and boot loaders take it.
 _FLAVOUR = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _VARIANT = re.compile(r"[a-z0-9]+")
-_ABI = re.compile(r"[0-9]+(\.[0-9]+)*(\+[a-z0-9]+)?(~[a-z0-9.]+)?(-[0-9]+|-[0-9.]+[a-z0-9.~]*)?")
+_ABI = re.compile(r"[0-9]+(\.[0-9]+)*(\+[a-z0-9.]+)?(~[a-z0-9.]+)?(-[0-9]+|-[0-9.]+[a-z0-9.~]*)?")
 _MODULE_VERSION = re.compile(r"[0-9]+(\.[0-9]+)+")
 _UPSTREAM = re.compile(r"[0-9]+(\.[0-9]+)+(~rc[0-9]+)?")
 _DEBIAN_VERSION = re.compile(r"[0-9][A-Za-z0-9.+~]*-[A-Za-z0-9.+~]+")
