@@ -147,6 +147,15 @@ def prebuilt_version(module: str, kernel: str) -> str:
     return f"{module}+{kernel}"
 
 
+def dkms_version(module: str, mark: str) -> str:
+    """Return the version of the module's package for DKMS in one suite: 0.1.0+deb12.
+
+    ``mark`` is the suite's: a repository holds one file of a name and version, and each
+    suite's own tools make another.
+    """
+    return f"{module}+{mark}"
+
+
 def upstream_in_range(upstream: str, specifier: str) -> bool:
     """Say whether an upstream kernel version lies in a series' range: 6.1.192 in >=5.11,<8.
 
