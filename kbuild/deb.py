@@ -109,6 +109,7 @@ def build_kernel_packages(
     """
     names = kernel_names(kernel)
     base = kernel.base
+    row = suites.suite(base.suite)
     source = SourcePackage(
         name=versions.source_package(kernel.target.flavour, kernel.target.variant),
         version=versions.package_version(base.version, settings.revision),
@@ -123,7 +124,7 @@ def build_kernel_packages(
             "names": asdict(names),
             "base_version": base.version,
             "base_release": base.release,
-            "suite": base.suite,
+            "suite": row.codename,
             "upstream": base.upstream,
             "series": ".".join(base.upstream.split(".")[:2]),
             "series_name": kernel.series.name,
@@ -132,13 +133,13 @@ def build_kernel_packages(
             "flavour": versions.flavour_name(kernel.target.flavour, kernel.target.variant),
             "release": kernel.release,
             "method": kernel.method,
-            "compiler": suites.suite(base.suite).compiler,
+            "compiler": row.compiler_package,
         },
     )
 
     def collect(stage: Path) -> None:
         stage_image(kernel, stage / "image")
-        headers.stage(kernel, stage / "headers", compiler=suites.suite(base.suite).compiler)
+        headers.stage(kernel, stage / "headers", compiler=row.compiler)
 
     return build(root, source, collect, epoch=epoch, log=log, out=out)
 
@@ -169,7 +170,7 @@ def build_prebuilt(
             "names": asdict(names),
             "kernel_version": kernel_version,
             "module_version": module_version,
-            "suite": kernel.base.suite,
+            "suite": suites.suite(kernel.base.suite).codename,
             "flavour": versions.flavour_name(kernel.target.flavour, kernel.target.variant),
             "release": kernel.release,
         },
@@ -297,6 +298,8 @@ def build(
         work = Path(name)
         tree = work / "source"
         collect(tree / "stage")
+        if suites.suite(root.suite).merged_usr:
+            _merge_usr(tree / "stage")
         render(source, tree / "debian", epoch=epoch)
         roots.enter(
             root,
@@ -320,6 +323,14 @@ def build(
                 (work / file).rename(fresh / file)
             changes.rename(fresh / changes.name)
     return read_changes(out / changes.name)
+
+
+def _merge_usr(stage: Path) -> None:
+    """Move what lies in lib/ of each package below usr/, where /lib leads since trixie."""
+    for role in stage.iterdir():
+        if (role / "lib").is_dir():
+            (role / "usr").mkdir(exist_ok=True)
+            (role / "lib").rename(role / "usr/lib")
 
 
 def read_changes(path: Path) -> tuple[Package, ...]:

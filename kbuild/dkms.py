@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from kbuild import deb, versions
+from kbuild import deb, suites, versions
 from kbuild.errors import BuildError
 from kbuild.model import Package, Root, Settings
 
@@ -53,12 +53,13 @@ def build_package(
     ``epoch`` (seconds since 1970) stands in the changelog and is the time of every file.
     """
     version = versions.module_version(settings.project)
+    row = suites.suite(root.suite)
     source = deb.SourcePackage(
         name=PACKAGE,
-        version=version,
+        version=versions.dkms_version(version, row.mark),
         templates=settings.project / "debian" / "dkms",
         packages={"dkms": PACKAGE},
-        context={"suite": root.suite},
+        context={"suite": row.codename, "module_version": version},
     )
 
     def collect(stage: Path) -> None:

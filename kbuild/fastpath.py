@@ -13,6 +13,7 @@ import gzip
 import io
 import logging
 import lzma
+import re
 import struct
 import tempfile
 from collections.abc import Callable, Mapping
@@ -281,6 +282,56 @@ def guard(
         " and ".join(sorted(declared)),
     )
     return {name: ours[name] for name in sorted(declared)}
+
+
+def check_image(vmlinux: Path, *, release: str, flags: str, btf: Path) -> None:
+    """Prove of the image itself that it takes the distro's modules: vermagic and BTF.
+
+    With CRCs the kernel compares a module's vermagic without its first word, the release
+    (same_magic() in kernel/module); ``flags`` is the rest of theirs.  ``btf`` is the distro's
+    own section, which the modules' BTF refers to by offset.  Raises GuardError.
+    """
+    content = vmlinux.read_bytes()
+    if f"{release} {flags}\0".encode() not in content:
+        there = re.search(
+            re.escape(release).encode() + rb" ((?:SMP|preempt|mod_)[^\0]*)\0", content
+        )
+        raise GuardError(
+            "the image may not carry the distro's modules: its vermagic differs",
+            expected=f"{release} {flags}",
+            found=f"{release} {there[1].decode(errors='replace')}" if there else "no vermagic",
+            hint="the configuration is not the distro's: build in full with --modules rebuild",
+        )
+    if btf_section(content, where=vmlinux) != btf.read_bytes():
+        raise GuardError(
+            "the image may not carry the distro's modules: its BTF is not the distro's",
+            expected=f"the {btf.stat().st_size} bytes of {btf}",
+            found=f"other content in the section .BTF of {vmlinux}",
+            hint="was pahole run instead of its stand-in? build in full with --modules rebuild",
+        )
+    logger.info("guard: vermagic '%s' and the distro's own BTF are in the image", flags.strip())
+
+
+def vermagic_flags(root: Root, modules: Path) -> str:
+    """Return what follows the release in the one vermagic of all modules below ``modules``.
+
+    Raises BuildError when they have several.
+    """
+    completed = roots.enter(
+        root,
+        ["find", "/mnt/modules", "-name", "*.ko*", "-exec", "modinfo", "-F", "vermagic", "{}", "+"],
+        timeout_s=300,
+        binds=[Bind(modules, "/mnt/modules")],
+    )
+    found = {line.partition(" ")[2] for line in completed.stdout.splitlines()}
+    if len(found) != 1:
+        raise BuildError(
+            "the distro's modules have not one vermagic",
+            expected="one",
+            found="; ".join(sorted(found)) or "none",
+            hint="build in full instead: --modules rebuild",
+        )
+    return found.pop()
 
 
 def _names(names: list[str]) -> str:

@@ -54,8 +54,8 @@ _NEEDED = (
 def stage(kernel: BuiltKernel, target: Path, *, compiler: str) -> None:
     """Collect the headers of a kernel below ``target``: usr/src/... and the build link.
 
-    ``compiler`` is the program that modules have to be compiled with (gcc-12).  Raises
-    BuildError that names what the kernel's output lacks.
+    ``compiler`` is the program that modules have to be compiled with (gcc-12), by its whole
+    name.  Raises BuildError that names what the kernel's output lacks.
     """
     tree = target / "usr/src" / f"linux-headers-{kernel.release}"
     for relative in _from_source(kernel.source):
@@ -88,11 +88,18 @@ def built_release(output: Path) -> str:
 
 
 def kernel_variables(release: str, compiler: str) -> str:
-    """Return what Debian's kernel Makefile and DKMS read to learn a kernel's compiler."""
+    """Return what Debian's kernel Makefile and DKMS read to learn a kernel's compiler.
+
+    Where its name begins with the machine's (x86_64-linux-gnu-gcc-14), that is set apart, as
+    Debian's own headers do: the kernel's Makefile compares the name too.
+    """
+    machine, _, name = compiler.rpartition("-gcc-")
+    prefix = f"override CROSS_COMPILE = {machine}-\n" if machine else ""
     return (
         "override ARCH = x86\n"
         f"override KERNELRELEASE = {release}\n"
-        f"CC = $(CROSS_COMPILE){compiler}\n"
+        f"CC = $(CROSS_COMPILE){'gcc-' + name if machine else compiler}\n"
+        f"{prefix}"
     )
 
 

@@ -323,7 +323,7 @@ def _compile(
     if plan.method == "fast":
         config = kconfig.read(distro / ".config", strict=False)
         fastpath.check_compiler(config, compiler)
-        fastpath.extract(
+        given = fastpath.extract(
             shop.root,
             distro_image / "boot" / f"vmlinuz-{plan.base.release}",
             distro_image / "lib/modules" / plan.base.release,
@@ -338,6 +338,14 @@ def _compile(
         yardstick = distro / "Module.symvers"
         ours = symvers.read(output / "vmlinux.symvers")
         added = fastpath.guard(symvers.read(yardstick), ours, tree.series)
+        fastpath.check_image(
+            output / "vmlinux",
+            release=plan.release,
+            flags=fastpath.vermagic_flags(
+                shop.root, distro_image / "lib/modules" / plan.base.release
+            ),
+            btf=given.btf,
+        )
         fastpath.write_symvers(yardstick, added, exported)
     else:
         _make(shop, ["bzImage", "modules"])

@@ -26,6 +26,8 @@ class Suite:
     # What Debian builds its kernel with, by the name that it calls it by: CONFIG_CC_VERSION_TEXT
     # begins with that name, and the fast path wants the very same configuration.
     compiler: str
+    mark: str  # ends the version of a package that is built for every suite: deb12
+    merged_usr: bool = False  # packages install below /usr/lib, and may not below /lib
     kernel_dists: tuple[str, ...] = ()  # that its kernel comes from; () for all of the above
     # Packages of our roots that are called otherwise here, come from another dist (apt's
     # NAME/DIST), or do not exist ("").
@@ -56,6 +58,7 @@ SUITES = {
             security="bullseye-security",
             keyring=_KEYRING,
             compiler="gcc-10",
+            mark="deb11",
             names={
                 "dh-dkms": "dkms",
                 "libssl3": "libssl1.1",
@@ -70,6 +73,7 @@ SUITES = {
             security="bookworm-security",
             keyring=_KEYRING,
             compiler="gcc-12",
+            mark="deb12",
             objects={("fast", "cloud-amd64"): 3100, ("rebuild", "lab"): 1250},
         ),
         Suite(
@@ -79,6 +83,8 @@ SUITES = {
             security="trixie-security",
             keyring=_KEYRING,
             compiler=f"{_MULTIARCH}gcc-14",
+            mark="deb13",
+            merged_usr=True,
             names={"libelf1": "libelf1t64", "libssl3": "libssl3t64"},
             guest=("gcc-14", "pahole"),
         ),
@@ -89,6 +95,8 @@ SUITES = {
             security="trixie-security",
             keyring=_KEYRING,
             compiler=f"{_MULTIARCH}gcc-14",
+            mark="deb13bpo",
+            merged_usr=True,
             kernel_dists=("trixie-backports",),
             names={
                 "libelf1": "libelf1t64",

@@ -22,7 +22,7 @@ VENDOR = "cplayground"
 # What the parts of a release may hold, so that package names and boot loaders take it.
 _FLAVOUR = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _VARIANT = re.compile(r"[a-z0-9]+")
-_ABI = re.compile(r"[0-9]+(\.[0-9]+)*(\+[a-z0-9]+)?(~[a-z0-9.]+)?(-[0-9]+|-[0-9.]+[a-z0-9.~]*)?")
+_ABI = re.compile(r"[0-9]+(\.[0-9]+)*(\+[a-z0-9.]+)?(~[a-z0-9.]+)?(-[0-9]+|-[0-9.]+[a-z0-9.~]*)?")
 _MODULE_VERSION = re.compile(r"[0-9]+(\.[0-9]+)+")
 _UPSTREAM = re.compile(r"[0-9]+(\.[0-9]+)+(~rc[0-9]+)?")
 _DEBIAN_VERSION = re.compile(r"[0-9][A-Za-z0-9.+~]*-[A-Za-z0-9.+~]+")
@@ -145,6 +145,15 @@ def prebuilt_version(module: str, kernel: str) -> str:
     It rises with the module's version as well as with the kernel's.
     """
     return f"{module}+{kernel}"
+
+
+def dkms_version(module: str, mark: str) -> str:
+    """Return the version of the module's package for DKMS in one suite: 0.1.0+deb12.
+
+    ``mark`` is the suite's: a repository holds one file of a name and version, and each
+    suite's own tools make another.
+    """
+    return f"{module}+{mark}"
 
 
 def upstream_in_range(upstream: str, specifier: str) -> bool:

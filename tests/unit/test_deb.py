@@ -134,6 +134,52 @@ def test_headers_need_objtool_only_where_the_kernel_says_so(tmp_path: Path) -> N
     headers.stage(kernel, tmp_path / "stage", compiler="gcc-12")
 
 
+@pytest.mark.parametrize(
+    ("compiler", "lines"),
+    [
+        ("gcc-12", ["CC = $(CROSS_COMPILE)gcc-12"]),
+        (
+            "x86_64-linux-gnu-gcc-14",
+            ["CC = $(CROSS_COMPILE)gcc-14", "override CROSS_COMPILE = x86_64-linux-gnu-"],
+        ),
+    ],
+)
+def test_headers_name_the_compiler_as_debian_s_own_do(compiler: str, lines: list[str]) -> None:
+    text = headers.kernel_variables(RELEASE, compiler)
+    assert text.splitlines() == [
+        "override ARCH = x86",
+        f"override KERNELRELEASE = {RELEASE}",
+        *lines,
+    ]
+
+
+@pytest.mark.parametrize(("suite", "prefix"), [("bookworm", ""), ("trixie", "usr/")])
+def test_packages_install_where_their_suite_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suite: str, prefix: str
+) -> None:
+    staged: set[str] = set()
+    builder = FakeBuilder()
+
+    def enter(
+        root: Root, argv: Sequence[Arg], *, binds: Sequence[roots.Bind], **options: object
+    ) -> Completed:
+        staged.update(names_below(binds[0].source / "source/stage"))
+        return builder(root, argv, binds=binds, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(roots, "enter", enter)
+    module = fake_kernel.write(tmp_path / "cplayground.ko", "module")
+    deb.build_prebuilt(
+        fake_kernel.settings(tmp_path),
+        Root(suite, Path("/nowhere"), "digest"),
+        fake_kernel.kernel(tmp_path),
+        module,
+        epoch=EPOCH,
+        log=tmp_path / "log",
+        out=tmp_path / "debs",
+    )
+    assert staged == {f"modules/{prefix}lib/modules/{RELEASE}/extra/cplayground.ko"}
+
+
 class FakeBuilder:
     """Stands in for roots.enter: takes the rendered tree, leaves small packages."""
 

@@ -209,18 +209,30 @@ def test_package_without_sources_is_refused(tmp_path: Path) -> None:
         dkms.module_sources(tmp_path)
 
 
-def test_build_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("suite", "mark", "distribution"),
+    [
+        ("bullseye", "deb11", "bullseye"),
+        ("bookworm", "deb12", "bookworm"),
+        ("trixie", "deb13", "trixie"),
+        ("trixie-backports", "deb13bpo", "trixie"),
+    ],
+)
+def test_build_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suite: str, mark: str, distribution: str
+) -> None:
     builder = FakeBuilder()
     monkeypatch.setattr(roots, "enter", builder)
     (package,) = dkms.build_package(
         fake_kernel.settings(tmp_path),
-        Root("bookworm", Path("/nowhere"), "digest"),
+        Root(suite, Path("/nowhere"), "digest"),
         epoch=EPOCH,
         log=tmp_path / "log",
         out=tmp_path / "debs",
     )
     version = versions.module_version(PROJECT)
-    assert (package.name, package.version) == ("cplayground-dkms", version)
+    assert (package.name, package.version) == ("cplayground-dkms", f"{version}+{mark}")
+    assert f"cplayground-dkms ({version}+{mark}) {distribution};" in builder.debian["changelog"]
     assert f"dh_dkms -V {version}" in builder.debian["rules"]
     assert builder.debian["cplayground-dkms.dkms"] == "stage/dkms.conf\n"
 

@@ -131,3 +131,30 @@ def test_the_pahole_stand_in_tells_the_distros_version(tmp_path: Path) -> None:
     fastpath.write_pahole(tmp_path / "pahole", 124)
     said = subprocess.run([tmp_path / "pahole", "--version"], capture_output=True, check=True)
     assert said.stdout == b"v1.24\n"
+
+
+def test_an_image_is_proved_by_its_vermagic_and_its_btf(tmp_path: Path) -> None:
+    vmlinux, btf = tmp_path / "vmlinux", tmp_path / "distro.btf"
+    vmlinux.write_bytes(toy.elf(toy.BTF, b"\x006.1.0-9 SMP modversions \0more"))
+    btf.write_bytes(toy.BTF)
+    fastpath.check_image(vmlinux, release="6.1.0-9", flags="SMP modversions ", btf=btf)
+    for flags, found in (
+        ("SMP ", "6.1.0-9 SMP modversions "),  # the whole is compared, not a beginning of it
+        ("SMP preempt modversions ", "6.1.0-9 SMP modversions "),
+    ):
+        with pytest.raises(GuardError, match="vermagic differs") as caught:
+            fastpath.check_image(vmlinux, release="6.1.0-9", flags=flags, btf=btf)
+        assert caught.value.found == found
+    with pytest.raises(GuardError, match="vermagic differs") as caught:
+        fastpath.check_image(vmlinux, release="6.1.0-10", flags="SMP modversions ", btf=btf)
+    assert caught.value.found == "no vermagic"
+    btf.write_bytes(toy.BTF + b"x")
+    with pytest.raises(GuardError, match="BTF is not the distro's"):
+        fastpath.check_image(vmlinux, release="6.1.0-9", flags="SMP modversions ", btf=btf)
+
+
+def test_a_kernel_that_knows_no_pahole_version_is_given_one_it_takes(tmp_path: Path) -> None:
+    # scripts/link-vmlinux.sh of Linux 5.10 reads the version itself, and wants 116 at least
+    fastpath.write_pahole(tmp_path / "pahole", 0)
+    done = subprocess.run([tmp_path / "pahole", "--version"], capture_output=True, text=True)
+    assert done.stdout == "v1.16\n"

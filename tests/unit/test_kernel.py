@@ -92,6 +92,16 @@ def test_a_configuration_that_is_not_the_distros_stops_the_fast_path(bench: Benc
     assert not (bench.home / "cloud-amd64/Module.symvers").exists()
 
 
+def test_an_image_of_another_vermagic_is_refused(bench: Bench) -> None:
+    toy.write(bench.distro.pristine / "flags", "SMP preempt mod_unload modversions ")
+    with pytest.raises(GuardError, match="its vermagic differs") as caught:
+        bench.build()
+    assert caught.value.expected == ("6.1.0-56-cplayground-cloud-amd64 SMP mod_unload modversions ")
+    assert caught.value.found == (
+        "6.1.0-56-cplayground-cloud-amd64 SMP preempt mod_unload modversions "
+    )
+
+
 def test_a_full_build_says_where_its_configuration_is_not_the_distros(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -40,6 +40,17 @@ BOOTED = (
     "6.1.0-57-cplayground-cloud-amd64",
     "6.1.0-100-cloud-amd64",
 )
+# The names since trixie; an ABI that changes without a new upstream version gets a number.
+BOOTED_SINCE_TRIXIE = (
+    "6.12.115+deb13-cloud-amd64",
+    "6.12.115+deb13-cplayground-cloud-amd64",
+    "6.12.115+deb13.1-cloud-amd64",
+    "6.12.115+deb13.1-cplayground-cloud-amd64",
+    "6.12.117+deb13-cloud-amd64",
+    "6.12.117+deb13-cplayground-cloud-amd64",
+    "7.3.4+deb13-cloud-amd64",
+    "7.3.4+deb13-cplayground-cloud-amd64",
+)
 
 
 def dpkg_less(left: str, right: str) -> bool:
@@ -57,6 +68,21 @@ def test_package_version_is_the_one_whose_order_is_tested() -> None:
     assert versions.package_version("6.1.192-2", 1) in ORDERED
     assert versions.package_version("6.1.192-2", 10) in ORDERED
     assert versions.package_version("7.1.8-1~bpo13+1", 1) in ORDERED
+
+
+@pytest.mark.parametrize(
+    ("base", "later"),
+    [
+        ("5.10.262-1", ["5.10.262-1+deb11u1", "5.10.262-2", "5.10.263-1"]),
+        ("6.1.192-2", ["6.1.192-2+deb12u1", "6.1.192-3", "6.1.193-1"]),
+        ("6.12.117-1", ["6.12.117-1+deb13u1", "6.12.117-2", "6.12.118-1"]),
+        ("7.3.4-1~bpo13+1", ["7.3.4-1~bpo13+2", "7.3.4-2~bpo13+1", "7.3.4-1", "7.3.5-1~bpo13+1"]),
+    ],
+)
+def test_the_packages_of_every_suite_keep_the_order(base: str, later: list[str]) -> None:
+    ours = versions.package_version(base, 1)
+    assert dpkg_less(base, ours)
+    assert all(dpkg_less(ours, one) for one in later)
 
 
 @pytest.mark.parametrize("base", ["", "6.1.192", "2:6.1-1", "6.1-1+cplayground1", "6.1 -1", "x-1"])
@@ -77,6 +103,7 @@ def test_package_version_refuses_revision_zero() -> None:
         (("6.1.0-56", "lab"), "6.1.0-56-cplayground-lab"),
         (("6.1.0-56", "lab", "kasan"), "6.1.0-56-cplayground-lab-kasan"),
         (("6.12.111+deb13", "amd64"), "6.12.111+deb13-cplayground-amd64"),
+        (("6.12.115+deb13.1", "cloud-amd64"), "6.12.115+deb13.1-cplayground-cloud-amd64"),
     ],
 )
 def test_release(arguments: tuple[str, ...], expected: str) -> None:
@@ -128,15 +155,18 @@ def test_names_of_packages() -> None:
     assert versions.image_meta("lab", "kasan") == "linux-image-cplayground-lab-kasan"
 
 
-@pytest.mark.parametrize(("low", "high"), [*itertools.pairwise(BOOTED)])
+@pytest.mark.parametrize(
+    ("low", "high"), [*itertools.pairwise(BOOTED), *itertools.pairwise(BOOTED_SINCE_TRIXIE)]
+)
 def test_boot_order_as_dpkg_has_it(low: str, high: str) -> None:
     """GRUB 2.06 of Debian 12 compares what follows vmlinuz- with dpkg (version_test_gt)."""
     assert dpkg_less(low, high)
 
 
-def test_boot_order_as_sort_has_it() -> None:
+@pytest.mark.parametrize("booted", [BOOTED, BOOTED_SINCE_TRIXIE])
+def test_boot_order_as_sort_has_it(booted: tuple[str, ...]) -> None:
     """GRUB since 2.12 sorts the paths with sort -V (version_sort)."""
-    paths = [f"/boot/vmlinuz-{release}" for release in BOOTED]
+    paths = [f"/boot/vmlinuz-{release}" for release in booted]
     shuffled = "\n".join(reversed(paths)) + "\n"
     done = subprocess.run(
         ["sort", "-V"], input=shuffled, text=True, capture_output=True, env={"LC_ALL": "C"}

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from kbuild.model import Base, VerifiedFile
+from tests.unit.toy_elf import elf as elf
 
 FAKE_TOOLS = Path(__file__).parent / "fake"
 SERIAL = 0x1BA0DB9DB017069F062A9E8AEB3E708E9BE894C4
@@ -102,30 +103,6 @@ def certificate(serial: int) -> bytes:
         .sign(key, hashes.SHA256())
         .public_bytes(Encoding.DER)
     )
-
-
-def elf(btf: bytes | None, rodata: bytes) -> bytes:
-    """Return a 64-bit ELF with a .BTF section (unless None) and ``rodata``."""
-    names = b"\0.shstrtab\0.rodata\0.BTF\0"
-    header_size, entry_size = 64, 64
-    body = b"".join((names, rodata, btf or b""))
-    at = [header_size, header_size + len(names), header_size + len(names) + len(rodata)]
-    sections = [struct.pack("<IIQQQQIIQQ", *([0] * 10))]
-    for name, kind, offset, size in (
-        (b".shstrtab", 3, at[0], len(names)),
-        (b".rodata", 1, at[1], len(rodata)),
-        (b".BTF", 1, at[2], len(btf or b"")),
-    ):
-        if name != b".BTF" or btf is not None:
-            sections.append(
-                struct.pack("<IIQQQQIIQQ", names.index(name), kind, 0, 0, offset, size, 0, 0, 1, 0)
-            )
-    ident = b"\x7fELF" + bytes((2, 1, 1)) + bytes(9)
-    table = header_size + len(body)
-    head = ident + struct.pack(
-        "<HHIQQQIHHHHHH", 2, 62, 1, 0, 0, table, 0, header_size, 0, 0, entry_size, len(sections), 1
-    )
-    return head + body + b"".join(sections)
 
 
 def bz_image(vmlinux: bytes) -> bytes:
