@@ -25,6 +25,7 @@ from invoke.exceptions import Exit
 from invoke.tasks import Task
 
 from kbuild import (
+    bench_build,
     bench_procfile,
     cleaning,
     generations,
@@ -87,7 +88,7 @@ _BUILD_OPTIONS = {
 # The lab has a flavour of its own.
 _LAB_OPTIONS = {name: text for name, text in _TARGET_OPTIONS.items() if name != "flavour"}
 _FLAGS = ("offline", "accept_expired")
-_SEVERAL = ("mirror", "fragment", "workload", "load")
+_SEVERAL = ("mirror", "fragment", "workload", "load", "case")
 
 
 def _settings(c: Context, given: dict[str, object]) -> Settings:
@@ -439,10 +440,13 @@ def stress(
     _TARGET_OPTIONS,
     _RUN_OPTIONS,
     options={
-        "what": "procfile: reading /proc/cplayground, beside every other way to learn the same",
+        "what": "procfile: reading /proc/cplayground, beside every other way to learn the same; "
+        "build: how long a kernel takes to build, in each way",
         "kernel": "of the guest: ours, stock (Debian's own), or all of them, one after the other",
         "rounds": "how often each thing is measured",
         "load": "this load, ids, busy-host or disturbance alone; may be given several times",
+        "case": "of build: this measurement alone; may be given several times",
+        "before": "of build: the version that was built before a point release",
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
 )
@@ -454,13 +458,23 @@ def bench(
     kernel: str = "ours",
     rounds: int = 9,
     load: list[str] | None = None,
+    case: list[str] | None = None,
+    before: str = "",
     accel: str | None = None,
 ) -> None:
-    """Measure in a guest, as ratios with their spread, and keep the result as JSON."""
+    """Measure what reading costs, or what building does, and keep the result as JSON."""
+    if what == "build":
+        if settings.dry:
+            for one in bench_build.choose(target, case or (), before=before):
+                _say(f"would measure {one.name:<14} {one.title}")
+            return
+        path = bench_build.run(settings, target, names=case or (), before=before, say=_say)
+        _say(f"result: {path}")
+        return
     if what != "procfile":
         raise UserError(
             f"no such benchmark: {what}",
-            expected="procfile",
+            expected="procfile or build",
             hint="'./inv --help bench' shows its options",
         )
     if settings.dry:

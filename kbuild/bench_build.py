@@ -1,0 +1,608 @@
+"""How long kernels take to build: plainly, in full, on the fast path, and after small changes.
+
+Each measurement is a case that can be run alone; what it found is kept with the conditions
+it was found under, and the table shows every case of a target, the latest run of each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import io
+import json
+import logging
+import os
+import platform
+import re
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from kbuild import compilers, fs, kernel, manifest, patches, pipeline, progress, roots, source
+from kbuild.bench import BenchError, number
+from kbuild.errors import UserError
+from kbuild.model import Settings, Target
+from kbuild.roots import Bind
+from kbuild.run import run as run_program
+from kbuild.suites import DEBIAN_FLAVOURS
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT_S = 24 * 3600.0
+_NAMED_MISSES = 20
+_EXPORT = re.compile(r"^\+EXPORT_SYMBOL(?:_GPL)?\((\w+)\);$", re.MULTILINE)
+# What "make -n" prints for one object of C or assembly.
+_COMPILES = re.compile(r"\s-c -o \S+\.o\s")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that is measured."""
+
+    name: str
+    title: str
+    needs: str = ""  # the case whose compiler cache it starts from
+    # What is to be reached: of the value of another case, in CPU time, or in seconds of wall time.
+    of: str = ""
+    share: Mapping[str, float] = field(default_factory=dict)  # by flavour
+    seconds: float = 0.0
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("plain", "make bindeb-pkg, without a compiler cache"),
+        Case("count", "objects of a full build, counted and not compiled"),
+        Case("full", "our full build, cold"),
+        Case("full-ccache", "our full build again, from the compiler cache", needs="full"),
+        Case(
+            "fast",
+            "the fast path, cold",
+            of="full",
+            share={"cloud-amd64": 1 / 3, "amd64": 1 / 8},
+        ),
+        Case("fast-ccache", "the fast path again, from the compiler cache", needs="fast"),
+        Case(
+            "point-release",
+            "the newest version, after --before VERSION",
+            of="fast",
+            share={"cloud-amd64": 1 / 4, "amd64": 1 / 4},
+        ),
+        Case("patch", "an edit of the patch, to packages that a guest's disk has", seconds=180),
+        Case("nothing", "./inv package with nothing changed", seconds=5),
+    )
+}
+_FULL, _FAST = ("plain", "full", "full-ccache"), ("fast", "fast-ccache")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one run of a case found, and under which conditions."""
+
+    case: str
+    version: str  # Debian's, of the kernel
+    wall_s: float
+    cpu_s: float  # user and system, of everything that was started
+    objects: int | None = None
+    hits: int | None = None  # of the compiler cache
+    misses: int | None = None
+    missed: tuple[str, ...] = ()  # files, the first of them
+    counters: Mapping[str, int] = field(default_factory=dict)  # ccache's own
+    note: str = ""
+    began: str = ""  # ISO 8601, UTC
+    host: str = ""
+    load: tuple[float, float] = (0.0, 0.0)  # one minute's average, before and after
+    jobs: int = 0
+    commit: str = ""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A target to be measured, and where that is done."""
+
+    settings: Settings  # of the user
+    target: Target
+    before: str  # the version that a point release comes after; "" for none
+
+    @property
+    def home(self) -> Path:
+        """Where scratch builds lie."""
+        return self.settings.build / "bench" / "build" / self.target.suite / self.target.name
+
+    @property
+    def result(self) -> Path:
+        """The file with what was measured."""
+        name = f"build-{self.target.suite}-{self.target.name}.json"
+        return self.settings.build / "bench" / name
+
+
+def choose(target: Target, names: Sequence[str], *, before: str = "") -> tuple[Case, ...]:
+    """Return the cases asked for, in the table's order, or those that make sense for a target.
+
+    Raises UserError for an unknown one, or one that this target cannot have.
+    """
+    wrong = sorted(set(names) - set(CASES))
+    if wrong:
+        raise UserError(
+            f"no such case: {', '.join(wrong)}", expected=", ".join(CASES), found=wrong[0]
+        )
+    if not names:
+        return tuple(case for case in CASES.values() if _obstacle(case, target, before) is None)
+    for name in names:
+        if (why := _obstacle(CASES[name], target, before)) is not None and (
+            # Hours are no obstacle to whoever asks for them.
+            not (name in _FULL and target.flavour in DEBIAN_FLAVOURS)
+        ):
+            raise UserError(f"the case {name} cannot be measured", found=why)
+    return tuple(case for case in CASES.values() if case.name in names)
+
+
+def _obstacle(case: Case, target: Target, before: str) -> str | None:
+    """Say why a case is left out, or None."""
+    if case.name in _FAST and (
+        target.flavour not in DEBIAN_FLAVOURS or target.variant != "release"
+    ):
+        return f"{target.name} has no fast path: its configuration is not the distro's"
+    if case.name in _FULL and target.flavour == "amd64":
+        return "many hours on two cores; extrapolated from cloud-amd64 by the count of objects"
+    if case.name == "point-release" and not before:
+        return "--before VERSION is needed"
+    return None
+
+
+def run(
+    settings: Settings,
+    target: Target,
+    *,
+    names: Sequence[str] = (),
+    before: str = "",
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Measure the cases asked for, print the table, and return the file with the results.
+
+    A case that fails is an error: what was measured before it is kept.
+    """
+    cases = choose(target, names, before=before)
+    bench = Bench(settings, target, before)
+    for case in cases:
+        measure(bench, case)
+    say(render(bench.target, read(bench.result), _siblings(bench)))
+    return bench.result
+
+
+def measure(bench: Bench, case: Case) -> Measurement:
+    """Measure one case and keep the result; a case that it needs is measured first."""
+    if case.needs and not any(_private_cache(bench, case.needs).glob("ccache/*/*")):
+        logger.info("%s starts from what %s compiled, which comes first", case.name, case.needs)
+        measure(bench, CASES[case.needs])
+    logger.info("measuring: %s", case.title)
+    found = _MEASURE[case.name](bench, case)
+    fs.write_json(bench.result, {**_raw(bench.result), case.name: dataclasses.asdict(found)})
+    logger.info(
+        "%s: %s, %s of CPU time",
+        case.name,
+        progress.duration(found.wall_s),
+        progress.duration(found.cpu_s),
+    )
+    return found
+
+
+def _raw(path: Path) -> dict[str, object]:
+    return {name: dataclasses.asdict(one) for name, one in read(path).items()}
+
+
+def read(path: Path) -> dict[str, Measurement]:
+    """Return what was measured of a target, by case; nothing when nothing was."""
+    if not path.is_file():
+        return {}
+    try:
+        raw = json.loads(path.read_text())
+        return {
+            name: Measurement(**{**one, "missed": tuple(one["missed"]), "load": tuple(one["load"])})
+            for name, one in raw.items()
+            if name in CASES
+        }
+    except (ValueError, TypeError, KeyError) as error:
+        raise BenchError(
+            f"{path} does not hold what this benchmark measured",
+            found=str(error),
+            hint="remove it",
+        ) from error
+
+
+def _siblings(bench: Bench) -> dict[str, Measurement]:
+    """Return what was measured of cloud-amd64, which a full build of amd64 is taken from."""
+    if bench.target.flavour != "amd64":
+        return {}
+    target = dataclasses.replace(bench.target, flavour="cloud-amd64")
+    return read(dataclasses.replace(bench, target=target).result)
+
+
+# How a case is run.
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """What time it was, for us and for all that we waited for."""
+
+    wall: float
+    cpu: float
+    load: float
+    began: str
+
+
+def _now() -> _Clock:
+    cpu = 0.0
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        usage = resource.getrusage(who)
+        cpu += usage.ru_utime + usage.ru_stime
+    began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return _Clock(time.monotonic(), cpu, os.getloadavg()[0], began)
+
+
+def _found(bench: Bench, case: Case, start: _Clock, version: str, **more: object) -> Measurement:
+    end = _now()
+    return dataclasses.replace(
+        Measurement(
+            case=case.name,
+            version=version,
+            wall_s=round(end.wall - start.wall, 3),
+            cpu_s=round(end.cpu - start.cpu, 3),
+            began=start.began,
+            host=f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPUs",
+            load=(round(start.load, 2), round(end.load, 2)),
+            jobs=bench.settings.jobs,
+            commit=manifest.project_commit(bench.settings.project) or "",
+        ),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def _private_cache(bench: Bench, method: str, *, empty: bool = False) -> Path:
+    """Return a cache directory like the machine's, but with a compiler cache of its own."""
+    cache = bench.home / f"cache-{method}"
+    if empty:
+        shutil.rmtree(cache / "ccache", ignore_errors=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    for shelf in bench.settings.cache.iterdir():
+        link = cache / shelf.name
+        if shelf.is_dir() and shelf.name not in ("ccache", "objects") and not link.exists():
+            link.symlink_to(shelf)
+    (cache / "ccache").mkdir(exist_ok=True)
+    return cache
+
+
+def _alone(bench: Bench, cache: Path, name: str) -> Settings:
+    """Return settings of a build of its own: nothing of it is there yet, and nobody helps."""
+    build = bench.home / name
+    shutil.rmtree(build, ignore_errors=True)
+    return dataclasses.replace(
+        bench.settings, build=build, cache=cache, remote_cache="", scheduler=""
+    )
+
+
+def _built(
+    bench: Bench, case: Case, settings: Settings, target: Target, modules: str
+) -> Measurement:
+    """Time the compilation of a kernel; the source is fetched, unpacked and patched before."""
+    base = source.fetch(settings, target)
+    prepared = pipeline.prepare(settings, target, base, modules=modules)
+    root = roots.compile_root(settings, target.suite)
+    home = pipeline.places(settings, target, base).version
+    start = _now()
+    built = kernel.build(
+        settings,
+        root,
+        prepared.plan,
+        prepared.tree,
+        distro_image=prepared.distro_image,
+        distro_headers=prepared.distro_headers,
+        home=home,
+    )
+    objects = sum(name.endswith(".o") for _, _, names in os.walk(built.output) for name in names)
+    found = _found(bench, case, start, base.version, objects=objects, note=built.method)
+    said = compilers.read_statistics(home / "statistics" / "ccache.log")
+    if said is None:
+        return found
+    return dataclasses.replace(
+        found,
+        hits=said.hits,
+        misses=said.misses,
+        missed=said.missed[:_NAMED_MISSES],
+        counters=dict(said.counters),
+    )
+
+
+def _cold(bench: Bench, case: Case) -> Measurement:
+    cache = _private_cache(bench, case.name, empty=True)
+    modules = "rebuild" if case.name == "full" else "keep"
+    settings = _alone(bench, cache, case.name)
+    return _built(bench, case, settings, bench.target, modules)
+
+
+def _warm(bench: Bench, case: Case) -> Measurement:
+    cache = _private_cache(bench, case.needs)
+    modules = "rebuild" if case.needs == "full" else "keep"
+    settings = _alone(bench, cache, case.name)
+    return _built(bench, case, settings, bench.target, modules)
+
+
+def _point_release(bench: Bench, case: Case) -> Measurement:
+    """Build an earlier version cold, and time the newest with the cache that this leaves."""
+    cache = _private_cache(bench, case.name, empty=True)
+    older = dataclasses.replace(bench.target, version=bench.before)
+    first = _built(bench, case, _alone(bench, cache, f"{case.name}-before"), older, "auto")
+    settings = _alone(bench, cache, case.name)
+    found = _built(bench, case, settings, bench.target, "auto")
+    if found.version == first.version:
+        raise UserError(f"--before {bench.before} is the newest version", found=found.version)
+    note = (
+        f"{found.note}, after {first.version}, which took {progress.duration(first.cpu_s)} of CPU"
+    )
+    return dataclasses.replace(found, note=note)
+
+
+def _plain(bench: Bench, case: Case) -> Measurement:
+    """Time the kernel's own way to packages, with the configuration that our full build has."""
+    settings = _alone(bench, bench.settings.cache, case.name)
+    base = source.fetch(settings, bench.target)
+    prepared = pipeline.prepare(settings, bench.target, base, modules="rebuild")
+    root = roots.compile_root(settings, bench.target.suite)
+    home = settings.build / "plain"
+    (home / "out").mkdir(parents=True)
+    fs.write_atomic(home / "out/.config", prepared.plan.config)
+    arguments = [
+        part.replace("CC=ccache ", "CC=")
+        for part in kernel.make_arguments(settings, prepared.plan)
+        if not part.startswith("KERNELRELEASE=")
+    ]
+    arguments = [part.replace("O=/mnt/out", "O=/mnt/plain/out") for part in arguments]
+    own = bench.target.flavour not in DEBIAN_FLAVOURS
+    goal = "allnoconfig" if own else "olddefconfig"
+    extra = {"KCONFIG_ALLCONFIG": "/mnt/plain/config"} if own else {}
+    fs.write_atomic(home / "config", prepared.plan.config)
+    binds = [
+        Bind(prepared.tree.path, "/mnt/source"),
+        # The packages are written beside the output directory.
+        Bind(home, "/mnt/plain", writable=True),
+    ]
+    log = settings.build / "logs" / "plain.log"
+    start = _now()
+    # What our package is called plays no part; dpkg-buildpackage asks for build dependencies
+    # by names that differ between suites, and all of them are there.
+    for argv, env in (
+        ([*arguments, goal], extra),
+        ([*arguments, "DPKG_FLAGS=-d", "bindeb-pkg"], {}),
+    ):
+        roots.enter(root, argv, timeout_s=_TIMEOUT_S, binds=binds, env=env, log=log)
+    made = [path.name for path in home.glob("*.deb")]
+    if not any(name.startswith("linux-image-") for name in made):
+        raise BenchError("make bindeb-pkg made no image package", found=", ".join(made), log=log)
+    objects = sum(n.endswith(".o") for _, _, names in os.walk(home / "out") for n in names)
+    return _found(bench, case, start, base.version, objects=objects, note=f"{len(made)} packages")
+
+
+def _count(bench: Bench, case: Case) -> Measurement:
+    """Count what a full build would compile: make says it without doing it."""
+    settings = _alone(bench, bench.settings.cache, case.name)
+    base = source.fetch(settings, bench.target)
+    prepared = pipeline.prepare(settings, bench.target, base, modules="rebuild")
+    root = roots.compile_root(settings, bench.target.suite)
+    out = settings.build / "count"
+    out.mkdir(parents=True)
+    fs.write_atomic(out / ".config", prepared.plan.config)
+    fs.write_atomic(out / "config", prepared.plan.config)
+    own = bench.target.flavour not in DEBIAN_FLAVOURS
+    goal = "allnoconfig" if own else "olddefconfig"
+    extra = {"KCONFIG_ALLCONFIG": "/mnt/out/config"} if own else {}
+    arguments = [
+        part.replace("=ccache ", "=") for part in kernel.make_arguments(settings, prepared.plan)
+    ]
+    binds = [Bind(prepared.tree.path, "/mnt/source"), Bind(out, "/mnt/out", writable=True)]
+    log = settings.build / "logs" / "count.log"
+    start = _now()
+    for goals, env in (([goal], extra), (["prepare"], {})):
+        roots.enter(root, [*arguments, *goals], timeout_s=_TIMEOUT_S, binds=binds, env=env, log=log)
+    # -k: what depends on a file that was not made is no reason to stop counting.
+    said = roots.enter(
+        root,
+        [*arguments, "-n", "-k", "vmlinux", "modules"],
+        timeout_s=_TIMEOUT_S,
+        binds=binds,
+        check=False,
+    ).stdout
+    objects = count_objects(said)
+    if not objects:
+        raise BenchError("make -n names nothing that it would compile", log=log)
+    return _found(bench, case, start, base.version, objects=objects, note="not compiled")
+
+
+def count_objects(said: str) -> int:
+    """Count the compilations in what "make -n" prints."""
+    return sum(1 for line in said.splitlines() if _COMPILES.search(line))
+
+
+def _current(bench: Bench) -> Settings:
+    """Return settings under which the target is packaged and current; nothing is measured."""
+    settings = dataclasses.replace(bench.settings, build=bench.home / "current")
+    project = bench.home / "project"
+    shutil.rmtree(project, ignore_errors=True)
+    # A copy, of which the patch can be edited: nobody's checkout is touched.
+    for name in ("patches", "kmod", "debian", "dkms", "fragments", "tests/guest"):
+        shutil.copytree(bench.settings.project / name, project / name, symlinks=True)
+    settings = dataclasses.replace(settings, project=project)
+    pipeline.package(settings, bench.target)
+    return settings
+
+
+def _patch(bench: Bench, case: Case) -> Measurement:
+    settings = _current(bench)
+    done = pipeline.package(settings, bench.target)
+    pipeline.guest_image(settings, bench.target, done)
+    series = patches.choose(settings.project / "patches", done.kernel.base.upstream)
+    edit(series.patches[0].path)
+    start = _now()
+    again = pipeline.package(settings, bench.target)
+    packaged_s = time.monotonic() - start.wall
+    if again.kernel.digest == done.kernel.digest:
+        raise BenchError("the edit of the patch changed nothing")
+    pipeline.guest_image(settings, bench.target, again)
+    note = f"packaged after {progress.duration(packaged_s)}, then installed on a guest's disk"
+    return _found(bench, case, start, again.kernel.base.version, note=note)
+
+
+def edit(patch: Path) -> None:
+    """Change one line of code that a patch adds: the kind of an export.
+
+    Every series of ours has one, and a file is compiled again and the kernel linked.  Raises
+    BenchError for a patch that exports nothing.
+    """
+    text = patch.read_text()
+    match = _EXPORT.search(text)
+    if match is None:
+        raise BenchError(f"{patch} adds no export that could be edited")
+    line = match.group(0)
+    other = line.replace("_GPL(", "(") if "_GPL(" in line else line.replace("(", "_GPL(", 1)
+    fs.write_atomic(patch, text[: match.start()] + other + text[match.end() :])
+
+
+def _nothing(bench: Bench, case: Case) -> Measurement:
+    """Time what a user types, the start of Python included."""
+    settings = dataclasses.replace(bench.settings, build=bench.home / "current")
+    done = pipeline.package(settings, bench.target)
+    target = bench.target
+    argv = [
+        *(sys.executable, "-m", "invoke", "package", "--suite", target.suite),
+        *("--flavour", target.flavour, "--variant", target.variant),
+        *(["--version", target.version] if target.version else []),
+        *(["--offline"] if settings.offline else []),
+        *(["--accept-expired"] if settings.accept_expired else []),
+    ]
+    env = {"INVOKE_BUILD_DIR": str(settings.build), "INVOKE_CACHE_DIR": str(settings.cache)}
+    start = _now()
+    said = run_program(argv, cwd=settings.project, env=env, timeout_s=_TIMEOUT_S)
+    found = _found(bench, case, start, done.kernel.base.version)
+    if re.search(r"\b(?:building|packaging) ", said.stderr):
+        raise BenchError("something was made again, so this is not nothing", found=said.stderr)
+    return found
+
+
+_MEASURE: Mapping[str, Callable[[Bench, Case], Measurement]] = {
+    "plain": _plain,
+    "count": _count,
+    "full": _cold,
+    "full-ccache": _warm,
+    "fast": _cold,
+    "fast-ccache": _warm,
+    "point-release": _point_release,
+    "patch": _patch,
+    "nothing": _nothing,
+}
+
+
+# The table.
+
+
+def extrapolate(
+    found: Mapping[str, Measurement], other: Mapping[str, Measurement]
+) -> Measurement | None:
+    """Return a full build of one flavour, by objects, from another's that was measured.
+
+    None when this one's objects were not counted, or the other's not counted and built.
+    """
+    if "full" in found or not {"count", "full"} <= other.keys() or "count" not in found:
+        return None
+    mine, theirs = found["count"].objects, other["count"].objects
+    if not mine or not theirs:
+        return None
+    factor = mine / theirs
+    full = other["full"]
+    return Measurement(
+        case="full",
+        version=full.version,
+        wall_s=full.wall_s * factor,
+        cpu_s=full.cpu_s * factor,
+        objects=mine,
+        note=f"extrapolated: cloud-amd64's × {factor:.1f}, by the count of objects",
+    )
+
+
+def render(
+    target: Target,
+    found: Mapping[str, Measurement],
+    other: Mapping[str, Measurement] | None = None,
+    *,
+    width: int | None = None,
+) -> str:
+    """Return the table of a target: each case with its latest run, or why it has none."""
+    shown = dict(found)
+    if extra := extrapolate(found, other or {}):
+        shown["full"] = extra
+    table = Table(
+        title=f"{target.suite} {target.name}", title_justify="left", box=None, pad_edge=False
+    )
+    for head in ("case", "wall", "CPU", "objects", "ccache", "÷ full", "target", "remarks"):
+        table.add_column(head, overflow="fold")
+    for case in CASES.values():
+        one = shown.get(case.name)
+        if one is None:
+            why = _obstacle(case, target, "") or "not measured"
+            table.add_row(case.name, *("–",) * 6, f"{case.title}: {why}")
+            continue
+        hits = "" if one.hits is None else f"{one.hits} of {one.hits + (one.misses or 0)}"
+        table.add_row(
+            case.name,
+            progress.duration(one.wall_s),
+            progress.duration(one.cpu_s),
+            str(one.objects or ""),
+            hits,
+            _ratio(one, shown.get("full")),
+            judge(case, target, shown),
+            _remark(case, one),
+        )
+    text = io.StringIO()
+    columns = width or shutil.get_terminal_size((160, 24)).columns
+    Console(file=text, width=columns, highlight=False, markup=False, emoji=False).print(table)
+    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    return "\n".join([*lines, *_misses(shown.values())])
+
+
+def _ratio(one: Measurement, full: Measurement | None) -> str:
+    return "" if full is None or one.case in ("full", "count") else number(one.cpu_s / full.cpu_s)
+
+
+def judge(case: Case, target: Target, found: Mapping[str, Measurement]) -> str:
+    """Say whether a case reached what it should, or "" when it is to reach nothing."""
+    one = found[case.name]
+    if case.seconds:
+        limit = progress.duration(case.seconds)
+        return f"{'met' if one.wall_s <= case.seconds else 'missed'}: {limit} wall"
+    share, other = case.share.get(target.flavour), found.get(case.of)
+    if share is None or other is None:
+        return ""
+    verdict = "met" if one.cpu_s <= share * other.cpu_s else "missed"
+    return f"{verdict}: 1/{round(1 / share)} of {case.of}'s CPU"
+
+
+def _remark(case: Case, one: Measurement) -> str:
+    when = f"{one.began[:16]}, load {one.load[0]:g}–{one.load[1]:g}" if one.began else ""
+    return "; ".join(part for part in (case.title, one.note, one.version, when) if part)
+
+
+def _misses(found: Iterable[Measurement]) -> list[str]:
+    """Name what a warm cache did not have, and what ccache counted beside."""
+    lines = []
+    for one in found:
+        if one.case not in ("full-ccache", "fast-ccache", "point-release") or not one.misses:
+            continue
+        lines.append(f"{one.case}: {one.misses} misses: {', '.join(one.missed)}")
+        reasons = {k: v for k, v in sorted(one.counters.items()) if "hit" not in k}
+        lines.append("  ccache counted " + ", ".join(f"{k} {v}" for k, v in reasons.items()))
+    return lines
