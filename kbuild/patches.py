@@ -124,16 +124,16 @@ def choose(directory: Path, upstream: str) -> Series:
 
 def touched(series: Series) -> tuple[str, ...]:
     """Return the files that a series changes, relative to the tree, sorted."""
-    return tuple(sorted({_path(change) for patch in series.patches for change in _changes(patch)}))
+    return tuple(sorted({name for patch in series.patches for name in changes(patch)}))
 
 
-def _changes(patch: Patch) -> PatchSet:
-    """Read a patch, which may be a context diff as well: patch(1) takes both."""
+def changes(patch: Patch) -> dict[str, PatchedFile]:
+    """Read a patch by the files that it changes: unified, or context as patch(1) takes it too."""
     text = patch.path.read_text()
     if _CONTEXT_DIFF.search(text):
         text = run(["filterdiff", "--format=unified", patch.path], timeout_s=60).stdout
     try:
-        return PatchSet(text)
+        return {_path(change): change for change in PatchSet(text)}
     except UnidiffParseError as error:
         raise UserError(f"{patch.path} is no diff that can be read: {error}") from error
 
@@ -238,8 +238,8 @@ def _try_patches(
     refused: list[Refusal] = []
     said = ""
     for patch in series.patches:
-        changes = {_path(change): change for change in _changes(patch)}
-        before = {name: _text(scratch / name) for name in changes}
+        changed = changes(patch)
+        before = {name: _text(scratch / name) for name in changed}
         completed = run(
             [
                 "patch",
@@ -261,8 +261,8 @@ def _try_patches(
             continue
         said += completed.stdout + completed.stderr
         for name, number in _failed(completed.stdout):
-            if name in changes:
-                hunk = changes[name][number - 1]
+            if name in changed:
+                hunk = changed[name][number - 1]
                 function = _function_of(hunk)
                 reason = _what_is_there(before[name], hunk, function)
                 refused.append(Refusal(patch.path.name, name, number, function, reason))

@@ -22,7 +22,7 @@ from debian.debian_support import Version
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
-from unidiff.patch import Hunk, PatchSet
+from unidiff.patch import Hunk
 
 from kbuild import (
     download,
@@ -42,6 +42,7 @@ from kbuild import (
 from kbuild.download import Network
 from kbuild.errors import BuildError, KbuildError
 from kbuild.model import Base, Series, Settings, Target
+from kbuild.patches import Refusal
 from kbuild.symvers import ExportedSymbol
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class HunkFailure:
     patch: str
     file: str
     line: int  # of the hunk, in the patch's own numbering of the source
+    reason: str  # what the source has instead, in a line
     functions: tuple[str, ...]  # that it is about: where each is now, or that it is gone
     change: tuple[str, ...]  # a diff from what was there to what is there
     since: str  # what the diff starts from
@@ -349,58 +351,44 @@ def _verdict(
 def failing_hunks(
     series: Series, pristine: Path, before: tuple[str, Path] | None = None
 ) -> tuple[HunkFailure, ...]:
-    """Name each hunk whose lines a source has nowhere, with the functions it is about.
+    """Name each hunk that patch(1) refuses without fuzz, with the functions it is about.
 
-    That is what patch(1) refuses with no fuzz.  The diff of a failure goes from an older
-    source (``before``: its version and tree) to this one where there is one that the hunk
-    fits, and from the hunk's own lines to what is most like them otherwise.
+    The diff of a failure goes from an older source (``before``: its version and tree) to
+    this one where the hunk fits that, and from the hunk's own lines to what is most like
+    them otherwise.
     """
-    texts: dict[str, list[str]] = {}
+    changed = {patch.path.name: patches.changes(patch) for patch in series.patches}
     failures = []
-    for patch in series.patches:
-        for change in PatchSet(patch.path.read_text()):
-            path = pristine / change.path
-            if change.path not in texts:
-                there = path.read_text(errors="replace") if path.is_file() else ""
-                texts[change.path] = there.splitlines()
-            lines = texts[change.path]
-            for hunk in change:
-                old, new = _side(hunk, "source"), _side(hunk, "target")
-                at = find_lines(lines, old, near=hunk.source_start - 1)
-                if at is None:
-                    older = before and (before[0], before[1] / change.path)
-                    failures.append(_explain(patch.path.name, change.path, hunk, lines, older))
-                else:
-                    lines[at : at + len(old)] = new
+    for refusal in patches.refusals(pristine, series):
+        path = pristine / refusal.file
+        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+        hunk = changed[refusal.patch][refusal.file][refusal.hunk - 1]
+        older = before and (before[0], before[1] / refusal.file)
+        failures.append(_explain(refusal, hunk, lines, older))
     return tuple(failures)
 
 
-def _side(hunk: Hunk, which: str) -> list[str]:
-    wanted = hunk.source_lines() if which == "source" else hunk.target_lines()
-    return [line.value.rstrip("\n") for line in wanted]
+def _wanted(hunk: Hunk) -> list[str]:
+    """Return the lines that a hunk expects to find."""
+    return [line.value.rstrip("\n") for line in hunk if not line.is_added]
 
 
-def find_lines(lines: Sequence[str], wanted: Sequence[str], *, near: int) -> int | None:
-    """Return the index at which ``wanted`` stands in ``lines``, the nearest to ``near``."""
+def has_lines(lines: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether ``wanted`` stands in ``lines``, one after the other."""
     count = len(wanted)
-    places = [
-        at for at in range(len(lines) - count + 1) if list(lines[at : at + count]) == list(wanted)
-    ]
-    return min(places, key=lambda at: abs(at - near), default=None)
+    return any(list(lines[at : at + count]) == list(wanted) for at in range(len(lines) - count + 1))
 
 
 def _explain(
-    patch: str, file: str, hunk: Hunk, lines: list[str], older: tuple[str, Path] | None
+    refusal: Refusal, hunk: Hunk, lines: list[str], older: tuple[str, Path] | None
 ) -> HunkFailure:
-    old = _side(hunk, "source")
-    names = hunk_functions(hunk, file)
-    said = [f"{name}() {_whereabouts(lines, name)}" for name in names]
-    if not lines:
-        said = ["the file is not there"]
+    old = _wanted(hunk)
+    names = hunk_functions(hunk, refusal.file)
+    said = tuple(f"{name}() {_whereabouts(lines, name)}" for name in names) if lines else ()
     since, change = "what the hunk expects", _like(old, lines)
     if older is not None and older[1].is_file():
         was = older[1].read_text(errors="replace").splitlines()
-        if find_lines(was, old, near=hunk.source_start - 1) is not None:
+        if has_lines(was, old):
             changed = [
                 line
                 for name in names
@@ -408,12 +396,14 @@ def _explain(
             ]
             if changed:
                 since, change = older[0], changed
-    return HunkFailure(patch, file, hunk.source_start, tuple(said), tuple(change), since)
+    return HunkFailure(
+        refusal.patch, refusal.file, hunk.source_start, refusal.reason, said, tuple(change), since
+    )
 
 
 def hunk_functions(hunk: Hunk, file: str) -> tuple[str, ...]:
     """Return the functions that a hunk is about: those it shows, and the one it says it is in."""
-    names = [match[1] for line in _side(hunk, "source") if (match := _FUNCTION.match(line))]
+    names = [match[1] for line in _wanted(hunk) if (match := _FUNCTION.match(line))]
     # In a header it is only the last declaration above.
     if file.endswith(".c") and (inside := _CALL.search(hunk.section_header)):
         names.append(inside[1])
@@ -685,8 +675,9 @@ def _series_lines(verdict: SeriesVerdict) -> Iterator[str]:
     if verdict.why and not verdict.hunks:
         yield from (f"  {line}" for line in verdict.why.splitlines())
     for hunk in verdict.hunks:
-        about = "; ".join(hunk.functions) or "no function"
-        yield f"  {hunk.patch}: the hunk for {hunk.file}:{hunk.line} has no place; {about}"
+        yield f"  {hunk.patch}: the hunk for {hunk.file}:{hunk.line} has no place: {hunk.reason}"
+        if hunk.functions:
+            yield f"    {'; '.join(hunk.functions)}"
         yield (
             f"    what changed there, from {hunk.since}:"
             if hunk.change
