@@ -28,6 +28,7 @@ from kbuild import (
     bench_build,
     bench_procfile,
     cleaning,
+    compilers,
     generations,
     loop,
     pipeline,
@@ -103,7 +104,7 @@ def _settings(c: Context, given: dict[str, object]) -> Settings:
         raise UserError(f"a number was expected: {error}") from error
     if jobs < 1 or revision < 1:
         raise UserError("jobs and revision must be at least 1", found=f"{jobs} and {revision}")
-    return Settings(
+    settings = Settings(
         project=PROJECT,
         build=(PROJECT / str(config.build_dir)).resolve(),
         cache=cache.expanduser().resolve(),
@@ -116,6 +117,8 @@ def _settings(c: Context, given: dict[str, object]) -> Settings:
         remote_cache=_text(given.get("cache")) or str(config.remote_cache),
         scheduler=_text(given.get("scheduler")) or str(config.scheduler),
     )
+    compilers.check(settings)
+    return settings
 
 
 def _target(c: Context, given: dict[str, object]) -> Target:

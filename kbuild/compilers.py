@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 _SOCKET = "/mnt/cache-server/socket"
 _STATISTICS = "/mnt/statistics"
 _ICECREAM = "/mnt/icecream"
+_CONFIG = "ccache.conf"
 
 REDIS_PORT, HTTP_PORT, SCHEDULER_PORT = 6379, 80, 8765
 _SCHEMES = {"redis": REDIS_PORT, "http": HTTP_PORT}
@@ -64,8 +65,8 @@ class CacheServer:
     attributes: tuple[str, ...] = ()
 
     @property
-    def environment(self) -> str:
-        """The value of CCACHE_REMOTE_STORAGE."""
+    def option(self) -> str:
+        """The value of ccache's option remote_storage."""
         return "|".join((self.url, *self.attributes))
 
 
@@ -85,6 +86,14 @@ class Statistics:
 
 
 # The remote cache.
+
+
+def check(settings: Settings) -> None:
+    """Raise UserError when an address in the settings makes no sense; nobody is asked."""
+    if settings.remote_cache:
+        parse_cache(settings.remote_cache)
+    if settings.scheduler:
+        parse_scheduler(settings.scheduler)
 
 
 def parse_cache(url: str) -> CacheServer:
@@ -161,8 +170,11 @@ def _connect(address: str | tuple[str, int]) -> socket.socket:
     return connection
 
 
-def _cache_help(root: Root, server: CacheServer) -> Help | None:
-    """Return what ccache needs for a server, or None, with a warning, when it is of no use."""
+def _cache_help(root: Root, server: CacheServer, place: Path) -> Help | None:
+    """Return what ccache needs for a server, or None, with a warning, when it is of no use.
+
+    ``place`` is what the root shows as /mnt/statistics.
+    """
     said = roots.enter(root, ["ccache", "--version"], timeout_s=60).stdout
     if _FEATURES[server.scheme] not in said.split():
         logger.warning(
@@ -176,7 +188,9 @@ def _cache_help(root: Root, server: CacheServer) -> Help | None:
     if why is not None:
         logger.warning("the remote cache is left out: %s: %s", server.url.split("@")[-1], why)
         return None
-    env = {"CCACHE_REMOTE_STORAGE": server.environment}
+    # In a file: command lines are seen by every user of the machine, and kept in logs.
+    fs.write_atomic(place / _CONFIG, f"remote_storage = {server.option}\n", mode=0o600)
+    env = {"CCACHE_CONFIGPATH": f"{_STATISTICS}/{_CONFIG}"}
     if isinstance(server.address, str):
         # A socket is a file: the root needs no network for it.
         return Help(root, env, (Bind(Path(server.address), _SOCKET, writable=True),))
@@ -354,19 +368,21 @@ def ready(settings: Settings, root: Root, home: Path) -> Iterator[Help]:
     place = home / "statistics"
     place.mkdir(parents=True, exist_ok=True)
     log = place / "ccache.log"
-    log.unlink(missing_ok=True)
+    for left in (log, place / _CONFIG):
+        left.unlink(missing_ok=True)
     counted = Help(
         root,
         {"CCACHE_STATSLOG": f"{_STATISTICS}/{log.name}"},
         (Bind(place, _STATISTICS, writable=True),),
     )
+    check(settings)
     server = parse_cache(settings.remote_cache) if settings.remote_cache else None
     parts = [counted]
     with contextlib.ExitStack() as stack:
         if settings.scheduler:
             workers = stack.enter_context(_icecream_help(settings, root, home))
             parts += [workers] if workers else []
-        if server and (cache := _cache_help(parts[-1].root, server)):
+        if server and (cache := _cache_help(parts[-1].root, server, place)):
             parts.append(cache)
         yield together(parts)
     statistics = read_statistics(log)

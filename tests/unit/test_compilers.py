@@ -81,7 +81,7 @@ def server(answer: bytes, *, path: Path | None = None) -> Iterator[str | tuple[s
 )
 def test_a_cache_is_read_from_its_url(url: str, scheme: str, address: object, inside: str) -> None:
     found = compilers.parse_cache(url)
-    assert (found.scheme, found.address, found.environment) == (scheme, address, inside)
+    assert (found.scheme, found.address, found.option) == (scheme, address, inside)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +167,14 @@ def pretend_version(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     monkeypatch.setattr(roots, "enter", enter)
 
 
+def configured(tmp_path: Path, help: Help) -> str:
+    """Return the server that ccache is told of: in a file that nobody else can read."""
+    assert help.env["CCACHE_CONFIGPATH"] == "/mnt/statistics/ccache.conf"
+    path = tmp_path / "home/statistics/ccache.conf"
+    assert path.stat().st_mode & 0o077 == 0
+    return path.read_text().removeprefix("remote_storage = ").rstrip("\n")
+
+
 MODERN = "ccache version 4.7.5\nFeatures: file-storage http-storage redis+unix-storage\n"
 
 
@@ -191,7 +199,7 @@ def test_a_cache_on_a_socket_needs_no_network(
         compilers.ready(settings, a_root(tmp_path), tmp_path / "home") as help,
     ):
         assert not help.network
-        assert help.env["CCACHE_REMOTE_STORAGE"] == "redis+unix:///mnt/cache-server/socket"
+        assert configured(tmp_path, help) == "redis+unix:///mnt/cache-server/socket"
         assert Bind(tmp_path / "s", "/mnt/cache-server/socket", True) in help.binds
 
 
@@ -204,7 +212,7 @@ def test_a_cache_elsewhere_needs_the_network(
         settings = replace(fake_kernel.settings(tmp_path), remote_cache=url)
         with compilers.ready(settings, a_root(tmp_path), tmp_path / "home") as help:
             assert help.network
-            assert help.env["CCACHE_REMOTE_STORAGE"] == url
+            assert configured(tmp_path, help) == url
 
 
 @pytest.mark.parametrize(
@@ -225,7 +233,8 @@ def test_a_cache_that_is_of_no_use_is_left_out_with_a_warning(
         caplog.at_level(logging.WARNING),
         compilers.ready(settings, a_root(tmp_path), tmp_path / "home") as help,
     ):
-        assert "CCACHE_REMOTE_STORAGE" not in help.env
+        assert "CCACHE_CONFIGPATH" not in help.env
+        assert not (tmp_path / "home/statistics/ccache.conf").exists()
         assert not help.network
     assert words in caplog.text
 
@@ -255,6 +264,19 @@ def test_the_statistics_of_a_build_are_its_own(
     assert kept["missed"] == ["/mnt/source/f0.c"]
     assert kept["counters"]["cache_miss"] == 2
     assert "2 of 4 objects (50.0 %) from the cache, 1 lookups answered by the remote" in caplog.text
+
+
+def test_a_password_is_on_no_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_version(monkeypatch, MODERN.replace("redis+unix", "redis"))
+    with server(b"-NOAUTH Authentication required.\r\n") as address:
+        url = f"redis://:secret@127.0.0.1:{address[1]}"
+        settings = replace(fake_kernel.settings(tmp_path), remote_cache=url)
+        root = a_root(tmp_path)
+        with compilers.ready(settings, root, tmp_path / "home") as help:
+            assert configured(tmp_path, help) == url
+            line = roots.command(help.root, ["make"], binds=help.binds, env=help.env)
+    assert "CCACHE_CONFIGPATH" in line
+    assert not [word for word in line if "secret" in str(word)]
 
 
 def test_no_statistics_are_none(tmp_path: Path) -> None:

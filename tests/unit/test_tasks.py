@@ -59,6 +59,15 @@ def test_an_unknown_suite_is_the_users_error(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("option", ["--cache=ftp://x", "--scheduler=tcp://x"])
+def test_a_senseless_helper_is_refused_even_with_nothing_to_compile(
+    option: str, tmp_path: Path
+) -> None:
+    done = invoke("explain", option, home=tmp_path)
+    assert done.returncode == 2
+    assert option.partition("=")[2] in done.stderr
+
+
 def test_the_environment_sets_a_default_and_an_option_overrides_it(tmp_path: Path) -> None:
     done = invoke("explain", home=tmp_path, INVOKE_SUITE="sid")
     assert (done.returncode, "'sid'" in done.stderr) == (2, True)
