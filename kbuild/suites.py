@@ -74,7 +74,7 @@ SUITES = {
             keyring=_KEYRING,
             compiler="gcc-12",
             mark="deb12",
-            objects={("fast", "cloud-amd64"): 3100, ("rebuild", "lab"): 1250},
+            objects={("fast", "cloud-amd64"): 2365, ("rebuild", "lab"): 1245},
         ),
         Suite(
             name="trixie",
