@@ -32,7 +32,8 @@ logger = logging.getLogger(__name__)
 PROGRAMS = ("load", "reader", "unload", counts.PROGRAM)
 BACKENDS = ("export", "stock")
 
-_ROUND_S = 30  # of one choice of workloads
+_ROUND_S = 30  # of one choice of workloads, at least
+_MOST_ROUNDS = 30  # a slow kernel needs half a minute to begin and end one
 _SHORTEST_ROUND_S = 5
 _TOGETHER = (2, 4)  # workloads at once: by choice, and at most where time is short
 _LOOK_EVERY_S = 5.0  # at the system, beside the readers' own line in each second
@@ -75,7 +76,7 @@ def _table() -> Iterator[Workload]:
     yield Workload("threads", 120, 64)
     yield Workload("tables", 30, 128)
     yield Workload("namespaces", 100, 96)
-    yield Workload("oom", 20, 24)
+    yield Workload("oom", 20, 12)
     yield Workload("names", 20, 64)
     for stressor in ("fork", "pipe", "dup", "close", "procfs", "clone", "unshare", "dev"):
         yield Workload(f"stress-ng-{stressor}", 150, 192, stressor)
@@ -201,7 +202,7 @@ def plan(workloads: Sequence[Workload], seconds: int, seed: int) -> tuple[Round,
     """
     if seconds < 2 * _SHORTEST_ROUND_S:
         raise UserError(f"{seconds} s are too short", expected=f"{2 * _SHORTEST_ROUND_S} s or more")
-    count = max(2, seconds // _ROUND_S)
+    count = max(2, min(seconds // _ROUND_S, _MOST_ROUNDS))
     by_choice, at_most = _TOGETHER
     together = min(max(by_choice, -(-len(workloads) // count)), at_most, len(workloads))
     dice = random.Random(seed)
