@@ -33,7 +33,7 @@ PROGRAMS = ("load", "reader", "unload", counts.PROGRAM)
 BACKENDS = ("export", "stock")
 
 _ROUND_S = 30  # of one choice of workloads, at least
-_MOST_ROUNDS = 30  # a slow kernel needs half a minute to begin and end one
+_MOST_ROUNDS = 15  # a slow kernel needs half a minute to begin and end one
 _SHORTEST_ROUND_S = 5
 _TOGETHER = (2, 4)  # workloads at once: by choice, and at most where time is short
 _LOOK_EVERY_S = 5.0  # at the system, beside the readers' own line in each second
