@@ -407,6 +407,7 @@ def bench(
         "watch": "again after each edit of kmod/, until it is interrupted",
         "backend": "export or stock; default: the module's own",
         "window-us": "how far the lab's build widens the module's race windows, in microseconds",
+        "kmemleak": "let kmemleak scan too, beside counting objects: twice the time or more",
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
 )
@@ -418,6 +419,7 @@ def try_(
     watch: bool = False,
     backend: str = "",
     window_us: int = loop.WINDOW_US,
+    kmemleak: bool = False,
     accel: str | None = None,
 ) -> None:
     """Compile kmod/, load it into a restored guest of a debug kernel, and judge it in seconds."""
@@ -430,6 +432,7 @@ def try_(
         target,
         backend=backend,
         window_us=window_us,
+        kmemleak=kmemleak,
         watch=watch,
         accel=accel,
         say=_say,

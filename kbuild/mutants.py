@@ -28,6 +28,7 @@ from kbuild.errors import BuildError, UserError
 from kbuild.lab import Lab
 from kbuild.quick import Finding, QuickResult
 from kbuild.run import run
+from kbuild.vm import triage
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,9 @@ CONTROL = "unmutated"
 PATCHES = Path("tests/lab/mutants")
 # Below build/: what the last run of tests/lab/test_mutants.py came to.
 RESULT = Path("test/kill-matrix.json")
-# In the repository: the same, as a page.
+# Of one trial, beside its console.log.
+REPORT = "report.txt"
+# In the repository: what RESULT holds, as a page.
 PAGE = Path("docs/kill-matrix.md")
 
 _REQUIRED = ("Bug", "Why", "Backends", "Detectors", "Within")
@@ -300,8 +303,13 @@ def run_trial(
     backend: str,
     workdir: Path,
     seed: int = 1,
+    kmemleak: bool = True,
 ) -> tuple[Trial, QuickResult]:
-    """Try one mutant, or the control, in a guest of its own, which is thrown away."""
+    """Try one mutant, or the control, in a guest of its own, which is thrown away.
+
+    ``workdir`` receives the guest's logs, and as REPORT what triage makes of its console.
+    ``kmemleak`` is for the end, where no mutant comes that counting objects has found.
+    """
     expected = () if mutant is None else mutant.detectors
     with lab.open_guest(where, workdir=workdir) as guest:
         result = quick.run(
@@ -315,8 +323,17 @@ def run_trial(
             expect=expected,
             many=0 if mutant is None else mutant.many,
             seed=seed,
+            kmemleak=kmemleak,
         )
+        reports = guest.reports()
         guest.abandon()
+    shown = triage.render(
+        reports,
+        modules={quick.MODULE: built},
+        again=f"./inv mutants -k {_name(mutant)}",
+        console=workdir / "console.log",
+    )
+    fs.write_atomic(workdir / REPORT, shown or "The kernel has reported nothing.\n")
     fate = judge(expected, _DEADLINE_S if mutant is None else mutant.within_s, result)
     trial = Trial(
         mutant=_name(mutant),
@@ -342,6 +359,7 @@ def explain(trial: Trial, mutant: Mutant | None, result: QuickResult, logs: Path
     lines += [f"  {one.seconds:6.1f} s  {one.name}: {one.seen}" for one in result.steps]
     lines += [
         f"  complete: {result.complete}, armed: {', '.join(sorted(result.armed)) or 'nothing'}",
+        f"  report:   {logs / REPORT}",
         f"  console:  {logs / 'console.log'}",
     ]
     return "\n".join(lines)

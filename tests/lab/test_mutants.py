@@ -91,13 +91,16 @@ def test_mutant(
         backend=backend,
         workdir=logs,
         seed=number + 1,
+        # Its scans take longer than all the rest; counting finds leaks each time.
+        kmemleak=mutant is not None or number == 0,
     )
     trials.append(trial)
     wanted = Fate.KILLED if mutant else Fate.SURVIVED
     assert trial.fate == wanted.value, mutants.explain(trial, mutant, result, logs)
     if mutant is None:
         assert result.passed, mutants.explain(trial, mutant, result, logs)
-        assert place.target.variant != "debug" or result.armed == quick.ASKED
+        asked = quick.ASKED if number == 0 else quick.ASKED - {"kmemleak"}
+        assert place.target.variant != "debug" or result.armed == asked
 
 
 def test_kill_matrix(trials: list[Trial], place: Lab, capsys: pytest.CaptureFixture[str]) -> None:
