@@ -22,7 +22,7 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import Task
 
-from kbuild import bench_procfile, cleaning, loop, pipeline, progress, source, testing
+from kbuild import bench_procfile, cleaning, loop, pipeline, progress, source, testing, variants
 from kbuild import doctor as doctor_checks
 from kbuild import mutants as mutations
 from kbuild import stress as stresses
@@ -232,8 +232,8 @@ def package(settings: Settings, target: Target, modules: str) -> None:
     _RUN_OPTIONS,
     options={
         "k": "run only the tests that match this pytest expression",
-        "tier": "run only this tier: unit, vm, or lab",
-        "all": "all tiers, and everything in the lab, of which --tier lab is a sample: hours",
+        "tier": "run only this tier: unit, vm, mutants, or lab",
+        "all": "everything in the lab too, of which --tier lab is a sample: hours",
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
 )
@@ -247,9 +247,9 @@ def test(
     all: bool = False,
     accel: str | None = None,
 ) -> None:
-    """Run the unit tests, then boot a VM with the packages installed, load the module, judge."""
-    usual = testing.TIERS if all else testing.USUAL_TIERS
-    tiers = (tier,) if tier else usual
+    """Run the unit tests, judge the module in a VM with its packages, and try its mutants."""
+    usual = testing.CHOSEN_TIERS if k else testing.USUAL_TIERS
+    tiers = (tier,) if tier else testing.ALL_TIERS if all else usual
     if settings.dry:
         for one in tiers:
             _say(shlex.join(testing.pytest_command(settings, one, ["-k", k] if k else [])))
@@ -349,7 +349,8 @@ def stress(
     seed = seed or random.randrange(1, 1 << 32)
     seconds = seconds or minutes * 60
     if settings.dry:
-        rounds = stresses.plan(stresses.choose(workload or ()), seconds, seed)
+        slowness = variants.variant(target.variant).slowness
+        rounds = stresses.plan(stresses.choose(workload or ()), seconds, seed, slowness)
         for one in rounds:
             names = " + ".join(load.name for load in one.workloads)
             _say(f"{one.seconds:>4} s  {names}{', reloaded' * one.reloaded}")
