@@ -110,7 +110,7 @@ def test_what_comes_of_a_run_is_found(place: Lab, built: Path) -> None:
 def test_a_report_ends_a_run(place: Lab, built: Path) -> None:
     summary = stress_spoiled(place, built, _DO.format(deed="warn"), "report")
     assert summary.outcome is Outcome.WARNED
-    assert "misbehave: as asked for" in summary.verdict.reasons[0]
+    assert "misbehave_warn" in summary.verdict.reasons[0]
     assert summary.checks == ()
 
 
