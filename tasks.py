@@ -233,7 +233,7 @@ def package(settings: Settings, target: Target, modules: str) -> None:
     options={
         "k": "run only the tests that match this pytest expression",
         "tier": "run only this tier: unit, vm, mutants, or lab",
-        "all": "everything in the lab too, of which --tier lab is a sample: hours",
+        "all": "everything, also in the lab, of which --tier lab is a sample: hours",
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
 )
@@ -247,9 +247,9 @@ def test(
     all: bool = False,
     accel: str | None = None,
 ) -> None:
-    """Run the unit tests, judge the module in a VM with its packages, and try its mutants."""
-    usual = testing.CHOSEN_TIERS if k else testing.USUAL_TIERS
-    tiers = (tier,) if tier else testing.ALL_TIERS if all else usual
+    """Run the unit tests, then boot a VM with the packages installed, load the module, judge."""
+    usual = testing.ALL_TIERS if all else testing.USUAL_TIERS
+    tiers = (tier,) if tier else usual
     if settings.dry:
         for one in tiers:
             _say(shlex.join(testing.pytest_command(settings, one, ["-k", k] if k else [])))

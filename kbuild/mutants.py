@@ -48,7 +48,7 @@ PAGE = Path("docs/kill-matrix.md")
 _REQUIRED = ("Bug", "Why", "Backends", "Detectors", "Within")
 _OPTIONAL = ("Window", "Many")
 # Of the host, for one run; a mutant's own time is part of its header.
-_DEADLINE_S = 300.0
+_DEADLINE_S = 600.0
 # Longer than for a quick look: a race has to be met, and a run ends when it is.
 _CHURN_S = 12.0
 _PATCH_TIMEOUT_S = 60.0
@@ -303,12 +303,12 @@ def run_trial(
     backend: str,
     workdir: Path,
     seed: int = 1,
-    kmemleak: bool = True,
+    kmemleak: bool = False,
 ) -> tuple[Trial, QuickResult]:
     """Try one mutant, or the control, in a guest of its own, which is thrown away.
 
     ``workdir`` receives the guest's logs, and as REPORT what triage makes of its console.
-    ``kmemleak`` is for the end, where no mutant comes that counting objects has found.
+    ``kmemleak`` is for the end, which no mutant reaches.
     """
     expected = () if mutant is None else mutant.detectors
     with lab.open_guest(where, workdir=workdir) as guest:
@@ -383,6 +383,20 @@ def load(path: Path) -> tuple[Trial, ...]:
     )
 
 
+def merge(before: Iterable[Trial], after: Sequence[Trial]) -> tuple[Trial, ...]:
+    """Return the last trials of each mutant: those of ``after`` stand for earlier ones.
+
+    Trials on another kernel than the last one's are dropped.
+    """
+    anew = {(one.mutant, one.backend) for one in after}
+    kept = (
+        one
+        for one in before
+        if (one.mutant, one.backend) not in anew and one.release == after[-1].release
+    )
+    return (*(kept if after else ()), *after)
+
+
 def matrix(trials: Sequence[Trial]) -> str:
     """Render trials as a Markdown table: mutant, backend, runs, and seconds by detector.
 
@@ -420,12 +434,21 @@ def _silent(runs: Iterable[Trial]) -> set[str]:
     return {names[0] for one in runs for names in one.expected if not one.found.keys() & {*names}}
 
 
+def whole(trials: Sequence[Trial], mutants: Sequence[Mutant]) -> bool:
+    """Whether there is a trial of every mutant, and of the module as it is."""
+    return not _untried(trials, mutants)
+
+
+def _untried(trials: Sequence[Trial], mutants: Sequence[Mutant]) -> set[str]:
+    return {CONTROL, *(one.name for one in mutants)} - {one.mutant for one in trials}
+
+
 def page(trials: Sequence[Trial], mutants: Sequence[Mutant], *, conditions: str) -> str:
     """Render the page of docs/: what each mutant is, and how it was killed.
 
     Raises UserError when a mutant, or the control, is not among the trials.
     """
-    missing = sorted({CONTROL, *(one.name for one in mutants)} - {one.mutant for one in trials})
+    missing = sorted(_untried(trials, mutants))
     if missing:
         raise UserError(
             "the kill matrix is not whole",
@@ -439,7 +462,8 @@ def page(trials: Sequence[Trial], mutants: Sequence[Mutant], *, conditions: str)
         "",
         conditions,
         "",
-        "Seconds from the beginning of the quick suite, in a guest just restored, to the first",
+        "The last run of each. Seconds from the beginning of the quick suite, in a guest just",
+        "restored, to the first",
         "report of each detector; of several runs the slowest. In bold: those that the mutant's",
         "header names. A run ends when they have reported, so that others may not have had their",
         "turn.",

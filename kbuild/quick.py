@@ -340,6 +340,8 @@ class _Run:
         guest.put(module, _REMOTE)
 
         self.step("load", self._load)
+        if many:
+            self.step("many", lambda: self._many(many))
         self.step("recycled", self._recycle)
         with self.topology(*_STILL):
             with self.topology(*_STRANGE):
@@ -350,8 +352,6 @@ class _Run:
             self.step("churn", lambda: self._churn(churn_s, seed))
             self.step("after", self._compare)
             self.step("storm", lambda: self._storm(seed))
-        if many:
-            self.step("many", lambda: self._many(many))
         if self._loaded:
             self.step("unload", self._unload)
         self.step("leaks", lambda: self._leaks(before))
