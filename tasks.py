@@ -36,6 +36,7 @@ from kbuild import (
     source,
     suites,
     testing,
+    variants,
 )
 from kbuild import doctor as doctor_checks
 from kbuild import mutants as mutations
@@ -279,8 +280,8 @@ def package(settings: Settings, target: Target, modules: str) -> None:
     _RUN_OPTIONS,
     options={
         "k": "run only the tests that match this pytest expression",
-        "tier": "run only this tier: unit, vm, or lab",
-        "all": "all tiers, and everything in the lab, of which --tier lab is a sample: hours",
+        "tier": "run only this tier: unit, vm, mutants, or lab",
+        "all": "everything, also in the lab, of which --tier lab is a sample: hours",
         "stock": "in the VM, try Debian's own kernel alone: none of ours is compiled",
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
@@ -297,7 +298,7 @@ def test(
     accel: str | None = None,
 ) -> int:
     """Run the unit tests, then boot a VM with the packages installed, load the module, judge."""
-    usual = testing.TIERS if all else testing.USUAL_TIERS
+    usual = testing.ALL_TIERS if all else testing.USUAL_TIERS
     tiers = (tier,) if tier else usual
     if settings.dry:
         for one in tiers:
@@ -422,7 +423,8 @@ def stress(
     seed = seed or random.randrange(1, 1 << 32)
     seconds = seconds or minutes * 60
     if settings.dry:
-        rounds = stresses.plan(stresses.choose(workload or ()), seconds, seed)
+        slowness = variants.variant(target.variant).slowness
+        rounds = stresses.plan(stresses.choose(workload or ()), seconds, seed, slowness)
         for one in rounds:
             names = " + ".join(load.name for load in one.workloads)
             _say(f"{one.seconds:>4} s  {names}{', reloaded' * one.reloaded}")
@@ -497,6 +499,7 @@ def bench(
         "watch": "again after each edit of kmod/, until it is interrupted",
         "backend": "export or stock; default: the module's own",
         "window-us": "how far the lab's build widens the module's race windows, in microseconds",
+        "kmemleak": "let kmemleak scan too, beside counting objects: twice the time or more",
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
 )
@@ -508,6 +511,7 @@ def try_(
     watch: bool = False,
     backend: str = "",
     window_us: int = loop.WINDOW_US,
+    kmemleak: bool = False,
     accel: str | None = None,
 ) -> None:
     """Compile kmod/, load it into a restored guest of a debug kernel, and judge it in seconds."""
@@ -520,6 +524,7 @@ def try_(
         target,
         backend=backend,
         window_us=window_us,
+        kmemleak=kmemleak,
         watch=watch,
         accel=accel,
         say=_say,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import logging
 import shutil
@@ -111,8 +112,9 @@ def test_steps(
                 Step("installed", ("built",), install),
                 Step("patched kernel", ("installed",), lambda: judge("vm", kernel="ours")),
             ]
-    if "lab" in tiers:
-        steps.append(Step("variants", ("patched",), lambda: judge("lab")))
+    for tier in ("mutants", "lab"):
+        if tier in tiers:
+            steps.append(Step("variants", ("patched",), functools.partial(judge, tier)))
     return tuple(steps)
 
 

@@ -107,6 +107,7 @@ def run(
     *,
     backend: str = "",
     window_us: int = WINDOW_US,
+    kmemleak: bool = False,
     watch: bool = False,
     accel: str | None = None,
     say: Say,
@@ -114,16 +115,19 @@ def run(
     """Judge the module of this checkout, with ``watch`` again after each edit of it.
 
     Without ``backend`` the module's own default is taken; ``window_us`` widens its race
-    windows.  Raises BuildError when it does not compile and TryFailedError, with the
-    outcome's exit status, when it does not pass; with ``watch`` both are said instead, and
-    only the user ends it.
+    windows; ``kmemleak`` has the kernel look for leaks too, beside counting.  Raises
+    BuildError when it does not compile and TryFailedError, with the outcome's exit status,
+    when it does not pass; with ``watch`` both are said instead, and only the user ends it.
     """
     clock = _Clock()
     with clock.stage("prepare") as seen:
         place = lab.prepare(settings, target, accel=accel)
         seen.append(place.release)
     home = settings.build / target.suite / target.name / "try"
-    with fs.lock(home.with_name(".try.lock")), _Loop(place, home, backend, window_us, say) as loop:
+    with (
+        fs.lock(home.with_name(".try.lock")),
+        _Loop(place, home, backend, window_us, kmemleak, say) as loop,
+    ):
         if not watch:
             loop.once(clock)
             return
@@ -137,11 +141,14 @@ def run(
 class _Loop:
     """The attempts of one run; between two of them the next one's guest stands by."""
 
-    def __init__(self, place: Lab, home: Path, backend: str, window_us: int, say: Say) -> None:
+    def __init__(
+        self, place: Lab, home: Path, backend: str, window_us: int, kmemleak: bool, say: Say
+    ) -> None:
         self._place = place
         self._home = home
         self._backend = backend
         self._window_us = window_us
+        self._kmemleak = kmemleak
         self._say = say
         self._compiler = ThreadPoolExecutor(max_workers=1)
         self._standby: Guest | None = None
@@ -223,6 +230,7 @@ class _Loop:
             self._place.programs,
             backend=self._backend or built.backends[0],
             window_us=self._window_us,
+            kmemleak=self._kmemleak,
             deadline_s=_DEADLINE_S,
         )
         for step in result.steps:

@@ -28,6 +28,7 @@ from kbuild.errors import BuildError, UserError
 from kbuild.lab import Lab
 from kbuild.quick import Finding, QuickResult
 from kbuild.run import run
+from kbuild.vm import triage
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +40,15 @@ CONTROL = "unmutated"
 PATCHES = Path("tests/lab/mutants")
 # Below build/: what the last run of tests/lab/test_mutants.py came to.
 RESULT = Path("test/kill-matrix.json")
-# In the repository: the same, as a page.
+# Of one trial, beside its console.log.
+REPORT = "report.txt"
+# In the repository: what RESULT holds, as a page.
 PAGE = Path("docs/kill-matrix.md")
 
 _REQUIRED = ("Bug", "Why", "Backends", "Detectors", "Within")
 _OPTIONAL = ("Window", "Many")
 # Of the host, for one run; a mutant's own time is part of its header.
-_DEADLINE_S = 300.0
+_DEADLINE_S = 600.0
 # Longer than for a quick look: a race has to be met, and a run ends when it is.
 _CHURN_S = 12.0
 _PATCH_TIMEOUT_S = 60.0
@@ -300,8 +303,13 @@ def run_trial(
     backend: str,
     workdir: Path,
     seed: int = 1,
+    kmemleak: bool = False,
 ) -> tuple[Trial, QuickResult]:
-    """Try one mutant, or the control, in a guest of its own, which is thrown away."""
+    """Try one mutant, or the control, in a guest of its own, which is thrown away.
+
+    ``workdir`` receives the guest's logs, and as REPORT what triage makes of its console.
+    ``kmemleak`` is for the end, which no mutant reaches.
+    """
     expected = () if mutant is None else mutant.detectors
     with lab.open_guest(where, workdir=workdir) as guest:
         result = quick.run(
@@ -315,8 +323,17 @@ def run_trial(
             expect=expected,
             many=0 if mutant is None else mutant.many,
             seed=seed,
+            kmemleak=kmemleak,
         )
+        reports = guest.reports()
         guest.abandon()
+    shown = triage.render(
+        reports,
+        modules={quick.MODULE: built},
+        again=f"./inv mutants -k {_name(mutant)}",
+        console=workdir / "console.log",
+    )
+    fs.write_atomic(workdir / REPORT, shown or "The kernel has reported nothing.\n")
     fate = judge(expected, _DEADLINE_S if mutant is None else mutant.within_s, result)
     trial = Trial(
         mutant=_name(mutant),
@@ -342,6 +359,7 @@ def explain(trial: Trial, mutant: Mutant | None, result: QuickResult, logs: Path
     lines += [f"  {one.seconds:6.1f} s  {one.name}: {one.seen}" for one in result.steps]
     lines += [
         f"  complete: {result.complete}, armed: {', '.join(sorted(result.armed)) or 'nothing'}",
+        f"  report:   {logs / REPORT}",
         f"  console:  {logs / 'console.log'}",
     ]
     return "\n".join(lines)
@@ -363,6 +381,20 @@ def load(path: Path) -> tuple[Trial, ...]:
         Trial(**{**one, "expected": tuple(tuple(names) for names in one["expected"])})
         for one in json.loads(path.read_text())
     )
+
+
+def merge(before: Iterable[Trial], after: Sequence[Trial]) -> tuple[Trial, ...]:
+    """Return the last trials of each mutant: those of ``after`` stand for earlier ones.
+
+    Trials on another kernel than the last one's are dropped.
+    """
+    anew = {(one.mutant, one.backend) for one in after}
+    kept = (
+        one
+        for one in before
+        if (one.mutant, one.backend) not in anew and one.release == after[-1].release
+    )
+    return (*(kept if after else ()), *after)
 
 
 def matrix(trials: Sequence[Trial]) -> str:
@@ -402,12 +434,21 @@ def _silent(runs: Iterable[Trial]) -> set[str]:
     return {names[0] for one in runs for names in one.expected if not one.found.keys() & {*names}}
 
 
+def whole(trials: Sequence[Trial], mutants: Sequence[Mutant]) -> bool:
+    """Whether there is a trial of every mutant, and of the module as it is."""
+    return not _untried(trials, mutants)
+
+
+def _untried(trials: Sequence[Trial], mutants: Sequence[Mutant]) -> set[str]:
+    return {CONTROL, *(one.name for one in mutants)} - {one.mutant for one in trials}
+
+
 def page(trials: Sequence[Trial], mutants: Sequence[Mutant], *, conditions: str) -> str:
     """Render the page of docs/: what each mutant is, and how it was killed.
 
     Raises UserError when a mutant, or the control, is not among the trials.
     """
-    missing = sorted({CONTROL, *(one.name for one in mutants)} - {one.mutant for one in trials})
+    missing = sorted(_untried(trials, mutants))
     if missing:
         raise UserError(
             "the kill matrix is not whole",
@@ -421,7 +462,8 @@ def page(trials: Sequence[Trial], mutants: Sequence[Mutant], *, conditions: str)
         "",
         conditions,
         "",
-        "Seconds from the beginning of the quick suite, in a guest just restored, to the first",
+        "The last run of each. Seconds from the beginning of the quick suite, in a guest just",
+        "restored, to the first",
         "report of each detector; of several runs the slowest. In bold: those that the mutant's",
         "header names. A run ends when they have reported, so that others may not have had their",
         "turn.",

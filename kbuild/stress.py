@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 PROGRAMS = ("load", "reader", "unload", counts.PROGRAM)
 BACKENDS = ("export", "stock")
 
-_ROUND_S = 30  # of one choice of workloads
+_ROUND_S = 30  # of one choice of workloads, on a kernel that is as fast as a release's
 _SHORTEST_ROUND_S = 5
 _TOGETHER = (2, 4)  # workloads at once: by choice, and at most where time is short
 _LOOK_EVERY_S = 5.0  # at the system, beside the readers' own line in each second
@@ -75,7 +75,7 @@ def _table() -> Iterator[Workload]:
     yield Workload("threads", 120, 64)
     yield Workload("tables", 30, 128)
     yield Workload("namespaces", 100, 96)
-    yield Workload("oom", 20, 24)
+    yield Workload("oom", 20, 12)
     yield Workload("names", 20, 64)
     for stressor in ("fork", "pipe", "dup", "close", "procfs", "clone", "unshare", "dev"):
         yield Workload(f"stress-ng-{stressor}", 150, 192, stressor)
@@ -193,15 +193,18 @@ def choose(names: Sequence[str]) -> tuple[Workload, ...]:
     return tuple(WORKLOADS[name] for name in dict.fromkeys(names or WORKLOADS))
 
 
-def plan(workloads: Sequence[Workload], seconds: int, seed: int) -> tuple[Round, ...]:
+def plan(
+    workloads: Sequence[Workload], seconds: int, seed: int, slowness: float = 1.0
+) -> tuple[Round, ...]:
     """Share the time out, so that each workload has its turn as early as possible.
 
-    Every second round reloads the module.  Raises UserError where there is no time for both
-    kinds of rounds.
+    Every second round reloads the module.  A kernel of some ``slowness`` has fewer rounds,
+    since it needs a minute to begin and end one.  Raises UserError where there is no time for
+    both kinds of rounds.
     """
     if seconds < 2 * _SHORTEST_ROUND_S:
         raise UserError(f"{seconds} s are too short", expected=f"{2 * _SHORTEST_ROUND_S} s or more")
-    count = max(2, seconds // _ROUND_S)
+    count = max(2, int(seconds / (_ROUND_S * slowness)))
     by_choice, at_most = _TOGETHER
     together = min(max(by_choice, -(-len(workloads) // count)), at_most, len(workloads))
     dice = random.Random(seed)
@@ -407,7 +410,8 @@ def run(
     """
     if backend and backend not in BACKENDS:
         raise UserError(f"no such backend: {backend}", expected=", ".join(BACKENDS))
-    rounds = plan(choose(workloads), seconds, seed)
+    slowness = variants.variant(target.variant).slowness
+    rounds = plan(choose(workloads), seconds, seed, slowness)
     place = lab.prepare(settings, target, accel=accel)
     built = lab.build_module(
         place,

@@ -20,13 +20,15 @@ from kbuild.run import start, stop
 
 logger = logging.getLogger(__name__)
 
-TIERS = ("unit", "vm", "lab")
-# Without the lab, which builds a kernel of its own.
+TIERS = ("unit", "vm", "mutants", "lab")
+# Without the lab, and the mutants, which are part of it: they build a kernel of their own.
 USUAL_TIERS = ("unit", "vm")
+ALL_TIERS = (*USUAL_TIERS, "lab")
+_FILES = {"mutants": "tests/lab/test_mutants.py"}
 # The lab's kernel: the one with the detectors that go together.
 LAB_FLAVOUR, LAB_VARIANT = "lab", "debug"
 
-_TIER_TIMEOUT_S = {"unit": 1200.0, "vm": 3600.0, "lab": 3600.0}
+_TIER_TIMEOUT_S = {"unit": 1200.0, "vm": 3600.0, "mutants": 3600.0, "lab": 3600.0}
 # Everything, and ten times where a sample is once.
 _WHOLE_TIMEOUT_S = 8 * 3600.0
 # pytest's own exit statuses (pytest.ExitCode).
@@ -80,7 +82,7 @@ def run_tests(
         if tier == "vm":
             options += _vm_options(settings, target, modules=modules, accel=accel, stock=stock)
             options += ["--kernel", kernel]
-        if tier == "lab":
+        if tier in ("mutants", "lab"):
             options += _lab_options(settings, target, accel=accel, whole=whole)
         results.append(_run_tier(settings, tier, options, whole=whole))
     _judge(results)
@@ -116,7 +118,7 @@ def run_mutants(
     accel: str | None = None,
     whole: bool = False,
 ) -> str:
-    """Try the mutants and return the kill matrix; a run of all of them also writes its page.
+    """Try the mutants and return the kill matrix; its page has the last run of each.
 
     ``keyword`` chooses mutants, as pytest's -k; ``whole`` tries each ten times on each of its
     backends.  Raises FailedTestsError when one was not killed as it must be.
@@ -124,21 +126,26 @@ def run_mutants(
     options = _lab_options(settings, target, accel=accel, whole=whole)
     options += ["-k", f"({keyword}) or test_kill_matrix"] if keyword else []
     result = settings.build / mutants.RESULT
+    before = mutants.load(result) if keyword else ()
     result.unlink(missing_ok=True)
-    outcome = _run_tier(settings, "lab", options, whole=whole, what="tests/lab/test_mutants.py")
-    trials = mutants.load(result)
-    if trials and not keyword:
-        every = mutants.read_all(settings.project / mutants.PATCHES)
+    outcome = _run_tier(settings, "mutants", options, whole=whole)
+    tried = mutants.load(result)
+    trials = mutants.merge(before, tried)
+    every = mutants.read_all(settings.project / mutants.PATCHES)
+    if tried:
+        mutants.save(result, trials)
+    if tried and mutants.whole(trials, every):
         text = mutants.page(trials, every, conditions=_conditions(target, trials[0].release))
         fs.write_atomic(settings.project / mutants.PAGE, text)
     _judge([outcome])
-    return mutants.matrix(trials)
+    return mutants.matrix(tried)
 
 
 def _conditions(target: Target, release: str) -> str:
     return (
         f"Seen on {datetime.datetime.now(datetime.UTC):%-d %B %Y} on {release}, the variant"
-        f" {lab_target(target).variant}, with {len(os.sched_getaffinity(0))} processors."
+        f" {lab_target(target).variant}, with {len(os.sched_getaffinity(0))} processors under a"
+        f" load average of {os.getloadavg()[2]:.0f}."
     )
 
 
@@ -160,16 +167,14 @@ def _lab_options(
     return options + (["--all"] if whole else [])
 
 
-def pytest_command(
-    settings: Settings, tier: str, options: Sequence[str], *, what: str | None = None
-) -> list[str]:
-    """Return the command that runs one tier, or ``what`` of it."""
+def pytest_command(settings: Settings, tier: str, options: Sequence[str]) -> list[str]:
+    """Return the command that runs one tier."""
     junit = settings.build / "test" / f"{tier}.xml"
     return [
         sys.executable,
         "-m",
         "pytest",
-        what or f"tests/{tier}",
+        _FILES.get(tier, f"tests/{tier}"),
         f"--junitxml={junit}",
         f"--override-ini=junit_suite_name={tier}",
         *options,
@@ -182,7 +187,6 @@ def _run_tier(
     options: Sequence[str],
     *,
     whole: bool = False,
-    what: str | None = None,
 ) -> TierResult:
     junit = settings.build / "test" / f"{tier}.xml"
     junit.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +194,7 @@ def _run_tier(
     logger.info("running the %s tests", tier)
     began = time.monotonic()
     # pytest talks to the terminal itself: what it says is the result.
-    command = pytest_command(settings, tier, options, what=what)
+    command = pytest_command(settings, tier, options)
     process = start(command, cwd=settings.project)
     limit_s = _WHOLE_TIMEOUT_S if whole else _TIER_TIMEOUT_S[tier]
     try:

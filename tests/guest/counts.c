@@ -4,6 +4,7 @@
  *
  *	counts				once
  *	counts <ms> <name>=<limit>...	again, until none is above its limit or the time is up
+ *	counts kmalloc ...		with what has no cache of its own, by kmalloc()
  *
  * Prints "<name> <number>" for each, then "end <lines>".  Objects are counted only where the
  * allocator checks itself, since only then are the numbers exact.  Tasks and pids are those
@@ -13,6 +14,8 @@
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,22 +27,27 @@
 
 static const struct kind {
 	const char *name;
-	const char *caches[5];
+	const char *caches[2];	/* patterns */
 	int per_thread;
+	bool asked;		/* counted only if it was asked for */
 } kinds[] = {
-	{ "struct file", { "filp" }, 0 },
-	{ "struct files_struct", { "files_cache" }, 0 },
-	{ "struct task_struct", { "task_struct" }, 1 },
+	{ "struct file", { "filp" }, 0, false },
+	{ "struct files_struct", { "files_cache" }, 0, false },
+	{ "struct task_struct", { "task_struct" }, 1, false },
 	/* One cache for each depth of namespaces. */
-	{ "struct pid", { "pid", "pid_2", "pid_3", "pid_4" }, 1 },
-	{ "struct pid_namespace", { "pid_namespace" }, 0 },
-	{ "struct seq_file", { "seq_file" }, 0 },
+	{ "struct pid", { "pid", "pid_[0-9]" }, 1, false },
+	{ "struct pid_namespace", { "pid_namespace" }, 0, false },
+	{ "struct seq_file", { "seq_file" }, 0, false },
+	/* What is accounted to a cgroup, and what is not. */
+	{ "kmalloc-cg", { "kmalloc-cg-*" }, 0, true },
+	{ "kmalloc", { "kmalloc-[0-9]*" }, 0, true },
 };
 
 #define KINDS (sizeof(kinds) / sizeof(kinds[0]))
 
 static long values[KINDS + 1];
 static int exact;
+static bool asked;
 
 /* The first number of a small file after `skip`; -1 when there is none. */
 static long number_in(const char *path, const char *skip)
@@ -69,10 +77,10 @@ static void shrink(const char *cache)
 	char path[128];
 	int fd;
 
-	snprintf(path, sizeof(path), SLAB "/%s/shrink", cache);
+	snprintf(path, sizeof(path), "%s/shrink", cache);
 	fd = open(path, O_WRONLY);
 	if (fd < 0)
-		return;	/* no such cache: no namespace is that deep yet */
+		return;	/* gone meanwhile */
 	if (write(fd, "1", 1) != 1)
 		err(1, "%s", path);
 	close(fd);
@@ -84,9 +92,29 @@ static long objects(const char *cache)
 	long count;
 
 	shrink(cache);
-	snprintf(path, sizeof(path), SLAB "/%s/objects", cache);
+	snprintf(path, sizeof(path), "%s/objects", cache);
 	count = number_in(path, NULL);
 	return count < 0 ? 0 : count;
+}
+
+static long objects_of(const char *pattern)
+{
+	char path[128];
+	long sum = 0;
+	glob_t found;
+
+	snprintf(path, sizeof(path), SLAB "/%s", pattern);
+	if (glob(path, 0, NULL, &found))
+		return 0;
+	for (size_t i = 0; i < found.gl_pathc; i++)
+		sum += objects(found.gl_pathv[i]);
+	globfree(&found);
+	return sum;
+}
+
+static bool counted(size_t i)
+{
+	return i == KINDS || (exact && (asked || !kinds[i].asked));
 }
 
 static void measure(void)
@@ -103,8 +131,8 @@ static void measure(void)
 		err(1, "loadavg");
 	for (size_t i = 0; i < KINDS; i++) {
 		values[i] = kinds[i].per_thread ? -threads : 0;
-		for (size_t k = 0; kinds[i].caches[k]; k++)
-			values[i] += objects(kinds[i].caches[k]);
+		for (size_t k = 0; counted(i) && k < 2 && kinds[i].caches[k]; k++)
+			values[i] += objects_of(kinds[i].caches[k]);
 	}
 }
 
@@ -116,9 +144,11 @@ static const char *name_of(size_t i)
 /* Whether every count is at or below its limit on the command line. */
 static int low(char **limits)
 {
-	for (size_t i = exact ? 0 : KINDS; i <= KINDS; i++) {
+	for (size_t i = 0; i <= KINDS; i++) {
 		size_t length = strlen(name_of(i));
 
+		if (!counted(i))
+			continue;
 		for (char **limit = limits; *limit; limit++)
 			if (!strncmp(*limit, name_of(i), length) && (*limit)[length] == '=' &&
 			    values[i] > strtol(*limit + length + 1, NULL, 10))
@@ -130,16 +160,22 @@ static int low(char **limits)
 int main(int argc, char **argv)
 {
 	const struct timespec pause = { 0, PAUSE_NS };
-	long left_ms = argc > 1 ? strtol(argv[1], NULL, 10) : 0;
+	size_t lines = 0;
+	long left_ms;
 
+	asked = argc > 1 && !strcmp(argv[1], "kmalloc");
+	argc -= asked;
+	argv += asked;
+	left_ms = argc > 1 ? strtol(argv[1], NULL, 10) : 0;
 	exact = number_in(SLAB "/filp/sanity_checks", NULL) == 1;
 	measure();
 	for (; left_ms > 0 && !low(argv + 2); left_ms -= PAUSE_NS / 1000000) {
 		nanosleep(&pause, NULL);
 		measure();
 	}
-	for (size_t i = exact ? 0 : KINDS; i <= KINDS; i++)
-		printf("%s %ld\n", name_of(i), values[i]);
-	printf("end %zu\n", exact ? KINDS + 1 : 1);
+	for (size_t i = 0; i <= KINDS; i++)
+		if (counted(i) && ++lines)
+			printf("%s %ld\n", name_of(i), values[i]);
+	printf("end %zu\n", lines);
 	return 0;
 }

@@ -44,6 +44,8 @@
 #define CGROUPS "/sys/fs/cgroup"
 /* How long what was killed may take to be gone, however slow the kernel. */
 #define GONE_MS 120000
+/* How much longer than it was told one of ours may take to do something. */
+#define TURN_S 60
 
 static atomic_ulong *operations;
 static char cgroup[128];
@@ -598,6 +600,9 @@ static int load(const char *name, unsigned int seconds, uint64_t seed, const cha
 		contain(run, seed, command);
 	}
 	ended_itself = sigtimedwait(&child, NULL, &limit) == SIGCHLD;
+	limit.tv_sec = 1;
+	for (int left = TURN_S; !command && !*operations && !ended_itself && left; left--)
+		ended_itself = sigtimedwait(&child, NULL, &limit) == SIGCHLD;
 	write_file(cgroup, "cgroup.kill", "1");
 	if (waitpid(pid, &status, 0) != pid)
 		err(1, "waitpid");

@@ -60,12 +60,15 @@ def quiet_listing(guest: Guest, backend: str) -> Iterator[None]:
     """The module loaded, and processes held still for it to show; all away at the end."""
     guest.run(["insmod", MODULE_FILE, f"backend={backend}"], timeout_s=20, check=True)
     program = guest.start([f"{PLACE}/topology"], cwd="/tmp")
-    while (line := program.read_line(60)) != b"ready\n":
-        assert line.startswith(b"container "), line
-    yield
-    program.close_stdin()
-    program.wait(60)
-    guest.run(["rmmod", MODULE], timeout_s=20, check=True)
+    try:
+        while (line := program.read_line(60)) != b"ready\n":
+            assert line.startswith(b"container "), line
+        yield
+    finally:
+        # also after a failure, for the tests that come next in this guest
+        program.close_stdin()
+        program.wait(60)
+        guest.run(["rmmod", MODULE], timeout_s=20, check=True)
 
 
 def failures(text: str) -> list[tuple[int, int, str]]:

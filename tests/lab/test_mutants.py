@@ -91,19 +91,23 @@ def test_mutant(
         backend=backend,
         workdir=logs,
         seed=number + 1,
+        # Its scans take longer than all the rest; counting finds leaks each time.
+        kmemleak=mutant is None and number == 0,
     )
     trials.append(trial)
+    # Each time, so that a run which is interrupted has not been for nothing.
+    mutants.save(place.settings.build / mutants.RESULT, trials)
     wanted = Fate.KILLED if mutant else Fate.SURVIVED
     assert trial.fate == wanted.value, mutants.explain(trial, mutant, result, logs)
     if mutant is None:
         assert result.passed, mutants.explain(trial, mutant, result, logs)
-        assert place.target.variant != "debug" or result.armed == quick.ASKED
+        asked = quick.ASKED if number == 0 else quick.ASKED - {"kmemleak"}
+        assert place.target.variant != "debug" or result.armed == asked
 
 
-def test_kill_matrix(trials: list[Trial], place: Lab, capsys: pytest.CaptureFixture[str]) -> None:
-    """Runs last: shows what the others came to, and keeps it."""
+def test_kill_matrix(trials: list[Trial], capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs last: shows what the others came to."""
     if not trials:
         pytest.skip("no mutant was tried in this run")
-    mutants.save(place.settings.build / mutants.RESULT, trials)
     with capsys.disabled():
         print("\n\n" + mutants.matrix(trials))

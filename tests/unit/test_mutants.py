@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -247,6 +248,14 @@ def test_trials_are_kept(tmp_path: Path) -> None:
     assert mutants.load(path) == ()
     mutants.save(path, TRIALS)
     assert mutants.load(path) == TRIALS
+
+
+def test_the_last_run_of_a_mutant_counts() -> None:
+    again = (trial("from-two", Fate.KILLED, {"oracle": 1.0}, (("oracle",),)),)
+    assert mutants.merge(TRIALS, again) == (*TRIALS[:2], TRIALS[3], *again)
+    elsewhere = (replace(again[0], release="6.2"),)
+    assert mutants.merge(TRIALS, elsewhere) == elsewhere
+    assert mutants.merge(TRIALS, ()) == ()
 
 
 def test_the_page_is_of_a_whole_run(tmp_path: Path) -> None:

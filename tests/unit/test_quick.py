@@ -120,7 +120,12 @@ class FakeGuest:
 
 
 def judge(
-    guest: FakeGuest, *, deadline_s: float = 20.0, window_us: int = 0, expect: Sequence[str] = ()
+    guest: FakeGuest,
+    *,
+    deadline_s: float = 20.0,
+    window_us: int = 0,
+    expect: Sequence[str] = (),
+    kmemleak: bool = True,
 ) -> QuickResult:
     return quick.run(
         cast(Guest, guest),
@@ -130,6 +135,7 @@ def judge(
         deadline_s=deadline_s,
         window_us=window_us,
         expect=[{name} for name in expect],
+        kmemleak=kmemleak,
     )
 
 
@@ -176,7 +182,7 @@ def test_a_module_that_is_right_passes() -> None:
         ("witness", always(0, b"anchored 1\n"), "workload"),
         ("turmoil", always(1), "workload"),
         ("reader", always(1, err=b"a reader saw"), "invariants"),
-        ("counts 5000", always(0, COUNTS.replace(b"10", b"17")), "leak of struct file"),
+        ("counts kmalloc 5000", always(0, COUNTS.replace(b"10", b"17")), "leak of struct file"),
         (f"@read {quick._KMEMLEAK}", always(0, b"unreferenced object 0x1\n"), "kmemleak"),
     ],
 )
@@ -219,6 +225,13 @@ def test_what_cannot_be_asked_is_not_armed() -> None:
     result = judge(guest)
     assert result.passed
     assert result.armed == frozenset()
+
+
+def test_kmemleak_is_not_armed_where_it_is_not_asked() -> None:
+    leaks = always(0, b"unreferenced object 0x1\n")
+    result = judge(FakeGuest({f"@read {quick._KMEMLEAK}": leaks}), kmemleak=False)
+    assert result.passed
+    assert result.armed == quick.ASKED - {"kmemleak"}
 
 
 def test_a_reader_that_had_no_turn_is_no_finding() -> None:

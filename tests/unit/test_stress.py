@@ -62,6 +62,14 @@ def test_the_module_stays_in_some_rounds_and_comes_and_goes_in_others(seconds: i
     assert sum(each.seconds for each in rounds) == seconds
 
 
+def test_a_slow_kernel_has_fewer_rounds_in_the_same_time() -> None:
+    fast, slow = (stress.plan(EVERYTHING, 1800, 1, slowness) for slowness in (1.0, 6.0))
+    assert (len(fast), len(slow)) == (60, 10)
+    assert sum(each.seconds for each in slow) == 1800
+    assert {one for each in slow for one in each.workloads} == set(EVERYTHING)
+    assert len(stress.plan(EVERYTHING, 60, 1, 6.0)) == 2
+
+
 def test_nonsense_is_refused() -> None:
     with pytest.raises(UserError, match="no such workload: nothing"):
         stress.choose(["churn", "nothing"])

@@ -45,7 +45,7 @@ def commands(
     failed = int(getattr(request, "param", 0))
 
     def run_tier(settings: Settings, tier: str, options: Sequence[str], **rest: object) -> object:
-        told.append([str(rest["what"]), *options])
+        told.append([tier, *options])
         mutants.save(
             settings.build / mutants.RESULT,
             [
@@ -66,6 +66,13 @@ def test_the_lab_is_the_debug_variant_unless_another_is_asked_for() -> None:
     assert testing.lab_target(kasan) == Target("bookworm", "lab", "kasan")
 
 
+def test_the_mutants_are_the_labs_sample(project: Settings) -> None:
+    (_, _, _, what, *_) = testing.pytest_command(project, "mutants", [])
+    assert what == "tests/lab/test_mutants.py"
+    (_, _, _, what, *_) = testing.pytest_command(project, "vm", [])
+    assert what == "tests/vm"
+
+
 def test_an_unknown_tier_is_refused(project: Settings) -> None:
     with pytest.raises(UserError, match="no such tier"):
         testing.run_tests(project, TARGET, tiers=("laboratory",))
@@ -76,7 +83,7 @@ def test_all_mutants_are_tried_and_their_page_is_written(
 ) -> None:
     text = testing.run_mutants(project, TARGET, whole=True)
     (command,) = commands
-    assert command[0] == "tests/lab/test_mutants.py"
+    assert command[0] == "mutants"
     assert command[1:5] == ["--suite", "bookworm", "--variant", "debug"]
     assert "--all" in command
     assert "| one | stock | 1/1 |" in text
@@ -85,17 +92,21 @@ def test_all_mutants_are_tried_and_their_page_is_written(
     assert "the variant debug" in page
 
 
-def test_some_of_them_leave_the_page_alone(project: Settings, commands: list[list[str]]) -> None:
+def test_some_of_them_take_the_place_of_their_last_runs(
+    project: Settings, commands: list[list[str]]
+) -> None:
+    result = project.build / mutants.RESULT
+    mutants.save(result, [Trial("old", "stock", "6.1", (), {}, Fate.SURVIVED.value, 1.0)])
     testing.run_mutants(project, TARGET, keyword="one")
     assert commands[0][-2:] == ["-k", "(one) or test_kill_matrix"]
     assert "--all" not in commands[0]
-    assert not (project.project / mutants.PAGE).exists()
+    assert [trial.mutant for trial in mutants.load(result)] == ["old", CONTROL, "one"]
 
 
 @pytest.mark.parametrize("commands", [1], indirect=True)
 def test_a_failure_is_one_and_the_page_shows_it(
     project: Settings, commands: list[list[str]]
 ) -> None:
-    with pytest.raises(FailedTestsError, match="1 of 2 lab tests failed"):
+    with pytest.raises(FailedTestsError, match="1 of 2 mutants tests failed"):
         testing.run_mutants(project, TARGET)
     assert (project.project / mutants.PAGE).exists()

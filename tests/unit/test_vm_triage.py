@@ -175,6 +175,12 @@ def test_a_report_has_all_of_its_lines_and_no_other_ones() -> None:
     assert "breaker" in found[0].excerpt
 
 
+def test_a_report_is_whole_when_its_last_line_has_come() -> None:
+    *lines, last = kasan().splitlines()
+    assert not triage.scan("\n".join(lines))[0].whole
+    assert triage.scan("\n".join([*lines, last]))[0].whole
+
+
 def test_two_reports_one_after_the_other_are_two() -> None:
     assert len(triage.scan(kasan() + kasan("middle"))) == 2
     # and so they are when the first one was cut off
