@@ -37,7 +37,7 @@ _SHORTEST_ROUND_S = 5
 _TOGETHER = (2, 4)  # workloads at once: by choice, and at most where time is short
 _LOOK_EVERY_S = 5.0  # at the system, beside the readers' own line in each second
 _SAMPLE_EVERY_S = 15.0  # a listing for the strict parser
-_RELOAD_PAUSE_MS = 200
+_RELOAD_PAUSE_MS = 200  # times the kernel's slowness: readers are to get on in it
 _MODULE = "/tmp/cplayground.ko"
 
 # For a fast machine; a guest multiplies them by its scale.
@@ -557,7 +557,8 @@ def _round(
     )
     reloads: Background | None = None
     if one.reloaded:
-        argv = [f"{PLACE}/unload", "again", FILE, _MODULE, str(one.seconds), str(_RELOAD_PAUSE_MS)]
+        pause_ms = round(_RELOAD_PAUSE_MS * guest.spec.slowness)
+        argv = [f"{PLACE}/unload", "again", FILE, _MODULE, str(one.seconds), str(pause_ms)]
         reloads = guest.start([*argv, *([" ".join(parameters)] if parameters else [])])
     names = f"round {number + 1} of {count}: {' + '.join(loads)}{', reloaded' * one.reloaded}"
     _watch(guest, readers, names, tally, show, reloaded=one.reloaded)

@@ -118,7 +118,7 @@ def run_mutants(
     accel: str | None = None,
     whole: bool = False,
 ) -> str:
-    """Try the mutants and return the kill matrix; its page has the last run of each.
+    """Try the mutants and return the kill matrix, which has the last run of each.
 
     ``keyword`` chooses mutants, as pytest's -k; ``whole`` tries each ten times on each of its
     backends.  Raises FailedTestsError when one was not killed as it must be.
@@ -126,19 +126,16 @@ def run_mutants(
     options = _lab_options(settings, target, accel=accel, whole=whole)
     options += ["-k", f"({keyword}) or test_kill_matrix"] if keyword else []
     result = settings.build / mutants.RESULT
-    before = mutants.load(result) if keyword else ()
-    result.unlink(missing_ok=True)
+    if not keyword:
+        result.unlink(missing_ok=True)
     outcome = _run_tier(settings, "mutants", options, whole=whole)
-    tried = mutants.load(result)
-    trials = mutants.merge(before, tried)
+    trials = mutants.load(result)
     every = mutants.read_all(settings.project / mutants.PATCHES)
-    if tried:
-        mutants.save(result, trials)
-    if tried and mutants.whole(trials, every):
+    if mutants.whole(trials, every):
         text = mutants.page(trials, every, conditions=_conditions(target, trials[0].release))
         fs.write_atomic(settings.project / mutants.PAGE, text)
     _judge([outcome])
-    return mutants.matrix(tried)
+    return mutants.matrix(trials)
 
 
 def _conditions(target: Target, release: str) -> str:

@@ -96,7 +96,8 @@ def test_mutant(
     )
     trials.append(trial)
     # Each time, so that a run which is interrupted has not been for nothing.
-    mutants.save(place.settings.build / mutants.RESULT, trials)
+    kept = place.settings.build / mutants.RESULT
+    mutants.save(kept, mutants.merge(mutants.load(kept), trials))
     wanted = Fate.KILLED if mutant else Fate.SURVIVED
     assert trial.fate == wanted.value, mutants.explain(trial, mutant, result, logs)
     if mutant is None:

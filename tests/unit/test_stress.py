@@ -290,7 +290,7 @@ class FakeGuest:
     def __init__(self, answers: Mapping[str, tuple[int, bytes]]) -> None:
         self.answers = answers
         self.release = "6.1.0-56-cplayground-lab"
-        self.spec = SimpleNamespace(scale=1.0)
+        self.spec = SimpleNamespace(scale=1.0, slowness=6.0)
         self.machine = SimpleNamespace(console=SimpleNamespace(path=Path("console.log")))
         self.said: list[str] = []
         self.console = ""
@@ -372,6 +372,8 @@ def test_a_whole_run() -> None:
     ]
     modules = [line for line in guest.said if "insmod" in line or "rmmod" in line]
     assert modules == ["insmod /tmp/cplayground.ko backend=stock", "rmmod cplayground"]
+    (reloads,) = (line for line in guest.said if "unload again" in line)
+    assert reloads.endswith(" /proc/cplayground /tmp/cplayground.ko 5 1200 backend=stock")
 
 
 @pytest.mark.parametrize(

@@ -46,13 +46,12 @@ def commands(
 
     def run_tier(settings: Settings, tier: str, options: Sequence[str], **rest: object) -> object:
         told.append([tier, *options])
-        mutants.save(
-            settings.build / mutants.RESULT,
-            [
-                Trial(CONTROL, "stock", "6.1", (), {}, Fate.SURVIVED.value, 1.0),
-                Trial("one", "stock", "6.1", (("oracle",),), {"oracle": 2}, Fate.KILLED.value, 1.0),
-            ],
-        )
+        result = settings.build / mutants.RESULT
+        after = [
+            Trial(CONTROL, "stock", "6.1", (), {}, Fate.SURVIVED.value, 1.0),
+            Trial("one", "stock", "6.1", (("oracle",),), {"oracle": 2}, Fate.KILLED.value, 1.0),
+        ]
+        mutants.save(result, mutants.merge(mutants.load(result), after))
         return TierResult(tier, failed, 2, failed, 1.0, Path("lab.xml"))
 
     monkeypatch.setattr(testing, "_run_tier", run_tier)
