@@ -6,6 +6,7 @@ it was found under, and the table shows every case of a target, the latest run o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import io
@@ -14,11 +15,10 @@ import logging
 import os
 import platform
 import re
-import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,6 +110,7 @@ class Bench:
     settings: Settings  # of the user
     target: Target
     before: str  # the version that a point release comes after; "" for none
+    cpu: Callable[[], float]  # seconds of CPU time used so far, by all that was started
 
     @property
     def home(self) -> Path:
@@ -170,9 +171,10 @@ def run(
     A case that fails is an error: what was measured before it is kept.
     """
     cases = choose(target, names, before=before)
-    bench = Bench(settings, target, before)
-    for case in cases:
-        measure(bench, case)
+    with cpu_account() as cpu:
+        bench = Bench(settings, target, before, cpu)
+        for case in cases:
+            measure(bench, case)
     say(render(bench.target, read(bench.result), _siblings(bench)))
     return bench.result
 
@@ -238,17 +240,61 @@ class _Clock:
     began: str
 
 
-def _now() -> _Clock:
-    cpu = 0.0
-    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
-        usage = resource.getrusage(who)
-        cpu += usage.ru_utime + usage.ru_stime
+@contextlib.contextmanager
+def cpu_account(
+    *, mounts: Path = Path("/proc/mounts"), own: Path = Path("/proc/self/cgroup")
+) -> Iterator[Callable[[], float]]:
+    """Give this process and all that it starts an account of the CPU time that they use.
+
+    Yields a function that returns the seconds.  It is a control group (cgroups(7), version
+    2), because bwrap(1) ends without waiting for what it started: wait(2) never learns what
+    compilers in a root took.  Raises BenchError where there is none to be made.
+    """
+    try:
+        top = next(
+            Path(fields[1])
+            for fields in (line.split() for line in mounts.read_text().splitlines())
+            if fields[2] == "cgroup2"
+        )
+        ours = next(
+            line.partition("::")[2].lstrip("/")
+            for line in own.read_text().splitlines()
+            if line.startswith("0::")
+        )
+        home = top / ours
+        group = home / f"cplayground-bench-{os.getpid()}"
+        group.mkdir()
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+    except (OSError, StopIteration) as error:
+        raise BenchError(
+            "CPU time cannot be measured here: no control group can be made",
+            expected="cgroups version 2, and root privileges",
+            found=str(error) or "none mounted",
+        ) from error
+    try:
+        yield lambda: cpu_seconds((group / "cpu.stat").read_text())
+    finally:
+        (home / "cgroup.procs").write_text(str(os.getpid()))
+        # Somebody that we started may still be on its way out.
+        with contextlib.suppress(OSError):
+            group.rmdir()
+
+
+def cpu_seconds(stat: str) -> float:
+    """Return the seconds in the text of a control group's cpu.stat; raises BenchError."""
+    for line in stat.splitlines():
+        if line.startswith("usage_usec "):
+            return int(line.split()[1]) / 1e6
+    raise BenchError("a control group's cpu.stat has no usage_usec", found=stat)
+
+
+def _now(bench: Bench) -> _Clock:
     began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return _Clock(time.monotonic(), cpu, os.getloadavg()[0], began)
+    return _Clock(time.monotonic(), bench.cpu(), os.getloadavg()[0], began)
 
 
 def _found(bench: Bench, case: Case, start: _Clock, version: str, **more: object) -> Measurement:
-    end = _now()
+    end = _now(bench)
     return dataclasses.replace(
         Measurement(
             case=case.name,
@@ -296,7 +342,7 @@ def _built(
     prepared = pipeline.prepare(settings, target, base, modules=modules)
     root = roots.compile_root(settings, target.suite)
     home = pipeline.places(settings, target, base).version
-    start = _now()
+    start = _now(bench)
     built = kernel.build(
         settings,
         root,
@@ -374,7 +420,7 @@ def _plain(bench: Bench, case: Case) -> Measurement:
         Bind(home, "/mnt/plain", writable=True),
     ]
     log = settings.build / "logs" / "plain.log"
-    start = _now()
+    start = _now(bench)
     # What our package is called plays no part; dpkg-buildpackage asks for build dependencies
     # by names that differ between suites, and all of them are there.
     for argv, env in (
@@ -407,7 +453,7 @@ def _count(bench: Bench, case: Case) -> Measurement:
     ]
     binds = [Bind(prepared.tree.path, "/mnt/source"), Bind(out, "/mnt/out", writable=True)]
     log = settings.build / "logs" / "count.log"
-    start = _now()
+    start = _now(bench)
     for goals, env in (([goal], extra), (["prepare"], {})):
         roots.enter(root, [*arguments, *goals], timeout_s=_TIMEOUT_S, binds=binds, env=env, log=log)
     # -k: what depends on a file that was not made is no reason to stop counting.
@@ -445,10 +491,9 @@ def _current(bench: Bench) -> Settings:
 def _patch(bench: Bench, case: Case) -> Measurement:
     settings = _current(bench)
     done = pipeline.package(settings, bench.target)
-    pipeline.guest_image(settings, bench.target, done)
     series = patches.choose(settings.project / "patches", done.kernel.base.upstream)
     edit(series.patches[0].path)
-    start = _now()
+    start = _now(bench)
     again = pipeline.package(settings, bench.target)
     packaged_s = time.monotonic() - start.wall
     if again.kernel.digest == done.kernel.digest:
@@ -486,7 +531,7 @@ def _nothing(bench: Bench, case: Case) -> Measurement:
         *(["--accept-expired"] if settings.accept_expired else []),
     ]
     env = {"INVOKE_BUILD_DIR": str(settings.build), "INVOKE_CACHE_DIR": str(settings.cache)}
-    start = _now()
+    start = _now(bench)
     said = run_program(argv, cwd=settings.project, env=env, timeout_s=_TIMEOUT_S)
     found = _found(bench, case, start, done.kernel.base.version)
     if re.search(r"\b(?:building|packaging) ", said.stderr):

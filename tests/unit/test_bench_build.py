@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,7 +64,7 @@ def measurement(case: str, cpu_s: float, **more: object) -> Measurement:
 
 
 def bench(tmp_path: Path, target: Target = CLOUD) -> Bench:
-    return Bench(fake_kernel.settings(tmp_path), target, "")
+    return Bench(fake_kernel.settings(tmp_path), target, "", lambda: 0.0)
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, done: list[str]) -> None:
@@ -75,6 +77,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, done: list[str]) -> None:
 
     functions: dict[str, Callable[[Bench, Case], Measurement]] = dict.fromkeys(CASES, measured)
     monkeypatch.setattr(bench_build, "_MEASURE", functions)
+    monkeypatch.setattr(bench_build, "cpu_account", lambda: contextlib.nullcontext(lambda: 0.0))
 
 
 def test_results_are_kept_by_case_and_read_again(
@@ -218,6 +221,32 @@ def test_a_patch_without_an_export_cannot_be_edited(tmp_path: Path) -> None:
     (tmp_path / "p").write_text("+int x;\n")
     with pytest.raises(BenchError, match="no export"):
         bench_build.edit(tmp_path / "p")
+
+
+def test_cpu_time_is_that_of_a_control_group_of_our_own(tmp_path: Path) -> None:
+    top = tmp_path / "unified"
+    (top / "user.slice").mkdir(parents=True)
+    mounts, own = tmp_path / "mounts", tmp_path / "cgroup"
+    mounts.write_text(f"proc /proc proc rw 0 0\ncgroup2 {top} cgroup2 rw 0 0\n")
+    own.write_text("4:memory:/elsewhere\n0::/user.slice\n")
+    with bench_build.cpu_account(mounts=mounts, own=own) as cpu:
+        (group,) = (top / "user.slice").glob("cplayground-bench-*")
+        assert (group / "cgroup.procs").read_text() == str(os.getpid())
+        (group / "cpu.stat").write_text("usage_usec 2500000\nuser_usec 1\n")
+        assert cpu() == 2.5
+    # Back where it was: the group could not go away with us in it.
+    assert (top / "user.slice/cgroup.procs").read_text() == str(os.getpid())
+
+
+def test_without_control_groups_nothing_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "mounts").write_text("proc /proc proc rw 0 0\n")
+    with (
+        pytest.raises(BenchError, match="no control group"),
+        bench_build.cpu_account(mounts=tmp_path / "mounts"),
+    ):
+        pass
+    with pytest.raises(BenchError, match="usage_usec"):
+        bench_build.cpu_seconds("nr_periods 0\n")
 
 
 def test_objects_are_counted_in_what_make_says() -> None:

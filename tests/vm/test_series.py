@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-import shlex
 from pathlib import Path
 
 import pytest
 
-from kbuild import patches, source
+from kbuild import patches, source, suites
 from kbuild.errors import BuildError
 from kbuild.model import Settings, Target
 
@@ -16,13 +14,9 @@ OF_2020 = Path("tests/unit/data/series-2020")
 
 
 @pytest.fixture(scope="module")
-def pristine(request: pytest.FixtureRequest, settings: Settings) -> tuple[Path, str]:
-    """The unpacked source of the kernel that the guest's packages were made from."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--suite", required=True)
-    parser.add_argument("--flavour", required=True)
-    options, _ = parser.parse_known_args(shlex.split(request.config.getoption("target")))
-    base = source.fetch(settings, Target(options.suite, options.flavour))
+def pristine(settings: Settings, suite: str) -> tuple[Path, str]:
+    """The unpacked source of the suite's kernel, the same for all flavours, and its version."""
+    base = source.fetch(settings, Target(suite, suites.DEBIAN_FLAVOURS[0]))
     return source.unpack(settings, base), base.upstream
 
 
