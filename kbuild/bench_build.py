@@ -475,21 +475,17 @@ def count_objects(said: str) -> int:
     return sum(1 for line in said.splitlines() if _COMPILES.search(line))
 
 
-def _current(bench: Bench) -> Settings:
-    """Return settings under which the target is packaged and current; nothing is measured."""
-    settings = dataclasses.replace(bench.settings, build=bench.home / "current")
+def _copied(bench: Bench) -> Settings:
+    """Return settings with a copy of the project, of which the patch can be edited."""
     project = bench.home / "project"
     shutil.rmtree(project, ignore_errors=True)
-    # A copy, of which the patch can be edited: nobody's checkout is touched.
     for name in ("patches", "kmod", "debian", "dkms", "fragments", "tests/guest"):
         shutil.copytree(bench.settings.project / name, project / name, symlinks=True)
-    settings = dataclasses.replace(settings, project=project)
-    pipeline.package(settings, bench.target)
-    return settings
+    return dataclasses.replace(bench.settings, build=bench.home / "current", project=project)
 
 
 def _patch(bench: Bench, case: Case) -> Measurement:
-    settings = _current(bench)
+    settings = _copied(bench)
     done = pipeline.package(settings, bench.target)
     series = patches.choose(settings.project / "patches", done.kernel.base.upstream)
     edit(series.patches[0].path)

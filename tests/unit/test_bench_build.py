@@ -7,14 +7,17 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from kbuild import bench_build, patches
+from kbuild import bench_build, kernel, patches, pipeline, roots, source
 from kbuild.bench import BenchError
 from kbuild.bench_build import CASES, Bench, Case, Measurement
 from kbuild.errors import UserError
-from kbuild.model import Target
+from kbuild.model import Base, Settings, Target
+from kbuild.roots import Bind
+from kbuild.run import Completed
 from tests.unit import fake_kernel, toy
 
 CLOUD = Target("bookworm", "cloud-amd64")
@@ -257,3 +260,171 @@ def test_objects_are_counted_in_what_make_says() -> None:
         "gcc-12 -D__ASSEMBLY__ -c -o arch/x86/entry/entry_64.o arch/x86/entry/entry_64.S\n"
     )
     assert bench_build.count_objects(said) == 2
+
+
+# The cases themselves, with a pipeline that builds nothing.
+
+STATISTICS = "# /mnt/source/a.c\ncache_miss\n# /mnt/source/b.c\ndirect_cache_hit\n"
+
+
+@dataclasses.dataclass
+class Seen:
+    """What the pretended pipeline was asked for."""
+
+    settings: list[Settings] = dataclasses.field(default_factory=list)
+    wishes: list[str] = dataclasses.field(default_factory=list)
+    versions: list[str | None] = dataclasses.field(default_factory=list)
+    commands: list[list[str]] = dataclasses.field(default_factory=list)
+
+
+@pytest.fixture
+def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Seen:
+    """A pipeline whose kernels have two objects, one of them compiled."""
+    asked = Seen()
+    (fake_kernel.settings(tmp_path).cache / "files").mkdir(parents=True)
+
+    def fetch(settings: Settings, target: Target) -> Base:
+        asked.versions.append(target.version)
+        return dataclasses.replace(fake_kernel.base(), version=target.version or "6.1.192-2")
+
+    def prepare(settings: Settings, target: Target, base: Base, *, modules: str = "auto") -> object:
+        asked.wishes.append(modules)
+        plan = SimpleNamespace(target=target, config="CONFIG_A=y\n")
+        tree = SimpleNamespace(path=tmp_path)
+        return SimpleNamespace(plan=plan, tree=tree, distro_image=tmp_path, distro_headers=tmp_path)
+
+    def build(settings: Settings, *_: object, home: Path, **__: object) -> object:
+        asked.settings.append(settings)
+        assert not (home / "out").exists()
+        for name in ("out/fs/a.o", "out/fs/b.o", "out/fs/b.c"):
+            toy.write(home / name, "")
+        toy.write(home / "statistics/ccache.log", STATISTICS)
+        return SimpleNamespace(output=home / "out", method="rebuild")
+
+    def enter(root: object, argv: list[str], *, binds: list[Bind], **_: object) -> Completed:
+        asked.commands.append(argv)
+        if "bindeb-pkg" in argv:
+            toy.write(binds[-1].source / "linux-image-6.1.192_1_amd64.deb", "")
+            toy.write(binds[-1].source / "out/fs/a.o", "")
+        return Completed((), 0, "gcc-12 -O2 -c -o fs/a.o fs/a.c\n" if "-n" in argv else "", "", 0.0)
+
+    monkeypatch.setattr(source, "fetch", fetch)
+    monkeypatch.setattr(pipeline, "prepare", prepare)
+    monkeypatch.setattr(kernel, "build", build)
+    arguments = ["make", "O=/mnt/out", "CC=ccache gcc-12", "KERNELRELEASE=x"]
+    monkeypatch.setattr(kernel, "make_arguments", lambda *_: arguments)
+    monkeypatch.setattr(roots, "compile_root", lambda *_: None)
+    monkeypatch.setattr(roots, "enter", enter)
+    return asked
+
+
+def test_a_cold_build_is_cold_and_alone(tmp_path: Path, seen: Seen) -> None:
+    given = bench(tmp_path)
+    helped = dataclasses.replace(given.settings, remote_cache="redis://x", scheduler="farm")
+    given = dataclasses.replace(given, settings=helped)
+    toy.write(given.home / "cache-full/ccache/0/1", "")
+    found = bench_build.measure(given, CASES["full"])
+    (used,) = seen.settings
+    assert seen.wishes == ["rebuild"]
+    assert (used.remote_cache, used.scheduler) == ("", "")
+    assert used.build != given.settings.build
+    assert not list((used.cache / "ccache").iterdir())
+    assert (used.cache / "files").samefile(given.settings.cache / "files")
+    assert (found.objects, found.hits, found.misses) == (2, 1, 1)
+    assert found.missed == ("/mnt/source/a.c",)
+
+
+def test_a_warm_build_has_the_cold_ones_cache_and_a_new_output(tmp_path: Path, seen: Seen) -> None:
+    given = bench(tmp_path)
+    bench_build.measure(given, CASES["fast"])
+    toy.write(seen.settings[0].cache / "ccache/0/1", "")
+    bench_build.measure(given, CASES["fast-ccache"])
+    cold, warm = seen.settings
+    assert seen.wishes == ["keep", "keep"]
+    assert warm.cache == cold.cache
+    assert warm.build != cold.build
+    assert (warm.cache / "ccache/0/1").exists()
+
+
+def test_a_point_release_comes_after_another_version(tmp_path: Path, seen: Seen) -> None:
+    given = dataclasses.replace(bench(tmp_path), before="6.1.187-1")
+    found = bench_build.measure(given, CASES["point-release"])
+    assert seen.versions == ["6.1.187-1", None]
+    assert found.version == "6.1.192-2"
+    assert "after 6.1.187-1" in found.note
+    same = dataclasses.replace(given, before="6.1.192-2")
+    with pytest.raises(UserError, match="is the newest version"):
+        bench_build.measure(same, CASES["point-release"])
+
+
+def test_the_plain_build_uses_no_cache_and_has_to_leave_packages(
+    tmp_path: Path, seen: Seen
+) -> None:
+    found = bench_build.measure(bench(tmp_path), CASES["plain"])
+    configure, build = seen.commands
+    assert configure[-1] == "olddefconfig"
+    assert build[-1] == "bindeb-pkg"
+    assert "CC=gcc-12" in build
+    assert not [word for word in build if word.startswith("KERNELRELEASE")]
+    assert (found.objects, found.note) == (1, "1 packages")
+
+
+def test_a_plain_build_without_an_image_is_no_measurement(
+    tmp_path: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = Completed((), 0, "", "", 0.0)
+    monkeypatch.setattr(roots, "enter", lambda *_, **__: nothing)
+    given = bench(tmp_path)
+    for case, words in (("plain", "no image package"), ("count", "names nothing")):
+        with pytest.raises(BenchError, match=words):
+            bench_build.measure(given, CASES[case])
+    assert bench_build.read(given.result) == {}
+
+
+def test_objects_are_counted_without_compiling_them(tmp_path: Path, seen: Seen) -> None:
+    found = bench_build.measure(bench(tmp_path, LAB), CASES["count"])
+    assert [command[-1] for command in seen.commands] == ["allnoconfig", "prepare", "modules"]
+    assert found.objects == 1
+
+
+@pytest.mark.parametrize(("said", "right"), [("packaged x in 1 s", True), ("building x: y", False)])
+def test_nothing_is_only_nothing_when_nothing_was_made(
+    said: str, right: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = SimpleNamespace(version="6.1.192-2")
+    done = SimpleNamespace(kernel=SimpleNamespace(base=base))
+    monkeypatch.setattr(pipeline, "package", lambda *_: done)
+    completed = Completed((), 0, "", said, 0.0)
+    monkeypatch.setattr(bench_build, "run_program", lambda *_, **__: completed)
+    given = bench(tmp_path)
+    if right:
+        assert bench_build.measure(given, CASES["nothing"]).version == "6.1.192-2"
+        return
+    with pytest.raises(BenchError, match="made again"):
+        bench_build.measure(given, CASES["nothing"])
+
+
+@pytest.mark.parametrize("digests", [("1", "2"), ("1", "1")])
+def test_an_edit_has_to_have_changed_the_kernel(
+    digests: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = list(digests)
+    projects = []
+
+    def package(settings: Settings, target: Target) -> object:
+        projects.append(settings.project)
+        digest = left.pop(0)
+        return SimpleNamespace(kernel=SimpleNamespace(base=fake_kernel.base(), digest=digest))
+
+    monkeypatch.setattr(pipeline, "package", package)
+    monkeypatch.setattr(pipeline, "guest_image", lambda *_: None)
+    given = bench(tmp_path)
+    before = patches.choose(given.settings.project / "patches", "6.1.192").digest
+    if digests[0] == digests[1]:
+        with pytest.raises(BenchError, match="changed nothing"):
+            bench_build.measure(given, CASES["patch"])
+    else:
+        assert "then installed" in bench_build.measure(given, CASES["patch"]).note
+    # The copy was edited, and not the checkout.
+    assert patches.choose(projects[0] / "patches", "6.1.192").digest != before
+    assert patches.choose(given.settings.project / "patches", "6.1.192").digest == before
