@@ -118,6 +118,7 @@ class GoneOptions:
     fragment: str
     options: tuple[str, ...]
     count: int  # options in the fragment
+    foreseen: tuple[str, ...] = ()  # gone too, and the fragment says "where it exists"
 
 
 @dataclass(frozen=True)
@@ -499,13 +500,27 @@ def options_of(tree: Path, *, architecture: str = "x86") -> frozenset[str]:
     return frozenset(found)
 
 
+def _is_foreseen(fragment: kconfig.Fragment, name: str, options: frozenset[str]) -> bool:
+    """Whether a fragment says that an option need not exist, and what stands for it does."""
+    instead = fragment.elsewhere.get(name)
+    return instead is not None and (not instead or instead in options)
+
+
 def gone_options(fragments: Iterable[Path], options: frozenset[str]) -> tuple[GoneOptions, ...]:
     """Return for each fragment which of its options a source does not have."""
     result = []
     for path in fragments:
         fragment = kconfig.read(path)
-        gone = tuple(sorted(name for name in fragment.options if name not in options))
-        result.append(GoneOptions(path.name, gone, len(fragment.options)))
+        gone = sorted(name for name in fragment.options if name not in options)
+        foreseen = [name for name in gone if _is_foreseen(fragment, name, options)]
+        result.append(
+            GoneOptions(
+                path.name,
+                tuple(name for name in gone if name not in foreseen),
+                len(fragment.options),
+                tuple(foreseen),
+            )
+        )
     return tuple(result)
 
 
@@ -654,6 +669,9 @@ def details(one: KernelReport) -> Iterator[str]:
         if gone.options:
             yield f"{gone.fragment}: {len(gone.options)} of {gone.count} options are gone"
             yield "  " + ", ".join(f"CONFIG_{name}" for name in gone.options)
+        if gone.foreseen:
+            names = ", ".join(f"CONFIG_{name}" for name in gone.foreseen)
+            yield f"{gone.fragment}: gone, as the fragment foresees: {names}"
     yield from _news_lines(one.news)
 
 

@@ -177,6 +177,23 @@ def test_options_are_found_by_following_source(tmp_path: Path) -> None:
     assert gone == GoneOptions("lab.config", ("ARM",), 2)
 
 
+def test_an_option_that_a_fragment_can_do_without_is_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "lab.config"
+    toy.write(
+        path,
+        "# [where it exists]\nCONFIG_OLD=y\n"
+        "# [where it exists, else CONFIG_NEW]\nCONFIG_RENAMED=y\n"
+        "# [where it exists, else CONFIG_GONE_TOO]\nCONFIG_LOST=y\n"
+        "CONFIG_MISSED=y\nCONFIG_NET=y\n",
+    )
+    (gone,) = report.gone_options([path], frozenset({"NET", "NEW"}))
+    assert gone.foreseen == ("OLD", "RENAMED")
+    assert gone.options == ("LOST", "MISSED")
+    text = report.render([replace(one_report(), options=(gone,))], terminal=False)
+    assert "options gone: 2;" in text
+    assert "gone, as the fragment foresees: CONFIG_OLD, CONFIG_RENAMED" in text
+
+
 def write_changelog(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with gzip.open(path, "wt") as stream:
