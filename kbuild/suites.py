@@ -87,6 +87,7 @@ SUITES = {
             merged_usr=True,
             names={"libelf1": "libelf1t64", "libssl3": "libssl3t64"},
             guest=("gcc-14", "pahole"),
+            objects={("rebuild", "lab"): 1298},
         ),
         Suite(
             name="trixie-backports",
