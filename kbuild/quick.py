@@ -474,13 +474,13 @@ class _Run:
         """More than anybody would have made room for."""
         with self.topology("many-processes", str(many)):
             shown = self.listing()
-        if len(shown) != many + 1:
-            self.find("many", f"{len(shown)} processes are shown of {many + 1}")
+            if len(shown) != many + 1:
+                self.find("many", f"{len(shown)} processes are shown of {many + 1}")
         with self.topology("many-files", str(many)):
             shown = self.listing()
-        files = sum(len(process.files) for process in shown)
-        if len(shown) != 1 or files < many:
-            self.find("many", f"{files} descriptors are shown of {many} and some")
+            files = sum(len(process.files) for process in shown)
+            if len(shown) != 1 or files < many:
+                self.find("many", f"{files} descriptors are shown of {many} and some")
         return f"{many} processes, {files} descriptors"
 
     def _counts(self, *arguments: str) -> Counts:

@@ -131,7 +131,7 @@ def run_mutants(
     outcome = _run_tier(settings, "mutants", options, whole=whole)
     trials = mutants.load(result)
     every = mutants.read_all(settings.project / mutants.PATCHES)
-    if mutants.whole(trials, every):
+    if trials:
         text = mutants.page(trials, every, conditions=_conditions(target, trials[0].release))
         fs.write_atomic(settings.project / mutants.PAGE, text)
     _judge([outcome])

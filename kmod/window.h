@@ -26,15 +26,15 @@ static inline void cpg_race_window(void)
 }
 
 /*
- * Sleeps ten times as long, so that a grace period fits in: for mutants, whose mistake
- * is to hold nothing.
+ * Sleeps fifty times as long, so that a process ends meanwhile, and a grace period fits
+ * in: for mutants, whose mistake is to hold nothing.
  */
 static inline void cpg_grace_window(void)
 {
 	unsigned int us = min(READ_ONCE(window_us), 2000U);
 
 	if (us)
-		usleep_range(10 * us, 11 * us);
+		usleep_range(50 * us, 51 * us);
 }
 
 #else

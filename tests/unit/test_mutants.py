@@ -258,13 +258,13 @@ def test_the_last_run_of_a_mutant_counts() -> None:
     assert mutants.merge(TRIALS, ()) == ()
 
 
-def test_the_page_is_of_a_whole_run(tmp_path: Path) -> None:
+def test_the_page_says_what_was_not_tried(tmp_path: Path) -> None:
     one = mutants.read(toy(tmp_path))
     text = mutants.page(TRIALS, [one], conditions="On a Saturday.")
     assert "On a Saturday." in text
     assert "**from-one** (stock): It counts from one. *People do.*" in text
-    with pytest.raises(UserError, match="not whole"):
-        mutants.page(TRIALS[:3], [one], conditions="")
+    assert "Not tried" not in text
+    assert "**Not tried:** unmutated." in mutants.page(TRIALS[:3], [one], conditions="")
 
 
 def test_detectors_have_names_of_their_own() -> None:
