@@ -343,15 +343,7 @@ def _built(
     root = roots.compile_root(settings, target.suite)
     home = pipeline.places(settings, target, base).version
     start = _now(bench)
-    built = kernel.build(
-        settings,
-        root,
-        prepared.plan,
-        prepared.tree,
-        distro_image=prepared.distro_image,
-        distro_headers=prepared.distro_headers,
-        home=home,
-    )
+    built = pipeline.compile_kernel(settings, root, prepared)
     objects = sum(name.endswith(".o") for _, _, names in os.walk(built.output) for name in names)
     found = _found(bench, case, start, base.version, objects=objects, note=built.method)
     said = compilers.read_statistics(home / "statistics" / "ccache.log")

@@ -144,7 +144,7 @@ def build_kernel(settings: Settings, target: Target, *, modules: str = "auto") -
     """Fetch, patch, configure and compile; returns at once when nothing changed."""
     base = source.fetch(settings, target)
     prepared = prepare(settings, target, base, modules=modules)
-    return _build_kernel(settings, _compile_root(settings, prepared.plan), prepared)
+    return compile_kernel(settings, _compile_root(settings, prepared.plan), prepared)
 
 
 def _compile_root(settings: Settings, plan: kernel.Plan) -> Root:
@@ -160,7 +160,8 @@ def _compile_root(settings: Settings, plan: kernel.Plan) -> Root:
     return roots.compile_root(settings, plan.target.suite, refresh=True)
 
 
-def _build_kernel(settings: Settings, root: Root, prepared: Prepared) -> BuiltKernel:
+def compile_kernel(settings: Settings, root: Root, prepared: Prepared) -> BuiltKernel:
+    """Configure and compile what was prepared; raises what :func:`kbuild.kernel.build` raises."""
     return kernel.build(
         settings,
         root,
@@ -178,7 +179,7 @@ def package_kernel(settings: Settings, target: Target, *, modules: str = "auto")
     where = places(settings, target, base)
     prepared = prepare(settings, target, base, modules=modules)
     root = _compile_root(settings, prepared.plan)
-    built = _build_kernel(settings, root, prepared)
+    built = compile_kernel(settings, root, prepared)
     packages = _packages(
         where.version / "packages-kernel",
         f"the kernel {built.release}",

@@ -291,7 +291,9 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Seen:
         asked.wishes.append(modules)
         plan = SimpleNamespace(target=target, config="CONFIG_A=y\n")
         tree = SimpleNamespace(path=tmp_path)
-        return SimpleNamespace(plan=plan, tree=tree, distro_image=tmp_path, distro_headers=tmp_path)
+        return SimpleNamespace(
+            base=base, plan=plan, tree=tree, distro_image=tmp_path, distro_headers=tmp_path
+        )
 
     def build(settings: Settings, *_: object, home: Path, **__: object) -> object:
         asked.settings.append(settings)
