@@ -42,7 +42,7 @@ _MODULE = "/tmp/cplayground.ko"
 
 # For a fast machine; a guest multiplies them by its scale.
 _ANSWER_S = 5.0
-_SETTLE_MS = 10_000
+_SETTLE_MS = 30_000  # of the guest's time, in which not one object comes back
 _COMMAND_S = 30.0
 _LINE_S = 10.0  # between two lines of the readers, who have one to say in each second
 _END_S = 20.0  # for what was told to end to be gone

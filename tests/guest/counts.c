@@ -3,7 +3,8 @@
  * Count what the kernel has handed out: objects of slab caches, open files, tasks.
  *
  *	counts				once
- *	counts <ms> <name>=<limit>...	again, until none is above its limit or the time is up
+ *	counts <ms> <name>=<limit>...	again, until none is above its limit, or for so long none
+ *					of those that are has become fewer
  *	counts kmalloc ...		with what has no cache of its own, by kmalloc()
  *
  * Prints "<name> <number>" for each, then "end <lines>".  Objects are counted only where the
@@ -24,6 +25,7 @@
 
 #define SLAB "/sys/kernel/slab"
 #define PAUSE_NS 100000000L
+#define LOOKS 6
 
 static const struct kind {
 	const char *name;
@@ -141,38 +143,80 @@ static const char *name_of(size_t i)
 	return i < KINDS ? kinds[i].name : "open files";
 }
 
-/* Whether every count is at or below its limit on the command line. */
-static int low(char **limits)
+static bool above(size_t i, char **limits)
 {
-	for (size_t i = 0; i <= KINDS; i++) {
-		size_t length = strlen(name_of(i));
+	size_t length = strlen(name_of(i));
 
-		if (!counted(i))
+	for (char **limit = limits; counted(i) && *limit; limit++)
+		if (!strncmp(*limit, name_of(i), length) && (*limit)[length] == '=')
+			return values[i] > strtol(*limit + length + 1, NULL, 10);
+	return false;
+}
+
+static bool any_above(char **limits)
+{
+	for (size_t i = 0; i <= KINDS; i++)
+		if (above(i, limits))
+			return true;
+	return false;
+}
+
+/* Whether one of those above their limits is at its lowest so far. */
+static bool any_falls(char **limits, long *lowest)
+{
+	bool falls = false;
+
+	for (size_t i = 0; i <= KINDS; i++) {
+		if (!above(i, limits) || values[i] >= lowest[i])
 			continue;
-		for (char **limit = limits; *limit; limit++)
-			if (!strncmp(*limit, name_of(i), length) && (*limit)[length] == '=' &&
-			    values[i] > strtol(*limit + length + 1, NULL, 10))
-				return 0;
+		lowest[i] = values[i];
+		falls = true;
 	}
-	return 1;
+	return falls;
+}
+
+static long now_ms(void)
+{
+	struct timespec now;
+
+	if (clock_gettime(CLOCK_MONOTONIC, &now))
+		err(1, "clock_gettime");
+	return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/*
+ * What is on its way comes back piece by piece; what has been lost stays.  A guest that
+ * gets few processors is given a number of looks too, beside the time.
+ */
+static void settle(long patience_ms, char **limits)
+{
+	const struct timespec pause = { 0, PAUSE_NS };
+	long lowest[KINDS + 1], since = now_ms();
+	int looks = 0;
+
+	memcpy(lowest, values, sizeof(lowest));
+	while (any_above(limits) && (looks < LOOKS || now_ms() - since < patience_ms)) {
+		nanosleep(&pause, NULL);
+		measure();
+		looks++;
+		if (any_falls(limits, lowest)) {
+			looks = 0;
+			since = now_ms();
+		}
+	}
 }
 
 int main(int argc, char **argv)
 {
-	const struct timespec pause = { 0, PAUSE_NS };
 	size_t lines = 0;
-	long left_ms;
 
 	asked = argc > 1 && !strcmp(argv[1], "kmalloc");
 	argc -= asked;
 	argv += asked;
-	left_ms = argc > 1 ? strtol(argv[1], NULL, 10) : 0;
 	exact = number_in(SLAB "/filp/sanity_checks", NULL) == 1;
 	measure();
-	for (; left_ms > 0 && !low(argv + 2); left_ms -= PAUSE_NS / 1000000) {
-		nanosleep(&pause, NULL);
-		measure();
-	}
+	if (argc > 1)
+		settle(strtol(argv[1], NULL, 10), argv + 2);
 	for (size_t i = 0; i <= KINDS; i++)
 		if (counted(i) && ++lines)
 			printf("%s %ld\n", name_of(i), values[i]);

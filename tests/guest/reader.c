@@ -6,7 +6,8 @@
  *	reader storm <file> <seconds> <seed> still	the module stays
  *	reader storm <file> <seconds> <seed> reloaded	it is unloaded and loaded meanwhile
  *
- * storm prints once a second, and at its end, what was done since its beginning:
+ * storm prints when each kind has read, then once a second, and at its end, what was done
+ * since its beginning; the seconds are those after the first line:
  *
  *	<whole listings> <records> <bytes> <cut off> <absent> <killed> <worst read in ns> <reads>
  *
@@ -37,7 +38,9 @@
 #include "random.h"
 
 #define PIECE 65536
-/* How much longer than it was told a storm may take for each kind of reader to read. */
+#define TICK_US 50000
+#define TICKS 20	/* in a second */
+/* How long a storm may take for each kind of reader to read. */
 #define TURN_NS 60000000000ULL
 
 struct figures {
@@ -297,7 +300,8 @@ static bool all_have_read(void)
 
 static int storm(unsigned int seconds, uint64_t seed)
 {
-	uint64_t end = now_ns() + seconds * 1000000000ULL;
+	uint64_t end = now_ns() + TURN_NS;
+	bool begun = false;
 
 	figures = mmap(NULL, sizeof(*figures), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
 		       -1, 0);
@@ -324,10 +328,15 @@ static int storm(unsigned int seconds, uint64_t seed)
 		}
 	}
 	/* each kind has its turn, also where the time is too short for it */
-	while (!figures->wrong &&
-	       (now_ns() < end || (!all_have_read() && now_ns() < end + TURN_NS))) {
-		sleep(1);
-		print_figures();
+	for (unsigned int tick = 1; !figures->wrong && now_ns() < end; tick++) {
+		usleep(TICK_US);
+		if (!begun && all_have_read()) {
+			begun = true;
+			end = now_ns() + seconds * 1000000000ULL;
+			print_figures();
+		} else if (!(tick % TICKS)) {
+			print_figures();
+		}
 	}
 	signal(SIGTERM, SIG_IGN);
 	kill(0, SIGTERM);

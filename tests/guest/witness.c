@@ -16,7 +16,8 @@
  *
  *	witness <file> <milliseconds> <seed> [readers]
  *
- * Prints "anchored <records>" when it has seen the beginning; at its end, the number of
+ * Ends after the time and a whole listing at least; without one descriptor of turmoil.c by
+ * then, after ten times the time.  Prints "anchored <records>" when it has seen the beginning; at its end, the number of
  * whole listings, of records, and of the descriptors of turmoil.c in them.  Ends with 3 for
  * what is not of the grammar, 4 for what must not be, 5 for a read that fails.
  */
@@ -240,12 +241,20 @@ static bool read_once(void)
 	return true;
 }
 
+/* Whether the time is not up, or nothing has been seen of what churns, which may begin late. */
+static bool more(long long end, long long last)
+{
+	long long now = now_ms();
+
+	return now < end || (!shared->named && now < last);
+}
+
 int main(int argc, char **argv)
 {
 	unsigned int readers = argc > 4 ? strtoul(argv[4], NULL, 10) : 1, alive;
 	int status, worst = 0;
 	unsigned long seed;
-	long long end;
+	long long end, last;
 
 	if (argc < 4 || !readers || readers > READERS)
 		errx(2, "usage: witness <file> <milliseconds> <seed> [readers]");
@@ -265,6 +274,7 @@ int main(int argc, char **argv)
 	if (setpriority(PRIO_PROCESS, 0, -5))
 		err(2, "setpriority");
 	end = now_ms() + strtol(argv[2], NULL, 10);
+	last = end + 9 * strtol(argv[2], NULL, 10);
 	for (unsigned int i = 0; i < readers; i++) {
 		pid_t pid = fork();
 
@@ -274,7 +284,7 @@ int main(int argc, char **argv)
 			continue;
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		random_begin(seed + 1 + i);
-		for (bool whole = false; !whole || now_ms() < end; whole |= read_once())
+		for (bool whole = false; !whole || more(end, last); whole |= read_once())
 			if (atomic_load(&shared->stop))
 				break;
 		exit(0);
