@@ -6,6 +6,7 @@ changes neither the disk nor the snapshot: it costs a compilation and a restore.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +90,9 @@ def _snapshot(
     settings: Settings, target: Target, spec: GuestSpec, compiled: Mapping[str, Path]
 ) -> Snapshot:
     provision = Provision(
-        {f"program {name}": fs.sha256_file(path) for name, path in compiled.items()},
-        lambda guest: quick.prepare(guest, compiled),
+        {f"program {name}": fs.sha256_file(path) for name, path in compiled.items()}
+        | {"what is done": "".join(inspect.getsource(one) for one in quick.READYING)},
+        lambda guest: quick.make_ready(guest, compiled),
     )
     workdir = settings.build / "logs" / "vm" / f"snapshot-{target.name}"
     return snapshot.ensure(settings.cache, spec, workdir=workdir, provision=provision)

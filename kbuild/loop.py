@@ -185,8 +185,8 @@ class _Loop:
         building = self._compiler.submit(self._compile, clock)
         guest = self._restored(clock)
         try:
+            result = self._judge(clock, guest, building)
             built = building.result()
-            result = self._judge(clock, guest, built)
             # Before QEMU is ended: what it has written is all there is.
             reports, heard = guest.reports(), guest.heard
         finally:
@@ -222,20 +222,19 @@ class _Loop:
         logs = self._place.settings.build / "logs" / "vm" / f"try-{self._place.target.name}"
         return lab.open_guest(self._place, workdir=logs)
 
-    def _judge(self, clock: _Clock, guest: Guest, built: BuiltModule) -> QuickResult:
+    def _judge(self, clock: _Clock, guest: Guest, building: Future[BuiltModule]) -> QuickResult:
         began = clock.elapsed_s
         result = quick.run(
             guest,
-            built.path,
+            lambda: building.result().path,
             self._place.programs,
-            backend=self._backend or built.backends[0],
+            backend=self._backend,
             window_us=self._window_us,
             kmemleak=self._kmemleak,
             deadline_s=_DEADLINE_S,
         )
         for step in result.steps:
-            clock.stages.append(Stage(step.name, began, step.seconds, step.seen))
-            began += step.seconds
+            clock.stages.append(Stage(step.name, began + step.at_s, step.seconds, step.seen))
         return result
 
 

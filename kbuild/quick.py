@@ -36,14 +36,18 @@ PROGRAMS = (
 # A module that was built here is out of tree (O) and not signed by anybody trusted (E).
 _ALLOWED_TAINT = 1 << 12 | 1 << 13
 _REMOTE = "/tmp/cplayground.ko"
+_COUNTED = "/tmp/counted"  # by make_ready()
 _KMEMLEAK = "/sys/kernel/debug/kmemleak"
 _SCAN = ("sh", "-c", f"echo scan >{_KMEMLEAK}")
 _LOOK_EVERY_S = 0.2
-_STORM_S = "2"
+# For a quick look: a race of which only a long one tells is for the mutants and for stress.
+CHURN_S = 1.5
+_STORM_S = "1"
 # What a report still says when its title is there comes within this, or not at all.
 _SILENCE_S = 1.0
 _REPORT_S = 5.0
-_SETTLE_MS = 5000  # of the guest's time, for RCU callbacks and the like to run
+# Of the guest's time: when not one object has come back for so long, none will.
+_SETTLE_MS = 3000
 
 # What the suite itself can say, beside the names in triage.PATTERNS.
 LEAKS = (
@@ -95,6 +99,7 @@ class Step:
     """A part of the suite that came to its end, and what it has seen."""
 
     name: str
+    at_s: float  # when it began, in seconds of the host since the suite did
     seconds: float
     seen: str
 
@@ -118,26 +123,39 @@ class QuickResult:
 
 
 def prepare(guest: Guest, compiled: Mapping[str, Path]) -> None:
-    """Put the programs into a guest and let its detectors forget what was before.
-
-    To be done before a guest is saved: what it costs is then paid once.
-    """
+    """Put programs into a guest and let its detectors forget what was before."""
     programs.install(guest, dict(compiled))
-    if _exists(guest, _KMEMLEAK):
+    if guest.run(["test", "-e", _KMEMLEAK], timeout_s=10).status == 0:
         # Twice, since only what two scans agree on is reported.
         for word in ("scan", "scan", "clear"):
             guest.run(["sh", "-c", f"echo {word} >{_KMEMLEAK}"], timeout_s=60, check=True)
 
 
+def make_ready(guest: Guest, compiled: Mapping[str, Path]) -> None:
+    """Put PROGRAMS into a guest and count what run() is to find again when it ends.
+
+    To be done before a guest is saved: what it costs is then paid once.  Nothing else is to
+    be done in the guest between this and run().
+    """
+    prepare(guest, compiled)
+    count = f"{PLACE}/{counts.PROGRAM} kmalloc >{_COUNTED}"
+    # Twice, for the caches that the first time fills.
+    guest.run(["sh", "-c", f"{count} && {count}"], timeout_s=60, check=True)
+
+
+# What a guest has had done to it that is ready.
+READYING = (make_ready, prepare)
+
+
 def run(
     guest: Guest,
-    module: Path,
+    module: Callable[[], Path],
     compiled: Mapping[str, Path],
     *,
     backend: str,
     deadline_s: float,
     window_us: int = 0,
-    churn_s: float = 2.5,
+    churn_s: float = CHURN_S,
     kmemleak: bool = True,
     expect: Collection[Collection[str]] = (),
     many: int = 0,
@@ -145,6 +163,8 @@ def run(
 ) -> QuickResult:
     """Judge ``module``, a file built for the guest's kernel, with one backend.
 
+    ``module`` is called when all that needs no module has been done, so that it may be
+    compiled meanwhile; what it raises goes through.  Without ``backend`` the module chooses.
     ``window_us`` widens the race windows of a lab build from the step "reload" on; 0 for
     another build.  With ``expect`` the suite ends as soon as one detector of each of these
     has reported.  ``many`` demands that so many processes and descriptors are shown.
@@ -190,7 +210,7 @@ class _Run:
         expect: Sequence[frozenset[str]],
     ) -> None:
         self._guest = guest
-        self._parameters = [f"backend={backend}"]
+        self._parameters = [f"backend={backend}"] if backend else []
         self._window = [f"window_us={window_us}"] if window_us else []
         self._began = time.monotonic()
         self._deadline_s = deadline_s
@@ -198,6 +218,8 @@ class _Run:
         self._since = guest.machine.console.size()
         self._reported = 0
         self._loaded = False
+        self._before = Counts({})
+        self._tainted = 0
         self.findings: list[Finding] = []
         self.steps: list[Step] = []
         self.reads = 0
@@ -318,12 +340,13 @@ class _Run:
         began = time.monotonic()
         seen = body()
         self.look()
-        self.steps.append(Step(name, time.monotonic() - began, seen))
+        at_s = began - self._began
+        self.steps.append(Step(name, at_s, time.monotonic() - began, seen))
         logger.debug("%s: %s (%.1f s)", name, seen, self.steps[-1].seconds)
 
     def everything(
         self,
-        module: Path,
+        module: Callable[[], Path],
         compiled: Mapping[str, Path],
         churn_s: float,
         many: int,
@@ -331,20 +354,13 @@ class _Run:
         *,
         kmemleak: bool,
     ) -> None:
-        guest = self._guest
-        if not _exists(guest, PLACE):
-            self.step("prepare", lambda: _prepared(guest, compiled))
-        self.armed = self._armed() - (frozenset() if kmemleak else {"kmemleak"})
-        before = self._counts()
-        taint = self._taint()
-        guest.put(module, _REMOTE)
-
-        self.step("load", self._load)
-        if many:
-            self.step("many", lambda: self._many(many))
-        self.step("recycled", self._recycle)
+        self.step("before", lambda: self._look_around(compiled, kmemleak=kmemleak))
         with self.topology(*_STILL):
             with self.topology(*_STRANGE):
+                self.step("module", lambda: self._put(module()))
+                self.step("load", self._load)
+                if many:
+                    self.step("many", lambda: self._many(many))
                 self.step("still", self._compare)
                 self.step("ways of reading", self._read_in_ways)
                 self.step("privacy", self._open_inside)
@@ -352,11 +368,32 @@ class _Run:
             self.step("churn", lambda: self._churn(churn_s, seed))
             self.step("after", self._compare)
             self.step("storm", lambda: self._storm(seed))
+        self.step("recycled", self._recycle)
         if self._loaded:
             self.step("unload", self._unload)
-        self.step("leaks", lambda: self._leaks(before))
-        self.step("detectors", lambda: self._detectors(taint))
+        self.step("leaks", self._leaks)
+        self.step("detectors", self._detectors)
         self.complete = True
+
+    def _look_around(self, compiled: Mapping[str, Path], *, kmemleak: bool) -> str:
+        """See what there is, and what is to be so again when the module has gone."""
+        counted = self.run(["@read", _COUNTED])
+        if counted.status != 0:
+            make_ready(self._guest, compiled)
+            counted = self.run(["@read", _COUNTED], "workload")
+        self._before = self._parsed_counts(counted)
+        self._tainted = self._taint()
+        armed = {
+            "slab counts": self._before.exact,
+            "lockdep": self._lockdep_alive(),
+            "kmemleak": kmemleak and self.run(["test", "-e", _KMEMLEAK]).status == 0,
+        }
+        self.armed = frozenset(name for name, there in armed.items() if there)
+        return f"{sum(self._before.values.values())} objects"
+
+    def _put(self, module: Path) -> str:
+        self._guest.put(module, _REMOTE)
+        return module.name
 
     def _load(self) -> str:
         result = self.run(["insmod", _REMOTE, *self._parameters])
@@ -365,7 +402,7 @@ class _Run:
             self.note("load", _said(result))
             raise _Enough
         self._loaded = True
-        return " ".join(self._parameters)
+        return " ".join(self._parameters) or "the module's own choice"
 
     def _unload(self) -> str:
         result = self.run(["rmmod", MODULE])
@@ -395,8 +432,8 @@ class _Run:
         if result.status == 0:
             for difference in oracle.differences(shown, oracle.parse(result.stdout))[:3]:
                 self.find("oracle", difference)
-        files = sum(len(process.files) for process in shown)
-        return f"{len(shown)} processes, {files} descriptors as the kernel has them"
+        processes, files = _sizes(shown)
+        return f"{processes} processes, {files} descriptors as the kernel has them"
 
     def _read_in_ways(self) -> str:
         expected = self.read_file()
@@ -472,22 +509,30 @@ class _Run:
 
     def _many(self, many: int) -> str:
         """More than anybody would have made room for."""
+        processes, files = _sizes(self.listing())
         with self.topology("many-processes", str(many)):
-            shown = self.listing()
-            if len(shown) != many + 1:
-                self.find("many", f"{len(shown)} processes are shown of {many + 1}")
+            more = _sizes(self.listing())[0] - processes
+            if more != many + 1:
+                self.find("many", f"{more} processes are shown of {many + 1}")
         with self.topology("many-files", str(many)):
-            shown = self.listing()
-            files = sum(len(process.files) for process in shown)
-            if len(shown) != 1 or files < many:
-                self.find("many", f"{files} descriptors are shown of {many} and some")
-        return f"{many} processes, {files} descriptors"
+            shown = _sizes(self.listing())
+            if shown[0] != processes + 1 or shown[1] - files < many:
+                self.find("many", f"{shown[1] - files} descriptors are shown of {many} and some")
+        return f"{many} processes, {shown[1] - files} descriptors"
 
     def _counts(self, *arguments: str) -> Counts:
         result = self.run([f"{PLACE}/{counts.PROGRAM}", "kmalloc", *arguments], "workload")
-        return counts.parse(result.text)
+        return self._parsed_counts(result)
 
-    def _leaks(self, before: Counts) -> str:
+    def _parsed_counts(self, result: GuestResult) -> Counts:
+        try:
+            return counts.parse(result.text)
+        except ValueError as error:
+            self.note("workload", f"{_said(result)}: {error}")
+            raise _Enough from error
+
+    def _leaks(self) -> str:
+        before = self._before
         limits = [f"{name}={most}" for name, most in counts.limits(before).items()]
         # What two scans agree on is a leak; the first one has all the time that counting takes.
         scan = self.start(_SCAN) if "kmemleak" in self.armed else None
@@ -504,10 +549,10 @@ class _Run:
                 self.find("kmemleak", text.split("\nunreferenced", 1)[0])
         return ", ".join(f"{name} {value}" for name, value in after.values.items())
 
-    def _detectors(self, taint: int) -> str:
+    def _detectors(self) -> str:
         if "lockdep" in self.armed and not self._lockdep_alive():
             self.find("lockdep off", "/proc/lockdep_stats says debug_locks: 0")
-        extra = self._taint() & ~taint & ~_ALLOWED_TAINT
+        extra = self._taint() & ~self._tainted & ~_ALLOWED_TAINT
         if extra:
             self.find("taint", f"new taint: {taint_letters(extra)}")
         return ", ".join(sorted(self.armed)) or "none of the kernel's"
@@ -515,21 +560,9 @@ class _Run:
     def _taint(self) -> int:
         return int(self.run(["@read", "/proc/sys/kernel/tainted"], "workload").stdout)
 
-    def _exists(self, path: str) -> bool:
-        return self.run(["test", "-e", path]).status == 0
-
     def _lockdep_alive(self) -> bool:
         text = self.run(["@read", "/proc/lockdep_stats"]).text
         return re.search(r"debug_locks:\s+1\b", text) is not None
-
-    def _armed(self) -> frozenset[str]:
-        """Say which detectors are there, of those that can be asked."""
-        found = {
-            "kmemleak": self._exists(_KMEMLEAK),
-            "lockdep": self._lockdep_alive(),
-            "slab counts": self._exists("/sys/kernel/slab/filp/sanity_checks"),
-        }
-        return frozenset(name for name, there in found.items() if there)
 
 
 # The record of each of these stays as it is while others churn.  They are few, since a reader
@@ -549,15 +582,11 @@ _IDLE = b"reader has read anything"
 _WITNESS = {3: "grammar", 4: "invariants", 5: "reading"}
 
 
-def _prepared(guest: Guest, compiled: Mapping[str, Path]) -> str:
-    prepare(guest, compiled)
-    return ", ".join(compiled)
+def _sizes(shown: Sequence[Process]) -> tuple[int, int]:
+    """Return how many processes and how many descriptors there are."""
+    return len(shown), sum(len(process.files) for process in shown)
 
 
 def _said(result: GuestResult) -> str:
     text = (result.stderr or result.stdout)[-1000:].decode(errors="replace").strip()
     return f"{result.argv[0]}: {text or f'status {result.status}'}"
-
-
-def _exists(guest: Guest, path: str) -> bool:
-    return guest.run(["test", "-e", path], timeout_s=10).status == 0

@@ -20,7 +20,7 @@ from kbuild.vm.outcome import Outcome
 OOPS = "[    9.0] BUG: kernel NULL pointer dereference, address: 0000000000000000\n"
 GOOD = QuickResult(
     findings=(),
-    steps=(Step("load", 0.5, "backend=export"), Step("still", 1.5, "21 processes")),
+    steps=(Step("load", 0.0, 0.5, "backend=export"), Step("still", 0.5, 1.5, "21 processes")),
     reads=7,
     records=70,
     armed=frozenset({"lockdep"}),
@@ -147,7 +147,7 @@ def test_a_good_module_passes_and_each_stage_is_shown(world: World) -> None:
     ):
         assert word in text
     assert world.sources == [world.settings.project / "kmod"]
-    assert (world.asked[0]["backend"], world.asked[0]["window_us"]) == ("export", loop.WINDOW_US)
+    assert (world.asked[0]["backend"], world.asked[0]["window_us"]) == ("", loop.WINDOW_US)
     assert [guest.alive for guest in world.guests] == [False]
 
 

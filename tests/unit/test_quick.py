@@ -74,9 +74,9 @@ class FakeGuest:
         return self.kernel_log
 
     def put(self, content: object, remote: str) -> None:
-        assert content == MODULE
+        assert content == MODULE or remote.startswith("/tmp/programs")
 
-    def run(self, argv: Sequence[str], *, timeout_s: float) -> GuestResult:
+    def run(self, argv: Sequence[str], *, timeout_s: float, check: bool = False) -> GuestResult:
         return self.start(argv).wait(timeout_s)
 
     def start(self, argv: Sequence[str], *, cwd: str = "/") -> Job:
@@ -104,6 +104,7 @@ class FakeGuest:
             f"@read {quick.FILE}": self.listing(),
             "@read /proc/sys/kernel/tainted": b"4096\n",
             "@read /proc/lockdep_stats": b" debug_locks:      1\n",
+            "@read /tmp/counted": COUNTS,
             f"recycle {quick.FILE} header": self.recycled(b"/tmp/old"),
             f"recycle {quick.FILE} files": self.recycled(b"/tmp/old"),
             f"recycle {quick.FILE} end": self.recycled(b"/tmp/new"),
@@ -129,7 +130,7 @@ def judge(
 ) -> QuickResult:
     return quick.run(
         cast(Guest, guest),
-        MODULE,
+        lambda: MODULE,
         {},
         backend="stock",
         deadline_s=deadline_s,
@@ -182,7 +183,7 @@ def test_a_module_that_is_right_passes() -> None:
         ("witness", always(0, b"anchored 1\n"), "workload"),
         ("turmoil", always(1), "workload"),
         ("reader", always(1, err=b"a reader saw"), "invariants"),
-        ("counts kmalloc 5000", always(0, COUNTS.replace(b"10", b"17")), "leak of struct file"),
+        ("counts kmalloc 3000", always(0, COUNTS.replace(b"10", b"17")), "leak of struct file"),
         (f"@read {quick._KMEMLEAK}", always(0, b"unreferenced object 0x1\n"), "kmemleak"),
     ],
 )
@@ -192,6 +193,18 @@ def test_what_is_wrong_is_found(
     result = judge(FakeGuest({command: answer}))
     assert detector in detectors(result)
     assert not result.passed
+
+
+def test_what_was_not_counted_to_its_end_is_no_count() -> None:
+    cut = judge(FakeGuest({"@read /tmp/counted": always(0, b"struct file 10\n")}))
+    assert (detectors(cut), cut.complete) == ({"workload"}, False)
+
+
+def test_a_guest_that_was_not_made_ready_is() -> None:
+    counted = iter([(1, b"", b"no such file"), (0, COUNTS, b"")])
+    guest = FakeGuest({"@read /tmp/counted": lambda argv: next(counted)})
+    assert judge(guest).passed
+    assert any("/tmp/counted" in argv[-1] for argv in guest.started if argv[0] == "sh")
 
 
 def test_ids_that_stay_are_found() -> None:
@@ -221,7 +234,14 @@ def test_what_cannot_be_asked_is_not_armed() -> None:
     def absent(argv: Sequence[str]) -> Answer:
         return (argv[2].startswith("/sys"), b"", b"")
 
-    guest = FakeGuest({"test": absent, "@read /proc/lockdep_stats": always(1)})
+    guest = FakeGuest(
+        {
+            "test": absent,
+            "@read /proc/lockdep_stats": always(1),
+            "@read /tmp/counted": always(0, b"open files 9\nend 1\n"),
+            "counts": always(0, b"open files 9\nend 1\n"),
+        }
+    )
     result = judge(guest)
     assert result.passed
     assert result.armed == frozenset()
