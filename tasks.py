@@ -279,7 +279,7 @@ def package(settings: Settings, target: Target, modules: str) -> None:
     _BUILD_OPTIONS,
     _RUN_OPTIONS,
     options={
-        "k": "run only the tests that match this pytest expression",
+        "k": "run only the tests that match this pytest expression, of the tiers unit and vm",
         "tier": "run only this tier: unit, vm, mutants, or lab",
         "all": "everything, also in the lab, of which --tier lab is a sample: hours",
         "stock": "in the VM, try Debian's own kernel alone: none of ours is compiled",
@@ -297,8 +297,8 @@ def test(
     stock: bool = False,
     accel: str | None = None,
 ) -> int:
-    """Run the unit tests, then boot a VM with the packages installed, load the module, judge."""
-    usual = testing.ALL_TIERS if all else testing.USUAL_TIERS
+    """Run the unit tests, the tests in a VM with the packages, and the mutants on a debug kernel."""
+    usual = testing.usual_tiers(whole=all, chosen=bool(k) or stock)
     tiers = (tier,) if tier else usual
     if settings.dry:
         for one in tiers:

@@ -21,9 +21,12 @@ from kbuild.run import start, stop
 logger = logging.getLogger(__name__)
 
 TIERS = ("unit", "vm", "mutants", "lab")
-# Without the lab, and the mutants, which are part of it: they build a kernel of their own.
-USUAL_TIERS = ("unit", "vm")
-ALL_TIERS = (*USUAL_TIERS, "lab")
+# Of the lab the mutants, once each: they show that the suite would notice.
+USUAL_TIERS = ("unit", "vm", "mutants")
+# The mutants are among the lab's tests.
+ALL_TIERS = ("unit", "vm", "lab")
+# Where somebody chooses: the lab builds a kernel of its own, which is to be asked for.
+_CHOSEN_TIERS = ("unit", "vm")
 _FILES = {"mutants": "tests/lab/test_mutants.py"}
 # The lab's kernel: the one with the detectors that go together.
 LAB_FLAVOUR, LAB_VARIANT = "lab", "debug"
@@ -53,12 +56,22 @@ class TierResult:
     junit: Path
 
 
+def usual_tiers(*, whole: bool = False, chosen: bool = False) -> tuple[str, ...]:
+    """Return the tiers that are run where none is named.
+
+    ``whole`` is for everything; ``chosen`` where only some tests, or one kernel, are wanted.
+    """
+    if whole:
+        return ALL_TIERS
+    return _CHOSEN_TIERS if chosen else USUAL_TIERS
+
+
 def run_tests(
     settings: Settings,
     target: Target,
     *,
     modules: str = "auto",
-    tiers: Sequence[str] = USUAL_TIERS,
+    tiers: Sequence[str],
     keyword: str | None = None,
     accel: str | None = None,
     whole: bool = False,

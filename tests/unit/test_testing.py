@@ -77,6 +77,13 @@ def test_an_unknown_tier_is_refused(project: Settings) -> None:
         testing.run_tests(project, TARGET, tiers=("laboratory",))
 
 
+def test_the_usual_tiers() -> None:
+    assert "mutants" in testing.usual_tiers()
+    # What builds a kernel of its own is not part of what somebody has chosen.
+    assert testing.usual_tiers(chosen=True) == ("unit", "vm")
+    assert testing.usual_tiers(whole=True, chosen=True) == ("unit", "vm", "lab")
+
+
 def test_all_mutants_are_tried_and_their_page_is_written(
     project: Settings, commands: list[list[str]]
 ) -> None:
