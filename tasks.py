@@ -297,7 +297,7 @@ def test(
     stock: bool = False,
     accel: str | None = None,
 ) -> int:
-    """Run the unit tests, the tests in a VM with the packages, and the mutants on a debug kernel."""
+    """Run the unit tests, those in a VM with the packages, and the mutants on a debug kernel."""
     usual = testing.usual_tiers(whole=all, chosen=bool(k) or stock)
     tiers = (tier,) if tier else usual
     if settings.dry:
