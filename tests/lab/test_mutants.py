@@ -17,24 +17,20 @@ from kbuild.mutants import CONTROL, Fate, Mutant, Trial, Workshop
 
 MUTANTS = Path(__file__).parent / "mutants"
 REPETITIONS = 10
-CONTROLS = 20
 
 Case = tuple[Mutant | None, str, int]
 
 
 def cases(whole: bool) -> list[Case]:
     """Mutant (None: the control), backend, and number of the repetition."""
-    chosen: list[Case] = [
-        (None, backend, number)
-        for number in range(CONTROLS // len(mutants.BACKENDS) if whole else 1)
-        for backend in mutants.BACKENDS
-    ]
-    for mutant in mutants.read_all(MUTANTS):
-        chosen += [
-            (mutant, backend, number)
-            for backend in (mutant.backends if whole else mutant.backends[:1])
-            for number in range(REPETITIONS if whole else 1)
-        ]
+    every = mutants.read_all(MUTANTS)
+    chosen: list[Case] = []
+    # Round by round, so that a run which is interrupted has tried all of them as often.
+    for number in range(REPETITIONS if whole else 1):
+        chosen += [(None, backend, number) for backend in mutants.BACKENDS]
+        for mutant in every:
+            backends = mutant.backends if whole else mutant.backends[:1]
+            chosen += [(mutant, backend, number) for backend in backends]
     return chosen
 
 
