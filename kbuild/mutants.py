@@ -23,7 +23,7 @@ from typing import Self
 
 from debian.deb822 import Deb822
 
-from kbuild import fs, lab, module, quick
+from kbuild import fs, lab, module, quick, stamp
 from kbuild.errors import BuildError, UserError
 from kbuild.lab import Lab
 from kbuild.quick import Finding, QuickResult
@@ -216,6 +216,8 @@ class Trial:
     found: Mapping[str, float]  # detector → seconds until its first report
     fate: str  # of Fate; for the control, killed is a false alarm
     seconds: float
+    number: int = 1  # of the repetition, which is the seed of what is random in it
+    inputs: str = ""  # digest of all that decides what comes of it
 
 
 # Findings that say nothing about the module.
@@ -296,6 +298,19 @@ def _name(mutant: Mutant | None) -> str:
     return CONTROL if mutant is None else mutant.name
 
 
+def inputs(where: Lab, mutant: Mutant | None, built: Path) -> str:
+    """Return a digest of what a trial depends on: guest, module, mutant's header and suite."""
+    return stamp.digest(
+        {
+            "guest": where.snapshot.home.name if where.snapshot else repr(where.spec),
+            "module": fs.sha256_file(built),
+            "mutant": fs.sha256_file(mutant.patch) if mutant else "",
+            "suite": fs.sha256_file(Path(quick.__file__)),
+            "runner": fs.sha256_file(Path(__file__)),
+        }
+    )
+
+
 def run_trial(
     where: Lab,
     mutant: Mutant | None,
@@ -304,12 +319,13 @@ def run_trial(
     *,
     backend: str,
     workdir: Path,
-    seed: int = 1,
+    number: int = 1,
     kmemleak: bool = False,
 ) -> tuple[Trial, QuickResult]:
     """Try one mutant, or the control, in a guest of its own, which is thrown away.
 
-    ``workdir`` receives the guest's logs, and as REPORT what triage makes of its console.
+    ``number`` is that of the repetition; ``workdir`` receives the guest's logs, and as REPORT
+    what triage makes of its console.
     ``kmemleak`` is for the end, which no mutant reaches.
     """
     expected = () if mutant is None else mutant.detectors
@@ -324,7 +340,7 @@ def run_trial(
             churn_s=_CHURN_OF_CONTROL_S if mutant is None else mutant.churn_s,
             expect=expected,
             many=0 if mutant is None else mutant.many,
-            seed=seed,
+            seed=number,
             kmemleak=kmemleak,
         )
         reports = guest.reports()
@@ -345,6 +361,8 @@ def run_trial(
         found=first_reports(result.findings),
         fate=fate.value,
         seconds=round(result.seconds, 1),
+        number=number,
+        inputs=inputs(where, mutant, built),
     )
     return trial, result
 
@@ -388,15 +406,32 @@ def load(path: Path) -> tuple[Trial, ...]:
 def merge(before: Iterable[Trial], after: Sequence[Trial]) -> tuple[Trial, ...]:
     """Return the last trials of each mutant: those of ``after`` stand for earlier ones.
 
+    Earlier repetitions stay beside them where nothing has changed that they depend on.
     Trials on another kernel than the last one's are dropped.
     """
-    anew = {(one.mutant, one.backend) for one in after}
-    kept = (
-        one
-        for one in before
-        if (one.mutant, one.backend) not in anew and one.release == after[-1].release
-    )
-    return (*(kept if after else ()), *after)
+    anew = {(one.mutant, one.backend): one.inputs for one in after}
+    numbers = {(one.mutant, one.backend, one.number) for one in after}
+
+    def stays(one: Trial) -> bool:
+        if one.release != after[-1].release:
+            return False
+        if (one.mutant, one.backend) not in anew:
+            return True
+        same = one.inputs == anew[one.mutant, one.backend] != ""
+        return same and (one.mutant, one.backend, one.number) not in numbers
+
+    return (*(one for one in before if after and stays(one)), *after)
+
+
+def seen(
+    before: Iterable[Trial], mutant: Mutant | None, backend: str, number: int, digest: str
+) -> Trial | None:
+    """Return the trial that an earlier run made of this case, if nothing has changed since."""
+    for one in before:
+        case = one.mutant, one.backend, one.number, one.inputs
+        if case == (_name(mutant), backend, number, digest):
+            return one
+    return None
 
 
 def matrix(trials: Sequence[Trial]) -> str:

@@ -134,16 +134,16 @@ def run_mutants(
     """Try the mutants and return the kill matrix, which has the last run of each.
 
     ``keyword`` chooses mutants, as pytest's -k; ``whole`` tries each ten times on each of its
-    backends.  Raises FailedTestsError when one was not killed as it must be.
+    backends, less what an earlier run has done with the same module, guest and suite.
+    Raises FailedTestsError when one was not killed as it must be.
     """
     options = _lab_options(settings, target, accel=accel, whole=whole)
     options += ["-k", f"({keyword}) or test_kill_matrix"] if keyword else []
     result = settings.build / mutants.RESULT
-    if not keyword:
-        result.unlink(missing_ok=True)
     outcome = _run_tier(settings, "mutants", options, whole=whole)
-    trials = mutants.load(result)
     every = mutants.read_all(settings.project / mutants.PATCHES)
+    names = {mutants.CONTROL, *(one.name for one in every)}
+    trials = [one for one in mutants.load(result) if one.mutant in names]
     if trials:
         text = mutants.page(trials, every, conditions=_conditions(target, trials[0].release))
         fs.write_atomic(settings.project / mutants.PAGE, text)

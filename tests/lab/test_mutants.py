@@ -1,7 +1,8 @@
 """Each mutant is caught by the detectors that it names, and the module as it is by none.
 
 By default each once, on its first backend; with --all on each of its backends, ten times,
-and the module itself twenty times.  ``-k NAME`` runs one.
+and the module itself twenty times, but for those that an earlier run has tried with the same
+module, guest and suite.  ``-k NAME`` runs one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import pytest
 
 from kbuild import mutants, programs, quick
 from kbuild.lab import Lab
+from kbuild.model import Settings
 from kbuild.mutants import CONTROL, Fate, Mutant, Trial, Workshop
 
 MUTANTS = Path(__file__).parent / "mutants"
@@ -51,6 +53,12 @@ def trials() -> list[Trial]:
 
 
 @pytest.fixture(scope="session")
+def earlier(settings: Settings, whole: bool) -> tuple[Trial, ...]:
+    """What --all, which takes hours, need not do again."""
+    return mutants.load(settings.build / mutants.RESULT) if whole else ()
+
+
+@pytest.fixture(scope="session")
 def compiled(place: Lab) -> dict[str, Path]:
     """The quick suite's programs."""
     return programs.compile_programs(place.settings, place.target.suite, quick.PROGRAMS)
@@ -76,30 +84,40 @@ def test_mutant(
     workshop: Workshop,
     compiled: dict[str, Path],
     trials: list[Trial],
+    earlier: tuple[Trial, ...],
 ) -> None:
     mutant, backend, number = case
-    logs = place.settings.build / "logs" / "lab" / "mutants" / name(case)
-    trial, result = mutants.run_trial(
-        place,
-        mutant,
-        workshop.module(mutant),
-        compiled,
-        backend=backend,
-        workdir=logs,
-        seed=number + 1,
-        # Its scans take longer than all the rest; counting finds leaks each time.
-        kmemleak=mutant is None and number == 0,
-    )
-    trials.append(trial)
+    built = workshop.module(mutant)
+    digest = mutants.inputs(place, mutant, built)
+    known = mutants.seen(earlier, mutant, backend, number + 1, digest)
+    if known:
+        # A failure too: of ten runs all ten count.
+        trials.append(known)
+        explained = f"{known}\nwas seen in an earlier run: {mutants.RESULT}"
+    else:
+        # kmemleak's scans take longer than all the rest; counting finds leaks each time.
+        kmemleak = mutant is None and number == 0
+        logs = place.settings.build / "logs" / "lab" / "mutants" / name(case)
+        trial, result = mutants.run_trial(
+            place,
+            mutant,
+            built,
+            compiled,
+            backend=backend,
+            workdir=logs,
+            number=number + 1,
+            kmemleak=kmemleak,
+        )
+        trials.append(trial)
+        explained = mutants.explain(trial, mutant, result, logs)
+        if mutant is None:
+            asked = quick.ASKED if kmemleak else quick.ASKED - {"kmemleak"}
+            assert place.target.variant != "debug" or result.armed == asked, explained
     # Each time, so that a run which is interrupted has not been for nothing.
     kept = place.settings.build / mutants.RESULT
     mutants.save(kept, mutants.merge(mutants.load(kept), trials))
     wanted = Fate.KILLED if mutant else Fate.SURVIVED
-    assert trial.fate == wanted.value, mutants.explain(trial, mutant, result, logs)
-    if mutant is None:
-        assert result.passed, mutants.explain(trial, mutant, result, logs)
-        asked = quick.ASKED if number == 0 else quick.ASKED - {"kmemleak"}
-        assert place.target.variant != "debug" or result.armed == asked
+    assert trials[-1].fate == wanted.value, explained
 
 
 def test_kill_matrix(trials: list[Trial], capsys: pytest.CaptureFixture[str]) -> None:

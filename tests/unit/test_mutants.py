@@ -258,6 +258,22 @@ def test_the_last_run_of_a_mutant_counts() -> None:
     assert mutants.merge(TRIALS, ()) == ()
 
 
+def test_repetitions_stay_while_nothing_has_changed() -> None:
+    ten = tuple(replace(TRIALS[2], number=n, inputs="a") for n in range(1, 11))
+    (third,) = (replace(ten[2], seconds=1.0),)
+    assert mutants.merge(ten, [third]) == (*ten[:2], *ten[3:], third)
+    assert mutants.merge(ten, [replace(third, inputs="b")]) == (replace(third, inputs="b"),)
+
+
+def test_what_was_tried_is_known_until_something_changes(tmp_path: Path) -> None:
+    mutant = mutants.read(toy(tmp_path))
+    kept = [replace(TRIALS[0], mutant=mutant.name, number=2, inputs="a")]
+    assert mutants.seen(kept, mutant, "stock", 2, "a") == kept[0]
+    for other in (("export", 2, "a"), ("stock", 1, "a"), ("stock", 2, "b")):
+        assert mutants.seen(kept, mutant, *other) is None
+    assert mutants.seen(kept, None, "stock", 2, "a") is None
+
+
 def test_the_page_says_what_was_not_tried(tmp_path: Path) -> None:
     one = mutants.read(toy(tmp_path))
     text = mutants.page(TRIALS, [one], conditions="On a Saturday.")
