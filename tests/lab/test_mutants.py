@@ -7,12 +7,13 @@ module, guest and suite.  ``-k NAME`` runs one.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kbuild import mutants, programs, quick
+from kbuild import fs, mutants, programs, quick
 from kbuild.lab import Lab
 from kbuild.model import Settings
 from kbuild.mutants import CONTROL, Fate, Mutant, Trial, Workshop
@@ -73,8 +74,12 @@ def workshop(request: pytest.FixtureRequest, place: Lab) -> Iterator[Workshop]:
         for case in cases(bool(request.config.getoption("all")))
         if f"test_mutant[{name(case)}]" in selected
     ]
-    directory = place.settings.build / place.target.suite / place.target.name / "mutants"
-    with Workshop(place, directory, wanted) as shop:
+    home = place.settings.build / place.target.suite / place.target.name
+    # One of its own, so that a mutant can be tried while all of them are.
+    with (
+        tempfile.TemporaryDirectory(dir=home, prefix="mutants.") as directory,
+        Workshop(place, Path(directory), wanted) as shop,
+    ):
         yield shop
 
 
@@ -115,7 +120,8 @@ def test_mutant(
             assert place.target.variant != "debug" or result.armed == asked, explained
     # Each time, so that a run which is interrupted has not been for nothing.
     kept = place.settings.build / mutants.RESULT
-    mutants.save(kept, mutants.merge(mutants.load(kept), trials))
+    with fs.lock(kept.with_name(f".{kept.name}.lock")):
+        mutants.save(kept, mutants.merge(mutants.load(kept), trials))
     wanted = Fate.KILLED if mutant else Fate.SURVIVED
     assert trials[-1].fate == wanted.value, explained
 
