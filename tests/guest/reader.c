@@ -5,6 +5,7 @@
  *	reader check <file>				is this one listing, whole?
  *	reader storm <file> <seconds> <seed> still	the module stays
  *	reader storm <file> <seconds> <seed> reloaded	it is unloaded and loaded meanwhile
+ *	reader storm ... told				until its standard input ends, too
  *
  * storm prints when each kind has read, then once a second, and at its end, what was done
  * since its beginning; the seconds are those after the first line:
@@ -19,6 +20,7 @@
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -298,7 +300,14 @@ static bool all_have_read(void)
 	return true;
 }
 
-static int storm(unsigned int seconds, uint64_t seed)
+static bool input_ended(void)
+{
+	struct pollfd input = { .fd = STDIN_FILENO };
+
+	return poll(&input, 1, 0) == 1;
+}
+
+static int storm(unsigned int seconds, uint64_t seed, bool told)
 {
 	uint64_t end = now_ns() + TURN_NS;
 	bool begun = false;
@@ -329,6 +338,8 @@ static int storm(unsigned int seconds, uint64_t seed)
 	}
 	/* each kind has its turn, also where the time is too short for it */
 	for (unsigned int tick = 1; !figures->wrong && now_ns() < end; tick++) {
+		if (told && begun && input_ended())
+			break;
 		usleep(TICK_US);
 		if (!begun && all_have_read()) {
 			begun = true;
@@ -377,11 +388,12 @@ int main(int argc, char **argv)
 		path = argv[2];
 		return check();
 	}
-	if (argc == 6 && !strcmp(argv[1], "storm")) {
+	if ((argc == 6 || (argc == 7 && !strcmp(argv[6], "told"))) && !strcmp(argv[1], "storm")) {
 		path = argv[2];
 		reloaded = !strcmp(argv[5], "reloaded");
 		if (reloaded || !strcmp(argv[5], "still"))
-			return storm(strtoul(argv[3], NULL, 10), strtoull(argv[4], NULL, 10));
+			return storm(strtoul(argv[3], NULL, 10), strtoull(argv[4], NULL, 10),
+				     argc == 7);
 	}
-	errx(2, "usage: reader check <file> | storm <file> <seconds> <seed> still|reloaded");
+	errx(2, "usage: reader check <file> | storm <file> <seconds> <seed> still|reloaded [told]");
 }
