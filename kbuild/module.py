@@ -362,6 +362,12 @@ def check(
             found=", ".join(missing),
             log=log,
         )
+    if not facts.crcs and any(exported[name].crc is not None for name in facts.undefined):
+        raise BuildError(
+            f"the module has no symbol versions, and {release} asks for them",
+            log=log,
+            hint="with CONFIG_MODVERSIONS, Linux 7 needs CONFIG_BASIC_MODVERSIONS to write them",
+        )
     wrong = []
     for name in sorted(facts.undefined | facts.crcs.keys()):
         wanted = exported[name].crc if name in exported else None

@@ -194,7 +194,7 @@ def test_a_failed_build_shows_the_first_error_and_keeps_the_last_result(
         (make_module(crcs={**CRCS, "fput": 0x33333333}), "symbol versions"),
         (make_module(crcs={"fput": 0x22222222}), "get_files_struct: none"),
         (make_module(crcs={**CRCS, "module_layout": 1}), "module_layout: 0x00000001"),
-        (make_module(crcs=None), "symbol versions"),
+        (make_module(crcs=None), "no symbol versions, and 6.1.0"),
         (b"\x7fELF and then nothing", "cannot read the module"),
         (b"", "cannot read the module"),
     ],
