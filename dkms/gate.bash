@@ -5,7 +5,8 @@
 #
 # What DKMS 3.0.10 of Debian 12 makes of a failing build: its common.postinst and its hook in
 # /etc/kernel end with an error, and dpkg leaves cplayground-dkms, or the kernel, or the
-# kernel's headers half-configured.  A skipped module gets through common.postinst, but
+# kernel's headers half-configured.  (With 2.8.4 of Debian 11 its common.postinst alone; there
+# "skipped" is status 9.)  A skipped module gets through common.postinst, but
 # "dkms autoinstall" counts it among the failed ones all the same; it passes over a module
 # without AUTOINSTALL.  So both are set here.
 #
@@ -21,8 +22,9 @@ cplayground_skip() {
 cplayground_gate() {
     local target=${kernelver:-} tree=${kernel_source_dir:-} option work log reason magic
 
-    # DKMS reads this file for many things; only these lead to a build.
-    case ${action:-} in
+    # DKMS reads this file for many things; only these lead to a build.  DKMS 2.8 of Debian 11
+    # collects several actions in one variable, and has the one that it does in another.
+    case ${action_to_run:-${action:-}} in
         build | install) ;;
         autoinstall)
             # While DKMS chooses what to install, its read_conf() shadows the kernel with that

@@ -65,6 +65,7 @@ SUITES = {
                 "pahole": "dwarves",
                 "python3-kconfiglib": "",
             },
+            objects={("rebuild", "lab"): 1214},
         ),
         Suite(
             name="bookworm",
@@ -108,6 +109,7 @@ SUITES = {
             # CONFIG_RUST is on, and goes out silently where these are missing.
             compile=("bindgen", "rust-src", "rustc"),
             guest=("gcc-14-for-host", "pahole"),
+            objects={("rebuild", "lab"): 1341},
         ),
     )
 }

@@ -15,6 +15,12 @@ class Detector:
 
     deed: str  # of tests/guest/misbehave, done by its function misbehave_<deed>
     kind: str  # what triage calls the report
+    newer: str | None = None  # what triage calls it where newer kernels have another word
+
+    def made(self, fingerprint: str) -> bool:
+        """Whether a report with this fingerprint is of its kind, and about its deed."""
+        kind = fingerprint.partition(": ")[0]
+        return kind in (self.kind, self.newer) and f"misbehave_{self.deed}" in fingerprint
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,8 @@ DETECTORS: Mapping[str, tuple[Detector, ...]] = {
         Detector("stuck", "hung task"),
     ),
     "kasan.config": (
-        Detector("use_after_free", "KASAN use-after-free"),
+        # 5.10 and 6.1; then 6.12 and 7.3
+        Detector("use_after_free", "KASAN use-after-free", newer="KASAN slab-use-after-free"),
         Detector("out_of_bounds", "KASAN slab-out-of-bounds"),
         Detector("vmalloc_out_of_bounds", "KASAN vmalloc-out-of-bounds"),
         Detector("stack_out_of_bounds", "KASAN stack-out-of-bounds"),

@@ -16,11 +16,14 @@ here=$(dirname "$0")/probes
 log=${header%.h}.log
 : > "$log"
 
+# An error is what is used and not there, or is there and something else.  That the compiler
+# warns of the kernel's own headers is none: with W=1 it does, of those of 5.10 without NUMA.
 compiles() {
 	name=$1
 	shift
 	echo "== $name" >> "$log"
-	"$@" -Werror -DKBUILD_MODNAME='"probe"' -DKBUILD_BASENAME='"probe"' \
+	"$@" -Wno-error -Werror=implicit-function-declaration -Werror=incompatible-pointer-types \
+		-Werror=int-conversion -DKBUILD_MODNAME='"probe"' -DKBUILD_BASENAME='"probe"' \
 		-fsyntax-only "$here/$name.c" >> "$log" 2>&1
 }
 

@@ -63,9 +63,14 @@ def is_ours(kernel: Kernel) -> bool:
     return "-cplayground-" in kernel.release
 
 
+# What a release has before its flavour.  The ABI's number is not in all of them: since trixie
+# it is 6.12.117+deb13-cloud-amd64.
+_BEFORE_FLAVOUR = re.compile(r"\d[^-]*-(?:\d[^-]*-)?(?:cplayground-)?")
+
+
 def flavour_of(release: str) -> str:
     """Return the flavour in a Debian release string: cloud-amd64 of 6.1.0-56-cloud-amd64."""
-    return release.split("-", 2)[-1].removeprefix("cplayground-")
+    return _BEFORE_FLAVOUR.sub("", release, count=1)
 
 
 def read(description: Path) -> GuestImage:

@@ -5,12 +5,14 @@
  *
  *	bench_work <cpu> <descriptors>
  *
- * Prints "container <global pid>".  For each line "<milliseconds>" on its standard input
+ * Prints "container <global pid>" when they are open.  For each line "<milliseconds>" on its standard input
  * it works until it has used so much CPU time, and prints "work <operations> <ns of CPU>".
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <signal.h>
+#include <stdatomic.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -20,6 +22,9 @@
 #include "bench.h"
 
 #define ROUND 64	/* repetitions between two looks at the clock */
+
+/* The descriptors are open: a pipe to say so would be two more of them. */
+static _Atomic int *open_now;
 
 static void must(long result, const char *what)
 {
@@ -59,6 +64,7 @@ static void serve(unsigned long descriptors)
 	must(setrlimit(RLIMIT_NOFILE, &limit), "setrlimit");
 	for (unsigned long i = 0; i < descriptors; i++)
 		must(open("/dev/zero", O_RDONLY), "open");
+	*open_now = 1;
 	while (fgets(line, sizeof(line), stdin)) {
 		unsigned long long began, used, limit_ns = strtoull(line, NULL, 10) * 1000000ULL;
 		unsigned long operations = 0;
@@ -83,11 +89,20 @@ int main(int argc, char **argv)
 	setlinebuf(stdout);
 	pin(number(argv[1]));
 	descriptors = number(argv[2]);
+	open_now = mmap(NULL, sizeof(*open_now), PROT_READ | PROT_WRITE,
+			MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (open_now == MAP_FAILED)
+		err(1, "mmap");
 	pid = syscall(SYS_clone, CLONE_NEWPID | SIGCHLD, 0, 0, 0, 0);
 	must(pid, "clone");
 	if (!pid) {
 		serve(descriptors);
 		return 0;
+	}
+	while (!*open_now) {
+		if (waitpid(pid, NULL, WNOHANG))
+			errx(1, "the container did not come up");
+		usleep(1000);
 	}
 	printf("container %d\n", pid);
 	must(waitpid(pid, NULL, 0), "waitpid");

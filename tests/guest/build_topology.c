@@ -21,6 +21,7 @@
  * part, and the state in /proc/PID/stat says when it has come to rest.
  */
 #define _GNU_SOURCE
+#include <linux/close_range.h>
 #include <linux/futex.h>
 #include <sched.h>
 #include <signal.h>
@@ -43,6 +44,10 @@
 #include <time.h>
 
 #include "kernel_view.h"
+
+#ifndef CLOSE_RANGE_CLOEXEC
+#define CLOSE_RANGE_CLOEXEC (1U << 2)
+#endif
 
 #define SLOTS 1024
 #define NAMES 256
@@ -248,6 +253,24 @@ static void begin(struct self *self, int inherited)
 	CHECK(syscall(__NR_close_range, 1, ~0U, 0));
 }
 
+/* close_range(2); Linux 5.10 has it without CLOSE_RANGE_CLOEXEC, for which fcntl(2) stands. */
+static long close_range_of(uint32_t first, uint32_t last, uint32_t flags)
+{
+	long done = syscall(__NR_close_range, first, last, flags);
+	int options;
+
+	if (!done || errno != EINVAL || !(flags & CLOSE_RANGE_CLOEXEC) || first > last)
+		return done;
+	if (flags & CLOSE_RANGE_UNSHARE && unshare(CLONE_FILES))
+		return -1;
+	for (long fd = first; fd <= last && fd < FILES; fd++) {
+		options = fcntl(fd, F_GETFD);
+		if (options >= 0 && fcntl(fd, F_SETFD, options | FD_CLOEXEC))
+			return -1;
+	}
+	return 0;
+}
+
 static bool reaped(uint32_t slot, pid_t pid)
 {
 	siginfo_t info;
@@ -446,7 +469,7 @@ static void perform(const struct self *self, const struct op *op)
 		CHECK(unshare(CLONE_FILES));
 		break;
 	case CLOSE_RANGE:
-		CHECK(syscall(__NR_close_range, op->a, op->b, op->c));
+		CHECK(close_range_of(op->a, op->b, op->c));
 		break;
 	case TAKE:
 		take(self, op->a, op->b);

@@ -123,11 +123,7 @@ def test_a_detector_notices(place: Lab, workdir: Path, detector: Detector) -> No
         if detector.kind == "kmemleak":
             reports += checking.at_the_end(guest).leaks
         seen = {triage.fingerprint(report): report for report in reports}
-        ours = [
-            mark
-            for mark in seen
-            if mark.startswith(f"{detector.kind}: ") and f"misbehave_{detector.deed}" in mark
-        ]
+        ours = [mark for mark in seen if detector.made(mark)]
         assert ours, f"expected {detector}, found {list(seen)}"
         # and whatever else is said of it is said of that function too
         assert next(iter(seen)) == ours[0]

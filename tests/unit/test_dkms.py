@@ -24,7 +24,7 @@ OPTIONS = "CONFIG_MODULES=y\nCONFIG_PROC_FS=y\nCONFIG_PID_NS=y\n"
 # DKMS's read_conf() shadows the kernel that it is called for; safe_source() sources the
 # configuration in a subshell one function further down.
 READER = """
-action=$1
+eval "$SAYS"
 kernelver=$2
 shadow=$3
 read_conf() {
@@ -43,6 +43,9 @@ safe_source() {
 }
 read_conf "$shadow"
 """
+# How each DKMS says what it is about to do: 3.0 of Debian 12 and 3.2 of 13 take one action; 2.8
+# of Debian 11 collects those that it was given, with a blank before each, and does them in turn.
+SAYS = {"3": "action=$1", "2.8": 'action=" add $1" action_to_run=$1'}
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Answer:
 @dataclass
 class Machine:
     top: Path
+    dkms: str = "3"
 
     def __post_init__(self) -> None:
         source = self.top / "source"
@@ -91,6 +95,7 @@ class Machine:
                 "TMPDIR": str(self.top / "tmp"),
                 "CONF": str(self.top / "source/dkms.conf"),
                 "TREE": str(self.tree),
+                "SAYS": SAYS[self.dkms],
             },
             capture_output=True,
             text=True,
@@ -101,9 +106,9 @@ class Machine:
         return Answer(values, done.stderr, tried.read_text().splitlines() if tried.exists() else [])
 
 
-@pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    return Machine(tmp_path)
+@pytest.fixture(params=SAYS)
+def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
+    return Machine(tmp_path, request.param)
 
 
 def test_good_kernel_is_built_for(machine: Machine) -> None:

@@ -34,7 +34,25 @@ def test_every_detector_is_tripped_by_a_function_of_its_own() -> None:
 def test_triage_knows_what_is_expected_of_each() -> None:
     names = {pattern.name for pattern in triage.PATTERNS}
     for one in (one for row in DETECTORS.values() for one in row):
-        assert any(one.kind == name or one.kind.startswith(f"{name} ") for name in names), one
+        for kind in filter(None, (one.kind, one.newer)):
+            assert any(kind == name or kind.startswith(f"{name} ") for name in names), one
+
+
+@pytest.mark.parametrize(
+    ("word", "function", "made"),
+    [
+        ("use-after-free", "misbehave_use_after_free", True),  # mm/kasan of 5.10 and 6.1
+        ("slab-use-after-free", "misbehave_use_after_free", True),  # of 6.12 and 7.3
+        ("slab-use-after-free", "misbehave_double_free", False),
+        ("slab-out-of-bounds", "misbehave_use_after_free", False),
+    ],
+)
+def test_a_report_is_known_by_the_words_of_each_kernel(
+    word: str, function: str, made: bool
+) -> None:
+    (detector,) = (one for one in DETECTORS["kasan.config"] if one.deed == "use_after_free")
+    (report,) = triage.scan(f"BUG: KASAN: {word} in {function}+0x5c/0x90 [misbehave]\n")
+    assert detector.made(triage.fingerprint(report)) is made
 
 
 def test_a_variant_has_the_detectors_of_all_of_its_fragments() -> None:

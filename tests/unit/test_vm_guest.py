@@ -204,9 +204,21 @@ def test_the_users_word_is_taken_and_a_wrong_one_refused(tmp_path: Path) -> None
 # --- the image's pure parts ------------------------------------------------------------------
 
 
-def test_kernels_are_told_apart_by_their_release(tmp_path: Path) -> None:
-    ours, stock = "6.1.0-56-cplayground-cloud-amd64", "6.1.0-56-cloud-amd64"
-    assert image.flavour_of(ours) == image.flavour_of(stock) == "cloud-amd64"
+@pytest.mark.parametrize(
+    ("base", "flavour"),
+    [
+        ("5.10.0-46", "amd64"),
+        ("6.1.0-56", "cloud-amd64"),
+        ("6.1.0-0.deb11.50", "cloud-amd64"),
+        ("6.12.117+deb13", "amd64"),
+        ("6.12.117+deb13", "cloud-amd64"),
+        ("6.12.115+deb13.1", "rt-amd64"),
+        ("7.3.4+deb13", "lab-debug"),
+    ],
+)
+def test_kernels_are_told_apart_by_their_release(tmp_path: Path, base: str, flavour: str) -> None:
+    ours, stock = f"{base}-cplayground-{flavour}", f"{base}-{flavour}"
+    assert image.flavour_of(ours) == image.flavour_of(stock) == flavour
     assert image.is_ours(Kernel(ours, "", tmp_path))
     assert not image.is_ours(Kernel(stock, "", tmp_path))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 
 import pytest
@@ -46,6 +47,17 @@ def test_unloaded_while_open(guest: Guest) -> None:
     assert errors.count("No such file or directory") == 1, errors
 
 
+def unpacked(guest: Guest) -> str:
+    """The module's file as finit_module(2) takes it; since trixie DKMS compresses some."""
+    path = module_file(guest)
+    if path.endswith(".ko"):
+        return path
+    assert path.endswith(".ko.xz")
+    plain = f"/tmp/{MODULE}.ko"
+    guest.put(lzma.decompress(guest.read(path)), plain, mode=0o644)
+    return plain
+
+
 def test_reloaded_under_readers(armed: Guest) -> None:
     """Reads and opens end as they should, and every reference is given back."""
     group = "/sys/fs/cgroup/reloads"
@@ -54,7 +66,7 @@ def test_reloaded_under_readers(armed: Guest) -> None:
     script = f"""
         echo +memory >/sys/fs/cgroup/cgroup.subtree_control
         mkdir {group} && echo $$ >{group}/cgroup.procs &&
-        {PLACE}/reloads {FILE} {module_file(armed)} {CYCLES} 2
+        {PLACE}/reloads {FILE} {unpacked(armed)} {CYCLES} 2
         status=$?
         echo $$ >/sys/fs/cgroup/cgroup.procs
         exit $status
@@ -71,9 +83,12 @@ def test_reloaded_under_readers(armed: Guest) -> None:
     assert absent >= 2 * CYCLES
     assert cut_off > 0
     # What the readers took is charged to their cgroup, also when they have ended.
-    stat = dict(line.split() for line in armed.read(f"{group}/memory.stat").decode().splitlines())
-    kept = int(stat["kernel"]) - int(stat["slab_reclaimable"])
-    print(f"kept: {kept} bytes; {stat}")
+    text = armed.read(f"{group}/memory.stat").decode()
+    stat = {name: int(value) for name, value in map(str.split, text.splitlines())}
+    # Before Linux 5.18 the kernel's share is what is left of all.
+    whole = int(armed.read(f"{group}/memory.current")) - stat["anon"] - stat["file"]
+    kept = stat.get("kernel", whole) - stat["slab_reclaimable"]
+    print(f"kept: {kept} bytes; {whole}, {stat}")
     assert kept < most
     armed.run(["rmdir", group], timeout_s=5, check=True)
 

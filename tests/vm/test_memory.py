@@ -14,7 +14,7 @@ import pytest
 
 from kbuild.programs import PLACE
 from kbuild.vm.guest import Background, Guest
-from tests.vm.module import FILE, PEEK, backends, kernel_log, load, loaded_with, topology
+from tests.vm.module import FILE, MODULE, PEEK, backends, kernel_log, load, loaded_with, topology
 
 MILLION = 1 << 20  # fs.nr_open, and so the largest table that there is by default
 CGROUP = "/sys/fs/cgroup/reader"
@@ -117,7 +117,10 @@ class Steps:
 def watch(guest: Guest) -> Steps:
     """Read the file while the tests' own module watches the reader's locks and searches."""
     before = len(kernel_log(guest))
-    guest.run(["insmod", PEEK.format(release=guest.release), "watch=cat"], timeout_s=20, check=True)
+    begin = int(guest.read(f"/sys/module/{MODULE}/sections/.text"), 16)
+    end = begin + int(guest.read(f"/sys/module/{MODULE}/coresize"))
+    options = ["watch=cat", f"text={begin:#x},{end:#x}"]
+    guest.run(["insmod", PEEK.format(release=guest.release), *options], timeout_s=20, check=True)
     try:
         guest.run(["sh", "-c", f"exec cat {FILE} >/dev/null"], timeout_s=120, check=True)
     finally:

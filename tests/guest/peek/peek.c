@@ -5,8 +5,10 @@
  *	insmod peek.ko fd=7		says where the objects behind a descriptor of insmod's are,
  *					and refuses to stay
  *	insmod peek.ko name=cplayground	takes that name in /proc
- *	insmod peek.ko watch=cat	watches the spin locks and the searches in bitmaps of
- *					a command called so, and says at its removal how many
+ *	insmod peek.ko watch=cat text=1,2
+ *					watches the spin locks of a command called so, and
+ *					the searches in bitmaps that are called from between
+ *					these addresses, and says at its removal how many
  *					holds of a lock had a search, and what was the most
  *					under one: searches, and bits from the first one's
  *					start to the bitmap's end
@@ -39,11 +41,11 @@ static char *watch;
 module_param(watch, charp, 0);
 MODULE_PARM_DESC(watch, "command to watch");
 
-/*
- * Other bitmaps are shorter than any table that is looked at: sets of processors, and the
- * wheel's 576 bits, which a timer's interrupt searches while the command holds its lock.
- */
-#define SMALL 1000
+/* Others search bitmaps too: the timer's wheel, sets of processors, memory of each processor. */
+static unsigned long text[2];
+module_param_array(text, ulong, NULL, 0);
+MODULE_PARM_DESC(text, "where the code of the module lies whose searches count");
+
 #define DEPTH 16
 
 /* The locks that the command holds; an interrupt's come and go above its own. */
@@ -92,8 +94,9 @@ static int on_search(struct kprobe *probe, struct pt_regs *regs)
 {
 	unsigned long end = regs_get_kernel_argument(regs, 1);
 	unsigned long from = regs_get_kernel_argument(regs, 2);
+	unsigned long caller = regs_get_kernel_stack_nth(regs, 0);
 
-	if (is_watched() && depth && end > SMALL && from < end) {
+	if (is_watched() && depth && caller >= text[0] && caller < text[1] && from < end) {
 		if (!held[depth - 1].searches++)
 			held[depth - 1].slots = end - from;
 	}
