@@ -75,8 +75,14 @@ def shown(plan: Plan) -> tuple[tuple[Process, ...], tuple[int, ...]]:
                     )
                     for f in p.files
                 ),
-                # SIGCHLD may be pending or not: it is not foreseen.
-                extended=Signals(p.state, p.blocked, p.pending | 1 << planning.SIGCHLD),
+                # These may be pending or not: they are not foreseen.
+                extended=Signals(
+                    p.state,
+                    p.blocked,
+                    p.pending
+                    | 1 << planning.SIGCHLD
+                    | (1 << planning.SIGKILL if p.state == "Z" else 0),
+                ),
             )
             for p in plan.processes
         ),
