@@ -728,11 +728,14 @@ class _Walk:
                 if file.inode is None or file.flags & _ACCESS not in (1, 2):
                     return
                 at = file.inode.size if file.flags & O_APPEND else file.position
-                if at + count > _WRITE_LIMIT:
+                # The position is checked before O_APPEND moves it (rw_verify_area()).
+                if max(at, file.position) + count > _WRITE_LIMIT:
                     return
                 self.emit(Code.WRITE, fd, count)
-                file.position = at + count
-                file.inode.size = max(file.inode.size, file.position)
+                # Nothing moves for nothing (generic_write_checks()).
+                if count:
+                    file.position = at + count
+                    file.inode.size = max(file.inode.size, file.position)
 
     def rename(
         self, task: _Task, op: Unlink | Rename | Link | EnterDirectory | RemoveDirectory

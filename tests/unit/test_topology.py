@@ -310,6 +310,19 @@ def test_who_waits_in_vfork() -> None:
     assert states(t.StartThread((vfork(),)), t.Open(0, 0)) == {1: ("S", 2), 3: ("S", 1)}
 
 
+def test_what_a_write_moves() -> None:
+    def position(*ops: t.Op) -> int:
+        (process,) = plan(t.Process((t.SetFlags(0, t.O_APPEND), *ops))).processes
+        return process.files[0].position
+
+    # Nothing, if there is nothing to be written; else to the end that it makes.
+    assert position(t.Seek(0, 1), t.Write(0, 0)) == 1
+    assert position(t.Seek(0, 1), t.Write(0, 3)) == 3
+    # With such a position the kernel refuses to write at the end, too.
+    far = (1 << 63) - 1
+    assert position(t.Seek(0, far), t.Write(0, 1)) == far
+
+
 def test_signals_that_stay() -> None:
     def pending(process: t.Process) -> int:
         return plan(t.Process((t.Spawn(process, False, False),))).processes[1].pending
