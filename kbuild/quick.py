@@ -42,8 +42,7 @@ _SCAN = ("sh", "-c", f"echo scan >{_KMEMLEAK}")
 _LOOK_EVERY_S = 0.2
 # For a quick look: a race of which only a long one tells is for the mutants and for stress.
 CHURN_S = 1.5
-# At most; it ends when the module has come and gone so often.
-_STORM_S, _CYCLES = "60", 1
+_STORM_S = "60"  # at most: it ends when the module has come and gone
 # What a report still says when its title is there comes within this, or not at all.
 _SILENCE_S = 1.0
 _REPORT_S = 5.0
@@ -509,12 +508,8 @@ class _Run:
         storm = self.start([f"{PLACE}/reader", *kind])
         while not storm.follow(_LOOK_EVERY_S, until=b"\n"):
             self.look()
-        cycles = 0
-        while storm.running and cycles < _CYCLES:
-            self._unload()
-            self._load()
-            cycles += 1
-            storm.follow(0)
+        self._unload()
+        self._load()
         storm.close_stdin()
         result = self.finish(storm)
         if result.status != 0 and _IDLE not in result.stderr:
@@ -523,7 +518,7 @@ class _Run:
         if len(words) >= 7:
             self.reads += int(words[0])
             self.records += int(words[1])
-        return f"{cycles} unloads under {' '.join(words)}"
+        return f"gone and back under {' '.join(words)}"
 
     def _many(self, many: int) -> str:
         """More than anybody would have made room for."""

@@ -5,8 +5,9 @@
  *
  *	bench_work <cpu> <descriptors>
  *
- * Prints "container <global pid>" when they are open.  For each line "<milliseconds>" on its standard input
- * it works until it has used so much CPU time, and prints "work <operations> <ns of CPU>".
+ * Prints "container <global pid>" when they are open.  For each line "<milliseconds>" on its
+ * standard input it works until it has used so much CPU time, and prints
+ * "work <operations> <ns of CPU>".
  */
 #define _GNU_SOURCE
 #include <fcntl.h>

@@ -42,7 +42,7 @@
 #define PIECE 65536
 #define TICK_US 50000
 #define TICKS 20	/* in a second */
-/* How long a storm may take for each kind of reader to read. */
+/* How much longer than it was told a storm may take for each kind of reader to read. */
 #define TURN_NS 60000000000ULL
 
 struct figures {
@@ -309,7 +309,7 @@ static bool input_ended(void)
 
 static int storm(unsigned int seconds, uint64_t seed, bool told)
 {
-	uint64_t end = now_ns() + TURN_NS;
+	uint64_t length = seconds * 1000000000ULL, end = now_ns() + length + TURN_NS;
 	bool begun = false;
 
 	figures = mmap(NULL, sizeof(*figures), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
@@ -343,7 +343,7 @@ static int storm(unsigned int seconds, uint64_t seed, bool told)
 		usleep(TICK_US);
 		if (!begun && all_have_read()) {
 			begun = true;
-			end = now_ns() + seconds * 1000000000ULL;
+			end = now_ns() + length;
 			print_figures();
 		} else if (!(tick % TICKS)) {
 			print_figures();

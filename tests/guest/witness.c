@@ -17,7 +17,9 @@
  *	witness <file> <milliseconds> <seed> [readers]
  *
  * Ends after the time and a whole listing at least; without one descriptor of turmoil.c by
- * then, after ten times the time.  Prints "anchored <records>" when it has seen the beginning; at its end, the number of
+ * then, after ten times the time.
+ *
+ * Prints "anchored <records>" when it has seen the beginning; at its end, the number of
  * whole listings, of records, and of the descriptors of turmoil.c in them.  Ends with 3 for
  * what is not of the grammar, 4 for what must not be, 5 for a read that fails.
  */
