@@ -254,6 +254,17 @@ def test_kmemleak_is_not_armed_where_it_is_not_asked() -> None:
     assert result.armed == quick.ASKED - {"kmemleak"}
 
 
+def test_nothing_is_counted_while_kmemleak_scans() -> None:
+    """A scan is a process with open files of its own: more than were there before."""
+    guest = FakeGuest()
+    judge(guest)
+    programs = [argv[0].removeprefix(f"{PLACE}/") for argv in guest.started]
+    scans = [i for i, argv in enumerate(guest.started) if argv == quick._SCAN]
+    assert len(scans) == 2
+    assert programs.index("counts") < min(scans)
+    assert "counts" not in programs[min(scans) :]
+
+
 def test_a_reader_that_had_no_turn_is_no_finding() -> None:
     idle = always(1, b"5 6 7 0 0 0 99\n", b"reader: no slow reader has read anything")
     assert judge(FakeGuest({"reader": idle})).passed
