@@ -43,8 +43,9 @@ _COMPILE_TIMEOUT_S = 12 * 3600
 _CONFIGURE_TIMEOUT_S = 600
 _CCACHE_SIZE = "8G"
 
-# What make prints for one object, and what it prints when something went wrong.
-_OBJECT = re.compile(r"^  (?:CC|AS|LD|AR|HOSTCC|HOSTLD|CC \[M\]|LD \[M\]|AS \[M\])\s")
+# What make prints for one object, by whatever makes it (an archive or a program is none), and
+# what it prints when something went wrong.
+_OBJECT = re.compile(r"^  [A-Z]+(?: \[M\])?\s+\S+\.o$")
 _QUIET_LINE = re.compile(r"^  [A-Z0-9_]+(?: \[M\])?\s")
 _ERROR = re.compile(
     r"(?:\b(?:fatal )?error: |^ERROR: |undefined reference to|\*\*\* |: No such file or directory)"

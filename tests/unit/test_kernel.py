@@ -111,6 +111,25 @@ def test_a_full_build_says_where_its_configuration_is_not_the_distros(
     assert "CONFIG_MODVERSIONS: y -> n" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("line", "counts"),
+    [
+        ("  CC      fs/file.o", True),
+        ("  CC [M]  fs/ext4/inode.o", True),
+        ("  LD [M]  fs/ext4/ext4.o", True),
+        ("  AS      arch/x86/lib/memset_64.o", True),
+        ("  HOSTCC  scripts/kconfig/conf.o", True),
+        ("  AR      fs/built-in.a", False),
+        ("  HOSTLD  scripts/kconfig/conf", False),
+        ("  LD      vmlinux", False),
+        ("  CC      kernel/bounds.s", False),
+        ("make[1]: Entering directory '/mnt/out.o'", False),
+    ],
+)
+def test_an_object_is_what_counting_the_files_finds(line: str, counts: bool) -> None:
+    assert (kernel._OBJECT.match(line) is not None) == counts
+
+
 def test_nothing_is_rebuilt_when_nothing_changed(bench: Bench) -> None:
     bench.build()
     before = bench.log()
