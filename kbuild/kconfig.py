@@ -84,8 +84,9 @@ def read(path: Path, *, strict: bool = True) -> Fragment:
     """Read a fragment's or a kernel's configuration file."""
     try:
         return parse(path.read_text(), name=str(path), strict=strict)
-    except OSError as error:
-        raise UserError(f"the configuration {path} cannot be read: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UserError(f"the configuration {path} cannot be read: {why}") from error
 
 
 def settle(fragment: Fragment, kernel: Path) -> Fragment:

@@ -149,3 +149,10 @@ def test_what_strays_from_the_distro_is_named(
     distro = Fragment("distro", {"A": "y", "KEY": "theirs", "OFF": "n"})
     fragments = [Fragment("keys", {"KEY": "ours"})]
     assert kconfig.strayed(distro, Fragment("final", final), fragments) == expected
+
+
+def test_a_file_that_is_no_text_is_the_users_error(tmp_path: Path) -> None:
+    path = tmp_path / "mine.config"
+    path.write_bytes(b"\x7fELF\xff")
+    with pytest.raises(UserError, match=r"mine\.config cannot be read: it is no text"):
+        kconfig.read(path)
