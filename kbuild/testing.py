@@ -35,7 +35,7 @@ _TIER_TIMEOUT_S = {"unit": 1200.0, "vm": 3600.0, "mutants": 3600.0, "lab": 3600.
 # Everything, and ten times where a sample is once.
 _WHOLE_TIMEOUT_S = 8 * 3600.0
 # pytest's own exit statuses (pytest.ExitCode).
-_PASSED, _NOTHING_SELECTED = 0, 5
+_PASSED, _MISUSED, _NOTHING_SELECTED = 0, 4, 5
 
 
 class FailedTestsError(KbuildError):
@@ -66,6 +66,21 @@ def usual_tiers(*, whole: bool = False, chosen: bool = False) -> tuple[str, ...]
     return _CHOSEN_TIERS if chosen else USUAL_TIERS
 
 
+def check_tiers(tiers: Sequence[str], *, stock: bool = False) -> None:
+    """Raise UserError for an unknown tier, and for one that needs a kernel that is not to be."""
+    unknown = set(tiers) - set(TIERS)
+    if unknown:
+        raise UserError(f"no such tier: {', '.join(sorted(unknown))}", expected=", ".join(TIERS))
+    ours = [tier for tier in tiers if tier in ("mutants", "lab")]
+    if stock and ours:
+        raise UserError(
+            f"--stock compiles no kernel, and the tier {ours[0]} needs a debug kernel of ours",
+            expected="--stock with the tiers unit and vm alone",
+            found=", ".join(tiers),
+            hint="leave --stock out, or say --tier vm instead of --tier lab, mutants or --all",
+        )
+
+
 def run_tests(
     settings: Settings,
     target: Target,
@@ -86,9 +101,7 @@ def run_tests(
     does not keep the next one from running.
     Raises FailedTestsError when a test failed or none was run, and what the pipeline raises.
     """
-    unknown = set(tiers) - set(TIERS)
-    if unknown:
-        raise UserError(f"no such tier: {', '.join(sorted(unknown))}", expected=", ".join(TIERS))
+    check_tiers(tiers, stock=stock)
     results = []
     for tier in tiers:
         options = ["-k", keyword] if keyword else []
@@ -98,6 +111,9 @@ def run_tests(
         if tier in ("mutants", "lab"):
             options += _lab_options(settings, target, accel=accel, whole=whole)
         results.append(_run_tier(settings, tier, options, whole=whole))
+        if keyword and results[-1].status == _MISUSED:
+            # The next tier would refuse the expression too, after all that it has built.
+            break
     _judge(results)
     return tuple(results)
 

@@ -77,6 +77,30 @@ def test_an_unknown_tier_is_refused(project: Settings) -> None:
         testing.run_tests(project, TARGET, tiers=("laboratory",))
 
 
+@pytest.mark.parametrize("tiers", [("mutants",), testing.usual_tiers(whole=True)])
+def test_debians_kernel_alone_is_not_for_the_debug_kernels_tiers(
+    project: Settings, tiers: tuple[str, ...]
+) -> None:
+    with pytest.raises(UserError, match="--stock compiles no kernel"):
+        testing.run_tests(project, TARGET, tiers=tiers, stock=True)
+
+
+@pytest.mark.parametrize(("keyword", "asked"), [("((", 1), (None, 2)])
+def test_what_pytest_does_not_understand_is_not_asked_of_the_next_tier(
+    project: Settings, monkeypatch: pytest.MonkeyPatch, keyword: str | None, asked: int
+) -> None:
+    ran: list[str] = []
+
+    def run_tier(settings: Settings, tier: str, options: Sequence[str], **rest: object) -> object:
+        ran.append(tier)
+        return TierResult(tier, 4, 0, 0, 1.0, Path("unit.xml"))
+
+    monkeypatch.setattr(testing, "_run_tier", run_tier)
+    with pytest.raises(FailedTestsError, match="the unit tests ended with status 4"):
+        testing.run_tests(project, TARGET, tiers=("unit", "unit"), keyword=keyword)
+    assert len(ran) == asked
+
+
 def test_the_usual_tiers() -> None:
     assert "mutants" in testing.usual_tiers()
     # What builds a kernel of its own is not part of what somebody has chosen.
