@@ -33,6 +33,7 @@ from kbuild import (
     loop,
     pipeline,
     progress,
+    request,
     source,
     suites,
     testing,
@@ -45,11 +46,13 @@ from kbuild import stress as stresses
 from kbuild.errors import KbuildError, LostDependencyError, UserError
 from kbuild.generations import Step
 from kbuild.model import Settings, Target
-from kbuild.vm import session
+from kbuild.vm import session, shell
 
 PROJECT = Path(__file__).resolve().parent
 
 DEFAULTS = {
+    # All are text, because Invoke turns an environment variable into whatever the default is: of a
+    # number it makes a traceback, and of "false" something true.
     # empty: this machine's own where it is one of ours, else bookworm and cloud-amd64
     "suite": "",
     "flavour": "",
@@ -58,10 +61,10 @@ DEFAULTS = {
     "modules": "auto",
     "fragments": "",
     "mirrors": "",
-    "jobs": 0,
-    "offline": False,
-    "accept_expired": False,
-    "revision": 1,
+    "jobs": "",
+    "offline": "",
+    "accept_expired": "",
+    "revision": "1",
     "build_dir": "build",
     "cache_dir": "",
     "remote_cache": "",
@@ -90,6 +93,7 @@ _BUILD_OPTIONS = {
 # The lab has a flavour of its own.
 _LAB_OPTIONS = {name: text for name, text in _TARGET_OPTIONS.items() if name != "flavour"}
 _FLAGS = ("offline", "accept_expired")
+_YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 _SEVERAL = ("mirror", "fragment", "workload", "load", "case")
 
 
@@ -98,23 +102,20 @@ def _settings(c: Context, given: dict[str, object]) -> Settings:
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     cache = Path(str(config.cache_dir) or caches / "cplayground-kernel")
     mirrors = [*_strings(given.get("mirror")), *_strings(config.mirrors)]
-    try:
-        jobs = int(str(given.get("jobs") or config.jobs or 0)) or len(os.sched_getaffinity(0))
-        revision = int(config.revision)
-    except ValueError as error:
-        raise UserError(f"a number was expected: {error}") from error
-    if jobs < 1 or revision < 1:
-        raise UserError("jobs and revision must be at least 1", found=f"{jobs} and {revision}")
+    jobs = _number("jobs", given.get("jobs") or config.jobs or 0)
+    # Of a relative place it does not matter from where the task is called.
+    build = PROJECT / Path(str(config.build_dir)).expanduser()
     settings = Settings(
         project=PROJECT,
-        build=(PROJECT / str(config.build_dir)).resolve(),
-        cache=cache.expanduser().resolve(),
-        jobs=jobs,
-        offline=bool(given.get("offline") or config.offline),
+        build=build.resolve(),
+        cache=(PROJECT / cache.expanduser()).resolve(),
+        jobs=jobs or len(os.sched_getaffinity(0)),
+        offline=bool(given.get("offline")) or _flag("offline", config.offline),
         dry=bool(config.run.dry),
         mirrors=tuple(mirrors),
-        revision=revision,
-        accept_expired=bool(given.get("accept_expired") or config.accept_expired),
+        revision=_number("revision", config.revision, least=1),
+        accept_expired=bool(given.get("accept_expired"))
+        or _flag("accept_expired", config.accept_expired),
         remote_cache=_text(given.get("cache")) or str(config.remote_cache),
         scheduler=_text(given.get("scheduler")) or str(config.scheduler),
     )
@@ -132,6 +133,27 @@ def _target(c: Context, given: dict[str, object]) -> Target:
         version=str(given.get("version") or config.kernel_version) or None,
         fragments=tuple(Path(name).resolve() for name in fragments),
     )
+
+
+def _number(name: str, value: object, *, least: int = 0) -> int:
+    try:
+        number = int(str(value))
+    except ValueError:
+        number = -1
+    if number < least:
+        raise UserError(
+            f"{name.replace('_', '-')} is no number that makes sense",
+            expected=f"a whole number, {least} or more",
+            found=str(value) or "nothing",
+        )
+    return number
+
+
+def _flag(name: str, value: object) -> bool:
+    text = str(value).lower()
+    if text not in _YES + _NO:
+        raise UserError(f"{name} is neither yes nor no", expected="true or false", found=text)
+    return text in _YES
 
 
 def _text(value: object) -> str:
@@ -155,12 +177,17 @@ def _set_up_log(c: Context) -> None:
 
 
 def _command(
-    *groups: dict[str, str], options: dict[str, str] | None = None
+    *groups: dict[str, str],
+    options: dict[str, str] | None = None,
+    every_suite: bool = False,
+    repairs: bool = False,
 ) -> Callable[[Callable[..., int | None]], Task[Callable[..., None]]]:
     """Make a task of ``body(settings, target, ...)``, with the common options of ``groups``.
 
-    ``options`` is the help for the body's own keyword-only parameters.  A KbuildError
-    becomes its text on standard error and its own exit status.
+    ``options`` is the help for the body's own keyword-only parameters; ``every_suite`` is for a
+    body that takes the suite "all", ``repairs`` for one that is to run where nothing else does.
+    What makes no sense is refused before the body begins.  A KbuildError becomes its text on
+    standard error and its own exit status.
     """
     common = {name.replace("-", "_"): text for group in groups for name, text in group.items()}
 
@@ -173,18 +200,30 @@ def _command(
         def run(c: Context, **given: object) -> None:
             _set_up_log(c)
             try:
-                extra = {one.name: given[one.name] for one in own}
+                extra = {one.name: _own(one, given[one.name]) for one in own}
                 if "modules" in parameters:
                     extra["modules"] = given["modules"] or c.config.modules
-                status = body(_settings(c, given), _target(c, given), **extra)
+                settings, target = _settings(c, given), _target(c, given)
+                for name, value in extra.items():
+                    request.check_choice(name, value)
+                if "suite" in common:
+                    request.check_target(target, every=every_suite)
+                if not repairs:
+                    request.check_places(settings)
+                status = body(settings, target, **extra)
             except KbuildError as error:
                 raise Exit(f"{error.kind} error: {error}", error.exit_status) from error
+            except OSError as error:
+                if (known := request.of_the_machine(error)) is None:
+                    raise
+                raise Exit(f"{known.kind} error: {known}", known.exit_status) from error
             except KeyboardInterrupt:
                 raise Exit("interrupted; the same command takes it up again", 130) from None
             if status:
                 raise Exit(code=status)
 
-        # Invoke makes its options from the signature: the default of a flag is False.
+        # Invoke makes its options from the signature: the default of a flag is False.  Of what
+        # is no number it would make a traceback, so that it is not told which are numbers.
         defaults = dict.fromkeys(_FLAGS, False)
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [
@@ -193,7 +232,7 @@ def _command(
                     inspect.Parameter(name, keyword_only, default=defaults.get(name))
                     for name in common
                 ),
-                *own,
+                *(one.replace(default=None) if _is_number(one) else one for one in own),
             ]
         )
         return Task(
@@ -204,6 +243,17 @@ def _command(
         )
 
     return decorate
+
+
+def _is_number(parameter: inspect.Parameter) -> bool:
+    return type(parameter.default) is int
+
+
+def _own(parameter: inspect.Parameter, value: object) -> object:
+    """Return the value of a body's own parameter, as the body wants it."""
+    if not _is_number(parameter):
+        return value
+    return parameter.default if value is None else _number(parameter.name, value)
 
 
 def _say(text: str) -> None:
@@ -243,7 +293,7 @@ def fetch(settings: Settings, target: Target) -> None:
     _say(f"linux {base.version} ({base.release}), signed by {', '.join(base.signers)}")
 
 
-@_command(_TARGET_OPTIONS, _BUILD_OPTIONS, _RUN_OPTIONS)
+@_command(_TARGET_OPTIONS, _BUILD_OPTIONS, _RUN_OPTIONS, every_suite=True)
 def build_kernel(settings: Settings, target: Target, modules: str) -> int:
     """Fetch, patch, configure and compile a kernel, or with --suite all one of each suite."""
     if target.suite == generations.ALL:
@@ -285,6 +335,7 @@ def package(settings: Settings, target: Target, modules: str) -> None:
         "stock": "in the VM, try Debian's own kernel alone: none of ours is compiled",
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
+    every_suite=True,
 )
 def test(
     settings: Settings,
@@ -300,6 +351,7 @@ def test(
     """Run the unit tests, those in a VM with the packages, and the mutants on a debug kernel."""
     usual = testing.usual_tiers(whole=all, chosen=bool(k) or stock)
     tiers = (tier,) if tier else usual
+    testing.check_tiers(tiers, stock=stock)
     if settings.dry:
         for one in tiers:
             _say(shlex.join(testing.pytest_command(settings, one, ["-k", k] if k else [])))
@@ -385,6 +437,8 @@ def vm(
         return 0
     if _dry(settings, target, modules):
         return 0
+    if command is None:
+        shell.check_terminal()
     if stock:
         made = pipeline.stock_image(settings, target)
     else:
@@ -568,7 +622,7 @@ def clean(settings: Settings, target: Target, *, cache: bool = False, roots: boo
         _say(f"{'would remove' if settings.dry else 'removed'} {path}")
 
 
-@_command(_RUN_OPTIONS)
+@_command(_RUN_OPTIONS, repairs=True)
 def doctor(settings: Settings, target: Target) -> int:
     """Say what is missing on this machine, and how to get it."""
     findings = doctor_checks.check(settings)

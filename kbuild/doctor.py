@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from kbuild import fs, mirror, progress
+from kbuild import fs, mirror, progress, request
 from kbuild.errors import KbuildError, UserError
 from kbuild.model import Settings
 from kbuild.run import which
@@ -78,6 +78,7 @@ def check(settings: Settings) -> tuple[Finding, ...]:
         _programs,
         _python,
         _privileges,
+        _places,
         _resources,
         _accelerator,
         _mirrors,
@@ -155,6 +156,13 @@ def _privileges(settings: Settings) -> Iterator[Finding]:
         "root" if uid == 0 else f"uid {uid}",
         "making and entering the roots that compilers run in needs root: sudo ./inv ...",
     )
+
+
+def _places(settings: Settings) -> Iterator[Finding]:
+    try:
+        request.check_places(settings)
+    except KbuildError as error:
+        yield Finding("places", False, error.what, error.hint or "")
 
 
 def _resources(settings: Settings) -> Iterator[Finding]:

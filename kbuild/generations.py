@@ -134,17 +134,22 @@ def _source_steps(settings: Settings, target: Target) -> tuple[Step, Step]:
     )
 
 
-def run(target: Target, steps_of: Callable[[Target], Sequence[Step]]) -> tuple[Row, ...]:
-    """Do the steps of every suite; one that fails keeps only those that need it from being done.
-
-    Raises UserError when a version is asked for, which only one suite can have.
-    """
+def check(target: Target) -> None:
+    """Raise UserError when a version is asked for, which only one suite can have."""
     if target.version is not None:
         raise UserError(
             f"no two suites have linux {target.version}",
             expected="--version with one suite, or --suite all without it",
             found=f"--suite {ALL} --version {target.version}",
         )
+
+
+def run(target: Target, steps_of: Callable[[Target], Sequence[Step]]) -> tuple[Row, ...]:
+    """Do the steps of every suite; one that fails keeps only those that need it from being done.
+
+    Raises what :func:`check` raises.
+    """
+    check(target)
     return tuple(
         _row(name, steps_of(dataclasses.replace(target, suite=name))) for name in suites.SUITES
     )

@@ -18,18 +18,23 @@ _SHELL = ("bash", "-i")
 _LOOK_EVERY_S = 3600.0  # pump() returns earlier for every key and every byte of output
 
 
+def check_terminal() -> None:
+    """Raise UserError when standard input is no terminal, before a guest is made for it."""
+    if not os.isatty(sys.stdin.fileno()):
+        raise UserError(
+            "an interactive shell needs a terminal",
+            hint="give --command to run one command instead",
+        )
+
+
 def interactive(guest: Guest, argv: Sequence[str] = _SHELL) -> int:
     """Attach this terminal to a command in the guest; return the command's status.
 
     Works over the control channel, so it needs nothing in the guest but its agent.
     Raises UserError when standard input is no terminal, GuestLost when the guest dies.
     """
+    check_terminal()
     keyboard = sys.stdin.fileno()
-    if not os.isatty(keyboard):
-        raise UserError(
-            "an interactive shell needs a terminal",
-            hint="give --command to run one command instead",
-        )
     environment = {"TERM": os.environ.get("TERM", "dumb"), "HISTFILE": "/dev/null"}
     session = guest.start(argv, env=environment, pty=True)
     with _raw_terminal(keyboard), _size_changes() as changed:

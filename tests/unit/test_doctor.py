@@ -181,3 +181,9 @@ def test_rendering() -> None:
     )
     assert not doctor.healthy(findings)
     assert doctor.healthy(findings[:1])
+
+
+def test_a_place_that_cannot_be_is_named(settings: Settings) -> None:
+    assert "places" not in by_name(settings)
+    settings.cache.touch()
+    assert "cannot be a directory" in by_name(settings)["places"].detail

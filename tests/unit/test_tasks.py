@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from invoke.config import Config
+from invoke.context import Context
 from invoke.parser import Parser
+from invoke.program import Program
 
 from kbuild.testing import FailedTestsError, TierResult, _judge, read_junit
-from tasks import _strings, ns
+from tasks import DEFAULTS, _settings, _strings, ns
 
 PROJECT = Path(__file__).parents[2]
 
@@ -34,6 +39,36 @@ def invoke(*arguments: str, home: Path, **env: str) -> subprocess.CompletedProce
         timeout=100,
         check=False,
     )
+
+
+Here = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Here]:
+    """Invoke in this process, where a second of starting Python for each case would add up."""
+    for name in [name for name in os.environ if name.startswith("INVOKE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("INVOKE_BUILD_DIR", str(tmp_path / "build"))
+    monkeypatch.setenv("INVOKE_CACHE_DIR", str(tmp_path / "cache"))
+    log = logging.getLogger("kbuild")
+    before = (log.handlers[:], log.level, log.propagate)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status = 0
+        try:
+            Program(namespace=ns).run(["invoke", *arguments])
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return status, *capfd.readouterr()
+
+    with Path(os.devnull).open() as nobody:
+        monkeypatch.setattr(sys, "stdin", nobody)
+        yield run
+    log.handlers[:], log.level, log.propagate = before
 
 
 def test_the_tasks_are_those_that_the_issue_names(tmp_path: Path) -> None:
@@ -89,6 +124,74 @@ def test_a_repeatable_option_keeps_each_of_its_values() -> None:
     assert parsed.as_kwargs["offline"] is True
     (parsed,) = Parser(contexts=ns.to_contexts()).parse_argv(["package"])
     assert _strings(parsed.as_kwargs["mirror"]) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("test --suite sid", "the suite 'sid' is not supported"),
+        ("test --tier foo", "--tier foo is not known"),
+        ("test --accel foo", "--accel foo is not known"),
+        ("test --stock --all", "--stock compiles no kernel"),
+        ("test --suite all --version 6.1.192-2", "no two suites have linux 6.1.192-2"),
+        ("package --suite all", "--suite all is not for this task"),
+        ("package --modules foo", "--modules foo is not known"),
+        ("package --variant foo", "the variant 'foo' is not known"),
+        ("package --fragment /nowhere", "/nowhere cannot be read"),
+        ("package --fragment /bin/true", "/bin/true cannot be read: it is no text"),
+        ("vm --stock --flavour foo", "the flavour 'foo' is not supported"),
+        ("vm", "an interactive shell needs a terminal"),
+        ("try --backend foo", "--backend foo is not known"),
+        ("try --window-us=-1", "window-us is no number that makes sense"),
+        ("stress --minutes foo", "minutes is no number that makes sense"),
+        ("bench procfile --kernel foo", "--kernel foo is not known"),
+        ("mutants --suite sid", "the suite 'sid' is not supported"),
+    ],
+)
+def test_a_senseless_request_is_refused_before_anything_is_done(
+    command: str, words: str, tmp_path: Path, here: Here
+) -> None:
+    status, out, err = here(*command.split())
+    assert (status, out) == (2, "")
+    assert words in err
+    assert not list(tmp_path.iterdir())
+    # A dry run does not promise what a real one refuses; it alone needs no terminal.
+    if command != "vm":
+        assert here("--dry", *command.split()) == (2, "", err)
+
+
+def test_a_number_keeps_its_default(here: Here) -> None:
+    plan = ["--dry", "stress", "--seed=7"]
+    assert here(*plan) == here(*plan, "--minutes=5") != here(*plan, "--seconds=60")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("JOBS", "many", "jobs is no number"),
+        ("REVISION", "0", "revision is no number"),
+        ("REVISION", "", "revision is no number"),
+        ("OFFLINE", "perhaps", "offline is neither yes nor no"),
+        ("BUILD_DIR", "", "which 'clean' would remove"),
+        ("BUILD_DIR", "..", "which 'clean' would remove"),
+        ("CACHE_DIR", "/", "which 'clean' would remove"),
+        ("CACHE_DIR", "~", "which 'clean' would remove"),
+        ("CACHE_DIR", "README.md/cache", "cannot be a directory"),
+    ],
+)
+def test_a_senseless_configuration_is_refused(
+    key: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch, here: Here
+) -> None:
+    monkeypatch.setenv(f"INVOKE_{key}", value)
+    status, _, err = here("--dry", "clean")
+    assert status == 2
+    assert words in err
+
+
+def test_a_flag_of_the_environment_can_say_no(tmp_path: Path) -> None:
+    for value, offline in (("false", False), ("true", True)):
+        context = Context(Config(overrides={**DEFAULTS, "offline": value}))
+        assert _settings(context, {}).offline is offline
 
 
 @pytest.mark.parametrize("jobs", ["many", "-1"])
