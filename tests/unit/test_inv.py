@@ -63,7 +63,12 @@ case "$*" in
     [ ! -e "$STATE/no-index" ] || { echo "no matching distribution"; exit 1; }
     touch "$STATE/in-pip"
     while [ -e "$STATE/hold" ]; do sleep 0.05; done
-    printf '#!/bin/sh\\necho "invoke $*"\\n' > "$(dirname "$0")/invoke"
+    cat > "$(dirname "$0")/invoke" <<'END'
+#!/bin/sh
+pwd > "$STATE/cwd"
+if [ "$1" = --search-root ] && [ -x "$2/inv" ]; then shift 2; else echo "in no checkout"; fi
+echo "invoke $*"
+END
     chmod +x "$(dirname "$0")/invoke" ;;
 esac
 """
@@ -278,15 +283,17 @@ def test_another_system_is_told_so(checkout: Checkout) -> None:
     assert "this is no Debian system" in err
 
 
-def test_it_can_be_called_through_a_link_from_anywhere(checkout: Checkout) -> None:
+def test_it_can_be_called_through_a_link_from_anywhere(checkout: Checkout, tmp_path: Path) -> None:
     link = checkout.bin / "inv"
     link.symlink_to(checkout.path / "inv")
     done = subprocess.run(
         [str(link), "--list"],
-        cwd="/",
+        cwd=tmp_path,
         env={"PATH": str(checkout.bin), "STATE": str(checkout.state), "PYTHON": "fakepython"},
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert done.stdout == "invoke --list\n"
+    # A relative path that is given to a task is the caller's.
+    assert (checkout.state / "cwd").read_text() == f"{tmp_path}\n"
