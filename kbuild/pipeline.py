@@ -594,14 +594,14 @@ def _reasons(settings: Settings, target: Target, modules: str) -> Iterator[tuple
         yield fetch, error.what
         return
     missing = [file.path.name for file in base.files if not file.path.exists()]
-    yield fetch, f"{', '.join(missing)} is not in the cache" if missing else None
+    yield fetch, f"not in the cache: {', '.join(missing)}" if missing else None
     yield (
         root_stage,
         roots.why_make(settings, target.suite, "compile", roots.compile_packages(target.suite)),
     )
     root = roots.compile_root(quiet, target.suite)
     packed = [file.path.name for file in source.not_unpacked(settings, base)]
-    yield unpack, f"{', '.join(packed)} is not unpacked" if packed else None
+    yield unpack, f"not unpacked: {', '.join(packed)}" if packed else None
     series = patches.choose(settings.project / "patches", base.upstream)
     tree = patches.foresee(
         source.unpack(quiet, base),
