@@ -75,7 +75,7 @@ DEFAULTS = {
 _TARGET_OPTIONS = {
     "suite": f"Debian suite: {', '.join(suites.SUITES)}; build-kernel and test also take all",
     "flavour": "cloud-amd64, amd64 (Debian's), or lab (a small kernel for the VM)",
-    "variant": "release, or one of the variants on the flavour",
+    "variant": f"fragments on the flavour: {', '.join(variants.VARIANTS)}",
     "version": "Debian version of the kernel source, as 6.1.192-2; default: the newest",
 }
 _RUN_OPTIONS = {
@@ -329,10 +329,10 @@ def package(settings: Settings, target: Target, modules: str) -> None:
     _BUILD_OPTIONS,
     _RUN_OPTIONS,
     options={
-        "k": "run only the tests that match this pytest expression, of the tiers unit and vm",
+        "k": "run only the tests that match this pytest expression; without --tier of unit and vm",
         "tier": "run only this tier: unit, vm, mutants, or lab",
         "all": "everything, also in the lab, of which --tier lab is a sample: hours",
-        "stock": "in the VM, try Debian's own kernel alone: none of ours is compiled",
+        "stock": "in the VM, try Debian's own kernel alone: no kernel is compiled; without the lab",
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
     every_suite=True,

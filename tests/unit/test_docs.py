@@ -13,7 +13,7 @@ from invoke.collection import Collection
 from invoke.context import Context
 from invoke.tasks import task
 
-from kbuild import errors, suites
+from kbuild import errors, suites, variants
 from kbuild.errors import KbuildError
 from kbuild.vm import outcome
 
@@ -97,9 +97,9 @@ def test_every_configuration_key_is_documented() -> None:
     assert not [key for key in defaults if f"`{key}`" not in text]
 
 
-def test_every_flavour_and_suite_is_documented() -> None:
+def test_every_flavour_suite_and_variant_is_documented() -> None:
     text = documentation()
-    names = [*suites.DEBIAN_FLAVOURS, *suites.OWN_FLAVOURS, *suites.SUITES]
+    names = [*suites.DEBIAN_FLAVOURS, *suites.OWN_FLAVOURS, *suites.SUITES, *variants.VARIANTS]
     assert not [name for name in names if f"`{name}`" not in text]
 
 
@@ -138,6 +138,13 @@ def modules_without_docstring(directory: Path) -> list[Path]:
 
 def test_every_module_says_what_it_is() -> None:
     assert not modules_without_docstring(PROJECT / "kbuild")
+
+
+def test_every_module_has_its_place_in_the_architecture() -> None:
+    text = (PROJECT / "docs/architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(?:kbuild/)?(\w+)(?:\.py)?`", text))
+    modules = {path.stem for path in (PROJECT / "kbuild").glob("*.py")} - {"__init__"}
+    assert not modules - named
 
 
 def test_a_module_without_docstring_is_found(tmp_path: Path) -> None:
