@@ -359,6 +359,22 @@ def test_a_point_release_comes_after_another_version(tmp_path: Path, seen: Seen)
         bench_build.measure(same, CASES["point-release"])
 
 
+@pytest.mark.parametrize("before", ["6.1.192-2", "6.1.1-1"])
+def test_the_earlier_version_is_looked_up_before_hours_of_other_cases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    def resolve(settings: Settings, target: Target) -> SimpleNamespace:
+        if target.version == "6.1.1-1":
+            raise UserError("bookworm has no linux 6.1.1-1")
+        return SimpleNamespace(version=target.version or "6.1.192-2")
+
+    monkeypatch.setattr(source, "resolve", resolve)
+    monkeypatch.setattr(bench_build, "measure", lambda *_: pytest.fail("something was measured"))
+    settings = bench(tmp_path).settings
+    with pytest.raises(UserError, match=r"has no linux 6\.1\.1-1|is the newest version"):
+        bench_build.run(settings, CLOUD, names=["nothing", "point-release"], before=before)
+
+
 def test_the_plain_build_uses_no_cache_and_has_to_leave_packages(
     tmp_path: Path, seen: Seen
 ) -> None:
