@@ -43,7 +43,7 @@ from kbuild import doctor as doctor_checks
 from kbuild import mutants as mutations
 from kbuild import report as reports
 from kbuild import stress as stresses
-from kbuild.errors import KbuildError, LostDependencyError, UserError
+from kbuild.errors import KbuildError, LostDependencyError, UserError, of_the_machine
 from kbuild.generations import Step
 from kbuild.model import Settings, Target
 from kbuild.vm import session, shell
@@ -214,7 +214,7 @@ def _command(
             except KbuildError as error:
                 raise Exit(f"{error.kind} error: {error}", error.exit_status) from error
             except OSError as error:
-                if (known := request.of_the_machine(error)) is None:
+                if (known := of_the_machine(error)) is None:
                     raise
                 raise Exit(f"{known.kind} error: {known}", known.exit_status) from error
             except KeyboardInterrupt:
@@ -272,10 +272,15 @@ def _every(
 ) -> int:
     """Do something for every suite, print the table, and return the exit status."""
     if settings.dry:
+        status = 0
         for name in suites.SUITES:
             _say(f"{name}:")
-            _print_steps(settings, replace(target, suite=name), modules)
-        return 0
+            try:
+                _print_steps(settings, replace(target, suite=name), modules)
+            except KbuildError as error:
+                _say(f"{error.kind} error: {error}")
+                status = status or error.exit_status
+        return status
     rows = generations.run(target, lambda one: steps(settings, one, modules=modules))
     _say(generations.render(rows))
     return generations.exit_status(rows)
@@ -356,12 +361,18 @@ def test(
         for one in tiers:
             _say(shlex.join(testing.pytest_command(settings, one, ["-k", k] if k else [])))
     if target.suite == generations.ALL:
+        if settings.dry and stock:
+            return 0
         steps = functools.partial(
             generations.test_steps, tiers=tiers, keyword=k, accel=accel, whole=all, stock=stock
         )
-        if "unit" in tiers and not settings.dry:
-            testing.run_tests(settings, target, tiers=("unit",), keyword=k)
-        return _every(settings, target, modules, steps)
+        failed = None
+        if not settings.dry:
+            failed = generations.unit_tests(settings, target, tiers=tiers, keyword=k)
+        status = _every(settings, target, modules, steps)
+        if failed is not None:
+            _say(f"unit tests: {failed}")
+        return failed.exit_status if failed else status
     if settings.dry:
         if not stock:
             _print_steps(settings, target, modules)

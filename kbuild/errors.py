@@ -7,7 +7,21 @@ raises; it never exits.
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+
+# Errors of the machine under us, against which a retry or an administrator may help; any
+# other OSError is a mistake of ours, and keeps its traceback.
+_MACHINE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+)
 
 
 class KbuildError(Exception):
@@ -85,7 +99,36 @@ class InfrastructureError(KbuildError):
     kind = "infrastructure"
 
 
+class DefectError(KbuildError):
+    """This project itself is wrong: an exception that nobody foresaw (``EX_SOFTWARE``)."""
+
+    exit_status = 70
+    kind = "internal"
+
+    @classmethod
+    def of(cls, error: Exception) -> KbuildError:
+        """Wrap such an exception, where the rest of a run must not be lost to it.
+
+        An error of the disk or the system is one of the infrastructure.
+        """
+        known = of_the_machine(error) if isinstance(error, OSError) else None
+        return known or cls(
+            f"{type(error).__name__}: {error}",
+            hint="this is a defect of the pipeline: report it with the traceback above",
+        )
+
+
 class LostDependencyError(InfrastructureError):
     """A program that the machine should have is missing; ``invoke doctor`` names its package."""
 
     kind = "missing program"
+
+
+def of_the_machine(error: OSError) -> InfrastructureError | None:
+    """Return what to say of an error of the disk or the system, None for a mistake of ours."""
+    if error.errno not in _MACHINE:
+        return None
+    place = f"{error.filename}: " if error.filename else ""
+    return InfrastructureError(
+        f"{place}{error.strerror}", hint="'./inv doctor' shows space, owners, and what is lacking"
+    )

@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from kbuild import patches, pipeline, progress, source, suites, testing
-from kbuild.errors import KbuildError, UserError
+from kbuild.errors import DefectError, KbuildError, UserError
 from kbuild.model import Settings, Target
+from kbuild.testing import NoTestsError
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,25 @@ def test_steps(
 test_steps.__test__ = False  # type: ignore[attr-defined]
 
 
+def unit_tests(
+    settings: Settings, target: Target, *, tiers: Sequence[str], keyword: str | None
+) -> KbuildError | None:
+    """Run the unit tests where they are among ``tiers``; a failure keeps no suite from its turn.
+
+    Names that only another tier's tests have are no failure.
+    """
+    if "unit" not in tiers:
+        return None
+    try:
+        testing.run_tests(settings, target, tiers=("unit",), keyword=keyword)
+    except NoTestsError as error:
+        return None if keyword and len(tiers) > 1 else error
+    except KbuildError as error:
+        logger.error("%s error: %s", error.kind, error)
+        return error
+    return None
+
+
 def _source_steps(settings: Settings, target: Target) -> tuple[Step, Step]:
     def patch() -> str:
         base = source.fetch(settings, target)
@@ -164,11 +184,18 @@ def _row(suite: str, steps: Sequence[Step]) -> Row:
             continue
         logger.info("%s: %s", suite, step.column)
         began = time.monotonic()
+        error: KbuildError | None = None
         try:
-            said, error = step.action(), None
+            said = step.action()
         except KbuildError as caught:
             logger.error("%s: %s error: %s", suite, caught.kind, caught)
-            said, error = f"{caught.kind} error", caught
+            error = caught
+        except Exception as caught:
+            # Hours of the other suites, and the table, must not be lost to a defect of ours.
+            logger.exception("%s: %s", suite, step.column)
+            error = DefectError.of(caught)
+        if error is not None:
+            said = f"{error.kind} error"
         cells[step.column] = Cell(said, time.monotonic() - began, error)
     return Row(suite, cells)
 

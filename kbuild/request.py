@@ -5,13 +5,12 @@ The stages refuse senseless values too, but some of them come after hours of bui
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kbuild import bench_procfile, generations, kconfig, kernel, stress, suites, testing, variants
-from kbuild.errors import InfrastructureError, UserError
+from kbuild.errors import UserError
 from kbuild.model import Settings, Target
 from kbuild.vm.spec import ACCELERATORS
 
@@ -23,19 +22,6 @@ CHOICES: Mapping[str, Sequence[str]] = {
     "backend": stress.BACKENDS,
     "kernel": bench_procfile.KERNELS,
 }
-
-# Errors of the machine under us, against which a retry or an administrator may help; any
-# other OSError is a mistake of ours, and keeps its traceback.
-_MACHINE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EIO,
-    errno.EMFILE,
-    errno.ENFILE,
-)
 
 
 def check_choice(option: str, value: object) -> None:
@@ -90,13 +76,3 @@ def check_places(settings: Settings) -> None:
                 found=f"{there} is there, and is none",
                 hint=f"correct {key}: in INVOKE_{key.upper()}, or in invoke.yaml",
             )
-
-
-def of_the_machine(error: OSError) -> InfrastructureError | None:
-    """Return what to say of an error of the disk or the system, None for a mistake of ours."""
-    if error.errno not in _MACHINE:
-        return None
-    place = f"{error.filename}: " if error.filename else ""
-    return InfrastructureError(
-        f"{place}{error.strerror}", hint="'./inv doctor' shows space, owners, and what is lacking"
-    )

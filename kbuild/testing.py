@@ -44,6 +44,12 @@ class FailedTestsError(KbuildError):
     kind = "test"
 
 
+class NoTestsError(FailedTestsError):
+    """No test was run, which is no proof of anything."""
+
+    kind = "empty test"
+
+
 @dataclass(frozen=True)
 class TierResult:
     """What one tier of tests came to; the counts are pytest's, from its JUnit file."""
@@ -269,6 +275,6 @@ def _judge(results: Sequence[TierResult]) -> None:
             hint="the failures above say how to run each one alone",
         )
     if not any(one.tests and one.status == _PASSED for one in results):
-        raise FailedTestsError(
+        raise NoTestsError(
             "no test was run", hint="-k names none: ./inv test -k takes pytest's expressions"
         )

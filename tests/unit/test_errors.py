@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ def test_statuses_tell_whose_failure_it_is() -> None:
         "GuardError": 3,
         "TrustError": 65,
         "InfrastructureError": 69,
+        "DefectError": 70,
         "LostDependencyError": 69,
     }
 
@@ -67,3 +69,13 @@ def test_odd_values_do_not_break_the_printing(text: str) -> None:
 
 def test_only_what_is_known_is_printed() -> None:
     assert str(KbuildError("it failed")) == "it failed"
+
+
+def test_only_errors_of_the_machine_lose_their_traceback() -> None:
+    full = errors.of_the_machine(OSError(errno.ENOSPC, "No space left on device", "/x/y"))
+    assert full is not None
+    assert str(full).startswith("/x/y: No space left on device")
+    assert full.exit_status == 69
+    assert errors.of_the_machine(FileNotFoundError(errno.ENOENT, "No such file", "/x")) is None
+    assert errors.DefectError.of(OSError(errno.ENOSPC, "No space left on device")).exit_status == 69
+    assert errors.DefectError.of(FileNotFoundError(errno.ENOENT, "No such file")).exit_status == 70

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from kbuild import generations, patches, pipeline, source, suites, testing
-from kbuild.errors import BuildError, InfrastructureError, UserError
+from kbuild.errors import BuildError, InfrastructureError, KbuildError, UserError
 from kbuild.generations import Step
 from kbuild.model import Settings, Target
+from kbuild.testing import FailedTestsError, NoTestsError
 
 TARGET = Target("all", "lab")
 
 
-def fail(error: Exception) -> str:
+def fail(error: BaseException) -> str:
     raise error
 
 
@@ -66,9 +67,68 @@ def test_the_exit_status_is_the_first_failures() -> None:
     assert generations.exit_status(generations.run(TARGET, lambda _: ())) == 0
 
 
-def test_what_is_no_failure_of_a_suite_is_not_caught() -> None:
-    with pytest.raises(ZeroDivisionError):
-        generations.run(TARGET, lambda _: (Step("fetched", (), lambda: str(1 // 0)),))
+def test_a_defect_of_ours_costs_one_suite_too_and_is_told_from_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def steps(target: Target) -> Sequence[Step]:
+        broken = target.suite == "bookworm"
+        return (
+            Step("fetched", (), lambda: str(1 // 0) if broken else "6.1"),
+            Step("patched", ("fetched",), lambda: "5.11"),
+        )
+
+    rows = generations.run(TARGET, steps)
+    assert [row.suite for row in rows if row.cells["patched"].passed] == [
+        name for name in suites.SUITES if name != "bookworm"
+    ]
+    assert generations.exit_status(rows) == 70
+    text = generations.render(rows, width=200)
+    assert "FAILED: internal error" in text
+    assert "bookworm, fetched: ZeroDivisionError" in text
+    assert "Traceback" in caplog.text
+
+
+def test_an_interruption_ends_all() -> None:
+    begun: list[str] = []
+
+    def steps(target: Target) -> Sequence[Step]:
+        begun.append(target.suite)
+        return (Step("fetched", (), lambda: fail(KeyboardInterrupt())),)
+
+    with pytest.raises(KeyboardInterrupt):
+        generations.run(TARGET, steps)
+    assert len(begun) == 1
+
+
+@pytest.mark.parametrize(
+    ("tiers", "keyword", "error", "kept"),
+    [
+        (("vm",), None, BuildError("not run at all"), False),
+        (("unit", "vm"), None, None, False),
+        (("unit", "vm"), None, FailedTestsError("2 of 9"), True),
+        # The name may be that of a test in the VM.
+        (("unit", "vm"), "procfile", NoTestsError("no test was run"), False),
+        (("unit",), "procfile", NoTestsError("no test was run"), True),
+        (("unit", "vm"), None, NoTestsError("no test was run"), True),
+    ],
+)
+def test_the_unit_tests_keep_no_suite_from_its_turn(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiers: tuple[str, ...],
+    keyword: str | None,
+    error: KbuildError | None,
+    kept: bool,
+) -> None:
+    def run_tests(*_: object, **options: object) -> None:
+        assert options["tiers"] == ("unit",)
+        if error:
+            raise error
+
+    monkeypatch.setattr(testing, "run_tests", run_tests)
+    settings = Settings(project=tmp_path, build=tmp_path, cache=tmp_path)
+    found = generations.unit_tests(settings, TARGET, tiers=tiers, keyword=keyword)
+    assert found is (error if kept else None)
 
 
 def test_one_version_is_not_that_of_all_suites() -> None:

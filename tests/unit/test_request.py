@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 
 import pytest
@@ -39,11 +38,3 @@ def test_what_clean_removes_holds_no_home(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("HOME", str(tmp_path / "cache/of/someone"))
     with pytest.raises(UserError, match="cache_dir is"):
         request.check_places(settings(tmp_path))
-
-
-def test_only_errors_of_the_machine_lose_their_traceback() -> None:
-    full = request.of_the_machine(OSError(errno.ENOSPC, "No space left on device", "/x/y"))
-    assert full is not None
-    assert str(full).startswith("/x/y: No space left on device")
-    assert full.exit_status == 69
-    assert request.of_the_machine(FileNotFoundError(errno.ENOENT, "No such file", "/x")) is None

@@ -16,6 +16,9 @@ from invoke.context import Context
 from invoke.parser import Parser
 from invoke.program import Program
 
+import tasks
+from kbuild.errors import BuildError
+from kbuild.model import Settings, Target
 from kbuild.testing import FailedTestsError, TierResult, _judge, read_junit
 from tasks import DEFAULTS, _settings, _strings, ns
 
@@ -219,6 +222,22 @@ def test_dry_test_names_both_commands_and_runs_neither(tmp_path: Path) -> None:
     assert "pytest tests/unit" in done.stdout
     assert "pytest tests/vm" in done.stdout
     assert not (tmp_path / "build/test").exists()
+
+
+def test_a_dry_run_of_all_suites_says_what_is_wrong_with_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def print_steps(settings: Settings, target: Target, modules: str) -> None:
+        if target.suite != "bookworm":
+            raise BuildError(f"no series applies to {target.suite}")
+        print("kernel is current")
+
+    monkeypatch.setattr(tasks, "_print_steps", print_steps)
+    settings = Settings(project=tmp_path, build=tmp_path, cache=tmp_path, dry=True)
+    assert tasks._every(settings, Target("all", "lab"), "auto", lambda *_, **__: ()) == 3
+    said = capsys.readouterr().out
+    assert said.count("build error: no series applies") == 3
+    assert "kernel is current" in said
 
 
 def result(status: int, tests: int, failed: int) -> TierResult:
