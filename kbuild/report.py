@@ -40,7 +40,7 @@ from kbuild import (
     versions,
 )
 from kbuild.download import Network
-from kbuild.errors import BuildError, KbuildError
+from kbuild.errors import BuildError, DefectError, KbuildError
 from kbuild.model import Base, Series, Settings, Target
 from kbuild.patches import Refusal
 from kbuild.symvers import ExportedSymbol
@@ -219,6 +219,9 @@ def _report(settings: Settings, target: Target, network: Network) -> KernelRepor
         )
     except KbuildError as error:
         return KernelReport(target.suite, target.flavour, error=error)
+    except Exception as error:
+        logger.exception("%s, %s", target.suite, target.flavour)
+        return KernelReport(target.suite, target.flavour, error=DefectError.of(error))
 
 
 def fetch(settings: Settings, target: Target, network: Network) -> Base:
@@ -584,10 +587,18 @@ def _newer(stream: Iterable[str], since: str | None) -> Iterator[str]:
     for line in stream:
         if match := head.match(line):
             entries += 1
-            old = since is not None and Version(match[1]) <= Version(since)
+            old = since is not None and _is_in(match[1], since)
             if old or (since is None and entries > 1):
                 return
         yield line
+
+
+def _is_in(entry: str, since: str) -> bool:
+    """Whether the version of a changelog's entry is in ``since``, which was built.
+
+    A backport (7.3.4-1~bpo13+1) sorts before the version that it was made of, and has all of it.
+    """
+    return Version(entry) <= Version(since) or since.startswith(f"{entry}~bpo")
 
 
 def items(lines: Iterable[str]) -> Iterator[str]:

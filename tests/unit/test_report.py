@@ -215,6 +215,27 @@ def test_news_are_what_is_newer_than_the_last_build(tmp_path: Path) -> None:
     assert found.fixes[2].text == "io-wq: again (CVE-2026-99228)"
 
 
+@pytest.mark.parametrize(
+    ("since", "versions"),
+    [
+        # 7.3.4-1 is the later version, and all of it was built.
+        ("7.3.4-1~bpo13+1", ["7.3.5-1~bpo13+1", "7.3.5-1"]),
+        ("7.3.5-1~bpo13+1", []),
+        ("7.3.3-1~bpo13+1", ["7.3.5-1~bpo13+1", "7.3.5-1", "7.3.4-1"]),
+    ],
+)
+def test_a_backport_has_what_it_was_made_of(
+    tmp_path: Path, since: str, versions: list[str]
+) -> None:
+    path = tmp_path / "changelog.gz"
+    named = ("7.3.5-1~bpo13+1", "7.3.5-1", "7.3.4-1", "7.3.3-1")
+    tail = "\n -- A B <a@example.org>  Mon, 16 Nov 2026 11:17:40 +0100\n\n"
+    with gzip.open(path, "wt") as stream:
+        for name in named:
+            stream.write(f"linux ({name}) unstable; urgency=low\n\n  * x (CVE-2026-1111)\n{tail}")
+    assert list(report.news(path, since).versions) == versions
+
+
 def test_without_a_build_the_newest_entry_is_the_news(tmp_path: Path) -> None:
     found = report.news(write_changelog(tmp_path / "changelog.gz"), None)
     assert (found.versions, found.fixes) == (("6.1.192-2",), ())
@@ -358,6 +379,15 @@ def test_one_kernel_is_put_together_and_another_that_fails_does_not_end_it(
     monkeypatch.setattr(roots, "compile_root", no_root)
     found = report.run(settings, Target("bookworm", "cloud-amd64"), suite="bookworm")
     assert [one.error is None for one in found] == [True, False]
+
+    def defect(*_: object) -> object:
+        raise KeyError("Depends")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(report, "options_of", defect)
+        (unseen, _) = report.run(settings, Target("bookworm", "cloud-amd64"), suite="bookworm")
+    assert report.exit_status([unseen]) == 70
+    assert "KeyError: 'Depends'" in report.render([unseen], terminal=False)
     ours = found[0]
     assert ours.series[0].applies
     assert ours.options == (GoneOptions("lab.config", (), 1),)
