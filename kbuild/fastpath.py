@@ -16,6 +16,7 @@ import lzma
 import re
 import struct
 import tempfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,9 @@ _DECOMPRESS_TIMEOUT_S = 120
 # A DER SEQUENCE with a two-byte length, which every certificate of a module key has.
 _DER_SEQUENCE = b"\x30\x82"
 _NAMED_AT_MOST = 12
+# The symbol whose CRC is made of struct module and what else the loader reads in a module
+# (kernel/module/version.c).
+_LAYOUT = "module_layout"
 # v1.16: what scripts/link-vmlinux.sh asks for at least.
 _OLDEST_PAHOLE = 116
 
@@ -101,7 +105,7 @@ def unpack_vmlinuz(path: Path) -> bytes:
         if payload.startswith(magic):
             try:
                 vmlinux = decompress(payload[:-4] if size_appended else payload)
-            except (OSError, EOFError, lzma.LZMAError) as error:
+            except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
                 raise BuildError(f"the kernel in {path} is damaged: {error}") from error
             if not vmlinux.startswith(b"\x7fELF"):
                 raise BuildError(f"the kernel in {path} is not an ELF file")
@@ -250,6 +254,13 @@ def guard(
             "the distro's Module.symvers has no CRCs, so nothing can be proved by them",
             hint="build in full instead: --modules rebuild",
         )
+    if _LAYOUT not in wanted:
+        raise GuardError(
+            "the distro's Module.symvers does not prove struct module",
+            expected=f"the symbol {_LAYOUT} with its CRC",
+            found=f"{len(wanted)} other symbols of vmlinux",
+            hint="build in full instead: --modules rebuild",
+        )
     missing = sorted(set(wanted) - set(ours))
     changed = sorted(
         name
@@ -315,7 +326,7 @@ def check_image(vmlinux: Path, *, release: str, flags: str, btf: Path) -> None:
 def vermagic_flags(root: Root, modules: Path) -> str:
     """Return what follows the release in the one vermagic of all modules below ``modules``.
 
-    Raises BuildError when they have several.
+    Raises BuildError when they have several, or one of them has none.
     """
     completed = roots.enter(
         root,
@@ -323,12 +334,14 @@ def vermagic_flags(root: Root, modules: Path) -> str:
         timeout_s=300,
         binds=[Bind(modules, "/mnt/modules")],
     )
-    found = {line.partition(" ")[2] for line in completed.stdout.splitlines()}
-    if len(found) != 1:
+    lines = completed.stdout.splitlines()
+    found = {line.partition(" ")[2] for line in lines}
+    count = sum(1 for _ in modules.rglob("*.ko*"))
+    if len(found) != 1 or len(lines) != count:
         raise BuildError(
             "the distro's modules have not one vermagic",
-            expected="one",
-            found="; ".join(sorted(found)) or "none",
+            expected=f"{count} modules, one vermagic",
+            found=f"{len(lines)} with one: {'; '.join(sorted(found)) or 'none'}",
             hint="build in full instead: --modules rebuild",
         )
     return found.pop()

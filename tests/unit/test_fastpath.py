@@ -52,6 +52,10 @@ def test_guard_passes_and_returns_the_new_exports(series: Series) -> None:
             OURS | {"fput": dataclasses.replace(OURS["fput"], kind="EXPORT_SYMBOL_GPL")},
             "CRC, kind or namespace changed: fput",
         ),
+        (
+            OURS | {"fput": dataclasses.replace(OURS["fput"], namespace="DMA_BUF")},
+            "CRC, kind or namespace changed: fput",
+        ),
         ({n: s for n, s in OURS.items() if n != "fput"}, "gone: fput"),
         (OURS | {"extra": dataclasses.replace(OURS["fput"], name="extra")}, "not declared: extra"),
         (
@@ -75,6 +79,19 @@ def test_guard_needs_crcs(series: Series) -> None:
         fastpath.guard(bare, OURS, series)
     with pytest.raises(GuardError, match="no CRCs"):
         fastpath.guard({}, OURS, series)
+
+
+def test_guard_needs_the_symbol_that_stands_for_struct_module(series: Series) -> None:
+    distro, ours = ({n: s for n, s in m.items() if n != "module_layout"} for m in (DISTRO, OURS))
+    with pytest.raises(GuardError, match="does not prove struct module") as caught:
+        fastpath.guard(distro, ours, series)
+    assert "--modules rebuild" in (caught.value.hint or "")
+
+
+def test_one_symbol_without_a_crc_is_enough_to_prove_nothing(series: Series) -> None:
+    one = DISTRO | {"fput": dataclasses.replace(DISTRO["fput"], crc=None)}
+    with pytest.raises(GuardError, match="no CRCs"):
+        fastpath.guard(one, OURS, series)
 
 
 def test_written_symvers_hold_both(tmp_path: Path) -> None:
@@ -113,6 +130,16 @@ def test_a_bad_image_is_refused(content: bytes, words: str, tmp_path: Path) -> N
     path.write_bytes(content)
     with pytest.raises(BuildError, match=words):
         fastpath.unpack_vmlinuz(path)
+
+
+def test_a_damaged_payload_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "vmlinuz"
+    whole = toy.bz_image(toy.elf(toy.BTF, bytes(range(256)) * 8))
+    begin = whole.index(b"\x1f\x8b") + 10
+    for damage in (b"\xff" * 8, bytes(8)):
+        path.write_bytes(whole[:begin] + damage + whole[begin + 8 :])
+        with pytest.raises(BuildError, match="is damaged"):
+            fastpath.unpack_vmlinuz(path)
 
 
 def test_an_image_without_btf_is_refused(tmp_path: Path) -> None:

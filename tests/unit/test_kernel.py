@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import kernel, patches, symvers
+from kbuild import fastpath, kernel, patches, symvers
 from kbuild.errors import BuildError, GuardError, UserError
 from kbuild.kconfig import Fragment
 from kbuild.model import BuiltKernel, Root, Settings, Target
@@ -73,9 +73,8 @@ def test_the_fast_path_keeps_the_distros_modules(bench: Bench) -> None:
     assert built.method == "fast"
     assert built.modules == bench.distro.image / "lib/modules" / toy.RELEASE
     exported = symvers.read(built.symvers)
-    assert {"get_files_struct", "put_files_struct", "ext4_thing", "open"} == set(exported) - {
-        "exit_files"
-    }
+    theirs = {"exit_files", "module_layout", "open", "ext4_thing"}
+    assert set(exported) == theirs | {"get_files_struct", "put_files_struct"}
     config = built.config.read_text()
     assert 'CONFIG_SYSTEM_TRUSTED_KEYS="/mnt/input/distro-modules.pem"' in config
     given = bench.home / "cloud-amd64/input"
@@ -190,7 +189,7 @@ def test_a_changed_struct_is_refused_by_name(bench: Bench) -> None:
     )
     with pytest.raises(GuardError) as caught:
         bench.build()
-    assert "exit_files, open" in (caught.value.found or "")
+    assert "exit_files, module_layout, open" in (caught.value.found or "")
     assert not (bench.home / "cloud-amd64/kernel.json").exists()
 
 
@@ -225,6 +224,28 @@ def test_a_module_without_signature_stops_the_fast_path(bench: Bench) -> None:
     toy.write(bench.distro.image / "lib/modules" / toy.RELEASE / "kernel/bare.ko", "")
     with pytest.raises(BuildError, match="not all signed with one key"):
         bench.build()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "echo 1 SMP x; echo 1 SMP y",  # two of them
+        "echo 1 SMP x",  # one module of two has one
+        "true",
+    ],
+)
+def test_the_modules_have_one_vermagic_each_and_the_same(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    modules = bench.distro.image / "lib/modules" / toy.RELEASE
+    assert fastpath.vermagic_flags(bench.root, modules) == "SMP mod_unload modversions "
+    toy.write(modules / "kernel/second.ko.xz", "")
+    toy.write(tmp_path / "bin/modinfo", f"#!/bin/sh\n{said}\n")
+    (tmp_path / "bin/modinfo").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    with pytest.raises(BuildError, match="have not one vermagic") as caught:
+        fastpath.vermagic_flags(bench.root, modules)
+    assert caught.value.expected == "2 modules, one vermagic"
 
 
 def test_a_lost_export_is_noticed_in_a_full_build(bench: Bench) -> None:

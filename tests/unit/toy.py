@@ -51,6 +51,8 @@ def make(where: Path) -> ToyDistro:
     pristine = where / "pristine"
     write(pristine / "fs/file.c", FILE_C)
     write(pristine / "fs/open.c", "int open(void)\n{\n}\nEXPORT_SYMBOL(open);\n")
+    layout = "void module_layout(void)\n{\n}\nEXPORT_SYMBOL(module_layout);\n"
+    write(pristine / "kernel/module.c", layout)
     write(pristine / "include/linux/fdtable.h", FDTABLE_H)
     patches = where / "patches"
     write(patches / "5.11/series", "export.patch\n")
@@ -62,7 +64,8 @@ def make(where: Path) -> ToyDistro:
     write(module, "1B:A0:DB:9D:B0:17:06:9F:06:2A:9E:8A:EB:3E:70:8E:9B:E8:94:C4\n")
     include = headers / "usr/src" / f"linux-headers-{RELEASE}"
     write(include / ".config", CONFIG)
-    crc = {n: zlib.crc32(n.encode() + FDTABLE_H.encode()) for n in ("exit_files", "open")}
+    names = ("exit_files", "module_layout", "open")
+    crc = {n: zlib.crc32(n.encode() + FDTABLE_H.encode()) for n in names}
     write(
         include / "Module.symvers",
         "".join(f"0x{crc[n]:08x}\t{n}\tvmlinux\tEXPORT_SYMBOL\t\n" for n in sorted(crc))
