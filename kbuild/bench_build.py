@@ -25,9 +25,21 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from kbuild import compilers, fs, kernel, manifest, patches, pipeline, progress, roots, source
+from kbuild import (
+    compilers,
+    fs,
+    kconfig,
+    kernel,
+    manifest,
+    misses,
+    patches,
+    pipeline,
+    progress,
+    roots,
+    source,
+)
 from kbuild.bench import BenchError, number
-from kbuild.errors import UserError
+from kbuild.errors import KbuildError, UserError
 from kbuild.model import Settings, Target
 from kbuild.roots import Bind
 from kbuild.run import run as run_program
@@ -95,6 +107,8 @@ class Measurement:
     misses: int | None = None
     missed: tuple[str, ...] = ()  # files, the first of them
     counters: Mapping[str, int] = field(default_factory=dict)  # ccache's own
+    reasons: Mapping[str, int] = field(default_factory=dict)  # why files were missed
+    packages_cpu_s: float = 0.0  # the part of cpu_s that packaging took
     note: str = ""
     began: str = ""  # ISO 8601, UTC
     host: str = ""
@@ -168,16 +182,29 @@ def run(
 ) -> Path:
     """Measure the cases asked for, print the table, and return the file with the results.
 
-    A case that fails is an error: what was measured before it is kept.
+    A case that fails keeps none of the others from being measured; the first failure is
+    raised after the table, which names each.
     """
     cases = choose(target, names, before=before)
     if any(case.name == "point-release" for case in cases):
         check_before(settings, target, before)
+    absent: dict[str, str] = {}
+    failures: list[KbuildError] = []
     with cpu_account() as cpu:
         bench = Bench(settings, target, before, cpu)
+        if not names and (why := _no_fast_path(bench, cases)) is not None:
+            absent = dict.fromkeys(_FAST, why)
+            cases = tuple(case for case in cases if case.name not in absent)
         for case in cases:
-            measure(bench, case)
-    say(render(bench.target, read(bench.result), _siblings(bench)))
+            try:
+                measure(bench, case)
+            except KbuildError as error:
+                logger.error("%s: %s error: %s", case.name, error.kind, error)
+                absent[case.name] = f"FAILED: {error.kind} error: {error.what}"
+                failures.append(error)
+    say(render(bench.target, read(bench.result), _siblings(bench), absent=absent))
+    if failures:
+        raise failures[0]
     return bench.result
 
 
@@ -190,6 +217,18 @@ def check_before(settings: Settings, target: Target, before: str) -> None:
     source.resolve(settings, dataclasses.replace(target, version=before))
     if before == newest:
         raise UserError(f"--before {before} is the newest version", found=newest)
+
+
+def _no_fast_path(bench: Bench, cases: Sequence[Case]) -> str | None:
+    """Say why this suite's kernel has no fast path, if one of the cases would need it."""
+    if not any(case.name in _FAST for case in cases):
+        return None
+    base = source.fetch(bench.settings, bench.target)
+    headers = source.unpack_deb(bench.settings, base.headers)
+    config = headers / "usr/src" / f"linux-headers-{base.release}" / ".config"
+    distro = kconfig.read(config, strict=False)
+    method, reason = kernel.choose_method(bench.target, distro, (), "auto")
+    return None if method == "fast" else reason
 
 
 def measure(bench: Bench, case: Case) -> Measurement:
@@ -348,26 +387,52 @@ def _alone(bench: Bench, cache: Path, name: str) -> Settings:
 
 
 def _built(
-    bench: Bench, case: Case, settings: Settings, target: Target, modules: str
+    bench: Bench,
+    case: Case,
+    settings: Settings,
+    target: Target,
+    modules: str,
+    filled: misses.Build | None = None,
 ) -> Measurement:
-    """Time the compilation of a kernel; the source is fetched, unpacked and patched before."""
+    """Time a kernel from the compiler to its packages; fetching, unpacking and patching are before.
+
+    ``filled`` is the build that left the cache that this one has.
+    """
     base = source.fetch(settings, target)
     prepared = pipeline.prepare(settings, target, base, modules=modules)
     root = roots.compile_root(settings, target.suite)
     home = pipeline.places(settings, target, base).version
     start = _now(bench)
     built = pipeline.compile_kernel(settings, root, prepared)
+    compiled_s = bench.cpu()
+    # "make bindeb-pkg" packs too: without this the two could not be compared.
+    pipeline.pack_kernel(settings, root, prepared, built)
+    found = _found(bench, case, start, base.version, note=built.method)
     objects = sum(name.endswith(".o") for _, _, names in os.walk(built.output) for name in names)
-    found = _found(bench, case, start, base.version, objects=objects, note=built.method)
+    packing_s = round(found.cpu_s - (compiled_s - start.cpu), 3)
+    found = dataclasses.replace(found, objects=objects, packages_cpu_s=packing_s)
     said = compilers.read_statistics(home / "statistics" / "ccache.log")
     if said is None:
         return found
+    reasons: Mapping[str, int] = {}
+    if filled is not None and filled.output.is_dir():
+        reasons = misses.why(said.missed, filled, misses.Build(built.source, built.output))
     return dataclasses.replace(
         found,
         hits=said.hits,
         misses=said.misses,
         missed=said.missed[:_NAMED_MISSES],
         counters=dict(said.counters),
+        reasons=reasons,
+    )
+
+
+def _result_of(bench: Bench, name: str, target: Target, version: str) -> misses.Build:
+    """Return where the scratch build of a case lies, if it is still there."""
+    build = bench.home / name
+    return misses.Build(
+        source=build / target.suite / f"source-{version}",
+        output=build / target.suite / target.name / version / "out",
     )
 
 
@@ -382,18 +447,20 @@ def _warm(bench: Bench, case: Case) -> Measurement:
     cache = _private_cache(bench, case.needs)
     modules = "rebuild" if case.needs == "full" else "keep"
     settings = _alone(bench, cache, case.name)
-    return _built(bench, case, settings, bench.target, modules)
+    cold = read(bench.result).get(case.needs)
+    filled = _result_of(bench, case.needs, bench.target, cold.version) if cold else None
+    return _built(bench, case, settings, bench.target, modules, filled)
 
 
 def _point_release(bench: Bench, case: Case) -> Measurement:
     """Build an earlier version cold, and time the newest with the cache that this leaves."""
     cache = _private_cache(bench, case.name, empty=True)
     older = dataclasses.replace(bench.target, version=bench.before)
-    first = _built(bench, case, _alone(bench, cache, f"{case.name}-before"), older, "auto")
+    place = f"{case.name}-before"
+    first = _built(bench, case, _alone(bench, cache, place), older, "auto")
     settings = _alone(bench, cache, case.name)
-    found = _built(bench, case, settings, bench.target, "auto")
-    if found.version == first.version:
-        raise UserError(f"--before {bench.before} is the newest version", found=found.version)
+    filled = _result_of(bench, place, older, first.version)
+    found = _built(bench, case, settings, bench.target, "auto", filled)
     note = (
         f"{found.note}, after {first.version}, which took {progress.duration(first.cpu_s)} of CPU"
     )
@@ -531,7 +598,13 @@ def _nothing(bench: Bench, case: Case) -> Measurement:
         *(["--offline"] if settings.offline else []),
         *(["--accept-expired"] if settings.accept_expired else []),
     ]
-    env = {"INVOKE_BUILD_DIR": str(settings.build), "INVOKE_CACHE_DIR": str(settings.cache)}
+    env = {
+        "INVOKE_BUILD_DIR": str(settings.build),
+        "INVOKE_CACHE_DIR": str(settings.cache),
+        "INVOKE_MIRRORS": " ".join(settings.mirrors),
+        "INVOKE_FRAGMENTS": " ".join(str(path) for path in target.fragments),
+        "INVOKE_REVISION": str(settings.revision),
+    }
     start = _now(bench)
     said = run_program(argv, cwd=settings.project, env=env, timeout_s=_TIMEOUT_S)
     found = _found(bench, case, start, done.kernel.base.version)
@@ -585,11 +658,16 @@ def render(
     found: Mapping[str, Measurement],
     other: Mapping[str, Measurement] | None = None,
     *,
+    absent: Mapping[str, str] | None = None,
     width: int | None = None,
 ) -> str:
-    """Return the table of a target: each case with its latest run, or why it has none."""
-    shown = dict(found)
-    if extra := extrapolate(found, other or {}):
+    """Return the table of a target: each case with its latest run, or why it has none.
+
+    ``absent`` says why a case has no figures of this run; it is shown none of an earlier one.
+    """
+    absent = absent or {}
+    shown = {name: one for name, one in found.items() if name not in absent}
+    if extra := extrapolate(shown, other or {}):
         shown["full"] = extra
     table = Table(
         title=f"{target.suite} {target.name}", title_justify="left", box=None, pad_edge=False
@@ -599,7 +677,7 @@ def render(
     for case in CASES.values():
         one = shown.get(case.name)
         if one is None:
-            why = _obstacle(case, target, "") or "not measured"
+            why = absent.get(case.name) or _obstacle(case, target, "") or "not measured"
             table.add_row(case.name, *("–",) * 6, f"{case.title}: {why}")
             continue
         hits = "" if one.hits is None else f"{one.hits} of {one.hits + (one.misses or 0)}"
@@ -634,12 +712,17 @@ def judge(case: Case, target: Target, found: Mapping[str, Measurement]) -> str:
     if share is None or other is None:
         return ""
     verdict = "met" if one.cpu_s <= share * other.cpu_s else "missed"
-    return f"{verdict}: 1/{round(1 / share)} of {case.of}'s CPU"
+    # What is compared was perhaps not measured in one run, or not at all.
+    but = ", extrapolated" if not other.began else ""
+    but += f", of {other.version}" if other.version != one.version else ""
+    return f"{verdict}: 1/{round(1 / share)} of {case.of}'s CPU{but}"
 
 
 def _remark(case: Case, one: Measurement) -> str:
     when = f"{one.began[:16]}, load {one.load[0]:g}–{one.load[1]:g}" if one.began else ""
-    return "; ".join(part for part in (case.title, one.note, one.version, when) if part)
+    packing = f"{progress.duration(one.packages_cpu_s)} of the CPU for packages"
+    parts = (case.title, one.note, packing if one.packages_cpu_s else "", one.version, when)
+    return "; ".join(part for part in parts if part)
 
 
 def _misses(found: Iterable[Measurement]) -> list[str]:
@@ -649,6 +732,9 @@ def _misses(found: Iterable[Measurement]) -> list[str]:
         if one.case not in ("full-ccache", "fast-ccache", "point-release") or not one.misses:
             continue
         lines.append(f"{one.case}: {one.misses} misses: {', '.join(one.missed)}")
-        reasons = {k: v for k, v in sorted(one.counters.items()) if "hit" not in k}
-        lines.append("  ccache counted " + ", ".join(f"{k} {v}" for k, v in reasons.items()))
+        if one.reasons:
+            why = "; ".join(f"{count} {reason}" for reason, count in one.reasons.items())
+            lines.append(f"  because, by files: {why}")
+        counted = {k: v for k, v in sorted(one.counters.items()) if "hit" not in k}
+        lines.append("  ccache counted " + ", ".join(f"{k} {v}" for k, v in counted.items()))
     return lines

@@ -176,11 +176,18 @@ def compile_kernel(settings: Settings, root: Root, prepared: Prepared) -> BuiltK
 def package_kernel(settings: Settings, target: Target, *, modules: str = "auto") -> PackagedKernel:
     """Build a kernel and make its packages; nothing of the module is looked at."""
     base = source.fetch(settings, target)
-    where = places(settings, target, base)
     prepared = prepare(settings, target, base, modules=modules)
     root = _compile_root(settings, prepared.plan)
     built = compile_kernel(settings, root, prepared)
-    packages = _packages(
+    return PackagedKernel(prepared, root, built, pack_kernel(settings, root, prepared, built))
+
+
+def pack_kernel(
+    settings: Settings, root: Root, prepared: Prepared, built: BuiltKernel
+) -> tuple[Package, ...]:
+    """Make the packages of a compiled kernel, or return those that are current."""
+    where = places(settings, built.target, built.base)
+    return _packages(
         where.version / "packages-kernel",
         f"the kernel {built.release}",
         _kernel_package_inputs(settings, built.digest, root, prepared.epoch),
@@ -188,7 +195,6 @@ def package_kernel(settings: Settings, target: Target, *, modules: str = "auto")
             settings, root, built, epoch=prepared.epoch, log=where.log("packages-kernel"), out=out
         ),
     )
-    return PackagedKernel(prepared, root, built, packages)
 
 
 def package(settings: Settings, target: Target, *, modules: str = "auto") -> Packaged:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from kbuild import bench_build, kernel, patches, pipeline, roots, source
+from kbuild import bench_build, kernel, misses, patches, pipeline, roots, source
 from kbuild.bench import BenchError
 from kbuild.bench_build import CASES, Bench, Case, Measurement
 from kbuild.errors import UserError
@@ -99,6 +99,59 @@ def test_results_are_kept_by_case_and_read_again(
         "patch", 10.0, missed=("a.c",), load=(1.0, 2.0), hits=1, misses=1
     )
     assert "our full build, cold: not measured" in said[-1]
+
+
+@pytest.mark.parametrize("asked", [(), ("fast", "nothing")])
+def test_a_suite_without_a_fast_path_is_measured_all_the_same(
+    asked: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    said: list[str] = []
+    pretend(monkeypatch, done)
+    distro = toy.make(tmp_path / "toy")
+    config = distro.headers / f"usr/src/linux-headers-{toy.RELEASE}/.config"
+    config.write_text(config.read_text().replace("CONFIG_MODVERSIONS=y\n", ""))
+    monkeypatch.setattr(source, "fetch", lambda *_: distro.base)
+    monkeypatch.setattr(source, "unpack_deb", lambda *_: distro.headers)
+    settings = fake_kernel.settings(tmp_path)
+    settings.cache.mkdir()
+    fast = bench_build._MEASURE["fast"]
+
+    def refused(given: Bench, case: Case) -> Measurement:
+        fast(given, case)
+        raise UserError("the distro's modules cannot be kept")
+
+    monkeypatch.setitem(bench_build._MEASURE, "fast", refused)
+    if asked:
+        with pytest.raises(UserError, match="cannot be kept"):
+            bench_build.run(settings, CLOUD, names=asked, say=said.append)
+        # The table came first, and what was to be measured after it was.
+        assert done == ["fast", "nothing"]
+        assert "FAILED: usage error: the distro's modules cannot be kept" in said[0]
+    else:
+        bench_build.run(settings, CLOUD, say=said.append)
+        assert not {"fast", "fast-ccache"} & set(done)
+        assert {"full", "patch", "nothing"} <= set(done)
+        assert "no CONFIG_MODVERSIONS" in said[0]
+
+
+def test_a_failed_case_is_not_shown_with_the_figures_of_an_earlier_run() -> None:
+    found = {"full": measurement("full", 100.0), "fast": measurement("fast", 10.0)}
+    text = bench_build.render(CLOUD, found, absent={"full": "FAILED: build error"}, width=200)
+    assert "FAILED: build error" in text
+    assert "met: 1/3" not in text
+
+
+def test_a_target_says_what_it_was_compared_with() -> None:
+    found = {
+        "full": measurement("full", 100.0, version="6.1.187-1", began="2026-11-21"),
+        "fast": measurement("fast", 10.0),
+    }
+    assert bench_build.judge(CASES["fast"], CLOUD, found).endswith("CPU, of 6.1.187-1")
+    cloud = {"count": measurement("count", 1.0, objects=1), "full": measurement("full", 1000.0)}
+    mine = {"count": measurement("count", 1.0, objects=2), "fast": measurement("fast", 10.0)}
+    text = bench_build.render(AMD64, mine, cloud, width=300)
+    assert "met: 1/8 of full's CPU, extrapolated" in text
 
 
 def test_a_warm_case_measures_the_cold_one_first_and_only_once(
@@ -275,6 +328,7 @@ class Seen:
     wishes: list[str] = dataclasses.field(default_factory=list)
     versions: list[str | None] = dataclasses.field(default_factory=list)
     commands: list[list[str]] = dataclasses.field(default_factory=list)
+    packed: list[bool] = dataclasses.field(default_factory=list)
 
 
 @pytest.fixture
@@ -301,7 +355,7 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Seen:
         for name in ("out/fs/a.o", "out/fs/b.o", "out/fs/b.c"):
             toy.write(home / name, "")
         toy.write(home / "statistics/ccache.log", STATISTICS)
-        return SimpleNamespace(output=home / "out", method="rebuild")
+        return SimpleNamespace(output=home / "out", source=home, method="rebuild")
 
     def enter(root: object, argv: list[str], *, binds: list[Bind], **_: object) -> Completed:
         asked.commands.append(argv)
@@ -313,6 +367,7 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Seen:
     monkeypatch.setattr(source, "fetch", fetch)
     monkeypatch.setattr(pipeline, "prepare", prepare)
     monkeypatch.setattr(kernel, "build", build)
+    monkeypatch.setattr(pipeline, "pack_kernel", lambda *_: asked.packed.append(True))
     arguments = ["make", "O=/mnt/out", "CC=ccache gcc-12", "KERNELRELEASE=x"]
     monkeypatch.setattr(kernel, "make_arguments", lambda *_: arguments)
     monkeypatch.setattr(roots, "compile_root", lambda *_: None)
@@ -336,6 +391,42 @@ def test_a_cold_build_is_cold_and_alone(tmp_path: Path, seen: Seen) -> None:
     assert found.missed == ("/mnt/source/a.c",)
 
 
+def test_what_is_compared_with_bindeb_pkg_is_packed_too(tmp_path: Path, seen: Seen) -> None:
+    used = iter([10.0, 70.0, 100.0])
+    given = dataclasses.replace(bench(tmp_path), cpu=lambda: next(used))
+    found = bench_build.measure(given, CASES["full"])
+    assert seen.packed == [True]
+    assert (found.cpu_s, found.packages_cpu_s) == (90.0, 30.0)
+    text = bench_build.render(CLOUD, bench_build.read(given.result), width=300)
+    assert "30 s of the CPU for packages" in text
+
+
+def test_misses_are_explained_by_the_build_that_filled_the_cache(
+    tmp_path: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[misses.Build, misses.Build]] = []
+
+    def why(missed: Sequence[str], before: misses.Build, after: misses.Build) -> dict[str, int]:
+        assert before.output.is_dir()
+        asked.append((before, after))
+        return {"a header changed (x.h 1)": len(missed)}
+
+    monkeypatch.setattr(misses, "why", why)
+    given = dataclasses.replace(bench(tmp_path), before="6.1.187-1")
+    bench_build.measure(given, CASES["fast"])
+    assert not asked, "nothing filled a cold one's"
+    toy.write(seen.settings[0].cache / "ccache/0/1", "")
+    bench_build.measure(given, CASES["fast-ccache"])
+    found = bench_build.measure(given, CASES["point-release"])
+    assert found.reasons == {"a header changed (x.h 1)": 1}
+    assert [before.output.relative_to(given.home).as_posix() for before, _ in asked] == [
+        "fast/bookworm/cloud-amd64/6.1.192-2/out",
+        "point-release-before/bookworm/cloud-amd64/6.1.187-1/out",
+    ]
+    text = bench_build.render(CLOUD, bench_build.read(given.result), width=200)
+    assert "because, by files: 1 a header changed (x.h 1)" in text
+
+
 def test_a_warm_build_has_the_cold_ones_cache_and_a_new_output(tmp_path: Path, seen: Seen) -> None:
     given = bench(tmp_path)
     bench_build.measure(given, CASES["fast"])
@@ -354,9 +445,6 @@ def test_a_point_release_comes_after_another_version(tmp_path: Path, seen: Seen)
     assert seen.versions == ["6.1.187-1", None]
     assert found.version == "6.1.192-2"
     assert "after 6.1.187-1" in found.note
-    same = dataclasses.replace(given, before="6.1.192-2")
-    with pytest.raises(UserError, match="is the newest version"):
-        bench_build.measure(same, CASES["point-release"])
 
 
 @pytest.mark.parametrize("before", ["6.1.192-2", "6.1.1-1"])
