@@ -20,7 +20,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from kbuild import fs, roots, run, suites
-from kbuild.errors import BuildError, InfrastructureError, UserError
+from kbuild.errors import BuildError, InfrastructureError, KbuildError, UserError
 from kbuild.model import Root, Settings
 from kbuild.roots import Bind
 
@@ -41,6 +41,7 @@ _FEATURES = {"redis": "redis-storage", "redis+unix": "redis+unix-storage", "http
 _WORKER_PACKAGE = "icecc"
 # What iceccd says when its scheduler has taken it.
 _CONNECTED = "Connected to scheduler"
+_CREDENTIALS = re.compile(r"//[^/]*@")
 _HOST = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::(?P<port>\d{1,5}))?")
 
 
@@ -128,8 +129,10 @@ def _password(parts: SplitResult) -> str | None:
 
 
 def _bad_cache(url: str, found: str) -> UserError:
+    # A password stays off the screen and out of whatever keeps what was on it.
+    shown = _CREDENTIALS.sub("//...@", url)
     return UserError(
-        f"--cache {url} is no cache server that ccache can use",
+        f"--cache {shown} is no cache server that ccache can use",
         expected="redis://host[:port], redis+unix:///path/of/socket or http://host[:port]/path",
         found=found,
     )
@@ -186,7 +189,9 @@ def _cache_help(root: Root, server: CacheServer, place: Path) -> Help | None:
         return None
     why = answers(server)
     if why is not None:
-        logger.warning("the remote cache is left out: %s: %s", server.url.split("@")[-1], why)
+        logger.warning(
+            "the remote cache is left out: %s: %s", _CREDENTIALS.sub("//", server.url), why
+        )
         return None
     # In a file: command lines are seen by every user of the machine, and kept in logs.
     fs.write_atomic(place / _CONFIG, f"remote_storage = {server.option}\n", mode=0o600)
@@ -281,8 +286,14 @@ def compiler_environment(settings: Settings, root: Root) -> Path:
 def _icecream_help(settings: Settings, root: Root, home: Path) -> Iterator[Help | None]:
     """Run icecream's daemon for one build, and yield what the compilers need to find it."""
     host, port = parse_scheduler(settings.scheduler)
-    other = worker_root(settings, root)
-    archive = compiler_environment(settings, other)
+    try:
+        other = worker_root(settings, root)
+        archive = compiler_environment(settings, other)
+    except KbuildError as error:
+        # As with a scheduler that is away: a security update must not wait for its helpers.
+        logger.warning("icecream is left out: %s", error)
+        yield None
+        return
     place = home / "icecream"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)

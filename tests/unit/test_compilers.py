@@ -382,6 +382,30 @@ def test_a_daemon_that_dies_is_told_from_a_scheduler_that_is_away(
     assert caught.value.found == "mkdir failed"
 
 
+@pytest.mark.parametrize("broken", ["worker_root", "compiler_environment"])
+def test_what_icecream_would_run_in_is_no_reason_to_end_a_build(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def moved_on(*_: object) -> object:
+        raise BuildError("the archive has moved on")
+
+    settings = replace(fake_kernel.settings(tmp_path), scheduler="farm")
+    ours = a_root(tmp_path)
+    with pretend_daemon(monkeypatch, tmp_path, "exit 1"), caplog.at_level(logging.WARNING):
+        monkeypatch.setattr(compilers, broken, moved_on)
+        with compilers.ready(settings, ours, tmp_path / "home") as help:
+            assert help.root is ours
+            assert "CCACHE_PREFIX" not in help.env
+    assert "icecream is left out: the archive has moved on" in caplog.text
+
+
+@pytest.mark.parametrize("url", ["redis://:secret@", "redis://u:secret@host:x", "ftp://u:secret@h"])
+def test_a_refused_address_does_not_show_its_password(url: str) -> None:
+    with pytest.raises(UserError) as caught:
+        compilers.parse_cache(url)
+    assert "secret" not in str(caught.value)
+
+
 def test_the_daemons_user_is_the_roots(tmp_path: Path) -> None:
     root = a_root(tmp_path)
     assert compilers._owner(root, "icecc") == (100, 101)
