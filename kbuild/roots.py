@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kbuild import fs, mirror, stamp, suites
-from kbuild.errors import BuildError, InfrastructureError, UserError
+from kbuild.errors import BuildError, InfrastructureError, TrustError, UserError
 from kbuild.model import Root, Settings
 from kbuild.run import Arg, Completed, run
 
@@ -74,6 +75,8 @@ GUEST_PACKAGES = (
 
 _MAKE_TIMEOUT_S = 1800.0
 _FORMAT = "1"
+# What apt says of an InRelease that is past its Valid-Until.
+_EXPIRED = re.compile(r"Release file for \S+ is expired[^\n]*")
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,8 @@ def make_root(
     """Return a root of the cache, made from the archive if it is not there.
 
     ``refresh`` makes it again, for a suite whose compiler has moved on.  Raises
-    InfrastructureError when mmdebstrap fails or when it is missing in offline mode, UserError
-    without root privileges.
+    InfrastructureError when mmdebstrap fails or when it is missing in offline mode, TrustError
+    for an index that has expired, UserError without root privileges.
     """
     inputs = root_inputs(suite, kind, packages)
     home = root_path(settings, suite, kind, packages)
@@ -173,40 +176,65 @@ def _bootstrap(
             hint="run the same command with sudo; what it downloads and runs is verified first",
         )
     logger.info("making the %s root of %s with mmdebstrap (about a minute)", kind, suite)
-    if home.exists():
-        shutil.rmtree(home)
-    home.mkdir(parents=True)
+    # Scratch of a run that was killed; the lock says that nobody is at work in it.
+    for left in home.parent.glob(f".{home.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)
     log = settings.build / "logs" / f"root-{suite}-{kind}.log"
     log.unlink(missing_ok=True)
+    # A root that is there stays until the new one is whole: a mirror may be away.
+    with fs.fresh_directory(home) as scratch:
+        completed = _debootstrap(settings, suite, kind, packages, scratch / "root", log)
+        listing = run(
+            ["chroot", scratch / "root", "dpkg-query", "-W", "-f", "${Package} ${Version}\\n"],
+            timeout_s=60,
+        ).stdout
+        versions = dict(line.split(" ", 1) for line in listing.splitlines())
+        fs.write_json(scratch / "packages.json", versions)
+        outputs = [scratch / "root", scratch / "packages.json"]
+        stamp.write(scratch / "stamp.json", inputs, outputs, completed.seconds)
+
+
+def _debootstrap(
+    settings: Settings,
+    suite: str,
+    kind: str,
+    packages: Sequence[str],
+    into: Path,
+    log: Path,
+) -> Completed:
     options = ['--aptopt=Acquire::Retries "5"']
     if settings.accept_expired:
         options.append('--aptopt=Acquire::Check-Valid-Until "false"')
-    completed = run(
-        [
-            "mmdebstrap",
-            "--mode=root",
-            "--variant=apt",
-            f"--include={','.join(packages)}",
-            *options,
-            suites.suite(suite).codename,
-            home / "root",
-            "-",
-        ],
-        data=mirror.sources_list(settings, suite).encode(),
-        timeout_s=_MAKE_TIMEOUT_S,
-        log=log,
-        error=InfrastructureError,
-        hint="see the log; a mirror may be out of reach: give another with --mirror",
-    )
-    listing = run(
-        ["chroot", home / "root", "dpkg-query", "-W", "-f", "${Package} ${Version}\\n"],
-        timeout_s=60,
-    ).stdout
-    versions = dict(line.split(" ", 1) for line in listing.splitlines())
-    fs.write_json(home / "packages.json", versions)
-    stamp.write(
-        home / "stamp.json", inputs, [home / "root", home / "packages.json"], completed.seconds
-    )
+    try:
+        return run(
+            [
+                "mmdebstrap",
+                "--mode=root",
+                "--variant=apt",
+                f"--include={','.join(packages)}",
+                *options,
+                suites.suite(suite).codename,
+                into,
+                "-",
+            ],
+            data=mirror.sources_list(settings, suite).encode(),
+            timeout_s=_MAKE_TIMEOUT_S,
+            log=log,
+            error=InfrastructureError,
+            hint="see the log; a mirror may be out of reach: give another with --mirror",
+        )
+    except InfrastructureError as error:
+        # Not every dist of a root is one that its kernel comes from, and so checked before.
+        said = _EXPIRED.search(log.read_text(errors="replace")) if log.exists() else None
+        if said is None:
+            raise
+        raise TrustError(
+            f"an index that the {kind} root of {suite} is made from has expired",
+            expected="a mirror that is updated",
+            found=said[0],
+            log=log,
+            hint="give another mirror with --mirror, or take it as it is with --accept-expired",
+        ) from error
 
 
 def enter(

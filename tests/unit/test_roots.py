@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kbuild import mirror, roots
-from kbuild.errors import InfrastructureError, UserError
+from kbuild.errors import InfrastructureError, TrustError, UserError
 from kbuild.model import Root, Settings
 from kbuild.roots import Bind
 from tests.unit import toy
@@ -72,6 +72,33 @@ def test_a_failed_bootstrap_is_no_root(settings: Settings) -> None:
     (settings.project / "status").write_text("0")
     roots.make_root(settings, "bookworm", "compile", ["make"])
     assert roots.why_make(settings, "bookworm", "compile", ["make"]) is None
+
+
+def test_a_root_stays_until_the_next_is_whole(settings: Settings) -> None:
+    first = roots.make_root(settings, "bookworm", "compile", ["make"])
+    (settings.project / "status").write_text("25")
+    toy.write(first.path.parent.parent / f".{first.path.parent.name}.killed/root/x", "")
+    with pytest.raises(InfrastructureError):
+        roots.make_root(settings, "bookworm", "compile", ["make"], refresh=True)
+    assert roots.make_root(settings, "bookworm", "compile", ["make"]) == first
+    assert first.path.is_dir()
+    assert sorted(path.name for path in first.path.parent.parent.iterdir()) == [
+        first.path.parent.name,
+        f"{first.path.parent.name}.lock",
+    ]
+
+
+def test_an_expired_index_is_told_from_a_mirror_that_is_away(settings: Settings) -> None:
+    program = settings.project / "bin/mmdebstrap"
+    said = (
+        "E: Release file for http://m/dists/trixie-updates/InRelease is expired (invalid since 3d)."
+    )
+    program.write_text(program.read_text().replace("E: no such mirror", said))
+    (settings.project / "status").write_text("25")
+    with pytest.raises(TrustError, match="has expired") as caught:
+        roots.make_root(settings, "trixie-backports", "compile", ["make"])
+    assert "trixie-updates/InRelease is expired (invalid since 3d)" in (caught.value.found or "")
+    assert "--accept-expired" in (caught.value.hint or "")
 
 
 def test_offline_a_missing_root_is_said(settings: Settings) -> None:
