@@ -169,12 +169,14 @@ def test_a_warm_case_measures_the_cold_one_first_and_only_once(
 
 def test_a_private_cache_shares_all_but_the_compilers(tmp_path: Path) -> None:
     given = bench(tmp_path)
-    for shelf in ("files", "roots", "ccache"):
+    for shelf in ("files", "roots", "ccache", "objects"):
         (given.settings.cache / shelf).mkdir(parents=True)
     (given.settings.cache / "ccache/result").touch()
     cache = bench_build._private_cache(given, "full", empty=True)
     assert (cache / "files").samefile(given.settings.cache / "files")
     assert list((cache / "ccache").iterdir()) == []
+    # How many objects a build had is what a build finds out.
+    assert not (cache / "objects").exists()
     (cache / "ccache/mine").touch()
     assert (bench_build._private_cache(given, "full") / "ccache/mine").exists()
     bench_build._private_cache(given, "full", empty=True)
@@ -434,6 +436,8 @@ def test_a_warm_build_has_the_cold_ones_cache_and_a_new_output(tmp_path: Path, s
     bench_build.measure(given, CASES["fast-ccache"])
     cold, warm = seen.settings
     assert seen.wishes == ["keep", "keep"]
+    bench_build.measure(given, CASES["full-ccache"])
+    assert seen.wishes[2:] == ["rebuild", "rebuild"], "of a full build, not of the fast path"
     assert warm.cache == cold.cache
     assert warm.build != cold.build
     assert (warm.cache / "ccache/0/1").exists()

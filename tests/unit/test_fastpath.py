@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import lzma
+import os
+import struct
 import subprocess
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from cryptography import x509
 from kbuild import fastpath, patches, symvers
 from kbuild.errors import BuildError, GuardError
 from kbuild.kconfig import Fragment
-from kbuild.model import Series
+from kbuild.model import Root, Series
 from kbuild.symvers import ExportedSymbol
 from tests.unit import toy
 
@@ -132,6 +135,21 @@ def test_a_bad_image_is_refused(content: bytes, words: str, tmp_path: Path) -> N
         fastpath.unpack_vmlinuz(path)
 
 
+@pytest.mark.parametrize("packer", ["lz4 -l -9", "zstd -19", "xz"])
+def test_every_compression_that_debian_uses_is_undone(packer: str, tmp_path: Path) -> None:
+    # cloud-amd64 of 5.10 and 6.1 is lz4's, amd64 xz's, and 6.12 and 7.3 are zstd's.
+    vmlinux = toy.elf(toy.BTF, bytes(range(256)) * 64)
+    if packer == "xz":
+        packed = lzma.compress(vmlinux, check=lzma.CHECK_CRC32)
+    else:
+        command = [*packer.split(), "-q", "-c"]
+        packed = subprocess.run(command, input=vmlinux, capture_output=True, check=True).stdout
+    path = tmp_path / "vmlinuz"
+    # scripts/Makefile.lib puts the size behind each of them.
+    path.write_bytes(toy.bz_image(b"", packed + struct.pack("<I", len(vmlinux))))
+    assert fastpath.unpack_vmlinuz(path) == vmlinux
+
+
 def test_a_damaged_payload_is_said(tmp_path: Path) -> None:
     path = tmp_path / "vmlinuz"
     whole = toy.bz_image(toy.elf(toy.BTF, bytes(range(256)) * 8))
@@ -158,6 +176,40 @@ def test_the_pahole_stand_in_tells_the_distros_version(tmp_path: Path) -> None:
     fastpath.write_pahole(tmp_path / "pahole", 124)
     said = subprocess.run([tmp_path / "pahole", "--version"], capture_output=True, check=True)
     assert said.stdout == b"v1.24\n"
+
+
+def test_the_pahole_stand_in_puts_the_distros_btf_into_the_file_named_last(tmp_path: Path) -> None:
+    fastpath.write_pahole(tmp_path / "pahole", 130)
+    (tmp_path / "objcopy").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "objcopy").chmod(0o755)
+    said = subprocess.run(
+        # as scripts/link-vmlinux.sh of 6.12 calls it
+        [tmp_path / "pahole", "-J", "--btf_features=encode_force", "-j4", ".tmp_vmlinux1"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.splitlines() == [
+        "--remove-section=.BTF",
+        "--add-section",
+        ".BTF=/mnt/input/distro.btf",
+        ".tmp_vmlinux1",
+    ]
+
+
+def test_what_did_not_change_keeps_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # make would link the kernel again for a certificate that is only newer.
+    distro = toy.make(tmp_path)
+    monkeypatch.setattr(fastpath, "signing_serial", lambda *_: toy.SERIAL)
+    image, root = distro.image / "boot" / f"vmlinuz-{toy.RELEASE}", Root("bookworm", tmp_path, "d")
+    given = fastpath.extract(root, image, distro.image, tmp_path / "input")
+    for path in (given.btf, given.certificate):
+        os.utime(path, ns=(1, 1))
+    again = fastpath.extract(root, image, distro.image, tmp_path / "input")
+    assert [path.stat().st_mtime_ns for path in (again.btf, again.certificate)] == [1, 1]
 
 
 def test_an_image_is_proved_by_its_vermagic_and_its_btf(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -86,6 +87,56 @@ def test_a_defect_of_ours_costs_one_suite_too_and_is_told_from_the_others(
     assert "FAILED: internal error" in text
     assert "bookworm, fetched: ZeroDivisionError" in text
     assert "Traceback" in caplog.text
+
+
+def test_each_step_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 5.0, 10.0, 82.0] * len(suites.SUITES))
+    monkeypatch.setattr(generations.time, "monotonic", lambda: next(clock))  # type: ignore[attr-defined]
+    broken = BuildError("it does not build")
+    rows = generations.run(
+        TARGET,
+        lambda _: (
+            Step("fetched", (), lambda: "6.1"),
+            Step("built", ("fetched",), lambda: fail(broken)),
+        ),
+    )
+    assert [cell.seconds for cell in rows[0].cells.values()] == [5.0, 72.0]
+    assert "FAILED: build error, 1 min 12 s" in generations.render(rows, width=200)
+
+
+def test_installed_means_that_module_and_packages_were_checked_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+
+    def note(name: str, result: object = None) -> None:
+        def function(*_: object, **__: object) -> object:
+            called.append(name)
+            return result
+
+        monkeypatch.setattr(pipeline, name, function)
+
+    note("package")
+    note("check_module")
+    note("check_packages")
+    note("guest_image", SimpleNamespace(kernels=("ours", "stock")))
+    settings = Settings(project=tmp_path, build=tmp_path, cache=tmp_path)
+    (install,) = (
+        step.action
+        for step in generations.test_steps(
+            settings,
+            Target("trixie", "lab"),
+            modules="auto",
+            tiers=("vm",),
+            keyword=None,
+            accel=None,
+            whole=False,
+            stock=False,
+        )
+        if step.column == "installed"
+    )
+    assert install() == "2 kernels"
+    assert called == ["package", "check_module", "check_packages", "guest_image"]
 
 
 def test_an_interruption_ends_all() -> None:

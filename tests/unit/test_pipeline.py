@@ -47,6 +47,14 @@ def test_packages_are_made_once_and_again_when_an_input_changed(tmp_path: Path) 
     assert make.runs == 2
 
 
+def test_packages_are_those_of_their_kernel(settings: Settings) -> None:
+    toy.write(settings.project / "debian/kernel/control.j2", "x")
+    root = Root("bookworm", settings.cache, "digest")
+    one, two = (pipeline._kernel_package_inputs(settings, kernel, root, 0) for kernel in "12")
+    assert one != two
+    assert one == pipeline._kernel_package_inputs(settings, "1", root, 0)
+
+
 def test_a_package_that_is_gone_is_made_again(tmp_path: Path) -> None:
     make, out = Maker(), tmp_path / "packages"
     (made,) = pipeline._packages(out, "it", {}, make)

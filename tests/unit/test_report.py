@@ -6,13 +6,14 @@ import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from kbuild import fs, manifest, module, patches, pipeline, report, roots, source, symvers
-from kbuild.errors import InfrastructureError, UserError
+from kbuild import download, fs, manifest, module, patches, pipeline, report, roots, source, symvers
+from kbuild.errors import BuildError, InfrastructureError, UserError
 from kbuild.manifest import Manifest
-from kbuild.model import Settings, Target
+from kbuild.model import Root, Settings, Target
 from kbuild.report import Backend, Fix, GoneOptions, KernelReport, Lacking, News, SeriesVerdict
 from tests.unit import fake_kernel, toy
 
@@ -97,6 +98,92 @@ def test_where_no_series_is_for_a_kernel_each_is_tried(distro: toy.ToyDistro) ->
     rewrite(distro.patches / "5.11/range", ">=5.11,<8", ">=7")
     (verdict,) = report.judge_series(distro.patches, distro.base, distro.pristine)
     assert (verdict.chosen, verdict.applies) == (False, True)
+
+
+def test_a_series_for_other_kernels_is_not_tried_where_one_is_for_this(
+    distro: toy.ToyDistro,
+) -> None:
+    for name in ("series", "export.patch"):
+        toy.write(distro.patches / "5.10" / name, (distro.patches / "5.11" / name).read_text())
+    toy.write(distro.patches / "5.10/range", "<5.11\n")
+    (verdict,) = report.judge_series(distro.patches, distro.base, distro.pristine)
+    assert verdict.series == "5.11"
+
+
+def test_a_report_fetches_all_but_the_image(
+    distro: toy.ToyDistro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offer(name: str) -> object:
+        return SimpleNamespace(listed=SimpleNamespace(wanted=name), urls=())
+
+    resolved = SimpleNamespace(
+        source=offer("source"),
+        image=offer("image"),
+        headers=offer("headers"),
+        support=(offer("common"), offer("kbuild")),
+    )
+    fetched: list[str] = []
+    monkeypatch.setattr(source, "resolve", lambda *_, **__: resolved)
+    monkeypatch.setattr(source, "base", lambda *_: distro.base)
+    monkeypatch.setattr(download, "fetch", lambda _, wanted, *__: fetched.append(wanted))
+    settings = fake_kernel.settings(tmp_path)
+    report.fetch(settings, Target("bookworm", "cloud-amd64"), download.Network())
+    assert fetched == ["source", "headers", "common", "kbuild"]
+
+
+def test_the_backend_export_needs_what_the_series_exports(
+    distro: toy.ToyDistro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    symbols = distro.headers / f"usr/src/linux-headers-{toy.RELEASE}/Module.symvers"
+    monkeypatch.setattr(pipeline, "debian_headers", lambda *_: SimpleNamespace(symvers=symbols))
+    monkeypatch.setattr(report, "_needed", lambda *_: frozenset({"open"}))
+    settings = fake_kernel.settings(tmp_path)
+    stock, export = report._backends(
+        settings, distro.base, distro.pristine, ["get_files_struct", "put_files_struct"]
+    )
+    assert (stock.works, stock.needs) == (True, 1)
+    assert (export.works, export.needs) == (False, 3)
+    assert [one.name for one in export.lacking] == ["get_files_struct", "put_files_struct"]
+
+
+def test_the_module_is_compiled_again_when_it_changed(
+    distro: toy.ToyDistro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[Path] = []
+
+    def compile_unchecked(*_: object, out: Path, **__: object) -> Path:
+        compiled.append(out)
+        toy.write(out / f"{module.NAME}.ko", "")
+        return out / f"{module.NAME}.ko"
+
+    needed = frozenset({"open"})
+    monkeypatch.setattr(module, "compile_unchecked", compile_unchecked)
+    monkeypatch.setattr(module, "read", lambda _: SimpleNamespace(undefined=needed))
+    monkeypatch.setattr(roots, "compile_root", lambda *_: Root("bookworm", tmp_path, "d"))
+    settings = replace(fake_kernel.settings(tmp_path), project=tmp_path)
+    (distro.headers / "usr/src/linux-headers-6.1.0-56-common").mkdir()
+    headers = module.debian(distro.headers, toy.RELEASE)
+    toy.write(tmp_path / "kmod/a.c", "int a;\n")
+    for _ in range(2):
+        assert report._needed(settings, distro.base, headers) == needed
+    assert len(compiled) == 1
+    toy.write(tmp_path / "kmod/a.c", "int b;\n")
+    report._needed(settings, distro.base, headers)
+    assert len(compiled) == 2
+
+
+def test_the_changelog_may_lie_in_what_the_headers_need(
+    distro: toy.ToyDistro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Linux 7's headers have a link to the documentation of linux-base-*.
+    other = fake_kernel.verified("linux-base-7.3")
+    base = replace(distro.base, support=(other,))
+    monkeypatch.setattr(source, "unpack_deb", lambda _, file: tmp_path / file.name)
+    with pytest.raises(BuildError, match="has a changelog"):
+        report._changelog(fake_kernel.settings(tmp_path), base)
+    place = tmp_path / other.name / "usr/share/doc" / other.name / "changelog.Debian.gz"
+    write_changelog(place)
+    assert report._changelog(fake_kernel.settings(tmp_path), base) == place
 
 
 def test_a_failing_hunk_names_its_function_and_what_changed(distro: toy.ToyDistro) -> None:
