@@ -92,6 +92,7 @@ def test_steps(
         return f"{len(pipeline.guest_image(settings, target, done).kernels)} kernels"
 
     def judge(tier: str, **options: str | bool) -> str:
+        kernel = "stock-" if options.get("stock") else ""
         results = testing.run_tests(
             settings,
             target,
@@ -100,6 +101,8 @@ def test_steps(
             keyword=keyword,
             accel=accel,
             whole=whole,
+            # What one kernel's tests came to is not written over by the next one's.
+            name=f"{kernel}{target.suite}-{target.name}",
             **options,  # type: ignore[arg-type]
         )
         return f"{sum(one.tests for one in results)} tests"

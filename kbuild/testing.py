@@ -98,13 +98,14 @@ def run_tests(
     whole: bool = False,
     stock: bool = False,
     kernel: str = "all",
+    name: str = "",
 ) -> tuple[TierResult, ...]:
     """Run the tiers in order; the VM's needs the packages, and builds what is missing of them.
 
     ``keyword`` is pytest's -k; ``whole`` asks the lab for everything, where a sample is the
     default; ``stock`` tries the VM's tests on Debian's own kernel alone, for which none is
-    compiled; ``kernel`` is "ours" or "stock" for one of those in the guest.  A failing tier
-    does not keep the next one from running.
+    compiled; ``kernel`` is "ours" or "stock" for one of those in the guest; ``name`` is put
+    before the tier's in the JUnit file's.  A failing tier does not keep the next one from running.
     Raises FailedTestsError when a test failed or none was run, and what the pipeline raises.
     """
     check_tiers(tiers, stock=stock)
@@ -116,7 +117,7 @@ def run_tests(
             options += ["--kernel", kernel]
         if tier in ("mutants", "lab"):
             options += _lab_options(settings, target, accel=accel, whole=whole)
-        results.append(_run_tier(settings, tier, options, whole=whole))
+        results.append(_run_tier(settings, tier, options, whole=whole, name=name))
         if keyword and results[-1].status == _MISUSED:
             # The next tier would refuse the expression too, after all that it has built.
             break
@@ -199,9 +200,15 @@ def _lab_options(
     return options + (["--all"] if whole else [])
 
 
-def pytest_command(settings: Settings, tier: str, options: Sequence[str]) -> list[str]:
-    """Return the command that runs one tier."""
-    junit = settings.build / "test" / f"{tier}.xml"
+def _junit(settings: Settings, tier: str, name: str) -> Path:
+    return settings.build / "test" / f"{name}{'-' if name else ''}{tier}.xml"
+
+
+def pytest_command(
+    settings: Settings, tier: str, options: Sequence[str], *, name: str = ""
+) -> list[str]:
+    """Return the command that runs one tier; ``name`` is put before the tier's in its file's."""
+    junit = _junit(settings, tier, name)
     return [
         sys.executable,
         "-m",
@@ -219,14 +226,15 @@ def _run_tier(
     options: Sequence[str],
     *,
     whole: bool = False,
+    name: str = "",
 ) -> TierResult:
-    junit = settings.build / "test" / f"{tier}.xml"
+    junit = _junit(settings, tier, name)
     junit.parent.mkdir(parents=True, exist_ok=True)
     junit.unlink(missing_ok=True)
     logger.info("running the %s tests", tier)
     began = time.monotonic()
     # pytest talks to the terminal itself: what it says is the result.
-    command = pytest_command(settings, tier, options)
+    command = pytest_command(settings, tier, options, name=name)
     process = start(command, cwd=settings.project)
     limit_s = _WHOLE_TIMEOUT_S if whole else _TIER_TIMEOUT_S[tier]
     try:

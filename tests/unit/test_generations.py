@@ -250,6 +250,7 @@ def test_each_kernel_is_judged_by_itself(tmp_path: Path, monkeypatch: pytest.Mon
     assert (stock["tiers"], stock["stock"]) == (("vm",), True)
     assert (ours["tiers"], ours["kernel"]) == (("vm",), "ours")
     assert variants["tiers"] == ("lab",)
+    assert [one["name"] for one in asked] == ["stock-trixie-lab", "trixie-lab", "trixie-lab"]
     assert all(one["keyword"] == "one" and one["whole"] for one in asked)
 
 

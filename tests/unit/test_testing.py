@@ -72,6 +72,13 @@ def test_the_mutants_are_the_labs_sample(project: Settings) -> None:
     assert what == "tests/vm"
 
 
+def test_a_run_may_have_a_file_of_its_own(project: Settings) -> None:
+    command = testing.pytest_command(project, "vm", [], name="trixie-lab")
+    assert f"--junitxml={project.build}/test/trixie-lab-vm.xml" in command
+    command = testing.pytest_command(project, "vm", [])
+    assert f"--junitxml={project.build}/test/vm.xml" in command
+
+
 def test_an_unknown_tier_is_refused(project: Settings) -> None:
     with pytest.raises(UserError, match="no such tier"):
         testing.run_tests(project, TARGET, tiers=("laboratory",))
