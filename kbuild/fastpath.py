@@ -9,6 +9,7 @@ are signed for, its BTF, and its Module.symvers as the yardstick.
 
 from __future__ import annotations
 
+import difflib
 import gzip
 import io
 import logging
@@ -17,7 +18,7 @@ import re
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,11 +46,20 @@ _DECOMPRESS_TIMEOUT_S = 120
 # A DER SEQUENCE with a two-byte length, which every certificate of a module key has.
 _DER_SEQUENCE = b"\x30\x82"
 _NAMED_AT_MOST = 12
+_LINE_AT_MOST = 300
 # The symbol whose CRC is made of struct module and what else the loader reads in a module
 # (kernel/module/version.c).
 _LAYOUT = "module_layout"
 # v1.16: what scripts/link-vmlinux.sh asks for at least.
 _OLDEST_PAHOLE = 116
+
+
+# What a header may gain without a word changing for whoever includes it.
+_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
+_DECLARATION = re.compile(
+    r"(?!typedef\b|static\b)[A-Za-z_][\w *]*[ *]\w+ ?\((?! ?\*)[^{}=]*\)[\w ()]*;"
+    r"|(?:struct|union|enum) \w+ ?;"
+)
 
 
 @dataclass(frozen=True)
@@ -236,6 +246,61 @@ def check_compiler(config: Fragment, found: str) -> None:
             found=found,
             hint="the archive may not have that compiler: build in full with --modules rebuild",
         )
+
+
+def check_headers(pristine: Path, patched: Path, names: Iterable[str]) -> None:
+    """Prove that what the distro's modules were compiled with still says the same.
+
+    A CRC knows only the types that the exporting file sees in full, and neither macros nor
+    inline functions, and the distro's BTF tells of its own types: so a header that a series
+    changes (``names`` are its files) may gain or lose declarations of functions, and
+    nothing else.  Raises GuardError with what differs, before anything is compiled.
+    """
+    problems = []
+    for name in names:
+        # What is new no module of the distro's includes.
+        if not name.endswith(".h") or not (pristine / name).exists():
+            continue
+        after = patched / name
+        old = _meaning((pristine / name).read_text(errors="replace"))
+        new = _meaning(after.read_text(errors="replace")) if after.exists() else []
+        differing = (
+            line for line in difflib.ndiff(old, new) if line.startswith(("- ", "+ ")) and line[2:]
+        )
+        problems += [f"{name}: {line[:_LINE_AT_MOST]}" for line in differing]
+    if problems:
+        raise GuardError(
+            "the image may not carry the distro's modules: the series changes what they were "
+            "compiled with",
+            expected="no change of a header but declarations of functions",
+            found="\n".join(problems[:_NAMED_AT_MOST]),
+            hint="build in full, modules and all, with --modules rebuild",
+        )
+
+
+def _meaning(text: str) -> list[str]:
+    """Return what stands in a header, each piece in a line, without declarations and comments."""
+    items: list[str] = []
+    pending: list[str] = []
+    depth = 0
+
+    def flush() -> None:
+        item = " ".join("".join(pending).split())
+        pending.clear()
+        if item and not _DECLARATION.fullmatch(item):
+            items.append(item)
+
+    for line in _COMMENT.sub(" ", text).replace("\\\n", " ").splitlines():
+        if line.lstrip().startswith("#"):
+            items.append(" ".join(line.split()))
+            continue
+        for piece in re.split(r"([{};])", f"{line} "):
+            depth += (piece == "{") - (piece == "}")
+            pending.append(piece)
+            if depth == 0 and piece in (";", "}"):
+                flush()
+    flush()
+    return items
 
 
 def guard(

@@ -148,7 +148,8 @@ def unit_tests(
 def _source_steps(settings: Settings, target: Target) -> tuple[Step, Step]:
     def patch() -> str:
         base = source.fetch(settings, target)
-        pipeline.prepare(settings, target, base)
+        # Whether the distro's modules can be kept with it is for the build to say.
+        pipeline.prepare(settings, target, base, modules="rebuild")
         return patches.choose(settings.project / "patches", base.upstream).name
 
     return (

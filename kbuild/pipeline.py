@@ -18,6 +18,7 @@ from pathlib import Path
 from kbuild import (
     deb,
     dkms,
+    fastpath,
     fs,
     kernel,
     manifest,
@@ -113,13 +114,19 @@ def _tree_path(settings: Settings, target: Target, base: Base) -> Path:
 
 
 def prepare(settings: Settings, target: Target, base: Base, *, modules: str = "auto") -> Prepared:
-    """Unpack and patch, and put together what decides the kernel; compiles nothing."""
+    """Unpack and patch, and put together what decides the kernel; compiles nothing.
+
+    Raises GuardError where the distro's modules would be kept and the series changes types.
+    """
     pristine = source.unpack(settings, base)
     series = patches.choose(settings.project / "patches", base.upstream)
     tree = patches.apply(
         pristine, series, _tree_path(settings, target, base), base_version=base.version
     )
-    return _plan(settings, target, base, tree, modules)
+    prepared = _plan(settings, target, base, tree, modules)
+    if prepared.plan.method == "fast":
+        fastpath.check_headers(pristine, tree.path, patches.touched(series))
+    return prepared
 
 
 def _plan(settings: Settings, target: Target, base: Base, tree: Tree, modules: str) -> Prepared:

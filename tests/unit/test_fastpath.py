@@ -76,6 +76,83 @@ def test_guard_names_what_differs_and_offers_the_other_way(
     assert "--modules rebuild" in (caught.value.hint or "")
 
 
+HEADER = """\
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef FDTABLE_H
+#define FDTABLE_H
+#define NR_OPEN_DEFAULT BITS_PER_LONG
+struct fdtable {
+	unsigned int max_fds;
+	struct file __rcu **fd;      /* current fd array */
+};
+static inline bool close_on_exec(unsigned int fd, const struct fdtable *fdt)
+{
+	return test_bit(fd, fdt->close_on_exec);
+}
+struct task_struct;
+void put_files_struct(struct files_struct *fs);
+int iterate_fd(struct files_struct *, unsigned,
+		int (*)(const void *, struct file *, unsigned),
+		const void *);
+extern int sysctl_nr_open;
+#endif
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("struct task_struct;\n", "struct task_struct;\nstruct files_struct;\n"),
+        (
+            "void put_files",
+            "struct files_struct *get_files_struct(struct task_struct *);\nvoid put_files",
+        ),
+        ("void put_files", "extern int __must_check f(int a) __cold;\nvoid put_files"),
+        ("/* current fd array */", "/* the array\n\t * of files */"),
+        ("\tunsigned int max_fds;", "\tunsigned  int\n\t\tmax_fds;"),
+        ("int iterate_fd(struct files_struct *, unsigned,", "int iterate_fd(struct file *,"),
+    ],
+)
+def test_a_header_may_gain_declarations(old: str, new: str, tmp_path: Path) -> None:
+    assert old in HEADER
+    toy.write(tmp_path / "a/x.h", HEADER)
+    toy.write(tmp_path / "b/x.h", HEADER.replace(old, new, 1))
+    toy.write(tmp_path / "b/new.h", "struct fresh { int a; };\n")
+    toy.write(tmp_path / "a/x.c", "int a;\n")
+    toy.write(tmp_path / "b/x.c", "struct local { int a; };\n")
+    fastpath.check_headers(tmp_path / "a", tmp_path / "b", ["x.h", "new.h", "x.c"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        ("\tunsigned int max_fds;", "\tunsigned long max_fds;", "unsigned long max_fds;"),
+        ("**fd;      /*", "**fd; int more; /*", "int more;"),
+        ("BITS_PER_LONG", "64", "+ #define NR_OPEN_DEFAULT 64"),
+        ("return test_bit", "return !test_bit", "return !test_bit"),
+        ("extern int sysctl_nr_open;", "extern long sysctl_nr_open;", "+ extern long sysctl_nr"),
+        ("struct task_struct;\n", "extern int (*hook)(int);\n", "+ extern int (*hook)(int);"),
+        ("struct task_struct;\n", "typedef int fn(int);\n", "+ typedef int fn(int);"),
+        ("struct task_struct;\n", "#pragma pack(1)\n", "+ #pragma pack(1)"),
+        ("struct task_struct;\n", "struct more { int a; };\n", "+ struct more { int a; }"),
+        (HEADER, "", "- #ifndef FDTABLE_H"),
+    ],
+)
+def test_a_header_that_says_something_else_is_refused(
+    old: str, new: str, found: str, tmp_path: Path
+) -> None:
+    assert old in HEADER
+    toy.write(tmp_path / "a/x.h", HEADER)
+    toy.write(tmp_path / "b/x.h", HEADER.replace(old, new, 1))
+    with pytest.raises(GuardError, match="what they were compiled with") as caught:
+        fastpath.check_headers(tmp_path / "a", tmp_path / "b", ["x.h"])
+    assert found in (caught.value.found or "")
+    assert "--modules rebuild" in (caught.value.hint or "")
+    (tmp_path / "b/x.h").unlink()
+    with pytest.raises(GuardError):
+        fastpath.check_headers(tmp_path / "a", tmp_path / "b", ["x.h"])
+
+
 def test_guard_needs_crcs(series: Series) -> None:
     bare = {n: dataclasses.replace(s, crc=None) for n, s in DISTRO.items()}
     with pytest.raises(GuardError, match="no CRCs"):

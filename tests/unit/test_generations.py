@@ -260,8 +260,9 @@ def test_building_all_is_fetching_patching_and_compiling(
     class Found:
         version, upstream, method, name = "5.10.262-1", "5.10.262", "fast", "5.10"
 
+    wishes: list[object] = []
     monkeypatch.setattr(source, "fetch", lambda *args: Found)
-    monkeypatch.setattr(pipeline, "prepare", lambda *args: None)
+    monkeypatch.setattr(pipeline, "prepare", lambda *args, **options: wishes.append(options))
     monkeypatch.setattr(patches, "choose", lambda *args: Found)
     monkeypatch.setattr(pipeline, "build_kernel", lambda *args, **options: Found)
     settings = Settings(project=tmp_path, build=tmp_path, cache=tmp_path)
@@ -270,3 +271,4 @@ def test_building_all_is_fetching_patching_and_compiling(
     )
     assert [cell.said for cell in rows[0].cells.values()] == ["5.10.262-1", "5.10", "fast"]
     assert "not asked for" in generations.render(rows)
+    assert wishes == [{"modules": "rebuild"}] * len(suites.SUITES)

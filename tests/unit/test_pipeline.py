@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from kbuild import fs, kernel, manifest, pipeline, repo, roots
-from kbuild.errors import UserError
+from kbuild import fs, kernel, manifest, pipeline, repo, roots, source
+from kbuild.errors import GuardError, UserError
 from kbuild.kconfig import Fragment
 from kbuild.manifest import Manifest, Output
 from kbuild.model import Package, Root, Settings, Target
@@ -45,6 +46,35 @@ def test_packages_are_made_once_and_again_when_an_input_changed(tmp_path: Path) 
     assert make.runs == 1
     pipeline._packages(out, "it", {"kernel": "2"}, make)
     assert make.runs == 2
+
+
+@pytest.mark.parametrize(("method", "refused"), [("fast", True), ("rebuild", False)])
+def test_a_changed_struct_is_refused_before_anything_is_compiled_on_the_fast_path(
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    refused: bool,
+) -> None:
+    distro = toy.make(tmp_path / "distro")
+    patch = distro.patches / "5.11/export.patch"
+    patch.write_text(
+        patch.read_text()
+        + "--- a/include/linux/fdtable.h\n+++ b/include/linux/fdtable.h\n"
+        + "@@ -1,2 +1,3 @@\n struct files_struct;\n+struct fdtable { int more; };\n"
+        + " void put_files_struct(struct files_struct *fs);\n"
+    )
+    monkeypatch.setattr(source, "unpack", lambda *_: distro.pristine)
+    planned = SimpleNamespace(plan=SimpleNamespace(method=method))
+    monkeypatch.setattr(pipeline, "_plan", lambda *_: planned)
+    settings = dataclasses.replace(settings, project=tmp_path / "distro")
+    target = Target("bookworm", "cloud-amd64")
+    if refused:
+        with pytest.raises(GuardError, match="what they were compiled with") as caught:
+            pipeline.prepare(settings, target, distro.base)
+        assert "struct fdtable { int more; }" in (caught.value.found or "")
+    else:
+        assert pipeline.prepare(settings, target, distro.base).plan.method == "rebuild"
 
 
 def test_packages_are_those_of_their_kernel(settings: Settings) -> None:
