@@ -17,7 +17,7 @@ from rich.table import Table
 from kbuild import patches, pipeline, progress, source, suites, testing
 from kbuild.errors import DefectError, KbuildError, UserError
 from kbuild.model import Settings, Target
-from kbuild.testing import NoTestsError
+from kbuild.testing import MisusedTestsError, NoTestsError
 
 logger = logging.getLogger(__name__)
 
@@ -131,12 +131,15 @@ def unit_tests(
 ) -> KbuildError | None:
     """Run the unit tests where they are among ``tiers``; a failure keeps no suite from its turn.
 
-    Names that only another tier's tests have are no failure.
+    Names that only another tier's tests have are no failure.  Raises MisusedTestsError for what
+    every other tier would refuse too, after hours of building.
     """
     if "unit" not in tiers:
         return None
     try:
         testing.run_tests(settings, target, tiers=("unit",), keyword=keyword)
+    except MisusedTestsError:
+        raise
     except NoTestsError as error:
         return None if keyword and len(tiers) > 1 else error
     except KbuildError as error:

@@ -50,6 +50,12 @@ class NoTestsError(FailedTestsError):
     kind = "empty test"
 
 
+class MisusedTestsError(FailedTestsError):
+    """pytest was told what it does not understand, as a -k that is no expression."""
+
+    kind = "test usage"
+
+
 @dataclass(frozen=True)
 class TierResult:
     """What one tier of tests came to; the counts are pytest's, from its JUnit file."""
@@ -273,7 +279,8 @@ def _judge(results: Sequence[TierResult]) -> None:
         )
     bad = [one for one in results if one.status not in (_PASSED, _NOTHING_SELECTED)]
     if bad:
-        raise FailedTestsError(
+        misused = any(one.status == _MISUSED for one in bad)
+        raise (MisusedTestsError if misused else FailedTestsError)(
             "; ".join(
                 f"{one.failed} of {one.tests} {one.tier} tests failed"
                 if one.failed

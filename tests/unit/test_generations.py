@@ -12,7 +12,7 @@ from kbuild import generations, patches, pipeline, source, suites, testing
 from kbuild.errors import BuildError, InfrastructureError, KbuildError, UserError
 from kbuild.generations import Step
 from kbuild.model import Settings, Target
-from kbuild.testing import FailedTestsError, NoTestsError
+from kbuild.testing import FailedTestsError, MisusedTestsError, NoTestsError
 
 TARGET = Target("all", "lab")
 
@@ -180,6 +180,16 @@ def test_the_unit_tests_keep_no_suite_from_its_turn(
     settings = Settings(project=tmp_path, build=tmp_path, cache=tmp_path)
     found = generations.unit_tests(settings, TARGET, tiers=tiers, keyword=keyword)
     assert found is (error if kept else None)
+
+
+def test_an_expression_that_is_none_ends_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    misused = testing.TierResult("unit", 4, 0, 0, 1.0, tmp_path)
+    monkeypatch.setattr(testing, "_run_tier", lambda *_, **__: misused)
+    settings = Settings(project=tmp_path, build=tmp_path, cache=tmp_path)
+    with pytest.raises(MisusedTestsError, match="ended with status 4"):
+        generations.unit_tests(settings, TARGET, tiers=("unit", "vm"), keyword="a and")
 
 
 def test_one_version_is_not_that_of_all_suites() -> None:
