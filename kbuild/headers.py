@@ -49,6 +49,9 @@ _NEEDED = (
     "scripts/mod/modpost",
     "scripts/module.lds",
 )
+# Either has objtool look at every module; before Linux 5.19 there was only the second
+# (kernel commit 03f16cd020eb, "objtool: Add CONFIG_OBJTOOL").
+_OBJTOOL = {"CONFIG_OBJTOOL=y", "CONFIG_STACK_VALIDATION=y"}
 
 
 def stage(kernel: BuiltKernel, target: Path, *, compiler: str) -> None:
@@ -107,7 +110,7 @@ def check(tree: Path) -> None:
     """Raise BuildError unless a tree of headers is complete."""
     needed = list(_NEEDED)
     configuration = tree / "include/config/auto.conf"
-    if configuration.exists() and "CONFIG_OBJTOOL=y" in configuration.read_text().splitlines():
+    if configuration.exists() and _OBJTOOL & set(configuration.read_text().splitlines()):
         needed.append("tools/objtool/objtool")
     missing = [name for name in needed if not (tree / name).exists()]
     if missing:

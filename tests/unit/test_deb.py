@@ -127,6 +127,18 @@ def test_headers_without_which_no_module_builds_are_refused(tmp_path: Path, lost
     assert caught.value.expected == lost
 
 
+@pytest.mark.parametrize("option", ["OBJTOOL", "STACK_VALIDATION"])
+def test_headers_without_the_objtool_that_the_kernel_runs_are_refused(
+    tmp_path: Path, option: str
+) -> None:
+    kernel = fake_kernel.kernel(tmp_path)
+    (kernel.output / "tools/objtool/objtool").unlink()
+    (kernel.output / "include/config/auto.conf").write_text(f"CONFIG_{option}=y\n")
+    with pytest.raises(BuildError, match="incomplete") as caught:
+        headers.stage(kernel, tmp_path / "stage", compiler="gcc-12")
+    assert caught.value.expected == "tools/objtool/objtool"
+
+
 def test_headers_need_objtool_only_where_the_kernel_says_so(tmp_path: Path) -> None:
     kernel = fake_kernel.kernel(tmp_path)
     (kernel.output / "tools/objtool/objtool").unlink()
