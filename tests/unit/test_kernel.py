@@ -137,6 +137,25 @@ def test_nothing_is_rebuilt_when_nothing_changed(bench: Bench) -> None:
     assert again.method == "fast"
 
 
+@pytest.mark.parametrize(("flavour", "again"), [("cloud-amd64", True), ("lab", False)])
+def test_a_guard_of_another_kind_looks_at_what_was_built_before(
+    bench: Bench,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    flavour: str,
+    again: bool,
+) -> None:
+    caplog.set_level("INFO")
+    target = dataclasses.replace(CLOUD, flavour=flavour)
+    bench.build(target)
+    toy.write(tmp_path / "fastpath.py", "# stricter\n")
+    monkeypatch.setattr(fastpath, "__file__", str(tmp_path / "fastpath.py"))
+    caplog.clear()
+    bench.build(target)
+    assert ("recipe changed" in caplog.text) == again
+
+
 def test_an_edited_patch_rebuilds_only_its_file(bench: Bench) -> None:
     bench.build()
     patch = bench.distro.patches / "5.11/export.patch"
