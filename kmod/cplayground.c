@@ -107,7 +107,7 @@ static siphash_key_t cpg_keys[4] __ro_after_init;
 static struct proc_dir_entry *cpg_entry;
 static bool cpg_leaving;	/* set once, before the entry is removed */
 
-enum cpg_line { CPG_LINE_HEADER, CPG_LINE_FILE, CPG_LINE_TRAILER };
+enum cpg_line { CPG_LINE_HEADER, CPG_LINE_BATCH, CPG_LINE_TRAILER };
 
 /* One descriptor as it was while the table's lock was held. */
 struct cpg_fd {
@@ -306,29 +306,52 @@ static char *cpg_write_file(char *p, struct cpg_reader *r)
 	return cpg_write_name(p, IS_ERR(path) ? "(path too long)" : path);
 }
 
+/*
+ * Write the lines of the batch, and drop the reference on each file with its line: kept
+ * for the rest of the batch it would delay the file's closing.  May drop the last one,
+ * so: no lock, no RCU.  Where the room ends, returns NULL if the batch is to be @whole,
+ * else the end of what was written.
+ */
+static char *cpg_write_batch(char *p, const char *end, struct cpg_reader *r, bool whole)
+{
+	while (r->at < r->filled) {
+		if (end - p < CPG_LONGEST)
+			return whole ? NULL : p;
+		p = cpg_write_file(p, r);
+		*p++ = '\n';
+		fput(r->batch[r->at++].file);
+	}
+	return p;
+}
+
+/*
+ * A batch is one item, so that its descriptors are of one moment for the reader too: the
+ * core keeps what it has of an item as text, and what has no room behind other items it
+ * forgets and lets cpg_start() look up again.  Only a batch too long for an empty buffer
+ * is cut, since the buffer is not to grow.
+ */
 static int cpg_show(struct seq_file *m, void *v)
 {
 	struct cpg_reader *r = v;
-	char *start, *p;
+	char *start, *p = NULL;
+	size_t room = seq_get_buf(m, &start);
 
-	/* Without room, the core shows the line again in an empty buffer. */
-	if (seq_get_buf(m, &start) < CPG_LONGEST) {
-		seq_commit(m, -1);
-		return 0;
+	if (room >= CPG_LONGEST) {
+		switch (r->line) {
+		case CPG_LINE_HEADER:
+			p = cpg_write_header(start, r);
+			*p++ = '\n';
+			break;
+		case CPG_LINE_BATCH:
+			p = cpg_write_batch(start, start + room, r, m->count > 0);
+			break;
+		case CPG_LINE_TRAILER:
+			p = start;
+			*p++ = '\n';
+			break;
+		}
 	}
-	p = start;
-	switch (r->line) {
-	case CPG_LINE_HEADER:
-		p = cpg_write_header(p, r);
-		break;
-	case CPG_LINE_FILE:
-		p = cpg_write_file(p, r);
-		break;
-	case CPG_LINE_TRAILER:
-		break;
-	}
-	*p++ = '\n';
-	seq_commit(m, p - start);
+	seq_commit(m, p ? p - start : -1);
 	return 0;
 }
 
@@ -497,7 +520,7 @@ static void *cpg_find_file(struct cpg_reader *r, loff_t *pos, unsigned int slot)
 	} while (!r->filled && r->more);
 
 	if (r->filled) {
-		r->line = CPG_LINE_FILE;
+		r->line = CPG_LINE_BATCH;
 		*pos = cpg_position(nr, CPG_FIRST_FD + r->batch[0].fd);
 	} else {
 		r->line = CPG_LINE_TRAILER;
@@ -656,11 +679,10 @@ static void *cpg_next(struct seq_file *m, void *v, loff_t *pos)
 	switch (r->line) {
 	case CPG_LINE_HEADER:
 		return cpg_find_file(r, pos, 0);
-	case CPG_LINE_FILE:
-		/* Not kept for the rest of the batch: it would delay the file's closing. */
-		fput(r->batch[r->at++].file);
+	case CPG_LINE_BATCH:
 		if (r->at == r->filled)
 			return cpg_find_file(r, pos, r->slot);
+		/* It was cut, and this is the rest. */
 		*pos = cpg_position(nr, CPG_FIRST_FD + r->batch[r->at].fd);
 		return r;
 	case CPG_LINE_TRAILER:

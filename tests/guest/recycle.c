@@ -5,8 +5,8 @@
  *	recycle <file> <where>
  *
  * A process with files called "old" is read up to <where>: "header" or "files", byte by byte
- * to the end of its header or of its first file's line (the kernel then has the next line
- * ready), or "end", the whole listing.  Then it ends, and what the kernel had for it is
+ * to the end of its header or of its first BATCH files' lines (the kernel then has as many
+ * more ready), or "end", the whole listing.  Then it ends, and what the kernel had for it is
  * freed.  A process with files called "new" gets its pid, in another namespace, and the rest
  * is read; after "end" the whole again, by the same descriptor.  Prints a line "pid <pid>",
  * and what was read, but for what is read again later.
@@ -31,6 +31,7 @@
 #include <unistd.h>
 
 #define FILES 100
+#define BATCH 32	/* the module's: lines that it makes at once */
 #define TRIES 2000
 #define GRACE_PERIODS 3	/* for a task, its pid, and the namespace, one after another */
 #define CALLBACKS_US 50000
@@ -135,9 +136,9 @@ int main(int argc, char **argv)
 		copy(fd, stdout, 1, 1);
 	} else {
 		left = open_file(argv[1]);
-		copy(left, NULL, 1, 2);
+		copy(left, NULL, 1, 1 + BATCH);
 		close(left);
-		copy(fd, stdout, 1, 2);
+		copy(fd, stdout, 1, 1 + BATCH);
 	}
 
 	end(old);
