@@ -505,6 +505,7 @@ static int cpg_interrupted(void)
 static void *cpg_find_file(struct cpg_reader *r, loff_t *pos, unsigned int slot)
 {
 	pid_t nr = pid_nr(r->pid);
+	unsigned int from;
 	int error;
 
 	cpg_drop_batch(r);
@@ -516,12 +517,14 @@ static void *cpg_find_file(struct cpg_reader *r, loff_t *pos, unsigned int slot)
 			return ERR_PTR(error);
 		}
 		cond_resched();
+		from = r->slot;
 		cpg_step(r);
 	} while (!r->filled && r->more);
 
 	if (r->filled) {
 		r->line = CPG_LINE_BATCH;
-		*pos = cpg_position(nr, CPG_FIRST_FD + r->batch[0].fd);
+		/* Not its first descriptor: a lower one may be open when it is looked up again. */
+		*pos = cpg_position(nr, CPG_FIRST_FD + from);
 	} else {
 		r->line = CPG_LINE_TRAILER;
 		*pos = cpg_position(nr, CPG_TRAILER);
