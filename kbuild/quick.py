@@ -29,7 +29,7 @@ FILE = "/proc/cplayground"
 MODULE = "cplayground"
 # Of tests/guest: to be compiled by programs.compile_programs and put in place by prepare().
 PROGRAMS = (
-    *("topology", "observe", "observe_reads", "recycle", "witness", "turmoil", "reader"),
+    *("topology", "observe", "observe_reads", "recycle", "moment", "witness", "turmoil", "reader"),
     counts.PROGRAM,
 )
 
@@ -370,6 +370,7 @@ class _Run:
         self.step("module", lambda: self._put(module()))
         self.step("load", self._load)
         self.step("recycled", self._recycle)
+        self.step("moments", self._change_between)
         if many:
             self.step("many", lambda: self._many(many))
         still, strange = self.hold(*_STILL), self.hold(*_STRANGE)
@@ -430,16 +431,30 @@ class _Run:
         """Readers that stop, and go on when what they have seen is gone."""
         for where, shown in _RECYCLED.items():
             result = self.run([f"{PLACE}/recycle", FILE, where], "reading")
-            head, _, text = result.stdout.partition(b"\n")
-            files = {
-                file.path
-                for process in self.parsed(text)
-                if head.split()[-1:] == [b"%d" % process.pid]
-                for file in process.files
-            }
+            files = {path for _, path in self._files_of(result)}
             if result.status == 0 and files & {*_RECYCLED.values()} != {shown}:
                 self.find("invariants", f"a pid that was given anew: files {sorted(files)}")
         return f"stopped at {', '.join(_RECYCLED)}, and went on"
+
+    def _change_between(self) -> str:
+        """Readers that stop inside of a record whose descriptors then all change."""
+        for piece, expected in _MOMENTS.items():
+            result = self.run([f"{PLACE}/moment", FILE, piece], "reading")
+            files = [(fd, path[-3:]) for fd, path in self._files_of(result) if fd < 64]
+            if result.status == 0 and files != expected:
+                shown = " ".join(f"{fd}:{name.decode(errors='replace')}" for fd, name in files)
+                self.find("invariants", f"all has changed once, after {piece}: {shown}")
+        return f"stopped at {', '.join(_MOMENTS)}, and went on"
+
+    def _files_of(self, result: GuestResult) -> list[tuple[int, bytes]]:
+        """Parse a line with a pid, and a listing; gives that process's descriptors and paths."""
+        head, _, text = result.stdout.partition(b"\n")
+        return [
+            (file.fd, file.path)
+            for process in self.parsed(text)
+            if head.split()[-1:] == [b"%d" % process.pid]
+            for file in process.files
+        ]
 
     def _compare(self) -> str:
         shown = self.listing()
@@ -587,6 +602,10 @@ _STRANGE = (
 )
 # Where recycle.c stops, and the files of the process that it is then to be shown.
 _RECYCLED = {"header": b"/tmp/old", "files": b"/tmp/old", "end": b"/tmp/new"}
+# Where moment.c stops, and what of its process's descriptors below 64 is then to be shown: of
+# a batch that was begun, all as it was before the change, and after it nothing of that moment.
+_BEGUN = [(fd, b"old" if fd <= 32 else b"new") for fd in range(1, 64)]
+_MOMENTS = {"header": [(fd, b"new") for fd in range(64)], "1": _BEGUN, "65536": _BEGUN}
 _IDS = re.compile(rb"(?<![^\t\n])[0-9a-f]{64}(?=\t)")
 # reader.c says so of a kind that had no turn: in so short a time that is nobody's fault.
 _IDLE = b"reader has read anything"

@@ -99,6 +99,15 @@ class FakeGuest:
         listing = self.listing().removesuffix(b"\n")
         return b"pid 7\n%s0\t0\t%s\t0\t02\t%s\n\n" % (listing, listing[:64], path)
 
+    def changed(self, fds: range, old: int = 0) -> bytes:
+        listing = self.listing().removesuffix(b"\n")
+        lines = [
+            b"%d\t0\t%s\t0\t02\t/%s\n" % (fd, listing[:64], b"old" if fd <= old else b"new")
+            for fd in fds
+        ]
+        pipe = b"65\t0\t%s\t0\t02\tpipe:[7]\n" % listing[:64]
+        return b"pid 7\n%s%s%s\n" % (listing, b"".join(lines), pipe)
+
     def usual(self, name: str) -> bytes:
         whole = {
             f"@read {quick.FILE}": self.listing(),
@@ -108,6 +117,9 @@ class FakeGuest:
             f"recycle {quick.FILE} header": self.recycled(b"/tmp/old"),
             f"recycle {quick.FILE} files": self.recycled(b"/tmp/old"),
             f"recycle {quick.FILE} end": self.recycled(b"/tmp/new"),
+            f"moment {quick.FILE} header": self.changed(range(64), -1),
+            f"moment {quick.FILE} 1": self.changed(range(1, 64), 32),
+            f"moment {quick.FILE} 65536": self.changed(range(1, 64), 32),
         }
         by_first_word = {
             "observe": OBSERVED,
@@ -154,7 +166,7 @@ def test_a_module_that_is_right_passes() -> None:
     assert result.findings == ()
     assert result.passed
     assert result.armed == quick.ASKED
-    assert (result.reads, result.records) == (2 + 3 + 12 + 5, 2 + 3 + 34 + 6)
+    assert (result.reads, result.records) == (2 + 3 + 3 + 12 + 5, 2 + 3 + 3 + 34 + 6)
     loads = [argv for argv in guest.started if argv[0] == "insmod"]
     assert loads[0][2:] == ("backend=stock",)
     assert {load[2:] for load in loads[1:]} == {("backend=stock", "window_us=300")}
@@ -170,6 +182,24 @@ def test_a_module_that_is_right_passes() -> None:
         ("recycle", always(1, b"pid 7\n"), "reading"),
         ("recycle", always(0, FakeGuest().recycled(b"/tmp/old")), "invariants"),
         ("recycle", always(0, FakeGuest().recycled(b"/tmp/old")[:-1]), "grammar"),
+        ("moment", always(1, b"pid 7\n"), "reading"),
+        ("moment", always(0, FakeGuest().changed(range(1, 64), 32)[:-1]), "grammar"),
+        ("moment", always(0, FakeGuest().changed(range(1, 64), 32)), "invariants"),
+        ("moment", always(0, FakeGuest().changed(range(64), -1)), "invariants"),
+        (
+            f"moment {quick.FILE} header",
+            always(0, FakeGuest().changed(range(1, 64), -1)),
+            "invariants",
+        ),
+        *(
+            (
+                f"moment {quick.FILE} {size}",
+                always(0, FakeGuest().changed(range(1, 64), old)),
+                "invariants",
+            )
+            for size in (1, 65536)
+            for old in (1, 31, 33, 47, 64)
+        ),
         ("observe_reads", always(0, b"other"), "ways of reading"),
         ("observe", always(0, OBSERVED.replace(b"P 7 1 0", b"P 7 1 3")), "oracle"),
         ("observe", always(1), "workload"),

@@ -21,6 +21,7 @@ PEEK = "/usr/lib/cplayground/{release}/peek.ko"
 PROGRAMS = (
     "cut_short",
     "exposure",
+    "moment",
     "mounted",
     "observe",
     "observe_reads",

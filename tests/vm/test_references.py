@@ -107,6 +107,19 @@ def test_a_pid_that_is_given_to_another_process(loaded: Guest, armed: Guest, whe
     assert len(process.files) == {"header": 32, "files": 64}[where]
 
 
+@pytest.mark.parametrize("piece", ["header", "1", "4096", "65536"])
+def test_descriptors_that_change_between_two_reads(loaded: Guest, armed: Guest, piece: str) -> None:
+    """A batch that was begun is from before the change, however it is read; the next is not."""
+    argv = [f"{PLACE}/moment", FILE, piece]
+    result = armed.run(argv, timeout_s=60, cwd="/tmp", check=True)
+    (process,) = procfile.parse(result.stdout.partition(b"\n")[2])
+    shown = {file.fd: file.path[-3:] for file in process.files if file.fd < 64}
+    if piece == "header":
+        assert shown == dict.fromkeys(range(64), b"new")
+    else:
+        assert shown == {fd: b"old" if fd <= 32 else b"new" for fd in range(1, 64)}
+
+
 def test_reading_leaves_nothing_in_the_log(loaded: Guest, armed: Guest) -> None:
     """The original wrote three lines for each reader (14)."""
     with topology(armed):
