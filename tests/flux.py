@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kbuild.vm.procfile import OpenFile, Process
@@ -24,30 +24,11 @@ _NAMES = frozenset((b"init", b"one", b"two", b"flux"))
 
 
 @dataclass(frozen=True)
-class Reading:
-    """The whole file, and how many bytes of it each read(2) gave."""
-
-    text: bytes
-    sizes: tuple[int, ...]
-
-    def cut(self) -> frozenset[int]:
-        """Return the pids of the records of which one read gave the beginning, another the end."""
-        found = set()
-        for end in itertools.accumulate(self.sizes):
-            if not 0 < end < len(self.text) or self.text[:end].endswith(b"\n\n"):
-                continue
-            blank = self.text.rfind(b"\n\n", 0, end)
-            header = self.text[blank + 2 if blank >= 0 else 0 :].split(b"\t", 2)
-            found.add(int(header[1]))
-        return frozenset(found)
-
-
-@dataclass(frozen=True)
 class Readings:
     """What flux printed: pids of the containers' first processes, and all readings."""
 
     firsts: tuple[int, ...]
-    readings: tuple[Reading, ...]
+    readings: tuple[bytes, ...]
     workers: int
     hosted: int  # processes of the host that came and went meanwhile
 
@@ -55,17 +36,16 @@ class Readings:
 def parse(output: bytes) -> Readings:
     """Take apart what flux printed; raises ValueError when it is cut off."""
     firsts: list[int] = []
-    readings: list[Reading] = []
+    readings: list[bytes] = []
     at = 0
     while (end := output.find(b"\n", at)) >= 0:
         line, at = output[at:end], end + 1
         match line.split(b" "):
             case [b"container", number, pid] if int(number) == len(firsts) + 1:
                 firsts.append(int(pid))
-            case [b"read", *numbers]:
-                sizes = tuple(int(size) for size in numbers)
-                readings.append(Reading(output[at : at + sum(sizes)], sizes))
-                at += sum(sizes)
+            case [b"read", size]:
+                readings.append(output[at : at + int(size)])
+                at += int(size)
             case [b"made", workers, hosted] if at == len(output):
                 return Readings(tuple(firsts), tuple(readings), int(workers), int(hosted))
             case _:
@@ -73,17 +53,8 @@ def parse(output: bytes) -> Readings:
     raise ValueError("flux did not come to its end")
 
 
-def violations(
-    listing: Sequence[Process],
-    firsts: Sequence[int],
-    place: bytes,
-    cut: Collection[int] = (),
-) -> list[str]:
-    """Return, a line each, what no moment of it can have shown in one reading.
-
-    ``cut`` are the pids of records that no single read gave whole: their descriptors are of
-    several moments, and a process may have ended between them.
-    """
+def violations(listing: Sequence[Process], firsts: Sequence[int], place: bytes) -> list[str]:
+    """Return, a line each, what no moment of it can have shown in one reading."""
     by_pid = {process.pid: process for process in listing}
     found = []
     containers: dict[str, int] = {}
@@ -106,9 +77,8 @@ def violations(
         fds = {file.fd for file in process.files}
         if process.pid in firsts and not {FDS * container, FDS * container + 1} <= fds:
             found.append(f"7: {where}: a descriptor that was open all the time is not shown")
-        moved = fds & {FDS * container + 2, FDS * container + 3}
-        if fds and not moved and process.pid not in cut:
-            shown = ", ".join(str(file.fd) for file in process.files)
+        if fds and not fds & {FDS * container + 2, FDS * container + 3}:
+            shown = ", ".join(str(fd) for fd in sorted(fds))
             found.append(
                 f"4: {where}: a file that was on one of two numbers is on neither, but: {shown}"
             )
