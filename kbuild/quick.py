@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kbuild import programs
 from kbuild.programs import PLACE
-from kbuild.vm import counts, oracle, procfile, triage
+from kbuild.vm import checking, counts, oracle, procfile, triage
 from kbuild.vm.counts import Counts
 from kbuild.vm.guest import Background, Guest, GuestCommandError, GuestLost, GuestResult
 from kbuild.vm.outcome import taint_letters
@@ -75,13 +75,14 @@ OWN_DETECTORS = (
     "kmemleak",
     *LEAKS,
     "lockdep off",  # it has turned itself off, so its silence means nothing
+    "kcsan off",  # or was turned off
     "taint",
     "hang",  # a step did not end in its time
     "guest lost",  # the guest is gone
     "workload",  # a program of ours failed: not the module's fault as far as is known
 )
 # Those of the kernel's detectors that are asked, where they are there and it is wanted.
-ASKED = frozenset({"kmemleak", "lockdep", "slab counts"})
+ASKED = frozenset({"kmemleak", "slab counts", *checking.SAYS_SO})
 DETECTORS = frozenset(OWN_DETECTORS) | {pattern.name for pattern in triage.PATTERNS}
 
 
@@ -401,10 +402,12 @@ class _Run:
         self._tainted = self._taint()
         armed = {
             "slab counts": self._before.exact,
-            "lockdep": self._lockdep_alive(),
+            **{name: self._alive(name) for name in checking.SAYS_SO},
             "kmemleak": kmemleak and self.run(["test", "-e", _KMEMLEAK]).status == 0,
         }
         self.armed = frozenset(name for name, there in armed.items() if there)
+        for name in sorted(self._guest.spec.checkers & set(checking.SAYS_SO) - self.armed):
+            self.find(f"{name} off", "this kernel has to have it, and it is off or not there")
         return f"{sum(self._before.values.values())} objects"
 
     def _put(self, module: Path) -> str:
@@ -577,8 +580,9 @@ class _Run:
         return ", ".join(f"{name} {value}" for name, value in after.values.items())
 
     def _detectors(self) -> str:
-        if "lockdep" in self.armed and not self._lockdep_alive():
-            self.find("lockdep off", "/proc/lockdep_stats says debug_locks: 0")
+        for name, (path, _) in checking.SAYS_SO.items():
+            if name in self.armed and not self._alive(name):
+                self.find(f"{name} off", f"{path} does not say any more that it is on")
         extra = self._taint() & ~self._tainted & ~_ALLOWED_TAINT
         if extra:
             self.find("taint", f"new taint: {taint_letters(extra)}")
@@ -587,9 +591,9 @@ class _Run:
     def _taint(self) -> int:
         return int(self.run(["@read", "/proc/sys/kernel/tainted"], "workload").stdout)
 
-    def _lockdep_alive(self) -> bool:
-        text = self.run(["@read", "/proc/lockdep_stats"]).text
-        return re.search(r"debug_locks:\s+1\b", text) is not None
+    def _alive(self, name: str) -> bool:
+        path, _ = checking.SAYS_SO[name]
+        return checking.alive(name, self.run(["@read", path]).text)
 
 
 # The record of each of these stays as it is while others churn.  They are few, since a reader

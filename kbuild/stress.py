@@ -22,7 +22,7 @@ from kbuild.errors import KbuildError, UserError
 from kbuild.model import Settings, Target
 from kbuild.programs import PLACE
 from kbuild.quick import FILE, MODULE
-from kbuild.vm import counts, procfile, triage
+from kbuild.vm import checking, counts, procfile, triage
 from kbuild.vm.counts import Counts
 from kbuild.vm.guest import Background, Guest, GuestCommandError, GuestLost
 from kbuild.vm.outcome import Outcome, Verdict, taint_letters
@@ -50,7 +50,6 @@ _SCAN_S = 60.0
 # Twice the age below which kmemleak does not trust what it finds (MSECS_MIN_AGE).
 _KMEMLEAK_AGE_S = "10"
 _KMEMLEAK = "/sys/kernel/debug/kmemleak"
-_LOCKDEP = "/proc/lockdep_stats"
 
 # Pages that nothing in /proc/meminfo accounts for may be this many more, for what the kernel
 # keeps by the way (per-CPU lists, the stack depot).  A reader's buffers are 68 KiB.
@@ -359,14 +358,17 @@ def check_kmemleak(text: str | None, required: bool) -> Check:
     return Check("kmemleak", Outcome.PASSED, "two scans, no object")
 
 
-def check_lockdep(text: str | None, required: bool) -> Check:
-    """Lockdep still works, so its silence means something; ``text`` is /proc/lockdep_stats."""
-    alive = None if text is None else re.search(r"^ *debug_locks: +(\d)", text, re.MULTILINE)
-    if alive is None:
-        return Check("lockdep", Outcome.FAILED if required else None, "no lockdep in this kernel")
-    if alive[1] != "1":
-        return Check("lockdep", Outcome.FAILED, "it has turned itself off: debug_locks is 0")
-    return Check("lockdep", Outcome.PASSED, "alive")
+def check_alive(name: str, text: str | None, required: bool) -> Check:
+    """A detector still works, so its silence means something.
+
+    ``name`` is one of checking.SAYS_SO, ``text`` its file, None where there is none.
+    """
+    if text is None:
+        return Check(name, Outcome.FAILED if required else None, f"no {name} in this kernel")
+    if not checking.alive(name, text):
+        path, _ = checking.SAYS_SO[name]
+        return Check(name, Outcome.FAILED, f"it is off: {path}")
+    return Check(name, Outcome.PASSED, "alive")
 
 
 def check_answer(seconds: float, limit_s: float) -> Check:
@@ -636,21 +638,25 @@ def _check(
     checks += leak_checks(guest, before, fragments)
 
 
-def leak_checks(
-    guest: Guest, before: Counts, fragments: Sequence[str]
-) -> tuple[Check, Check, Check]:
-    """Ask the kernel what was not given back, and whether lockdep lives; the module is away.
+def leak_checks(guest: Guest, before: Counts, fragments: Sequence[str]) -> tuple[Check, ...]:
+    """Ask the kernel what was not given back, and whether its detectors live; the module is away.
 
     A detector that ``fragments`` promise and that is not there is a failure.
     """
     limits = [f"{name}={most}" for name, most in counts.limits(before).items()]
     after = count(guest, str(_SETTLE_MS), *limits)
-    lockdep = guest.run(["cat", _LOCKDEP], timeout_s=_COMMAND_S)
+    required = {variants.CHECKERS.get(name) for name in fragments}
     return (
         check_counts(before, after, "kasan.config" in fragments),
         check_kmemleak(_kmemleak(guest), "kmemleak.config" in fragments),
-        check_lockdep(lockdep.text if lockdep.status == 0 else None, "lockdep.config" in fragments),
+        *(check_alive(name, _said(guest, name), name in required) for name in checking.SAYS_SO),
     )
+
+
+def _said(guest: Guest, detector: str) -> str | None:
+    path, _ = checking.SAYS_SO[detector]
+    said = guest.run(["cat", path], timeout_s=_COMMAND_S)
+    return said.text if said.status == 0 else None
 
 
 def _kmemleak(guest: Guest) -> str | None:

@@ -89,7 +89,11 @@ FAULTS: Mapping[str, tuple[str, ...]] = {
     "kmemleak.config": ("allocation", "page_allocation", "user_copy"),
 }
 
-CHECKERS: Mapping[str, str] = {"lockdep.config": "lockdep", "kmemleak.config": "kmemleak"}
+CHECKERS: Mapping[str, str] = {
+    "lockdep.config": "lockdep",
+    "kmemleak.config": "kmemleak",
+    "kcsan.config": "kcsan",
+}
 
 _KASAN = ("kasan.config",)
 _LOCKDEP = ("lockdep.config",)
@@ -116,7 +120,7 @@ VARIANTS: Mapping[str, Variant] = {
         Variant("kasan", _KASAN, 4.0, 1536, _KASAN_PARAMETERS),
         Variant("lockdep", _LOCKDEP, 3.0, parameters=_PARAMETERS),
         Variant("kmemleak", _KMEMLEAK, 2.0, parameters=_PARAMETERS),
-        Variant("kcsan", ("kcsan.config",), 4.0, parameters=_PARAMETERS),
+        Variant("kcsan", ("kcsan.config",), 6.0, parameters=_PARAMETERS),
         # Everything that goes together in one kernel: one build, one boot.
         Variant("debug", (*_KASAN, *_LOCKDEP, *_KMEMLEAK), 6.0, 1536, _KASAN_PARAMETERS),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -57,9 +58,9 @@ class Evidence:
     banner: bool = False  # the kernel's first line is on the console; if restored, a mark since
     answered: bool = False  # no request was left without an answer in its time
     reports: tuple[Report, ...] = ()  # what triage found on the console
-    checkers: frozenset[str] = frozenset()  # what the kernel must have of lockdep and kmemleak
-    lockdep: bool | None = None  # alive at the end; None for a kernel without, or not known
-    kmemleak: bool | None = None  # it scanned at the end; None as above
+    checkers: frozenset[str] = frozenset()  # what the kernel must have of lockdep, kmemleak, kcsan
+    # whether they were alive at the end; none for one that is not there, or not known
+    alive: Mapping[str, bool] = field(default_factory=dict)
     leaks: tuple[Report, ...] = ()  # what kmemleak then listed
     farewell: int | None = None  # the agent's errno when it made the disk read-only; 0 is good
     power_off_event: bool = False  # QEMU says that the guest itself powered off
@@ -132,16 +133,16 @@ def judge(seen: Evidence) -> Verdict:
         seen.power_off_event, Outcome.NO_POWER_OFF, "the guest did not power itself off in order"
     )
     require(seen.answered, Outcome.NO_POWER_OFF, "a request was left without an answer")
-    for checker, state in (("lockdep", seen.lockdep), ("kmemleak", seen.kmemleak)):
+    for checker in sorted(seen.checkers | set(seen.alive)):
         require(
-            state is not False,
-            Outcome.BLIND,
-            f"{checker} was off at the end, so that its silence proves nothing",
-        )
-        require(
-            state is not None or checker not in seen.checkers,
+            checker in seen.alive,
             Outcome.BLIND,
             f"this kernel has to have {checker}, which was not seen at the end",
+        )
+        require(
+            seen.alive.get(checker, True),
+            Outcome.BLIND,
+            f"{checker} was off at the end, so that its silence proves nothing",
         )
     require(seen.taint is not None, Outcome.TAINTED, "the taint at the end is not known")
     extra = (seen.taint or 0) & ~seen.allowed_taint

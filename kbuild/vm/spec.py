@@ -40,7 +40,7 @@ class GuestSpec:
     initrd: bool = True  # False for a kernel that has what it takes to reach the disk
     append: tuple[str, ...] = ()  # further kernel parameters
     slowness: float = 1.0  # of the kernel itself: a KASAN kernel takes its time
-    checkers: frozenset[str] = frozenset()  # of lockdep, kmemleak: what the kernel must have
+    checkers: frozenset[str] = frozenset()  # of lockdep, kmemleak, kcsan: what the kernel must have
 
     @property
     def scale(self) -> float:

@@ -207,6 +207,9 @@ IGNORED: tuple[re.Pattern[str], ...] = tuple(
         r"\[Firmware (Bug|Warn)\]",
         r"^(ODEBUG|KFENCE|kfence): (selftest|initialized|Out of memory)",
         r"^UBSAN: .* enabled",
+        # The kernel itself races in many places that are known and meant.  A function of a
+        # module, which has its name behind it, is at one of the two ends of a race of ours.
+        r"BUG: KCSAN: [^\[]+$",
         # KCSAN's and lockdep's tests of themselves at boot, and what a report says at its end
         r"^kcsan: (enabled|selftest|strict)",
         r"^Reported by Kernel Concurrency Sanitizer",

@@ -27,19 +27,14 @@ _DEBUGFS = "/sys/kernel/debug"
 # A report's lines follow each other faster than this even on a busy host
 _QUIET_S = 1.0
 
-# What a detector needs to be told before it notices: file, value.  KCSAN knows functions of
-# modules once they are loaded; the watchdogs would take minutes, and a panic.
+# What a detector needs to be told before it notices: file, value.  The watchdogs would take
+# minutes, and a panic; what sleeps for less is another task of a slow kernel.
 _BEFORE = {
-    "race": (
-        (f"{_DEBUGFS}/kcsan", "whitelist"),
-        (f"{_DEBUGFS}/kcsan", "!misbehave_racer"),
-        (f"{_DEBUGFS}/kcsan", "on"),
-    ),
     "spin": (
         ("/proc/sys/kernel/softlockup_panic", "0"),
         ("/proc/sys/kernel/watchdog_thresh", "1"),
     ),
-    "stuck": (("/proc/sys/kernel/hung_task_timeout_secs", "1"),),
+    "stuck": (("/proc/sys/kernel/hung_task_timeout_secs", "4"),),
 }
 
 _FAULT_KNOBS = (

@@ -114,6 +114,16 @@ def test_a_report_ends_a_run(place: Lab, built: Path) -> None:
     assert summary.checks == ()
 
 
+def test_a_race_ends_a_run(place: Lab, built: Path) -> None:
+    """Nobody has to name functions to KCSAN: a module's are watched when it is there."""
+    if "kcsan.config" not in variant(place.target.variant).fragments:
+        pytest.skip(f"the variant {place.target.variant} has no KCSAN")
+    summary = stress_spoiled(place, built, _DO.format(deed="race"), "race")
+    assert summary.outcome is Outcome.REPORTED
+    assert "KCSAN" in summary.verdict.reasons[0]
+    assert "misbehave_racer" in summary.verdict.reasons[0]
+
+
 def test_a_guest_that_hangs_ends_a_run(place: Lab, built: Path) -> None:
     script = f"echo 1 >/proc/sys/kernel/watchdog_thresh; {_DO.format(deed='lockup')}"
     summary = stress_spoiled(place, built, script, "hang")
@@ -126,6 +136,7 @@ def test_a_detector_that_is_off_is_found(place: Lab) -> None:
     ways = {
         "lockdep.config": ("lockdep", f"insmod $1; {_DO.format(deed='kept_lock')}"),
         "kmemleak.config": ("kmemleak", "echo off >/sys/kernel/debug/kmemleak"),
+        "kcsan.config": ("kcsan", "echo off >/sys/kernel/debug/kcsan"),
     }
     there = [ways[name] for name in fragments if name in ways]
     if not there:

@@ -151,8 +151,11 @@ def _command(control: socket.socket, frame: Frame, behaviour: str) -> None:
 
 def _files(behaviour: str) -> dict[str, tuple[int, bytes]]:
     locks = {"lockdep alive": b"1", "lockdep off": b"0"}.get(behaviour)
+    watched = b"\nused_watchpoints: 0\nsetup_watchpoints: 9\n"
+    races = {"kcsan alive": b"enabled: 1", "kcsan off": b"enabled: 0"}.get(behaviour)
     return {
         "/proc/sys/kernel/tainted": (0, b"512\n" if behaviour == "tainted" else b"0\n"),
+        "/sys/kernel/debug/kcsan": (1, b"") if races is None else (0, races + watched),
         "/proc/lockdep_stats": (1, b"") if locks is None else (0, b" debug_locks:    %s\n" % locks),
         "/sys/kernel/debug/kmemleak": (0, LEAK if behaviour == "leaky" else b""),
     }

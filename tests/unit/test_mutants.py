@@ -286,4 +286,4 @@ def test_the_page_says_what_was_not_tried(tmp_path: Path) -> None:
 def test_detectors_have_names_of_their_own() -> None:
     names = [*quick.OWN_DETECTORS]
     assert len(names) == len(set(names))
-    assert quick.DETECTORS | {"slab counts"} >= quick.ASKED
+    assert quick.DETECTORS | {"slab counts", "kcsan"} >= quick.ASKED

@@ -69,6 +69,9 @@ class FakeGuest:
     machine: SimpleNamespace = field(
         default_factory=lambda: SimpleNamespace(console=SimpleNamespace(size=lambda: 0))
     )
+    spec: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(checkers=frozenset({"kmemleak"}))
+    )
 
     def console(self, since: int = 0) -> str:
         return self.kernel_log
@@ -113,6 +116,7 @@ class FakeGuest:
             f"@read {quick.FILE}": self.listing(),
             "@read /proc/sys/kernel/tainted": b"4096\n",
             "@read /proc/lockdep_stats": b" debug_locks:      1\n",
+            "@read /sys/kernel/debug/kcsan": b"enabled: 1\nsetup_watchpoints: 7\n",
             "@read /tmp/counted": COUNTS,
             f"recycle {quick.FILE} header": self.recycled(b"/tmp/old"),
             f"recycle {quick.FILE} files": self.recycled(b"/tmp/old"),
@@ -260,6 +264,13 @@ def test_new_taint_and_a_lockdep_that_is_off() -> None:
     assert detectors(judge(guest)) == {"lockdep off", "taint"}
 
 
+@pytest.mark.parametrize("said", [always(1), always(0, b"enabled: 0\n")])
+def test_a_detector_that_has_to_be_there_and_is_not(said: Callable[..., Answer]) -> None:
+    guest = FakeGuest({"@read /sys/kernel/debug/kcsan": said})
+    guest.spec.checkers = frozenset({"lockdep", "kcsan"})
+    assert detectors(judge(guest)) == {"kcsan off"}
+
+
 def test_what_cannot_be_asked_is_not_armed() -> None:
     def absent(argv: Sequence[str]) -> Answer:
         return (argv[2].startswith("/sys"), b"", b"")
@@ -268,6 +279,7 @@ def test_what_cannot_be_asked_is_not_armed() -> None:
         {
             "test": absent,
             "@read /proc/lockdep_stats": always(1),
+            "@read /sys/kernel/debug/kcsan": always(1),
             "@read /tmp/counted": always(0, b"open files 9\nend 1\n"),
             "counts": always(0, b"open files 9\nend 1\n"),
         }

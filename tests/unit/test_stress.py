@@ -198,11 +198,11 @@ def test_leaks_that_the_kernel_found() -> None:
 
 def test_a_lockdep_that_is_off() -> None:
     alive = " lock-classes:                 1201 [max: 8192]\n debug_locks:                     1\n"
-    assert stress.check_lockdep(alive, True).passed
+    assert stress.check_alive("lockdep", alive, True).passed
     dead = alive.replace("debug_locks:                     1", "debug_locks:                     0")
-    assert outcome(stress.check_lockdep(dead, False)) is Outcome.FAILED
-    assert outcome(stress.check_lockdep(None, True)) is Outcome.FAILED
-    assert outcome(stress.check_lockdep(None, False)) is None
+    assert outcome(stress.check_alive("lockdep", dead, False)) is Outcome.FAILED
+    assert outcome(stress.check_alive("lockdep", None, True)) is Outcome.FAILED
+    assert outcome(stress.check_alive("lockdep", None, False)) is None
 
 
 def test_a_system_that_does_not_answer_in_time() -> None:
@@ -337,6 +337,7 @@ GOOD: Mapping[str, tuple[int, bytes]] = {
     "refcnt": (0, b"0\n"),
     "test -e": (1, b""),
     "lockdep_stats": (1, b""),
+    "debug/kcsan": (1, b""),
 }
 
 

@@ -60,6 +60,7 @@ def test_a_variant_has_the_detectors_of_all_of_its_fragments() -> None:
         assert set(variant(name).detectors) <= set(variant("debug").detectors)
         assert variant(name).checkers <= variant("debug").checkers
     assert variant("debug").checkers == {"lockdep", "kmemleak"}
+    assert variant("kcsan").checkers == {"kcsan"}
     assert variant("release").checkers == frozenset()
     assert [one.deed for one in variant("release").detectors] == [
         one.deed for one in DETECTORS["lab.config"]

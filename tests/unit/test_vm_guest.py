@@ -85,6 +85,7 @@ def test_a_good_guest_passes(behave: Path, tmp_path: Path) -> None:
         ("tainted", 20.0, Outcome.TAINTED),
         ("lockdep off", 20.0, Outcome.BLIND),
         ("kmemleak off", 20.0, Outcome.BLIND),
+        ("kcsan off", 20.0, Outcome.BLIND),
         ("leaky", 20.0, Outcome.LEAKED),
     ],
 )
@@ -107,6 +108,8 @@ def test_each_bad_end_has_its_outcome(
         ("lockdep alive", {"lockdep"}, Outcome.PASSED),
         ("lockdep alive", {"lockdep", "kmemleak"}, Outcome.BLIND),
         ("kmemleak quiet", {"kmemleak"}, Outcome.PASSED),
+        ("good", {"kcsan"}, Outcome.BLIND),
+        ("kcsan alive", {"kcsan"}, Outcome.PASSED),
     ],
 )
 def test_a_kernel_is_asked_for_the_detectors_that_it_must_have(

@@ -268,6 +268,20 @@ def test_a_race_is_named_by_both_sides_whichever_came_first() -> None:
     assert seen == {"KCSAN data-race: reader / writer"}
 
 
+def test_a_race_of_the_kernels_own_is_no_report_of_ours() -> None:
+    rule = "=" * 66
+    body = (
+        "write to 0xffff of 8 bytes by task 1 on cpu 1:\n a+0x1/0x2\n outer+0x1/0x2 [sample]\n\n"
+        "read to 0xffff of 8 bytes by task 2 on cpu 0:\n b+0x1/0x2\n\nvalue changed: 0x1 -> 0x2\n\n"
+        f"Reported by Kernel Concurrency Sanitizer on:\nCPU: 0 PID: 2 Comm: b\n{rule}\n"
+    )
+    for title in ("data-race in a / b", "assert: race in a / b", "data-race in a+0x1/0x2"):
+        assert triage.scan(f"{rule}\nBUG: KCSAN: {title}\n\n{body}") == ()
+    for title in ("data-race in a / b [x]", "data-race in a [x] / b", "assert: race in a [x]"):
+        (found,) = triage.scan(f"{rule}\nBUG: KCSAN: {title}\n\n{body}")
+        assert found.name == "KCSAN"
+
+
 # --- source lines ------------------------------------------------------------------------------
 
 

@@ -35,7 +35,9 @@ def test_all_evidence_together_passes() -> None:
     assert judge(dataclasses.replace(GOOD, taint=3 << 12, allowed_taint=3 << 12)).passed
     assert judge(
         dataclasses.replace(
-            GOOD, lockdep=True, kmemleak=True, checkers=frozenset({"lockdep", "kmemleak"})
+            GOOD,
+            alive={"lockdep": True, "kmemleak": True},
+            checkers=frozenset({"lockdep", "kmemleak"}),
         )
     ).passed
 
@@ -61,10 +63,14 @@ def test_all_evidence_together_passes() -> None:
         ({"status": 7}, Outcome.FAILED),
         ({"status": -11}, Outcome.FAILED),
         ({"status": None}, Outcome.FAILED),
-        ({"lockdep": False}, Outcome.BLIND),
-        ({"kmemleak": False}, Outcome.BLIND),
+        ({"alive": {"lockdep": False}}, Outcome.BLIND),
+        ({"alive": {"kmemleak": False}}, Outcome.BLIND),
+        ({"alive": {"lockdep": True, "kcsan": False}}, Outcome.BLIND),
         ({"checkers": frozenset({"lockdep"})}, Outcome.BLIND),
-        ({"checkers": frozenset({"lockdep", "kmemleak"}), "lockdep": True}, Outcome.BLIND),
+        (
+            {"checkers": frozenset({"lockdep", "kmemleak"}), "alive": {"lockdep": True}},
+            Outcome.BLIND,
+        ),
         ({"leaks": (report(Outcome.LEAKED),)}, Outcome.LEAKED),
         ({"reports": (report(Outcome.WARNED),)}, Outcome.WARNED),
         ({"reports": (report(Outcome.LEAKED),)}, Outcome.LEAKED),
@@ -78,10 +84,18 @@ def test_each_missing_piece_flips_the_verdict(change: dict[str, object], outcome
 
 def test_lockdep_is_alive_only_if_it_says_so() -> None:
     stats = " in-process chains:   1 [max: 2]\n debug_locks:               1\n\n zap: 0\n"
-    assert checking.debug_locks(stats)
-    assert not checking.debug_locks(stats.replace(" 1\n\n", " 0\n\n"))
-    assert not checking.debug_locks("debug_locks:\n1\n")
-    assert not checking.debug_locks("")
+    assert checking.alive("lockdep", stats)
+    assert not checking.alive("lockdep", stats.replace(" 1\n\n", " 0\n\n"))
+    assert not checking.alive("lockdep", "debug_locks:\n1\n")
+    assert not checking.alive("lockdep", "")
+
+
+def test_kcsan_is_alive_only_if_it_is_on_and_has_watched() -> None:
+    stats = "enabled: 1\nused_watchpoints: 0\nsetup_watchpoints: 61494\ndata_races: 0\n"
+    assert checking.alive("kcsan", stats)
+    assert not checking.alive("kcsan", stats.replace("enabled: 1", "enabled: 0"))
+    assert not checking.alive("kcsan", stats.replace("61494", "0"))
+    assert not checking.alive("kcsan", "enabled: 1\n")
 
 
 def test_nothing_seen_at_all_is_no_output() -> None:
