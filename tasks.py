@@ -26,6 +26,7 @@ from invoke.tasks import Task
 
 from kbuild import (
     bench_build,
+    bench_build_cases,
     bench_procfile,
     cleaning,
     compilers,
@@ -33,6 +34,7 @@ from kbuild import (
     loop,
     pipeline,
     progress,
+    report_text,
     request,
     source,
     suites,
@@ -535,7 +537,7 @@ def bench(
     """Measure what reading costs, or what building does, and keep the result as JSON."""
     if what == "build":
         if settings.dry:
-            for one in bench_build.choose(target, case or (), before=before):
+            for one in bench_build_cases.choose(target, case or (), before=before):
                 _say(f"would measure {one.name:<14} {one.title}")
             return
         path = bench_build.run(settings, target, names=case or (), before=before, say=_say)
@@ -615,9 +617,9 @@ def report(
     """Say of each kernel whether the patch is needed, whether it applies, and what is new."""
     found = reports.run(settings, target, suite=suite, flavour=flavour)
     if json:
-        _say(dump_json(reports.to_json(found), indent=2))
+        _say(dump_json(report_text.to_json(found), indent=2))
     else:
-        _say(reports.render(found, terminal=sys.stdout.isatty()).rstrip("\n"))
+        _say(report_text.render(found, terminal=sys.stdout.isatty()).rstrip("\n"))
     return reports.exit_status(found)
 
 

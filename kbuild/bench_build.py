@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import io
-import json
 import logging
 import os
 import platform
@@ -18,12 +16,9 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 from kbuild import (
     compilers,
@@ -38,7 +33,9 @@ from kbuild import (
     roots,
     source,
 )
-from kbuild.bench import BenchError, number
+from kbuild.bench import BenchError
+from kbuild.bench_build_cases import CASES, FAST, Case, Measurement, choose, read
+from kbuild.bench_build_table import render
 from kbuild.errors import KbuildError, UserError
 from kbuild.model import Settings, Target
 from kbuild.roots import Bind
@@ -52,69 +49,6 @@ _NAMED_MISSES = 20
 _EXPORT = re.compile(r"^\+EXPORT_SYMBOL(?:_GPL)?\((\w+)\);$", re.MULTILINE)
 # What "make -n" prints for one object of C or assembly.
 _COMPILES = re.compile(r"\s-c -o \S+\.o\s")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One thing that is measured."""
-
-    name: str
-    title: str
-    needs: str = ""  # the case whose compiler cache it starts from
-    # What is to be reached: of the value of another case, in CPU time, or in seconds of wall time.
-    of: str = ""
-    share: Mapping[str, float] = field(default_factory=dict)  # by flavour
-    seconds: float = 0.0
-
-
-CASES = {
-    case.name: case
-    for case in (
-        Case("plain", "make bindeb-pkg, without a compiler cache"),
-        Case("count", "objects of a full build, counted and not compiled"),
-        Case("full", "our full build, cold"),
-        Case("full-ccache", "our full build again, from the compiler cache", needs="full"),
-        Case(
-            "fast",
-            "the fast path, cold",
-            of="full",
-            share={"cloud-amd64": 1 / 3, "amd64": 1 / 8},
-        ),
-        Case("fast-ccache", "the fast path again, from the compiler cache", needs="fast"),
-        Case(
-            "point-release",
-            "the newest version, after --before VERSION",
-            of="fast",
-            share={"cloud-amd64": 1 / 4, "amd64": 1 / 4},
-        ),
-        Case("patch", "an edit of the patch, to packages that a guest's disk has", seconds=180),
-        Case("nothing", "./inv package with nothing changed", seconds=5),
-    )
-}
-_FULL, _FAST = ("plain", "full", "full-ccache"), ("fast", "fast-ccache")
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What one run of a case found, and under which conditions."""
-
-    case: str
-    version: str  # Debian's, of the kernel
-    wall_s: float
-    cpu_s: float  # user and system, of everything that was started
-    objects: int | None = None
-    hits: int | None = None  # of the compiler cache
-    misses: int | None = None
-    missed: tuple[str, ...] = ()  # files, the first of them
-    counters: Mapping[str, int] = field(default_factory=dict)  # ccache's own
-    reasons: Mapping[str, int] = field(default_factory=dict)  # why files were missed
-    packages_cpu_s: float = 0.0  # the part of cpu_s that packaging took
-    note: str = ""
-    began: str = ""  # ISO 8601, UTC
-    host: str = ""
-    load: tuple[float, float] = (0.0, 0.0)  # one minute's average, before and after
-    jobs: int = 0
-    commit: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,40 +72,6 @@ class Bench:
         return self.settings.build / "bench" / name
 
 
-def choose(target: Target, names: Sequence[str], *, before: str = "") -> tuple[Case, ...]:
-    """Return the cases asked for, in the table's order, or those that make sense for a target.
-
-    Raises UserError for an unknown one, or one that this target cannot have.
-    """
-    wrong = sorted(set(names) - set(CASES))
-    if wrong:
-        raise UserError(
-            f"no such case: {', '.join(wrong)}", expected=", ".join(CASES), found=wrong[0]
-        )
-    if not names:
-        return tuple(case for case in CASES.values() if _obstacle(case, target, before) is None)
-    for name in names:
-        if (why := _obstacle(CASES[name], target, before)) is not None and (
-            # Hours are no obstacle to whoever asks for them.
-            not (name in _FULL and target.flavour in DEBIAN_FLAVOURS)
-        ):
-            raise UserError(f"the case {name} cannot be measured", found=why)
-    return tuple(case for case in CASES.values() if case.name in names)
-
-
-def _obstacle(case: Case, target: Target, before: str) -> str | None:
-    """Say why a case is left out, or None."""
-    if case.name in _FAST and (
-        target.flavour not in DEBIAN_FLAVOURS or target.variant != "release"
-    ):
-        return f"{target.name} has no fast path: its configuration is not the distro's"
-    if case.name in _FULL and target.flavour == "amd64":
-        return "many hours on two cores; extrapolated from cloud-amd64 by the count of objects"
-    if case.name == "point-release" and not before:
-        return "--before VERSION is needed"
-    return None
-
-
 def run(
     settings: Settings,
     target: Target,
@@ -193,7 +93,7 @@ def run(
     with cpu_account() as cpu:
         bench = Bench(settings, target, before, cpu)
         if not names and (why := _no_fast_path(bench, cases)) is not None:
-            absent = dict.fromkeys(_FAST, why)
+            absent = dict.fromkeys(FAST, why)
             cases = tuple(case for case in cases if case.name not in absent)
         for case in cases:
             try:
@@ -221,7 +121,7 @@ def check_before(settings: Settings, target: Target, before: str) -> None:
 
 def _no_fast_path(bench: Bench, cases: Sequence[Case]) -> str | None:
     """Say why this suite's kernel has no fast path, if one of the cases would need it."""
-    if not any(case.name in _FAST for case in cases):
+    if not any(case.name in FAST for case in cases):
         return None
     base = source.fetch(bench.settings, bench.target)
     headers = source.unpack_deb(bench.settings, base.headers)
@@ -250,25 +150,6 @@ def measure(bench: Bench, case: Case) -> Measurement:
 
 def _raw(path: Path) -> dict[str, object]:
     return {name: dataclasses.asdict(one) for name, one in read(path).items()}
-
-
-def read(path: Path) -> dict[str, Measurement]:
-    """Return what was measured of a target, by case; nothing when nothing was."""
-    if not path.is_file():
-        return {}
-    try:
-        raw = json.loads(path.read_text())
-        return {
-            name: Measurement(**{**one, "missed": tuple(one["missed"]), "load": tuple(one["load"])})
-            for name, one in raw.items()
-            if name in CASES
-        }
-    except (ValueError, TypeError, KeyError) as error:
-        raise BenchError(
-            f"{path} does not hold what this benchmark measured",
-            found=str(error),
-            hint="remove it",
-        ) from error
 
 
 def _siblings(bench: Bench) -> dict[str, Measurement]:
@@ -624,117 +505,3 @@ _MEASURE: Mapping[str, Callable[[Bench, Case], Measurement]] = {
     "patch": _patch,
     "nothing": _nothing,
 }
-
-
-# The table.
-
-
-def extrapolate(
-    found: Mapping[str, Measurement], other: Mapping[str, Measurement]
-) -> Measurement | None:
-    """Return a full build of one flavour, by objects, from another's that was measured.
-
-    None when this one's objects were not counted, or the other's not counted and built.
-    """
-    if "full" in found or not {"count", "full"} <= other.keys() or "count" not in found:
-        return None
-    mine, theirs = found["count"].objects, other["count"].objects
-    if not mine or not theirs:
-        return None
-    factor = mine / theirs
-    full = other["full"]
-    return Measurement(
-        case="full",
-        version=full.version,
-        wall_s=full.wall_s * factor,
-        cpu_s=full.cpu_s * factor,
-        objects=mine,
-        note=f"extrapolated: cloud-amd64's × {factor:.1f}, by the count of objects",
-    )
-
-
-def render(
-    target: Target,
-    found: Mapping[str, Measurement],
-    other: Mapping[str, Measurement] | None = None,
-    *,
-    absent: Mapping[str, str] | None = None,
-    width: int | None = None,
-) -> str:
-    """Return the table of a target: each case with its latest run, or why it has none.
-
-    ``absent`` says why a case has no figures of this run; it is shown none of an earlier one.
-    """
-    absent = absent or {}
-    shown = {name: one for name, one in found.items() if name not in absent}
-    if extra := extrapolate(shown, other or {}):
-        shown["full"] = extra
-    table = Table(
-        title=f"{target.suite} {target.name}", title_justify="left", box=None, pad_edge=False
-    )
-    for head in ("case", "wall", "CPU", "objects", "ccache", "÷ full", "target", "remarks"):
-        table.add_column(head, overflow="fold")
-    for case in CASES.values():
-        one = shown.get(case.name)
-        if one is None:
-            why = absent.get(case.name) or _obstacle(case, target, "") or "not measured"
-            table.add_row(case.name, *("–",) * 6, f"{case.title}: {why}")
-            continue
-        hits = "" if one.hits is None else f"{one.hits} of {one.hits + (one.misses or 0)}"
-        table.add_row(
-            case.name,
-            progress.duration(one.wall_s),
-            progress.duration(one.cpu_s),
-            str(one.objects or ""),
-            hits,
-            _ratio(one, shown.get("full")),
-            judge(case, target, shown),
-            _remark(case, one),
-        )
-    text = io.StringIO()
-    columns = width or shutil.get_terminal_size((160, 24)).columns
-    Console(file=text, width=columns, highlight=False, markup=False, emoji=False).print(table)
-    lines = [line.rstrip() for line in text.getvalue().splitlines()]
-    return "\n".join([*lines, *_misses(shown.values())])
-
-
-def _ratio(one: Measurement, full: Measurement | None) -> str:
-    return "" if full is None or one.case in ("full", "count") else number(one.cpu_s / full.cpu_s)
-
-
-def judge(case: Case, target: Target, found: Mapping[str, Measurement]) -> str:
-    """Say whether a case reached what it should, or "" when it is to reach nothing."""
-    one = found[case.name]
-    if case.seconds:
-        limit = progress.duration(case.seconds)
-        return f"{'met' if one.wall_s <= case.seconds else 'missed'}: {limit} wall"
-    share, other = case.share.get(target.flavour), found.get(case.of)
-    if share is None or other is None:
-        return ""
-    verdict = "met" if one.cpu_s <= share * other.cpu_s else "missed"
-    # What is compared was perhaps not measured in one run, or not at all.
-    but = ", extrapolated" if not other.began else ""
-    but += f", of {other.version}" if other.version != one.version else ""
-    return f"{verdict}: 1/{round(1 / share)} of {case.of}'s CPU{but}"
-
-
-def _remark(case: Case, one: Measurement) -> str:
-    when = f"{one.began[:16]}, load {one.load[0]:g}–{one.load[1]:g}" if one.began else ""
-    packing = f"{progress.duration(one.packages_cpu_s)} of the CPU for packages"
-    parts = (case.title, one.note, packing if one.packages_cpu_s else "", one.version, when)
-    return "; ".join(part for part in parts if part)
-
-
-def _misses(found: Iterable[Measurement]) -> list[str]:
-    """Name what a warm cache did not have, and what ccache counted beside."""
-    lines = []
-    for one in found:
-        if one.case not in ("full-ccache", "fast-ccache", "point-release") or not one.misses:
-            continue
-        lines.append(f"{one.case}: {one.misses} misses: {', '.join(one.missed)}")
-        if one.reasons:
-            why = "; ".join(f"{count} {reason}" for reason, count in one.reasons.items())
-            lines.append(f"  because, by files: {why}")
-        counted = {k: v for k, v in sorted(one.counters.items()) if "hit" not in k}
-        lines.append("  ccache counted " + ", ".join(f"{k} {v}" for k, v in counted.items()))
-    return lines

@@ -11,9 +11,20 @@ from types import SimpleNamespace
 
 import pytest
 
-from kbuild import bench_build, kernel, misses, patches, pipeline, roots, source
+from kbuild import (
+    bench_build,
+    bench_build_cases,
+    bench_build_table,
+    kernel,
+    misses,
+    patches,
+    pipeline,
+    roots,
+    source,
+)
 from kbuild.bench import BenchError
-from kbuild.bench_build import CASES, Bench, Case, Measurement
+from kbuild.bench_build import Bench
+from kbuild.bench_build_cases import CASES, Case, Measurement
 from kbuild.errors import UserError
 from kbuild.model import Base, Settings, Target
 from kbuild.roots import Bind
@@ -31,13 +42,13 @@ def names(cases: tuple[Case, ...]) -> list[str]:
 
 def test_by_default_what_makes_sense_is_measured() -> None:
     everything = [name for name in CASES if name != "point-release"]
-    assert names(bench_build.choose(CLOUD, ())) == everything
-    assert "point-release" in names(bench_build.choose(CLOUD, (), before="6.1.187-1"))
-    assert "fast" not in names(bench_build.choose(LAB, ()))
+    assert names(bench_build_cases.choose(CLOUD, ())) == everything
+    assert "point-release" in names(bench_build_cases.choose(CLOUD, (), before="6.1.187-1"))
+    assert "fast" not in names(bench_build_cases.choose(LAB, ()))
     # Many hours: counted, not compiled, unless somebody asks for it.
-    assert not {"plain", "full", "full-ccache"} & set(names(bench_build.choose(AMD64, ())))
-    assert {"count", "fast"} <= set(names(bench_build.choose(AMD64, ())))
-    assert names(bench_build.choose(AMD64, ["full"])) == ["full"]
+    assert not {"plain", "full", "full-ccache"} & set(names(bench_build_cases.choose(AMD64, ())))
+    assert {"count", "fast"} <= set(names(bench_build_cases.choose(AMD64, ())))
+    assert names(bench_build_cases.choose(AMD64, ["full"])) == ["full"]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +61,7 @@ def test_by_default_what_makes_sense_is_measured() -> None:
 )
 def test_a_case_that_cannot_be_is_refused(target: Target, case: str, words: str) -> None:
     with pytest.raises(UserError) as caught:
-        bench_build.choose(target, [case])
+        bench_build_cases.choose(target, [case])
     assert words in str(caught.value)
 
 
@@ -93,7 +104,7 @@ def test_results_are_kept_by_case_and_read_again(
     settings.cache.mkdir()
     path = bench_build.run(settings, CLOUD, names=["nothing"], say=said.append)
     bench_build.run(settings, CLOUD, names=["patch"], say=said.append)
-    found = bench_build.read(path)
+    found = bench_build_cases.read(path)
     assert set(found) == {"nothing", "patch"}
     assert found["patch"] == measurement(
         "patch", 10.0, missed=("a.c",), load=(1.0, 2.0), hits=1, misses=1
@@ -137,7 +148,7 @@ def test_a_suite_without_a_fast_path_is_measured_all_the_same(
 
 def test_a_failed_case_is_not_shown_with_the_figures_of_an_earlier_run() -> None:
     found = {"full": measurement("full", 100.0), "fast": measurement("fast", 10.0)}
-    text = bench_build.render(CLOUD, found, absent={"full": "FAILED: build error"}, width=200)
+    text = bench_build_table.render(CLOUD, found, absent={"full": "FAILED: build error"}, width=200)
     assert "FAILED: build error" in text
     assert "met: 1/3" not in text
 
@@ -147,10 +158,10 @@ def test_a_target_says_what_it_was_compared_with() -> None:
         "full": measurement("full", 100.0, version="6.1.187-1", began="2026-11-21"),
         "fast": measurement("fast", 10.0),
     }
-    assert bench_build.judge(CASES["fast"], CLOUD, found).endswith("CPU, of 6.1.187-1")
+    assert bench_build_table.judge(CASES["fast"], CLOUD, found).endswith("CPU, of 6.1.187-1")
     cloud = {"count": measurement("count", 1.0, objects=1), "full": measurement("full", 1000.0)}
     mine = {"count": measurement("count", 1.0, objects=2), "fast": measurement("fast", 10.0)}
-    text = bench_build.render(AMD64, mine, cloud, width=300)
+    text = bench_build_table.render(AMD64, mine, cloud, width=300)
     assert "met: 1/8 of full's CPU, extrapolated" in text
 
 
@@ -189,8 +200,8 @@ def test_a_damaged_result_is_said(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text('{"full": {"case": "full", "missed": [], "load": []}}')
     with pytest.raises(BenchError, match="does not hold"):
-        bench_build.read(path)
-    assert bench_build.read(tmp_path / "none") == {}
+        bench_build_cases.read(path)
+    assert bench_build_cases.read(tmp_path / "none") == {}
 
 
 @pytest.mark.parametrize(
@@ -208,12 +219,12 @@ def test_a_damaged_result_is_said(tmp_path: Path) -> None:
 )
 def test_a_target_is_met_or_missed(case: str, target: Target, cpu_s: float, words: str) -> None:
     found = {"full": measurement("full", 100.0), case: measurement(case, cpu_s)}
-    assert bench_build.judge(CASES[case], target, found).startswith(words)
+    assert bench_build_table.judge(CASES[case], target, found).startswith(words)
 
 
 def test_without_the_other_value_nothing_is_judged() -> None:
     found = {"fast": measurement("fast", 1.0)}
-    assert bench_build.judge(CASES["fast"], CLOUD, found) == ""
+    assert bench_build_table.judge(CASES["fast"], CLOUD, found) == ""
 
 
 def test_a_full_build_of_amd64_is_extrapolated_and_said_to_be() -> None:
@@ -222,13 +233,13 @@ def test_a_full_build_of_amd64_is_extrapolated_and_said_to_be() -> None:
         "full": measurement("full", 1000.0),
     }
     mine = {"count": measurement("count", 1.0, objects=20000)}
-    text = bench_build.render(AMD64, mine, cloud, width=200)
+    text = bench_build_table.render(AMD64, mine, cloud, width=200)
     assert "extrapolated: cloud-amd64's × 4.0" in text
     assert "1 h 06 min" in text
     # Not where it was measured, nor from what was not.
-    assert bench_build.extrapolate({**mine, "full": cloud["full"]}, cloud) is None
-    assert bench_build.extrapolate(mine, {"full": cloud["full"]}) is None
-    assert bench_build.extrapolate({}, cloud) is None
+    assert bench_build_table.extrapolate({**mine, "full": cloud["full"]}, cloud) is None
+    assert bench_build_table.extrapolate(mine, {"full": cloud["full"]}) is None
+    assert bench_build_table.extrapolate({}, cloud) is None
 
 
 def test_the_table_shows_ratios_and_misses() -> None:
@@ -243,7 +254,7 @@ def test_the_table_shows_ratios_and_misses() -> None:
             counters={"cache_miss": 1, "direct_cache_hit": 9},
         ),
     }
-    text = bench_build.render(CLOUD, found, width=200)
+    text = bench_build_table.render(CLOUD, found, width=200)
     (row,) = [line for line in text.splitlines() if line.startswith("full-ccache  ")]
     assert "9 of 10" in row
     assert "0.250" in row
@@ -399,7 +410,7 @@ def test_what_is_compared_with_bindeb_pkg_is_packed_too(tmp_path: Path, seen: Se
     found = bench_build.measure(given, CASES["full"])
     assert seen.packed == [True]
     assert (found.cpu_s, found.packages_cpu_s) == (90.0, 30.0)
-    text = bench_build.render(CLOUD, bench_build.read(given.result), width=300)
+    text = bench_build_table.render(CLOUD, bench_build_cases.read(given.result), width=300)
     assert "30 s of the CPU for packages" in text
 
 
@@ -425,7 +436,7 @@ def test_misses_are_explained_by_the_build_that_filled_the_cache(
         "fast/bookworm/cloud-amd64/6.1.192-2/out",
         "point-release-before/bookworm/cloud-amd64/6.1.187-1/out",
     ]
-    text = bench_build.render(CLOUD, bench_build.read(given.result), width=200)
+    text = bench_build_table.render(CLOUD, bench_build_cases.read(given.result), width=200)
     assert "because, by files: 1 a header changed (x.h 1)" in text
 
 
@@ -488,7 +499,7 @@ def test_a_plain_build_without_an_image_is_no_measurement(
     for case, words in (("plain", "no image package"), ("count", "names nothing")):
         with pytest.raises(BenchError, match=words):
             bench_build.measure(given, CASES[case])
-    assert bench_build.read(given.result) == {}
+    assert bench_build_cases.read(given.result) == {}
 
 
 def test_objects_are_counted_without_compiling_them(tmp_path: Path, seen: Seen) -> None:

@@ -10,7 +10,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from kbuild import download, fs, manifest, module, patches, pipeline, report, roots, source, symvers
+from kbuild import (
+    download,
+    fs,
+    manifest,
+    module,
+    patches,
+    pipeline,
+    report,
+    report_text,
+    roots,
+    source,
+    symvers,
+)
 from kbuild.errors import BuildError, InfrastructureError, UserError
 from kbuild.manifest import Manifest
 from kbuild.model import Root, Settings, Target
@@ -276,7 +288,7 @@ def test_an_option_that_a_fragment_can_do_without_is_told_apart(tmp_path: Path) 
     (gone,) = report.gone_options([path], frozenset({"NET", "NEW"}))
     assert gone.foreseen == ("OLD", "RENAMED")
     assert gone.options == ("LOST", "MISSED")
-    text = report.render([replace(one_report(), options=(gone,))], terminal=False)
+    text = report_text.render([replace(one_report(), options=(gone,))], terminal=False)
     assert "options gone: 2;" in text
     assert "gone, as the fragment foresees: CONFIG_OLD, CONFIG_RENAMED" in text
 
@@ -376,7 +388,7 @@ def one_report() -> KernelReport:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_the_text_has_everything(terminal: bool) -> None:
     failed = KernelReport("trixie", "amd64", error=UserError("no such thing", hint="look"))
-    text = report.render([one_report(), failed], terminal=terminal)
+    text = report_text.render([one_report(), failed], terminal=terminal)
     for words in (
         "get_files_struct does not exist",
         "CONFIG_BASE_FULL",
@@ -390,14 +402,14 @@ def test_the_text_has_everything(terminal: bool) -> None:
 
 
 def test_piped_output_has_a_line_for_each_fact() -> None:
-    lines = report.render([one_report()], terminal=False).splitlines()
+    lines = report_text.render([one_report()], terminal=False).splitlines()
     assert lines[0] == f"bookworm {toy.RELEASE} 6.1.192-2"
     assert lines[1].startswith("  stock: works; export: lacks 1; series: 5.11 applies;")
 
 
 def test_json_is_plain(tmp_path: Path) -> None:
     failed = KernelReport("trixie", "amd64", error=UserError("no such thing"))
-    plain = json.loads(json.dumps(report.to_json([one_report(), failed])))
+    plain = json.loads(json.dumps(report_text.to_json([one_report(), failed])))
     assert plain[0]["backends"][1]["lacking"] == [{"name": "get_files_struct", "place": None}]
     assert plain[0]["answer"].startswith("not for the module to work")
     assert plain[1]["error"] == {"kind": "usage", "what": "no such thing"}
@@ -474,7 +486,7 @@ def test_one_kernel_is_put_together_and_another_that_fails_does_not_end_it(
         broken.setattr(report, "options_of", defect)
         (unseen, _) = report.run(settings, Target("bookworm", "cloud-amd64"), suite="bookworm")
     assert report.exit_status([unseen]) == 70
-    assert "KeyError: 'Depends'" in report.render([unseen], terminal=False)
+    assert "KeyError: 'Depends'" in report_text.render([unseen], terminal=False)
     ours = found[0]
     assert ours.series[0].applies
     assert ours.options == (GoneOptions("lab.config", (), 1),)
@@ -484,5 +496,5 @@ def test_one_kernel_is_put_together_and_another_that_fails_does_not_end_it(
     assert "not in the cache" in (ours.backends[0].unknown or "")
     assert ours.answer == "not known"
     assert report.exit_status(found) == InfrastructureError.exit_status
-    text = report.render(found, terminal=False)
+    text = report_text.render(found, terminal=False)
     assert "the mirror is away" in text
