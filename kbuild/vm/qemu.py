@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -136,6 +137,10 @@ def _escape(path: Path) -> str:
     return str(path).replace(",", ",,")
 
 
+class WorkdirInUseError(InfrastructureError):
+    """A guest of another run, or one that was not ended, writes to the same files."""
+
+
 class Machine:
     """A running QEMU, its sockets, and the file its console goes to."""
 
@@ -147,8 +152,10 @@ class Machine:
         qmp: socket.socket,
         console: Console,
         log: Path,
+        held: int,
     ) -> None:
         self._process = process
+        self._held = held  # by _hold; until nobody has to read the console any more
         self.control = control
         self.bulk = bulk
         self._qmp = qmp
@@ -182,11 +189,14 @@ class Machine:
         return self._process.wait()
 
     def close(self) -> None:
-        """End it and let go of its sockets; its events stay known."""
+        """End it and let go of its sockets and its directory; its events stay known."""
         self.stop()
         self.events()
         for sock in (self.control, self.bulk, self._qmp):
             sock.close()
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
 
     def negotiate(self) -> None:
         """Open the machine protocol, so that QEMU sends its events.
@@ -342,9 +352,44 @@ def start(
 
     ``snapshot`` is where it keeps its memory and disk.  If it is to be ``restored`` from
     that, :meth:`Machine.restore` comes next, and the console begins with that of the boot.
-    Raises InfrastructureError when it does not start, LostDependencyError when it is missing.
+    Raises InfrastructureError when it does not start, or when a guest that runs has the
+    same ``workdir``; LostDependencyError when QEMU is missing.
     """
     workdir.mkdir(parents=True, exist_ok=True)
+    held = _hold(workdir)
+    try:
+        machine = _start(spec, workdir, held, snapshot, restored=restored)
+    except BaseException:
+        os.close(held)
+        raise
+    try:
+        machine.negotiate()
+    except BaseException:
+        machine.close()
+        raise
+    return machine
+
+
+def _hold(workdir: Path) -> int:
+    """Return a descriptor that keeps other guests from a directory until it is closed.
+
+    Of two that wrote to the same files each would be judged by the other's words.
+    """
+    held = os.open(workdir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise WorkdirInUseError(
+            f"another guest that runs writes to {workdir}",
+            hint="wait for the run that it belongs to, or end it",
+        ) from None
+    return held
+
+
+def _start(
+    spec: GuestSpec, workdir: Path, held: int, snapshot: Snapshot | None, *, restored: bool
+) -> Machine:
     console, log = workdir / "console.log", workdir / "qemu.log"
     for kept in (console, log):
         if kept.exists():
@@ -366,13 +411,7 @@ def start(
                 other.close()
     with contextlib.suppress(OSError):
         Path(f"/proc/{process.pid}/oom_score_adj").write_text(_OOM_SCORE_ADJ)
-    machine = Machine(process, pairs[0][0], pairs[1][0], pairs[2][0], Console(console), log)
-    try:
-        machine.negotiate()
-    except BaseException:
-        machine.close()
-        raise
-    return machine
+    return Machine(process, pairs[0][0], pairs[1][0], pairs[2][0], Console(console), log, held)
 
 
 # --- which accelerator -------------------------------------------------------------------

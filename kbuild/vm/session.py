@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 
 from kbuild import variants
 from kbuild.errors import KbuildError
@@ -51,8 +52,7 @@ def run(
     spec = GuestSpec(kernel=kernel, disk=made.disk, accelerator=choice.accelerator)
     if not stock:
         spec = variants.suited(spec, variant)
-    workdir = settings.build / "logs" / "vm" / "session"
-    guest = Guest.boot(spec, workdir=workdir, expected_taint=_MODULE_TAINT)
+    guest = boot(spec, settings.build / "logs" / "vm")
     try:
         if command is None:
             logger.info("a shell in %s; leave it with 'exit'", guest.release)
@@ -68,3 +68,17 @@ def run(
     if not verdict.passed:
         raise GuestJudgedError(verdict, str(guest.machine.console.path))
     return status if status >= 0 else 128 - status
+
+
+def boot(spec: GuestSpec, logs: Path) -> Guest:
+    """Boot a guest whose console has a directory below ``logs`` to itself.
+
+    Somebody may have several shells open.
+    """
+    name, number = "session", 1
+    while True:
+        try:
+            return Guest.boot(spec, workdir=logs / name, expected_taint=_MODULE_TAINT)
+        except qemu.WorkdirInUseError:
+            number += 1
+            name = f"session-{number}"

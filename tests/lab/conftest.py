@@ -74,6 +74,12 @@ def place(request: pytest.FixtureRequest, settings: Settings, suite: str) -> Lab
     return lab.prepare(settings, target, accel=None if accel == "auto" else accel)
 
 
+def logs(place: Lab, *names: str) -> Path:
+    """Where the console of a guest is kept: of each suite and variant apart."""
+    home = place.settings.build / "logs" / "lab" / f"{place.target.suite}-{place.target.variant}"
+    return home.joinpath(*names)
+
+
 @pytest.fixture(scope="session")
 def built(place: Lab) -> Path:
     """The module of this checkout, built as a release is."""
@@ -87,8 +93,7 @@ def module_guest(request: pytest.FixtureRequest, place: Lab) -> Iterator[Guest]:
     """A guest with the programs that the module's PROGRAMS names; its verdict must be PASSED."""
     names = request.module.PROGRAMS
     compiled = programs.compile_programs(place.settings, place.target.suite, names)
-    logs = place.settings.build / "logs" / "lab" / Path(str(request.node.name)).stem
-    machine = lab.open_guest(place, workdir=logs)
+    machine = lab.open_guest(place, workdir=logs(place, Path(str(request.node.name)).stem))
     try:
         quick.prepare(machine, compiled)
         yield machine

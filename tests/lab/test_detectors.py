@@ -21,6 +21,7 @@ from kbuild.variants import Detector, variant
 from kbuild.vm import checking, triage
 from kbuild.vm.guest import Guest, GuestResult
 from kbuild.vm.spec import MISBEHAVE
+from tests.lab.conftest import logs
 
 _WHAT = "/sys/module/misbehave/parameters/what"
 _DEBUGFS = "/sys/kernel/debug"
@@ -71,7 +72,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def workdir(request: pytest.FixtureRequest, place: Lab) -> Path:
     """Where the console of this test's guest is kept."""
     name = re.sub(r"\W+", "-", str(request.node.name)).strip("-")
-    return place.settings.build / "logs" / "lab" / "test_detectors" / place.target.variant / name
+    return logs(place, "test_detectors", name)
 
 
 @contextmanager

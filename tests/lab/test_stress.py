@@ -19,7 +19,7 @@ from kbuild.variants import variant
 from kbuild.vm.guest import Guest
 from kbuild.vm.outcome import Outcome
 from kbuild.vm.spec import MISBEHAVE
-from tests.lab.conftest import MODULE_FILE
+from tests.lab.conftest import MODULE_FILE, logs
 
 PROGRAMS = (*stress.PROGRAMS, "topology")
 CORPUS = Path(__file__).resolve().parents[1] / "unit" / "data" / "procfile"
@@ -30,7 +30,7 @@ def test_a_short_run_passes(place: Lab, built: Path, whole: bool) -> None:
     print(f"seed {seed}")
     rounds = stress.plan(stress.choose(()), 300 if whole else 30, seed)
     compiled = programs.compile_programs(place.settings, place.target.suite, stress.PROGRAMS)
-    workdir = place.settings.build / "logs" / "lab" / "test_stress" / "run"
+    workdir = logs(place, "test_stress", "run")
     summary = stress.stress_guest(
         lab.open_guest(place, workdir=workdir),
         built,
@@ -74,7 +74,7 @@ _DO = "echo {deed} >/sys/module/misbehave/parameters/what; "
 def stress_spoiled(place: Lab, built: Path, script: str, name: str) -> Summary:
     """Stress a guest in which ``script`` is run meanwhile; returns the summary of the failure."""
     compiled = programs.compile_programs(place.settings, place.target.suite, PROGRAMS)
-    workdir = place.settings.build / "logs" / "lab" / "test_stress" / name
+    workdir = logs(place, "test_stress", name)
     with (
         lab.open_guest(place, workdir=workdir) as guest,
         pytest.raises(stress.StressFailedError) as failed,
@@ -142,7 +142,7 @@ def test_a_detector_that_is_off_is_found(place: Lab) -> None:
     if not there:
         pytest.skip(f"the variant {place.target.variant} has no detector that can be asked")
     compiled = programs.compile_programs(place.settings, place.target.suite, PROGRAMS)
-    workdir = place.settings.build / "logs" / "lab" / "test_stress" / "off"
+    workdir = logs(place, "test_stress", "off")
     guest = lab.open_guest(place, workdir=workdir)
     try:
         programs.install(guest, compiled)

@@ -9,7 +9,7 @@ import pytest
 
 from kbuild.errors import InfrastructureError, UserError
 from kbuild.model import Kernel
-from kbuild.vm import image, qemu
+from kbuild.vm import image, qemu, session
 from kbuild.vm.guest import Guest, GuestCommandError, GuestLost, judge_command
 from kbuild.vm.outcome import Outcome
 from kbuild.vm.spec import KVM, TCG, Accelerator, GuestSpec
@@ -150,6 +150,37 @@ def test_the_log_of_the_run_before_is_kept(behave: Path, tmp_path: Path) -> None
             pass
     names = {path.name for path in (tmp_path / "w").iterdir()}
     assert names == {"console.log", "console.previous.log", "qemu.log", "qemu.previous.log"}
+
+
+def test_two_guests_do_not_write_to_the_same_files(behave: Path, tmp_path: Path) -> None:
+    spec = spec_at(tmp_path, slowness=20.0)
+    with Guest.boot(spec, workdir=tmp_path / "w") as guest:
+        before = guest.console()
+        with pytest.raises(qemu.WorkdirInUseError, match=f"writes to {tmp_path / 'w'}"):
+            Guest.boot(spec, workdir=tmp_path / "w")
+        assert guest.console() == before != ""
+        assert guest.shutdown().passed
+    with Guest.boot(spec, workdir=tmp_path / "w") as guest:
+        assert guest.shutdown().passed
+
+
+def test_a_guest_that_does_not_start_leaves_its_directory_to_the_next(
+    behave: Path, tmp_path: Path
+) -> None:
+    spec = spec_at(tmp_path, slowness=20.0)
+    behave.write_text("bad option")
+    with pytest.raises(InfrastructureError, match="did not start"):
+        Guest.boot(spec, workdir=tmp_path / "w")
+    behave.write_text("good")
+    with Guest.boot(spec, workdir=tmp_path / "w") as guest:
+        assert guest.shutdown().passed
+
+
+def test_a_second_shell_has_a_console_of_its_own(behave: Path, tmp_path: Path) -> None:
+    spec = spec_at(tmp_path, slowness=20.0)
+    with session.boot(spec, tmp_path) as first, session.boot(spec, tmp_path) as second:
+        consoles = [one.machine.console.path for one in (first, second)]
+    assert consoles == [tmp_path / name / "console.log" for name in ("session", "session-2")]
 
 
 # --- the accelerator -----------------------------------------------------------------------
