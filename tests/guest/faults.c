@@ -2,9 +2,9 @@
 /*
  * Let the module's load and read paths meet what goes wrong once in a million.
  *
- *	faults load <module.ko> <first> <step> <most> [parameters]
- *		every <step>th allocation or copy of init_module(2), from the <first> on,
- *		fails, each in a call of its own; <most> of them at most (0: all)
+ *	faults load <module.ko> <step> [parameters]
+ *		every <step>th allocation or copy of init_module(2) fails, each in a call of its
+ *		own; at the end those of the module itself (EBUSY) until one has failed
  *	faults read|pread <file> <bytes> <passes>
  *		each of those of open(2) and of the reads to the end; more than once, since the
  *		allocator itself sometimes needs a page, which moves the numbers of what follows
@@ -40,6 +40,10 @@
 #include "random.h"
 
 #define PIECE 65536
+/* how far beyond the last number that a load has met the next one may be */
+#define BEYOND 32
+/* how often the last BEYOND numbers are gone over, at most, until the module's own call fails */
+#define PASSES 16
 
 static const char *path;
 static char *expected;
@@ -116,33 +120,51 @@ static char *read_file(const char *from, size_t *size)
 	return text;
 }
 
-static void fail_load(const char *module, unsigned int n, unsigned int step, unsigned int most,
-		      const char *parameters)
+/* Loads with the nth call failing, and unloads; returns the errno, or -1 if none failed. */
+static int load_failing(unsigned int n, const char *image, size_t size, const char *parameters)
 {
+	struct stat entry;
+	int error = 0;
+	bool met;
+
+	set_fail_nth(n);
+	if (syscall(SYS_init_module, image, size, parameters))
+		error = errno;
+	met = happened();
+	if (met)
+		tell(n, error, "init_module");
+	else if (error)
+		errx(1, "init_module without a failure: %s", strerror(error));
+	/* proc_create() does not say why it failed: the module takes it for a taken name */
+	if (error && error != ENOMEM && error != EFAULT && error != EBUSY)
+		errx(1, "failure %u: init_module: %s", n, strerror(error));
+	if ((stat(path, &entry) == 0) != !error)
+		errx(1, "failure %u: init_module: %s, and %s is %s", n, strerror(error), path,
+		     error ? "there" : "not there");
+	if (!error && syscall(SYS_delete_module, "cplayground", O_NONBLOCK))
+		err(1, "failure %u: delete_module", n);
+	return met ? error : -1;
+}
+
+static void fail_load(const char *module, unsigned int step, const char *parameters)
+{
+	unsigned int last = 1;
 	size_t size;
 	char *image = read_file(module, &size);
-	struct stat entry;
+	bool own = false;
 
-	for (bool met = true; met && (!most || failures < most); n += step) {
-		int error = 0;
+	/* one load makes some calls more than another: a number that was not met is no end yet */
+	for (unsigned int n = 1; n <= last + BEYOND; n += step) {
+		int error = load_failing(n, image, size, parameters);
 
-		set_fail_nth(n);
-		if (syscall(SYS_init_module, image, size, parameters))
-			error = errno;
-		met = happened();
-		if (met)
-			tell(n, error, "init_module");
-		else if (error)
-			errx(1, "init_module without a failure: %s", strerror(error));
-		/* proc_create() does not say why it failed: the module takes it for a taken name */
-		if (error && error != ENOMEM && error != EFAULT && error != EBUSY)
-			errx(1, "failure %u: init_module: %s", n, strerror(error));
-		if ((stat(path, &entry) == 0) != !error)
-			errx(1, "failure %u: init_module: %s, and %s is %s", n, strerror(error),
-			     path, error ? "there" : "not there");
-		if (!error && syscall(SYS_delete_module, "cplayground", O_NONBLOCK))
-			err(1, "failure %u: delete_module", n);
+		own |= error == EBUSY;
+		if (error >= 0)
+			last = n;
 	}
+	/* the module's own call is among the last ones, and has another number each time */
+	for (unsigned int pass = 0; !own && pass < PASSES; pass++)
+		for (unsigned int n = last > BEYOND ? last - BEYOND : 1; !own && n <= last; n++)
+			own = load_failing(n, image, size, parameters) == EBUSY;
 	/* what failed has left nothing that would keep it from being loaded */
 	if (syscall(SYS_init_module, image, size, parameters))
 		err(1, "init_module at last");
@@ -418,11 +440,10 @@ int main(int argc, char **argv)
 {
 	const char *mode = argc > 1 ? argv[1] : "";
 
-	if ((argc == 6 || argc == 7) && !strcmp(mode, "load")) {
+	if ((argc == 4 || argc == 5) && !strcmp(mode, "load")) {
 		path = "/proc/cplayground";
 		open_fail_nth();
-		fail_load(argv[2], strtoul(argv[3], NULL, 10), strtoul(argv[4], NULL, 10),
-			  strtoul(argv[5], NULL, 10), argc == 7 ? argv[6] : "");
+		fail_load(argv[2], strtoul(argv[3], NULL, 10), argc == 5 ? argv[4] : "");
 	} else if (argc == 5 && (!strcmp(mode, "read") || !strcmp(mode, "pread"))) {
 		path = argv[2];
 		expected = read_file(path, &length);

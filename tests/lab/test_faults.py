@@ -23,7 +23,7 @@ PROGRAMS = ("faults", "topology", "counts")
 BACKENDS = ("export", "stock")
 
 _DEBUGFS = "/sys/kernel/debug"
-ENOMEM, EFAULT = 12, 14
+ENOMEM, EFAULT, EBUSY = 12, 14, 16
 # Some 330 allocations and copies are on the load path of a debug kernel.
 _LEAST_LOAD_FAILURES = 100
 _SAMPLE_STEP = 7
@@ -106,24 +106,27 @@ def test_every_failure_on_the_load_path(
 ) -> None:
     """The load fails with an errno, or succeeds whole; what comes next does not notice."""
     step = 1 if whole else _SAMPLE_STEP
-    argv = [f"{PLACE}/faults", "load", MODULE_FILE, "1", str(step), "0", f"backend={backend}"]
+    argv = [f"{PLACE}/faults", "load", MODULE_FILE, str(step), f"backend={backend}"]
     since = injecting.machine.console.size()
     with leaks.none(injecting, place):
         done = injecting.run(argv, timeout_s=120, check=True)
     found = failures(done.text)
     print(done.text.splitlines()[-1])
-    assert [number for number, _, _ in found] == [1 + step * i for i in range(len(found))]
-    assert len(found) * step >= _LEAST_LOAD_FAILURES
-    assert {error for _, error, _ in found} >= {0, ENOMEM}
+    numbers = [number for number, _, _ in found]
+    # Beyond these, one load makes some calls more than another, and not each number is met.
+    steady = [*range(1, _LEAST_LOAD_FAILURES, step)]
+    assert numbers[: len(steady)] == steady
+    # EBUSY: proc_create() has failed, which is the module's own call.
+    assert {error for _, error, _ in found} >= {0, ENOMEM, EBUSY}
     counted = injections(injecting)
     print(counted)
     assert sum(counted.values()) >= len(found)
     assert counted["failslab"] > 0
     stacks = injected(injecting.console(since))
+    # the module's loader has its own name for the function
+    assert in_function(stacks["failslab"], "(?:cpg_init|init_module)") > 0
     if whole:
         assert min(counted.values()) > 0
-        # the module's loader has its own name for the function
-        assert in_function(stacks["failslab"], "(?:cpg_init|init_module)") > 0
 
 
 @pytest.mark.parametrize("way", ["read", "pread"])
