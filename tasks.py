@@ -627,11 +627,25 @@ def report(
     options={
         "cache": "also the downloads, roots, trees and compiler cache",
         "roots": "also the roots, which are then made from the archive as it is now",
+        "unused": "instead of all that, what no run has used for so many days",
     }
 )
-def clean(settings: Settings, target: Target, *, cache: bool = False, roots: bool = False) -> None:
+def clean(
+    settings: Settings,
+    target: Target,
+    *,
+    cache: bool = False,
+    roots: bool = False,
+    unused: str = "",
+) -> None:
     """Remove the results in build/, and on request what lies in the cache."""
-    for path in cleaning.clean(settings, cache=cache, roots=roots):
+    if unused and (cache or roots):
+        raise UserError("--unused is for itself", found="--cache or --roots beside it")
+    if unused:
+        removed = cleaning.clean_unused(settings, days=_number("unused", unused, least=1))
+    else:
+        removed = cleaning.clean(settings, cache=cache, roots=roots)
+    for path in removed:
         _say(f"{'would remove' if settings.dry else 'removed'} {path}")
 
 

@@ -326,6 +326,7 @@ def packages(settings: Settings, found: Release, network: Network, *, prefix: st
     extract = settings.cache / "extracts" / f"{wanted.sha256}.{prefix}{_EXTRACT_FORMAT}.json"
     kept = _read_extract(extract)
     if kept is not None:
+        fs.mark_used(extract)
         return kept
     path = index(settings, found, PACKAGES, network)
     try:

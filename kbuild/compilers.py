@@ -270,6 +270,7 @@ def compiler_environment(settings: Settings, root: Root) -> Path:
                     binds=[Bind(scratch, _ICECREAM, writable=True)],
                     cwd=_ICECREAM,
                 )
+    fs.mark_used(home)
     # Workers tell environments apart by the name, which holds a digest of the content.
     made = list(home.glob("*.tar.*"))
     if len(made) != 1:

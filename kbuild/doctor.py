@@ -172,7 +172,7 @@ def _resources(settings: Settings) -> Iterator[Finding]:
             what,
             free >= DISK_NEEDED,
             f"{progress.size(free)} free at {path}, about {progress.size(DISK_NEEDED)} needed",
-            "make room ('invoke clean --help'), or put XDG_CACHE_HOME on another disk",
+            "make room ('invoke clean --unused 30'), or put XDG_CACHE_HOME on another disk",
         )
     memory = memory_available(Path("/proc/meminfo").read_text(encoding="ascii"))
     yield Finding(

@@ -212,6 +212,7 @@ def fetch(settings: Settings, wanted: Wanted, urls: Sequence[str], network: Netw
     """
     path = place(settings, wanted)
     if _matches(wanted, path):
+        fs.mark_used(path.parent)
         return path
     with fs.lock(settings.cache / "locks" / f"{wanted.sha256}.lock"):
         # Another run may have fetched it while this one waited.

@@ -124,6 +124,15 @@ def lock(path: Path, *, timeout_s: float = 7200.0) -> Iterator[None]:
         yield
 
 
+def mark_used(path: Path) -> None:
+    """Note by the time of change that a run uses ``path``: what nobody uses can be told by it.
+
+    Of what is not there, or belongs to somebody else, nothing is noted.
+    """
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        os.utime(path)
+
+
 def disk_usage(path: Path) -> int:
     """Return the bytes that lie allocated below ``path``, hard links counted once."""
     seen: set[tuple[int, int]] = set()

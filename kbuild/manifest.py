@@ -19,6 +19,8 @@ from kbuild.run import run
 
 # Changes when the meaning of a field does.
 FORMAT = 1
+# What a target's own part of the manifest is called, in the directory of its results.
+RECORD = "record.json"
 
 
 @dataclass(frozen=True)

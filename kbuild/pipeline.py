@@ -40,7 +40,6 @@ from kbuild.vm.image import GuestImage
 
 logger = logging.getLogger(__name__)
 
-_RECORD = "record.json"
 _EARLIER = "an earlier stage runs first"
 STAGES = ("fetch", "root", "unpack", "kernel", "kernel packages", "module", "module packages")
 
@@ -123,6 +122,8 @@ def prepare(settings: Settings, target: Target, base: Base, *, modules: str = "a
     tree = patches.apply(
         pristine, series, _tree_path(settings, target, base), base_version=base.version
     )
+    for used in (tree.path, places(settings, target, base).version):
+        fs.mark_used(used)
     prepared = _plan(settings, target, base, tree, modules)
     if prepared.plan.method == "fast":
         fastpath.check_headers(pristine, tree.path, patches.touched(series))
@@ -400,7 +401,7 @@ def _publish(settings: Settings, where: Places, mine: Manifest) -> None:
     sum.  An output of another target that is no longer what its record says is left out.
     """
     with fs.lock(settings.build / ".publish.lock"):
-        manifest.write(where.home / _RECORD, mine)
+        manifest.write(where.home / manifest.RECORD, mine)
         parts = [mine, *_other_records(settings, where, mine)]
         everything = dataclasses.replace(
             mine,
@@ -424,7 +425,7 @@ def _publish(settings: Settings, where: Places, mine: Manifest) -> None:
 
 def _other_records(settings: Settings, where: Places, mine: Manifest) -> Iterator[Manifest]:
     have = {one.path for one in mine.outputs}
-    for path in sorted(settings.build.glob(f"*/*/{_RECORD}")):
+    for path in sorted(settings.build.glob(f"*/*/{manifest.RECORD}")):
         if path.parent == where.home:
             continue
         record = manifest.read(path)

@@ -532,7 +532,7 @@ def last_built(settings: Settings, base: Base) -> manifest.KernelRecord | None:
     """Return the newest kernel of a suite that build/ has a record of, of this flavour if any."""
     records = [
         kernel
-        for path in sorted((settings.build / base.suite).glob("*/record.json"))
+        for path in sorted((settings.build / base.suite).glob(f"*/{manifest.RECORD}"))
         for kernel in manifest.read(path).kernels
     ]
     same = [one for one in records if one.flavour == base.flavour]

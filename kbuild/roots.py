@@ -152,6 +152,7 @@ def make_root(
                     hint="run once without --offline",
                 )
             _bootstrap(settings, suite, kind, packages, home, inputs)
+    fs.mark_used(home)
     versions = json.loads((home / "packages.json").read_text())
     return Root(
         suite=suite,

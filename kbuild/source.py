@@ -362,6 +362,7 @@ def unpack_image(settings: Settings, base: Base) -> Path:
     home = settings.cache / _IMAGES / _image_key(base)
     content = home / "content"
     if content.is_dir():
+        fs.mark_used(home)
         return content
     with fs.lock(settings.cache / "locks" / f"unpack-{home.name}.lock"):
         if content.is_dir():
@@ -423,6 +424,7 @@ def _unpacked(
     content = home / "content"
     # The directory got its name when it was complete, so that its being there is the stamp.
     if content.is_dir():
+        fs.mark_used(home)
         return content
     with fs.lock(settings.cache / "locks" / f"unpack-{file.sha256}.lock"):
         if content.is_dir():

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import platform
 import shutil
 import time
@@ -73,7 +72,7 @@ def ensure(
                 _make(made, workdir, provision)
                 stamp.write(scratch / _MARK, inputs, _files(made), time.monotonic() - began)
             logger.info("snapshot %s: %s", home.name, size(fs.disk_usage(home)))
-        os.utime(home)
+        fs.mark_used(home)
     prune(shelf, keep=_KEPT)
     port = (home / _PORT).read_text() or None
     return Snapshot(home, spec, port)

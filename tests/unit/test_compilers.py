@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import compilers, roots, run
+from kbuild import cleaning, compilers, roots, run
 from kbuild.compilers import Help
 from kbuild.errors import BuildError, InfrastructureError, UserError
 from kbuild.model import Root
@@ -425,7 +426,10 @@ def test_the_compilers_archive_keeps_the_name_that_icecc_gave_it(
     monkeypatch.setattr(roots, "enter", enter)
     settings, root = fake_kernel.settings(tmp_path), a_root(tmp_path)
     for _ in range(2):
-        assert compilers.compiler_environment(settings, root).name == "8b59.tar.gz"
+        made = compilers.compiler_environment(settings, root)
+        assert made.name == "8b59.tar.gz"
+        assert cleaning.clean_unused(settings, days=1) == ()
+        os.utime(made.parent, (0, 0))
     assert calls == [["icecc", "--build-native", "/usr/bin/gcc-12"]]
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from kbuild import fs, kernel, manifest, pipeline, repo, roots, source
+from kbuild import cleaning, fs, kernel, manifest, pipeline, repo, roots, source
 from kbuild.errors import GuardError, UserError
 from kbuild.kconfig import Fragment
 from kbuild.manifest import Manifest, Output
@@ -74,7 +75,13 @@ def test_a_changed_struct_is_refused_before_anything_is_compiled_on_the_fast_pat
             pipeline.prepare(settings, target, distro.base)
         assert "struct fdtable { int more; }" in (caught.value.found or "")
     else:
+        pipeline.prepare(settings, target, distro.base)
+        version = pipeline.places(settings, target, distro.base).version
+        version.mkdir(parents=True)
+        for path in (version, settings.build / "bookworm" / f"source-{distro.base.version}"):
+            os.utime(path, (0, 0))
         assert pipeline.prepare(settings, target, distro.base).plan.method == "rebuild"
+        assert cleaning.clean_unused(settings, days=1) == ()
 
 
 def test_packages_are_those_of_their_kernel(settings: Settings) -> None:

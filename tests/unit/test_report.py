@@ -351,7 +351,7 @@ def record(settings: Settings, where: str, version: str, flavour: str, tmp_path:
     (kernel,) = described.kernels
     changed = replace(kernel, base_version=version, flavour=flavour)
     mine: Manifest = replace(described, kernels=(changed,))
-    manifest.write(settings.build / "bookworm" / where / "record.json", mine)
+    manifest.write(settings.build / "bookworm" / where / manifest.RECORD, mine)
 
 
 def test_the_last_build_is_the_newest_of_the_flavour_or_of_the_suite(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import mirror, roots
+from kbuild import cleaning, mirror, roots
 from kbuild.errors import InfrastructureError, TrustError, UserError
 from kbuild.model import Root, Settings
 from kbuild.roots import Bind
@@ -49,8 +49,10 @@ def bootstraps(settings: Settings) -> int:
 
 def test_a_root_is_made_once_and_says_what_it_holds(settings: Settings) -> None:
     first = roots.make_root(settings, "bookworm", "compile", ["make"])
+    os.utime(first.path.parent, (0, 0))
     assert roots.make_root(settings, "bookworm", "compile", ["make"]) == first
     assert bootstraps(settings) == 1
+    assert cleaning.clean_unused(settings, days=1) == ()
     assert first.versions == {"gcc-12": "12.2.0-14", "make": "4.3"}
     other = roots.make_root(settings, "bookworm", "compile", ["make", "gcc"])
     assert (other.path, other.digest) != (first.path, first.digest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import source, suites
+from kbuild import cleaning, source, suites
 from kbuild.download import GoneError
 from kbuild.errors import BuildError, InfrastructureError, TrustError, UserError
 from kbuild.model import Base, Settings, Target, VerifiedFile
@@ -146,7 +147,9 @@ def test_a_split_kernel_is_one_kernel(tmp_path: Path, home: SignedArchive, serve
     tree = source.unpack_image(one, base)
     assert (tree / f"boot/vmlinuz-{base.release}").read_text() == "7.3.4-1~bpo13+1\n"
     assert (tree / "lib/modules" / base.release / "base").exists()
+    os.utime(tree.parent, (0, 0))
     assert source.unpack_image(one, base) == tree
+    assert tree.parent not in cleaning.clean_unused(one, days=1)
     assert base.image not in source.not_unpacked(one, base)
 
 
@@ -330,6 +333,30 @@ def test_the_tree_is_unpacked_once_with_its_times(tmp_path: Path, server: Server
     inode = tree.stat().st_ino
     assert source.unpack(one, base) == tree
     assert tree.stat().st_ino == inode
+
+
+def test_what_a_run_has_used_is_not_removed_as_unused(tmp_path: Path, server: Server) -> None:
+    def use(one: Settings) -> None:
+        base = fetch(one)
+        source.unpack(one, base)
+        source.unpack_deb(one, base.headers)
+        source.unpack_image(one, base)
+
+    one = settings(tmp_path, server.url)
+    use(one)
+    idle = one.cache / "trees" / "idle"
+    idle.mkdir()
+    for path in one.cache.glob("*/*"):
+        os.utime(path, (0, 0))
+    use(one)
+    removed = cleaning.clean_unused(one, days=1)
+    assert idle in removed
+    # An index whose few packages that matter are kept apart is not read again.
+    others = {file.name for path in removed for file in path.parent.glob(f"{path.name}/*")}
+    assert others == set()
+    asked = len(server.requests)
+    use(dataclasses.replace(one, offline=True))
+    assert len(server.requests) == asked
 
 
 def test_what_a_killed_run_left_is_cleared_away(tmp_path: Path, server: Server) -> None:

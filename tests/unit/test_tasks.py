@@ -215,6 +215,25 @@ def test_dry_clean_removes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "build").exists()
 
 
+def test_clean_takes_what_is_unused_alone(tmp_path: Path, here: Here) -> None:
+    tree, build = tmp_path / "cache/trees/old", tmp_path / "build"
+    for path in (tree, build):
+        path.mkdir(parents=True)
+    os.utime(tree, (0, 0))
+    for options, said in (
+        (["--unused", "0"], "a whole number, 1 or more"),
+        (["--unused", "many"], "a whole number, 1 or more"),
+        (["--unused", "30", "--cache"], "--unused is for itself"),
+        (["--unused", "30", "--roots"], "--unused is for itself"),
+    ):
+        status, _, err = here("clean", *options)
+        assert status == 2
+        assert said in err
+    assert here("clean", "--unused", "30") == (0, f"removed {tree}\n", "")
+    assert build.is_dir()
+    assert not tree.exists()
+
+
 def test_dry_test_names_both_commands_and_runs_neither(tmp_path: Path) -> None:
     mirror = "http://127.0.0.1:9/debian"
     done = invoke("--dry", "test", "-k", "nothing", home=tmp_path, INVOKE_MIRRORS=mirror)
