@@ -162,6 +162,7 @@ def run_mutants(
 ) -> str:
     """Try the mutants and return the kill matrix, which has the last run of each.
 
+    When each was tried in this checkout, the matrix is also written to its page.
     ``keyword`` chooses mutants, as pytest's -k; ``whole`` tries each ten times on each of its
     backends, less what an earlier run has done with the same module, guest and suite.
     Raises FailedTestsError when one was not killed as it must be.
@@ -173,7 +174,10 @@ def run_mutants(
     every = mutants.read_all(settings.project / mutants.PATCHES)
     names = {mutants.CONTROL, *(one.name for one in every)}
     trials = [one for one in mutants.load(result) if one.mutant in names]
-    if trials:
+    untried = names - {one.mutant for one in trials}
+    if untried:
+        logger.info("%s stays as it is: %d mutants were not tried here", mutants.PAGE, len(untried))
+    else:
         text = mutants.page(trials, every, conditions=_conditions(target, trials[0].release))
         fs.write_atomic(settings.project / mutants.PAGE, text)
     _judge([outcome])

@@ -140,6 +140,15 @@ def test_some_of_them_take_the_place_of_their_last_runs(
     assert [trial.mutant for trial in mutants.load(result)] == ["old", CONTROL, "one"]
 
 
+def test_the_page_is_not_written_by_a_run_of_some(
+    project: Settings, commands: list[list[str]]
+) -> None:
+    other = (project.project / mutants.PATCHES / "one.patch").read_text()
+    (project.project / mutants.PATCHES / "two.patch").write_text(other)
+    assert "| one | stock | 1/1 |" in testing.run_mutants(project, TARGET, keyword="one")
+    assert not (project.project / mutants.PAGE).exists()
+
+
 @pytest.mark.parametrize("commands", [1], indirect=True)
 def test_a_failure_is_one_and_the_page_shows_it(
     project: Settings, commands: list[list[str]]
