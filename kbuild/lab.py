@@ -94,7 +94,7 @@ def _snapshot(
         | {"what is done": "".join(inspect.getsource(one) for one in quick.READYING)},
         lambda guest: quick.make_ready(guest, compiled),
     )
-    workdir = settings.build / "logs" / "vm" / f"snapshot-{target.name}"
+    workdir = settings.build / "logs" / "vm" / f"snapshot-{target.suite}-{target.name}"
     return snapshot.ensure(settings.cache, spec, workdir=workdir, provision=provision)
 
 

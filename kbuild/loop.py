@@ -211,15 +211,18 @@ class _Loop:
 
     def _restored(self, clock: _Clock) -> Guest:
         guest, self._standby = self._standby, None
-        if guest is not None and guest.alive:
-            return guest
+        if guest is not None:
+            if guest.alive:
+                return guest
+            guest.abandon()  # it died while it stood by, and its directory is for the next
         with clock.stage("restore") as seen:
             guest = self._open()
             seen.append(f"uptime {guest.read('/proc/uptime').split()[0].decode()} s")
         return guest
 
     def _open(self) -> Guest:
-        logs = self._place.settings.build / "logs" / "vm" / f"try-{self._place.target.name}"
+        target = self._place.target
+        logs = self._place.settings.build / "logs" / "vm" / f"try-{target.suite}-{target.name}"
         return lab.open_guest(self._place, workdir=logs)
 
     def _judge(self, clock: _Clock, guest: Guest, building: Future[BuiltModule]) -> QuickResult:

@@ -422,7 +422,8 @@ def run(
         race_windows=False,
     )
     compiled = programs.compile_programs(settings, target.suite, PROGRAMS)
-    guest = lab.open_guest(place, workdir=settings.build / "logs" / "vm" / "stress")
+    logs = settings.build / "logs" / "vm" / f"stress-{target.suite}-{target.name}"
+    guest = lab.open_guest(place, workdir=logs)
     fragments = variants.variant(target.variant).fragments
     logger.info(
         "%d rounds with seed %d, at least %s", len(rounds), seed, progress.duration(seconds)

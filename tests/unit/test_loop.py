@@ -49,12 +49,14 @@ class FakeGuest:
         self._text = text
         self.heard = heard
         self.alive = True
+        self.abandoned = False
 
     def reports(self) -> tuple[triage.Report, ...]:
         return triage.scan(self._text)
 
     def abandon(self) -> None:
         self.alive = False
+        self.abandoned = True
 
 
 class World:
@@ -245,6 +247,8 @@ def test_watching_goes_on_after_failures_and_the_next_guest_stands_by(
     assert text.count("waiting for an edit") == 3
     # the dead one was replaced, and nobody is left at the end
     assert [guest.alive for guest in world.guests] == [False] * 5
+    # and each let go of what it held, the dead one too
+    assert all(guest.abandoned for guest in world.guests)
 
 
 def test_the_table_shows_what_was_seen_as_it_is() -> None:
