@@ -24,7 +24,7 @@ BACKENDS = ("export", "stock")
 
 _DEBUGFS = "/sys/kernel/debug"
 ENOMEM, EFAULT, EBUSY = 12, 14, 16
-# Some 330 allocations and copies are on the load path of a debug kernel.
+# Some 300 allocations and copies are on the load path of a debug kernel.
 _LEAST_LOAD_FAILURES = 100
 _SAMPLE_STEP = 7
 _KINDS = ("failslab", "fail_page_alloc", "fail_usercopy")
