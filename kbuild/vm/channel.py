@@ -26,7 +26,7 @@ MAX_PAYLOAD = 32768
 _HEAD = struct.Struct("<4sBBHI")
 _HEADER = _HEAD.size + 4
 _TRAILER = 4
-PROTOCOL = 1
+PROTOCOL = 2
 
 
 class Kind(Enum):

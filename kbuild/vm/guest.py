@@ -305,6 +305,15 @@ class Guest:
                 found=f"protocol {spoken}",
                 hint="the image is of another time: ./inv test makes it anew",
             )
+        processors = greeting.splitlines()[3]
+        if processors != str(self.spec.cpus):
+            raise InfrastructureError(
+                "the guest does not run on all of its processors, and would lose races",
+                expected=f"{self.spec.cpus} processors",
+                found=f"{processors} online",
+                log=self.machine.console.path,
+                hint="the agent says on the console why it could not start one",
+            )
 
     def _wake(self, snapshot: Snapshot) -> None:
         self._restored_at = self.machine.console.size()

@@ -55,6 +55,10 @@ def kernel_command_line(spec: GuestSpec) -> str:
     An oops or a lockup ends the guest at once (panic, and QEMU's -no-reboot); a WARN does
     not, triage finds it.  "quiet" silences the initramfs's scripts, and loglevel after it
     gives the kernel its voice back.  Userspace's marks in the log are not rate limited.
+
+    Under TCG it boots with one processor, and the agent starts the others when it is up.
+    QEMU before 8.1 may keep an old translation of code that one processor changes while
+    another runs it (QEMU's deba78709a), and a kernel patches itself most while it boots.
     """
     words = [
         *([f"console={spec.console},115200"] if spec.console else []),
@@ -70,6 +74,7 @@ def kernel_command_line(spec: GuestSpec) -> str:
         "oops=panic",
         "softlockup_panic=1",
         "random.trust_cpu=on",
+        *(["maxcpus=1"] if spec.accelerator is TCG else []),
         *spec.append,
     ]
     return " ".join(words)

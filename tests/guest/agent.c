@@ -37,7 +37,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PROTOCOL 1
+#define PROTOCOL 2
 
 enum { HEADER = 16, TRAILER = 4, MAX_PAYLOAD = 32768 };
 enum { MAX_FRAME = HEADER + MAX_PAYLOAD + TRAILER };
@@ -223,7 +223,8 @@ static void send_hello(struct port *port, uint32_t id)
 		close(fd);
 	}
 	uname(&name);
-	snprintf(text, sizeof(text), "%d\n%s\n%s\n", PROTOCOL, boot_id, name.release);
+	snprintf(text, sizeof(text), "%d\n%s\n%s\n%ld\n", PROTOCOL, boot_id, name.release,
+		 sysconf(_SC_NPROCESSORS_ONLN));
 	send_frame(port, HELLO, id, text, strlen(text));
 }
 
@@ -700,6 +701,25 @@ static void mount_at(const char *type, const char *where, const char *options)
 		kernel_log("agent: cannot mount %s: %s", where, strerror(errno));
 }
 
+/* Under an emulator the kernel boots with one processor: see kernel_command_line() in qemu.py. */
+static void start_processors(void)
+{
+	char path[64];
+
+	for (int cpu = 1;; cpu++) {
+		int fd;
+
+		snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%d/online", cpu);
+		fd = open(path, O_WRONLY | O_CLOEXEC);
+		if (fd < 0)
+			return;
+		/* The host is told how many there are, and refuses to work with fewer. */
+		if (write(fd, "1", 1) != 1)
+			kernel_log("agent: cannot start processor %d: %s", cpu, strerror(errno));
+		close(fd);
+	}
+}
+
 static void prepare_system(void)
 {
 	struct ifreq loopback = { .ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING };
@@ -716,6 +736,7 @@ static void prepare_system(void)
 	mount_at("debugfs", "/sys/kernel/debug", NULL);
 	if (symlink("/proc/self/fd", "/dev/fd") && errno != EEXIST)
 		kernel_log("agent: cannot make /dev/fd: %s", strerror(errno));
+	start_processors();
 	sethostname("guest", 5);
 	umask(022);
 	fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);

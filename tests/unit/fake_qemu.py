@@ -110,8 +110,9 @@ def _serve(control: socket.socket, qmp: socket.socket, behaviour: str, console: 
     while data := control.recv(65536):
         for frame in decoder.feed(data):
             if frame.kind is Kind.PING:
-                spoken = b"0" if behaviour == "old agent" else b"1"
-                hello = spoken + b"\nboot-id\n6.1.0-fake\n"
+                spoken = b"0" if behaviour == "old agent" else b"2"
+                processors = b"1" if behaviour == "one processor" else b"2"
+                hello = spoken + b"\nboot-id\n6.1.0-fake\n" + processors + b"\n"
                 control.sendall(encode(Frame(Kind.HELLO, 0, hello)))
             elif frame.kind is Kind.START:
                 _command(control, frame, behaviour)

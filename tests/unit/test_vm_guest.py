@@ -37,7 +37,7 @@ def test_the_command_line_is_the_one_that_was_tried(tmp_path: Path) -> None:
         " -kernel /t/boot/vmlinuz-6.1.0-fake -initrd /t/boot/initrd.img-6.1.0-fake"
         " -append console=ttyS0,115200 root=/dev/vda rootfstype=ext4 rw fsck.mode=skip"
         " init=/usr/lib/cplayground/agent quiet loglevel=7 printk.devkmsg=on panic=-1"
-        " oops=panic softlockup_panic=1 random.trust_cpu=on watchdog_thresh=3"
+        " oops=panic softlockup_panic=1 random.trust_cpu=on maxcpus=1 watchdog_thresh=3"
         " -drive file=/t/disk.img,if=none,id=disk,format=raw,snapshot=on"
         " -device virtio-blk-pci,drive=disk"
         " -object rng-random,id=entropy,filename=/dev/urandom"
@@ -55,6 +55,8 @@ def test_a_guest_without_console_or_initrd_has_neither_option(tmp_path: Path) ->
     argv = qemu.command(spec, qemu.Wires(3, 4, 5, tmp_path / "c"))
     assert "-initrd" not in argv
     assert "console=" not in argv[argv.index("-append") + 1]
+    # a real processor needs no such care
+    assert "maxcpus=" not in argv[argv.index("-append") + 1]
     assert argv[argv.index("-accel") + 1] == "kvm"
 
 
@@ -141,7 +143,14 @@ def test_an_agent_of_another_protocol_is_refused(behave: Path, tmp_path: Path) -
     behave.write_text("old agent")
     with pytest.raises(InfrastructureError, match="not the one that this checkout") as caught:
         Guest.boot(spec_at(tmp_path, slowness=20.0), workdir=tmp_path / "w")
-    assert (caught.value.expected, caught.value.found) == ("protocol 1", "protocol 0")
+    assert (caught.value.expected, caught.value.found) == ("protocol 2", "protocol 0")
+
+
+def test_a_guest_that_lacks_a_processor_is_refused(behave: Path, tmp_path: Path) -> None:
+    behave.write_text("one processor")
+    with pytest.raises(InfrastructureError, match="all of its processors") as caught:
+        Guest.boot(spec_at(tmp_path, slowness=20.0), workdir=tmp_path / "w")
+    assert (caught.value.expected, caught.value.found) == ("2 processors", "1 online")
 
 
 def test_the_log_of_the_run_before_is_kept(behave: Path, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def misbehave(spec: GuestSpec, what: str) -> list[str]:
 def test_a_good_guest_passes_and_does_what_it_is_asked(spec: GuestSpec, workdir: Path) -> None:
     with Guest.boot(spec, workdir=workdir) as guest:
         assert guest.release == spec.kernel.release
+        assert guest.read("/sys/devices/system/cpu/online") == b"0-1\n"
         # streams apart, status, standard input, environment
         script = 'cat; echo "$WHO" >&2; exit 3'
         result = guest.run(
@@ -113,6 +114,12 @@ def test_each_misbehaviour_has_its_outcome(
     if outcome is Outcome.FAILED:
         assert result is not None
         assert result.status == 7
+
+
+def test_a_processor_that_does_not_start_is_noticed(spec: GuestSpec, workdir: Path) -> None:
+    with pytest.raises(InfrastructureError, match="all of its processors") as caught:
+        Guest.boot(dataclasses.replace(spec, append=("nr_cpus=1",)), workdir=workdir)
+    assert caught.value.found == "1 online"
 
 
 def test_an_unexpected_taint_is_noticed(spec: GuestSpec, workdir: Path) -> None:
