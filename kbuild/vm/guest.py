@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from kbuild import fs
 from kbuild.errors import InfrastructureError, KbuildError
 from kbuild.run import describe_status
 from kbuild.vm import checking, qemu, triage
@@ -40,6 +42,9 @@ _TAIL_S = 2.0  # how long QEMU may take to end by itself once its sockets are cl
 
 # What a restored guest gets of the host's random numbers: a ChaCha20 key's worth, twice.
 _ENTROPY_BYTES = 64
+
+# Of "info registers -a": a processor, where it is, and whether it waits for an interrupt.
+_PROCESSOR = re.compile(r"^(CPU#\d+)$.*?\b[RE]IP=([0-9a-f]+).*?\bHLT=([01])", re.M | re.S)
 
 _ENVIRONMENT = {
     "HOME": "/root",
@@ -531,7 +536,7 @@ class Guest:
             raise self._lost(f"the guest is gone while we waited for {what}") from None
         except ChannelTimeout:
             self._answered = False
-            still = self._still_there()
+            still = self._still_there() + self._where()
             self._conclude(None)
             raise self._lost(f"no sign of {what} in its time; {still}") from None
 
@@ -544,6 +549,19 @@ class Guest:
         except (ChannelTimeout, ChannelClosed):
             return "the agent does not answer a ping either"
         return "the agent itself still answers"
+
+    def _where(self) -> str:
+        """Keep the processors' registers beside the console, and say where each one stands."""
+        registers = self.machine.registers()
+        if not registers:
+            return ""
+        kept = self.machine.console.path.with_name("registers.log")
+        fs.write_atomic(kept, registers)
+        places = (
+            f"{name} at {address}{' (halted)' if halted == '1' else ''}"
+            for name, address, halted in _PROCESSOR.findall(registers.replace("\r", ""))
+        )
+        return f"; {', '.join(places)}: {kept}"
 
     def require_answer(self) -> None:
         """Ping the agent; ChannelTimeout when it is silent too, and not only a command."""

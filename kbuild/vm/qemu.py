@@ -32,6 +32,7 @@ BULK_PORT = "cplayground.control"
 
 _QMP_TIMEOUT_S = 20.0
 _SAVING_POLL_S = 0.02
+_REGISTERS_TIMEOUT_S = 5.0  # of a guest that is lost already
 # The machine protocol's name for the file that a guest is saved to or restored from.
 _STATE = "state"
 _PROBE_TIMEOUT_S = 8.0
@@ -304,6 +305,17 @@ class Machine:
 
     def _pass_file(self, fd: int) -> None:
         self.execute("getfd", {"fdname": _STATE}, fd=fd)
+
+    def registers(self) -> str:
+        """Return each processor's registers as QEMU's monitor prints them; ends a mute QEMU.
+
+        "" if it does not tell.
+        """
+        answer: object = None
+        self._qmp.settimeout(_REGISTERS_TIMEOUT_S)
+        with contextlib.suppress(InfrastructureError):
+            answer = self.execute("human-monitor-command", {"command-line": "info registers -a"})
+        return answer if isinstance(answer, str) else ""
 
     def powered_off(self) -> bool:
         """Whether the guest itself switched the machine off (no reset, no panic)."""

@@ -21,6 +21,12 @@ from kbuild.vm.channel import Decoder, Frame, Kind, encode
 BANNER = "[    0.000000] Linux version 6.1.0-fake (fake) #1\r\n"
 
 STATE = b"processors and devices"
+# Of QEMU 7.2, shortened: one processor runs, one waits.
+REGISTERS = "\r\n".join(
+    f"CPU#{cpu}\r\nRAX=0000000000000000 RBX=0000000000000000\r\n"
+    f"RIP={address} RFL=00000046 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT={halted}\r\nES =0000\r\n"
+    for cpu, address, halted in ((0, "ffffffff81c00ba0", 0), (1, "ffffffff81a04ffe", 1))
+)
 LEAK = b'unreferenced object 0xffff888003a5ed40 (size 64):\n  comm "sh", pid 1, jiffies 1\n'
 
 
@@ -47,14 +53,14 @@ def main() -> None:
             stream.write("[    1.0] BUG: kernel NULL pointer dereference, address: 0\r\n")
     if behaviour == "oops":
         sys.exit(0)
-    if behaviour in ("hang", "ignores SIGTERM"):
-        if behaviour == "ignores SIGTERM":
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        time.sleep(60)
     if memory := re.search(r"mem-path=([^ ,]+),share=on", text):
         Path(memory.group(1)).touch()
     runs = threading.Event()
     threading.Thread(target=_monitor, args=(qmp, control, behaviour, runs), daemon=True).start()
+    if behaviour in ("hang", "ignores SIGTERM"):
+        if behaviour == "ignores SIGTERM":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(60)
     if not restored:
         runs.set()
     runs.wait()
@@ -80,6 +86,8 @@ def _monitor(
                 os.write(files[-1], STATE)
             case "query-migrate":
                 answer = {"status": "failed" if behaviour == "no room" else "completed"}
+            case "human-monitor-command":
+                answer = REGISTERS
             case "migrate-set-capabilities" if behaviour == "old QEMU":
                 qmp.sendall(b'{"error": {"desc": "Parameter is unexpected"}}\n')
                 continue

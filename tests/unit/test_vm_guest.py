@@ -153,6 +153,16 @@ def test_a_guest_that_lacks_a_processor_is_refused(behave: Path, tmp_path: Path)
     assert (caught.value.expected, caught.value.found) == ("2 processors", "1 online")
 
 
+def test_a_silent_guest_says_where_its_processors_are(behave: Path, tmp_path: Path) -> None:
+    behave.write_text("hang")
+    with pytest.raises(GuestLost) as lost:
+        Guest.boot(spec_at(tmp_path), workdir=tmp_path / "w")
+    kept = tmp_path / "w" / "registers.log"
+    where = f"CPU#0 at ffffffff81c00ba0, CPU#1 at ffffffff81a04ffe (halted): {kept}"
+    assert where in str(lost.value)
+    assert "RFL=00000046" in kept.read_text()
+
+
 def test_the_log_of_the_run_before_is_kept(behave: Path, tmp_path: Path) -> None:
     for _ in range(2):
         with Guest.boot(spec_at(tmp_path, slowness=20.0), workdir=tmp_path / "w"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -139,6 +140,7 @@ def test_an_agent_that_loops_for_ever_is_a_hang(spec: GuestSpec, workdir: Path) 
         guest.run(["true"], timeout_s=0.1)
     assert lost.value.outcome is Outcome.HUNG
     assert lost.value.exit_status == Outcome.HUNG.exit_status
+    assert re.search(r"CPU#0 at [0-9a-f]{16}.*, CPU#1 at [0-9a-f]{16}", str(lost.value))
     assert guest.shutdown().outcome is Outcome.HUNG
     assert not guest.alive
 
