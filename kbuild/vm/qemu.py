@@ -58,8 +58,8 @@ def kernel_command_line(spec: GuestSpec) -> str:
     gives the kernel its voice back.  Userspace's marks in the log are not rate limited.
 
     Under TCG it boots with one processor, and the agent starts the others when it is up.
-    QEMU before 8.1 may keep an old translation of code that one processor changes while
-    another runs it (QEMU's deba78709a), and a kernel patches itself most while it boots.
+    QEMU 7.2 may go on with an old translation of code that one processor changes while another
+    runs it (docs/vm.md), and a kernel patches itself most while it boots.
     """
     words = [
         *([f"console={spec.console},115200"] if spec.console else []),
