@@ -77,7 +77,7 @@ SUITES = {
             mark="deb12",
             objects={
                 ("fast", "cloud-amd64"): 2365,
-                ("rebuild", "cloud-amd64"): 4874,
+                ("rebuild", "cloud-amd64"): 6352,
                 ("rebuild", "lab"): 1245,
             },
         ),
