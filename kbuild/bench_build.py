@@ -358,8 +358,8 @@ def _plain(bench: Bench, case: Case) -> Measurement:
     (home / "out").mkdir(parents=True)
     fs.write_atomic(home / "out/.config", prepared.plan.config)
     arguments = [
-        part.replace("CC=ccache ", "CC=")
-        for part in kernel.make_arguments(settings, prepared.plan)
+        part
+        for part in kernel.make_arguments(settings, prepared.plan, cached=False)
         if not part.startswith("KERNELRELEASE=")
     ]
     arguments = [part.replace("O=/mnt/out", "O=/mnt/plain/out") for part in arguments]
@@ -401,9 +401,7 @@ def _count(bench: Bench, case: Case) -> Measurement:
     own = bench.target.flavour not in DEBIAN_FLAVOURS
     goal = "allnoconfig" if own else "olddefconfig"
     extra = {"KCONFIG_ALLCONFIG": "/mnt/out/config"} if own else {}
-    arguments = [
-        part.replace("=ccache ", "=") for part in kernel.make_arguments(settings, prepared.plan)
-    ]
+    arguments = kernel.make_arguments(settings, prepared.plan, cached=False)
     binds = [Bind(prepared.tree.path, "/mnt/source"), Bind(out, "/mnt/out", writable=True)]
     log = settings.build / "logs" / "count.log"
     start = _now(bench)

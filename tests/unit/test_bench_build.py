@@ -381,8 +381,12 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Seen:
     monkeypatch.setattr(pipeline, "prepare", prepare)
     monkeypatch.setattr(kernel, "build", build)
     monkeypatch.setattr(pipeline, "pack_kernel", lambda *_: asked.packed.append(True))
-    arguments = ["make", "O=/mnt/out", "CC=ccache gcc-12", "KERNELRELEASE=x"]
-    monkeypatch.setattr(kernel, "make_arguments", lambda *_: arguments)
+
+    def make_arguments(*_: object, cached: bool) -> list[str]:
+        compiler = "ccache gcc-12" if cached else "gcc-12"
+        return ["make", "O=/mnt/out", f"CC={compiler}", "KERNELRELEASE=x"]
+
+    monkeypatch.setattr(kernel, "make_arguments", make_arguments)
     monkeypatch.setattr(roots, "compile_root", lambda *_: None)
     monkeypatch.setattr(roots, "enter", enter)
     return asked

@@ -220,6 +220,19 @@ def test_the_lab_is_built_in_full(bench: Bench) -> None:
     assert "# CONFIG_SWAP is not set" in built.config.read_text()
 
 
+def test_files_are_known_by_dependencies_where_the_options_are_the_distros(bench: Bench) -> None:
+    own = bench.home / "own.config"
+    toy.write(own, "CONFIG_SWAP=y\n")
+    for target, modules, said in (
+        (CLOUD, "auto", "CCACHE_DEPEND=1"),
+        (CLOUD, "rebuild", "CCACHE_DEPEND=1"),
+        (dataclasses.replace(CLOUD, fragments=(own,)), "rebuild", ""),
+        (LAB, "auto", ""),
+    ):
+        bench.build(target, modules)
+        assert (bench.home / target.flavour / "out/ccache").read_text() == said
+
+
 def test_a_dropped_option_is_an_error_that_names_it(bench: Bench) -> None:
     toy.write(bench.settings.project / "fragments/lab.config", "CONFIG_KASAN=y\nCONFIG_MODULES=y\n")
     toy.write(bench.distro.pristine / "refused", "KASAN\n")

@@ -194,6 +194,7 @@ def test_a_root_with_an_older_compiler_is_made_again(
         method=method,
         reason="",
         fragments=(),
+        distro_options=True,
         config='CONFIG_CC_VERSION_TEXT="gcc-12 (Debian 12.2.0-14) 12.2.0"\n',
         distro=Fragment("distro", {}),
         timestamp="0",

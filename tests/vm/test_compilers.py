@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import compilers, roots, suites
+from kbuild import compilers, kernel, roots, suites
 from kbuild.compilers import Statistics
 from kbuild.model import Root, Settings
 from kbuild.roots import Bind
@@ -66,13 +66,20 @@ def root(settings: Settings, suite: str) -> Root:
 
 
 def compile_in(
-    settings: Settings, root: Root, tree: Path
+    settings: Settings, root: Root, tree: Path, *, distro_options: bool = False
 ) -> tuple[dict[str, bytes], Statistics | None]:
-    """Compile a few files with nothing in the local cache; returns objects and statistics."""
+    """Compile a few files with nothing in the local cache; returns objects and statistics.
+
+    ccache is told what it is told when a kernel is built, and the compiler is asked for a
+    dependency file as kbuild asks for one.
+    """
     for name in ("source", "out", "ccache"):
         (tree / name).mkdir(parents=True)
     for number in range(SOURCES):
-        text = f"int f{number}(int x);\nint f{number}(int x)\n{{\n\treturn x + {number};\n}}\n"
+        # As every file of a kernel does: of one that includes nothing, ccache 4.7 in depend mode
+        # stores the manifest on a server over the result, under the same key.
+        (tree / f"source/f{number}.h").write_text(f"int f{number}(int x);\n")
+        text = f'#include "f{number}.h"\nint f{number}(int x)\n{{\n\treturn x + {number};\n}}\n'
         (tree / f"source/f{number}.c").write_text(text)
     compiler = suites.suite(root.suite).compiler
     with compilers.ready(settings, root, tree / "home") as help:
@@ -80,8 +87,8 @@ def compile_in(
             roots.enter(
                 help.root,
                 [
-                    *("ccache", compiler, "-O2", "-c", f"/mnt/source/f{number}.c"),
-                    *("-o", f"/mnt/out/f{number}.o"),
+                    *("ccache", compiler, f"-Wp,-MMD,/mnt/out/.f{number}.o.d", "-O2"),
+                    *("-c", "-o", f"/mnt/out/f{number}.o", f"/mnt/source/f{number}.c"),
                 ],
                 timeout_s=60,
                 binds=[
@@ -90,21 +97,27 @@ def compile_in(
                     Bind(tree / "ccache", "/mnt/ccache", writable=True),
                     *help.binds,
                 ],
-                env={"CCACHE_DIR": "/mnt/ccache", "CCACHE_COMPILERCHECK": "content", **help.env},
+                env={**kernel.cache_environment(distro_options=distro_options), **help.env},
                 network=help.network,
             )
     objects = {path.name: path.read_bytes() for path in (tree / "out").glob("*.o")}
     return objects, compilers.read_statistics(tree / "home/statistics/ccache.log")
 
 
+@pytest.mark.parametrize("distro_options", [True, False])
 def test_a_second_tree_is_given_what_the_first_compiled(
-    settings: Settings, root: Root, url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    settings: Settings,
+    root: Root,
+    url: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    distro_options: bool,
 ) -> None:
     helped = dataclasses.replace(settings, build=tmp_path / "build", remote_cache=url)
     features = roots.enter(root, ["ccache", "--version"], timeout_s=60).stdout
     with caplog.at_level(logging.WARNING):
-        first, cold = compile_in(helped, root, tmp_path / "first")
-        second, warm = compile_in(helped, root, tmp_path / "second")
+        first, cold = compile_in(helped, root, tmp_path / "first", distro_options=distro_options)
+        second, warm = compile_in(helped, root, tmp_path / "second", distro_options=distro_options)
     assert len(first) == SOURCES
     assert first == second
     if "http-storage" not in features:
@@ -113,6 +126,9 @@ def test_a_second_tree_is_given_what_the_first_compiled(
         return
     assert cold is not None
     assert (cold.hits, cold.misses) == (0, SOURCES)
+    # With the distro's options no file is preprocessed to be known, with others each is.
+    preprocessed = cold.counters.get("preprocessed_cache_miss", 0)
+    assert preprocessed == (0 if distro_options else SOURCES)
     assert warm is not None
     assert (warm.hits, warm.misses, warm.from_remote) == (SOURCES, 0, SOURCES)
 
