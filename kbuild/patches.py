@@ -30,8 +30,9 @@ from kbuild.run import run
 logger = logging.getLogger(__name__)
 
 # The subset of DEP-3 that a patch here must have; X-Exports is ours, as DEP-3's vendor
-# fields allow.
-_REQUIRED_FIELDS = ("Description", "Forwarded", "Last-Update", "X-Exports")
+# fields allow, and empty for a patch that exports nothing.
+_EXPORTS_FIELD = "X-Exports"
+_REQUIRED_FIELDS = ("Description", "Forwarded", "Last-Update", _EXPORTS_FIELD)
 _EXPORT = re.compile(r"^EXPORT_SYMBOL(?:_GPL)?\((\w+)\);", re.MULTILINE)
 # A function's head in the kernel's style: it starts in the first column, and the name is
 # what stands before the first parenthesis.
@@ -94,7 +95,11 @@ def _read_patch(path: Path) -> Patch:
             found=f"{path.name}: {error.strerror}",
         ) from error
     fields = Deb822(header)
-    missing = [name for name in _REQUIRED_FIELDS if not fields.get(name)]
+    missing = [
+        name
+        for name in _REQUIRED_FIELDS
+        if name not in fields or not (fields[name] or name == _EXPORTS_FIELD)
+    ]
     if missing:
         raise UserError(
             f"{path} has no complete DEP-3 header",
@@ -104,7 +109,7 @@ def _read_patch(path: Path) -> Patch:
     return Patch(
         path=path,
         description=fields["Description"].splitlines()[0],
-        exports=tuple(re.split(r"[,\s]+", fields["X-Exports"].strip())),
+        exports=tuple(re.findall(r"\w+", fields[_EXPORTS_FIELD])),
     )
 
 
@@ -346,9 +351,9 @@ def check_effect(pristine: Path, patched: Path, series: Series, names: tuple[str
     if added != set(series.exports):
         raise BuildError(
             f"series {series.name} does not export what its patches declare",
-            expected=", ".join(series.exports),
+            expected=", ".join(series.exports) or "no new export",
             found=", ".join(sorted(added)) or "no new export",
-            hint="make X-Exports and the patch agree",
+            hint=f"make {_EXPORTS_FIELD} and the patch agree",
         )
 
 

@@ -75,7 +75,7 @@ def test_a_file_that_left_the_series_is_pristine_again(
     distro: toy.ToyDistro, tmp_path: Path
 ) -> None:
     second = (
-        "Description: d\nForwarded: no\nLast-Update: 2026-01-01\nX-Exports: put_files_struct\n---\n"
+        "Description: d\nForwarded: no\nLast-Update: 2026-01-01\nX-Exports:\n---\n"
         "--- a/fs/open.c\n+++ b/fs/open.c\n@@ -1,4 +1,4 @@\n-int open(void)\n+long open(void)\n"
         " {\n }\n EXPORT_SYMBOL(open);\n"
     )
@@ -117,6 +117,7 @@ def test_an_export_behind_another_function_is_refused(
 @pytest.mark.parametrize(
     ("declared", "found"),
     [
+        ("", "put_files_struct"),
         ("get_files_struct", "put_files_struct"),
         ("get_files_struct, put_files_struct, open2", "get"),
     ],
