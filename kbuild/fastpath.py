@@ -18,6 +18,7 @@ import re
 import struct
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,13 @@ _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 _DECLARATION = re.compile(
     r"(?!typedef\b|static\b)[A-Za-z_][\w *]*[ *]\w+ ?\((?! ?\*)[^{}=]*\)[\w ()]*;"
     r"|(?:struct|union|enum) \w+ ?;"
+)
+# A type or a function's head in a C file, in the kernel's style: it begins in the first column,
+# and so does the brace that ends a type of several lines, or begins a function.
+_DEFINED = re.compile(
+    r"^(?:(?:(?:typedef|static|const)\s+)*(?:struct|union|enum)\b[^;={}()]*\{(?:[^{}\n]*\}|.*?^\})[^;]*;"
+    r"|[A-Za-z_][^;:={}]*\)[\w\s]*(?=^\{))",
+    re.MULTILINE | re.DOTALL,
 )
 
 
@@ -248,34 +256,48 @@ def check_compiler(config: Fragment, found: str) -> None:
         )
 
 
-def check_headers(pristine: Path, patched: Path, names: Iterable[str]) -> None:
-    """Prove that what the distro's modules were compiled with still says the same.
+def check_types(pristine: Path, patched: Path, names: Iterable[str]) -> None:
+    """Prove that a series leaves alone what the distro's modules were compiled with, and its BTF.
 
     A CRC knows only the types that the exporting file sees in full, and neither macros nor
-    inline functions, and the distro's BTF tells of its own types: so a header that a series
-    changes (``names`` are its files) may gain or lose declarations of functions, and
-    nothing else.  Raises GuardError with what differs, before anything is compiled.
+    inline functions: so a header that a series changes (``names`` are its files) may gain or
+    lose declarations of functions, and nothing else.  Of types that a C file defines for
+    itself genksyms takes the name alone (record_compound() in scripts/genksyms/parse.y), but
+    the distro's BTF describes them, and each function's head: so none of either may change or
+    go.  Raises GuardError with what differs, before anything is compiled.
     """
     problems = []
     for name in names:
-        # What is new no module of the distro's includes.
-        if not name.endswith(".h") or not (pristine / name).exists():
+        # What is new no module of the distro's includes, and no BTF of the distro's knows.
+        if not (pristine / name).exists():
             continue
-        after = patched / name
-        old = _meaning((pristine / name).read_text(errors="replace"))
-        new = _meaning(after.read_text(errors="replace")) if after.exists() else []
-        differing = (
-            line for line in difflib.ndiff(old, new) if line.startswith(("- ", "+ ")) and line[2:]
-        )
+        old = (pristine / name).read_text(errors="replace")
+        new = (patched / name).read_text(errors="replace") if (patched / name).exists() else ""
+        if name.endswith(".h"):
+            lines = difflib.ndiff(_meaning(old), _meaning(new))
+            differing = [line for line in lines if line.startswith(("- ", "+ ")) and line[2:]]
+        elif name.endswith(".c"):
+            before, after = Counter(_described(old)), Counter(_described(new))
+            differing = [f"- {piece}" for piece in before - after]
+            # What is new alone is nothing that could be wrong; beside what is gone it explains it.
+            differing += [f"+ {piece}" for piece in after - before if differing]
+        else:
+            continue
         problems += [f"{name}: {line[:_LINE_AT_MOST]}" for line in differing]
     if problems:
         raise GuardError(
             "the image may not carry the distro's modules: the series changes what they were "
-            "compiled with",
-            expected="no change of a header but declarations of functions",
+            "compiled with, or what the distro's BTF describes",
+            expected="no change of a header but declarations of functions; "
+            "no type and no function of a C file changed or gone",
             found="\n".join(problems[:_NAMED_AT_MOST]),
             hint="build in full, modules and all, with --modules rebuild",
         )
+
+
+def _described(text: str) -> list[str]:
+    """Return the types and the functions' heads that a C file defines, each in a line."""
+    return [" ".join(piece.split()) for piece in _DEFINED.findall(_COMMENT.sub(" ", text))]
 
 
 def _meaning(text: str) -> list[str]:

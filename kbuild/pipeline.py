@@ -126,7 +126,7 @@ def prepare(settings: Settings, target: Target, base: Base, *, modules: str = "a
         fs.mark_used(used)
     prepared = _plan(settings, target, base, tree, modules)
     if prepared.plan.method == "fast":
-        fastpath.check_headers(pristine, tree.path, patches.touched(series))
+        fastpath.check_types(pristine, tree.path, patches.touched(series))
     return prepared
 
 

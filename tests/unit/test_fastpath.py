@@ -120,7 +120,7 @@ def test_a_header_may_gain_declarations(old: str, new: str, tmp_path: Path) -> N
     toy.write(tmp_path / "b/new.h", "struct fresh { int a; };\n")
     toy.write(tmp_path / "a/x.c", "int a;\n")
     toy.write(tmp_path / "b/x.c", "struct local { int a; };\n")
-    fastpath.check_headers(tmp_path / "a", tmp_path / "b", ["x.h", "new.h", "x.c"])
+    fastpath.check_types(tmp_path / "a", tmp_path / "b", ["x.h", "new.h", "x.c"])
 
 
 @pytest.mark.parametrize(
@@ -145,12 +145,83 @@ def test_a_header_that_says_something_else_is_refused(
     toy.write(tmp_path / "a/x.h", HEADER)
     toy.write(tmp_path / "b/x.h", HEADER.replace(old, new, 1))
     with pytest.raises(GuardError, match="what they were compiled with") as caught:
-        fastpath.check_headers(tmp_path / "a", tmp_path / "b", ["x.h"])
+        fastpath.check_types(tmp_path / "a", tmp_path / "b", ["x.h"])
     assert found in (caught.value.found or "")
     assert "--modules rebuild" in (caught.value.hint or "")
     (tmp_path / "b/x.h").unlink()
     with pytest.raises(GuardError):
-        fastpath.check_headers(tmp_path / "a", tmp_path / "b", ["x.h"])
+        fastpath.check_types(tmp_path / "a", tmp_path / "b", ["x.h"])
+
+
+SOURCE = """\
+#include <linux/fdtable.h>
+/* struct of_a_comment { int a; }; */
+struct table {
+	struct { int a; } inner;
+	unsigned int size;
+};
+struct small { int a; };
+typedef struct { long quad; } seqno_t;
+static DEFINE_MUTEX(lock);
+static const struct small defaults = {
+	.a = 1,
+};
+
+static int sane(struct table *table,
+		unsigned int size)
+{
+	if (size > table->size)
+		return 0;
+again: if (size)
+		goto again;
+	return 1;
+}
+EXPORT_SYMBOL(sane);
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("return 1;", "return 2;"),
+        (".a = 1,", ".a = 2,"),
+        ("again: if (size)", "again: if (!size)"),
+        ("struct of_a_comment { int a; }", "struct of_a_comment { long a; }"),
+        ("static int sane(struct table *table,\n\t\t", "static int sane(struct table *table, "),
+        ("EXPORT_SYMBOL(sane);", "EXPORT_SYMBOL(sane);\n\nint more(void)\n{\n\treturn 0;\n}"),
+        ("struct small {", "struct more {\n\tint b;\n};\nstruct small {"),
+    ],
+)
+def test_a_source_may_change_what_a_function_does(old: str, new: str, tmp_path: Path) -> None:
+    assert old in SOURCE
+    toy.write(tmp_path / "a/x.c", SOURCE)
+    toy.write(tmp_path / "b/x.c", SOURCE.replace(old, new, 1))
+    fastpath.check_types(tmp_path / "a", tmp_path / "b", ["x.c", "new.c", "Makefile"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        ("unsigned int size;\n}", "unsigned int size;\n\tint more;\n}", "- struct table { struct"),
+        ("{ int a; } inner", "{ long a; } inner", "- struct table { struct { int a; } inner;"),
+        ("struct small { int a; };\n", "", "- struct small { int a; };"),
+        ("long quad;", "int quad;", "- typedef struct { long quad; } seqno_t;"),
+        ("\t\tunsigned int size)", "\t\tlong size)", "- static int sane(struct table *table, unsi"),
+        (SOURCE, "", "- static int sane("),
+    ],
+)
+def test_a_source_that_defines_another_type_is_refused(
+    old: str, new: str, found: str, tmp_path: Path
+) -> None:
+    assert old in SOURCE
+    toy.write(tmp_path / "a/x.c", SOURCE)
+    toy.write(tmp_path / "b/x.c", SOURCE.replace(old, new, 1))
+    with pytest.raises(GuardError, match="what the distro's BTF describes") as caught:
+        fastpath.check_types(tmp_path / "a", tmp_path / "b", ["x.c"])
+    assert f"x.c: {found}" in (caught.value.found or "")
+    (tmp_path / "b/x.c").unlink()
+    with pytest.raises(GuardError):
+        fastpath.check_types(tmp_path / "a", tmp_path / "b", ["x.c"])
 
 
 def test_guard_needs_crcs(series: Series) -> None:
