@@ -184,12 +184,13 @@ def run(target: Target, steps_of: Callable[[Target], Sequence[Step]]) -> tuple[R
 
 def _row(suite: str, steps: Sequence[Step]) -> Row:
     cells: dict[str, Cell] = {}
-    for step in steps:
+    for number, step in enumerate(steps, 1):
         lacking = [column for column in step.needs if not cells[column].passed]
         if lacking:
             cells[step.column] = Cell("not reached", None)
             continue
-        logger.info("%s: %s", suite, step.column)
+        # Columns are called by what is true after them, which it is not yet.
+        logger.info("%s: step %d of %d (%s)", suite, number, len(steps), step.column)
         began = time.monotonic()
         error: KbuildError | None = None
         try:
