@@ -264,7 +264,8 @@ def check_types(pristine: Path, patched: Path, names: Iterable[str]) -> None:
     lose declarations of functions, and nothing else.  Of types that a C file defines for
     itself genksyms takes the name alone (record_compound() in scripts/genksyms/parse.y), but
     the distro's BTF describes them, and each function's head: so none of either may change or
-    go.  Raises GuardError with what differs, before anything is compiled.
+    go (macros that a C file makes them of are not looked into).  Raises GuardError with what
+    differs, before anything is compiled.
     """
     problems = []
     for name in names:
