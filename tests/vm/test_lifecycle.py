@@ -61,8 +61,9 @@ def unpacked(guest: Guest) -> str:
 def test_reloaded_under_readers(armed: Guest) -> None:
     """Reads and opens end as they should, and every reference is given back."""
     group = "/sys/fs/cgroup/reloads"
-    # Charges are counted by the batch; leaked buffers would be 68 KiB for each cycle.
-    most = 1 << 20
+    # Charges are taken by the batch: 258 pages were seen on 7.3 with 4 of them in slabs.  Leaked
+    # buffers would be 68 KiB for each cycle, 3.4 MB in all.
+    most = 2 << 20
     script = f"""
         echo +memory >/sys/fs/cgroup/cgroup.subtree_control
         mkdir {group} && echo $$ >{group}/cgroup.procs &&
