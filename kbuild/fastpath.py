@@ -68,6 +68,9 @@ _DEFINED = re.compile(
     r"|[A-Za-z_][^;:={}]*\)[\w\s]*(?=^\{))",
     re.MULTILINE | re.DOTALL,
 )
+_BODY = re.compile(r"^\{.*?^\}", re.MULTILINE | re.DOTALL)  # of a function, by the same style
+_DIRECTIVE = re.compile(r"^[ \t]*#.*$", re.MULTILINE)
+_MACRO = re.compile(r"# ?define (\w+)")
 
 
 @dataclass(frozen=True)
@@ -264,8 +267,8 @@ def check_types(pristine: Path, patched: Path, names: Iterable[str]) -> None:
     lose declarations of functions, and nothing else.  Of types that a C file defines for
     itself genksyms takes the name alone (record_compound() in scripts/genksyms/parse.y), but
     the distro's BTF describes them, and each function's head: so none of either may change or
-    go (macros that a C file makes them of are not looked into).  Raises GuardError with what
-    differs, before anything is compiled.
+    go, nor may what the preprocessor makes them of.  Raises GuardError with what differs,
+    before anything is compiled.
     """
     problems = []
     for name in names:
@@ -280,8 +283,13 @@ def check_types(pristine: Path, patched: Path, names: Iterable[str]) -> None:
         elif name.endswith(".c"):
             before, after = Counter(_described(old)), Counter(_described(new))
             differing = [f"- {piece}" for piece in before - after]
-            # What is new alone is nothing that could be wrong; beside what is gone it explains it.
-            differing += [f"+ {piece}" for piece in after - before if differing]
+            differing += [
+                f"+ {piece}"
+                for piece in after - before
+                # What is new alone is nothing that could be wrong; beside what is gone it
+                # explains it.
+                if differing or not _harmless(piece, old)
+            ]
         else:
             continue
         problems += [f"{name}: {line[:_LINE_AT_MOST]}" for line in differing]
@@ -290,15 +298,30 @@ def check_types(pristine: Path, patched: Path, names: Iterable[str]) -> None:
             "the image may not carry the distro's modules: the series changes what they were "
             "compiled with, or what the distro's BTF describes",
             expected="no change of a header but declarations of functions; "
-            "no type and no function of a C file changed or gone",
+            "no type, function's head or macro of a C file changed or gone",
             found="\n".join(problems[:_NAMED_AT_MOST]),
             hint="build in full, modules and all, with --modules rebuild",
         )
 
 
 def _described(text: str) -> list[str]:
-    """Return the types and the functions' heads that a C file defines, each in a line."""
-    return [" ".join(piece.split()) for piece in _DEFINED.findall(_COMMENT.sub(" ", text))]
+    """Return what a C file says of types and functions' heads, each piece in a line.
+
+    That is their definitions, and the preprocessor's directives outside of functions.
+    """
+    bare = _COMMENT.sub(" ", text).replace("\\\n", " ")
+    pieces = [*_DEFINED.findall(bare), *_DIRECTIVE.findall(_BODY.sub(" ", bare))]
+    return [" ".join(piece.split()) for piece in pieces]
+
+
+def _harmless(piece: str, old: str) -> bool:
+    """Tell whether a piece that is new in a C file cannot change what the file had before."""
+    if not piece.startswith("#"):
+        return True
+    macro = _MACRO.match(piece)
+    if macro is not None:
+        return re.search(rf"\b{macro[1]}\b", old) is None
+    return re.match(r"# ?include\b", piece) is not None
 
 
 def _meaning(text: str) -> list[str]:

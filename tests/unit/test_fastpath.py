@@ -160,7 +160,11 @@ struct table {
 	struct { int a; } inner;
 	unsigned int size;
 };
+#define SLOTS 4
 struct small { int a; };
+#ifdef CONFIG_SLOTS
+struct slots { char each[SLOTS]; };
+#endif
 typedef struct { long quad; } seqno_t;
 static DEFINE_MUTEX(lock);
 static const struct small defaults = {
@@ -170,8 +174,10 @@ static const struct small defaults = {
 static int sane(struct table *table,
 		unsigned int size)
 {
+#ifdef CONFIG_SANE
 	if (size > table->size)
 		return 0;
+#endif
 again: if (size)
 		goto again;
 	return 1;
@@ -190,6 +196,9 @@ EXPORT_SYMBOL(sane);
         ("static int sane(struct table *table,\n\t\t", "static int sane(struct table *table, "),
         ("EXPORT_SYMBOL(sane);", "EXPORT_SYMBOL(sane);\n\nint more(void)\n{\n\treturn 0;\n}"),
         ("struct small {", "struct more {\n\tint b;\n};\nstruct small {"),
+        ("#ifdef CONFIG_SANE", "#ifdef CONFIG_OTHER"),
+        ("struct small {", "#include <linux/mm.h>\n#define FRESH \\\n\t1\nstruct small {"),
+        ("#define SLOTS 4", "#define  SLOTS\t\\\n\t4  /* each */"),
     ],
 )
 def test_a_source_may_change_what_a_function_does(old: str, new: str, tmp_path: Path) -> None:
@@ -207,6 +216,11 @@ def test_a_source_may_change_what_a_function_does(old: str, new: str, tmp_path: 
         ("struct small { int a; };\n", "", "- struct small { int a; };"),
         ("long quad;", "int quad;", "- typedef struct { long quad; } seqno_t;"),
         ("\t\tunsigned int size)", "\t\tlong size)", "- static int sane(struct table *table, unsi"),
+        ("#define SLOTS 4", "#define SLOTS 8", "- #define SLOTS 4\nx.c: + #define SLOTS 8"),
+        ("#ifdef CONFIG_SLOTS", "#ifndef CONFIG_SLOTS", "- #ifdef CONFIG_SLOTS"),
+        ("struct small {", "#undef SLOTS\n#define SLOTS 8\nstruct small {", "+ #undef SLOTS"),
+        ("#define SLOTS 4\n", "#define int long\n#define SLOTS 4\n", "+ #define int long"),
+        ("struct small {", "#if 0\n#endif\nstruct small {", "+ #if 0"),
         (SOURCE, "", "- static int sane("),
     ],
 )
