@@ -23,9 +23,10 @@ from typing import Self
 
 from debian.deb822 import Deb822
 
-from kbuild import fs, lab, module, quick, stamp
+from kbuild import fs, lab, module, quick, stamp, suites
 from kbuild.errors import BuildError, UserError
 from kbuild.lab import Lab
+from kbuild.model import Target
 from kbuild.quick import Finding, QuickResult
 from kbuild.run import run
 from kbuild.vm import triage
@@ -38,12 +39,11 @@ CONTROL = "unmutated"
 
 # In the repository.
 PATCHES = Path("tests/lab/mutants")
-# Below build/: what the last run of tests/lab/test_mutants.py came to.
-RESULT = Path("test/kill-matrix.json")
 # Of one trial, beside its console.log.
 REPORT = "report.txt"
-# In the repository: what RESULT holds, as a page.
+# In the repository: the kill matrix of one kernel, PAGE_OF's, as a page.
 PAGE = Path("docs/kill-matrix.md")
+PAGE_OF = Target(suites.USUAL_SUITE, "lab", "debug")
 
 _REQUIRED = ("Bug", "Why", "Backends", "Detectors", "Within")
 _OPTIONAL = ("Window", "Many", "Churn")
@@ -386,6 +386,11 @@ def explain(trial: Trial, mutant: Mutant | None, result: QuickResult, logs: Path
 
 
 # --- the kill matrix ----------------------------------------------------------------------
+
+
+def kept(build: Path, target: Target) -> Path:
+    """Return the file that holds what the mutants came to on a target's kernel."""
+    return build / "test" / f"kill-matrix-{target.suite}-{target.name}.json"
 
 
 def save(path: Path, trials: Sequence[Trial]) -> None:

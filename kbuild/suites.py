@@ -126,7 +126,7 @@ OWN_FLAVOURS = {"lab": "cloud-amd64"}
 _RELEASE = re.compile(r"\d[\w.+~]*(?:-\d+)?(?:-cplayground)?-([a-z][a-z0-9-]*)")
 
 
-_USUAL_SUITE, _USUAL_FLAVOUR = "bookworm", "cloud-amd64"
+USUAL_SUITE, _USUAL_FLAVOUR = "bookworm", "cloud-amd64"
 OS_RELEASE = Path("/etc/os-release")
 
 
@@ -135,12 +135,12 @@ def own_suite(os_release: Path = OS_RELEASE) -> str:
     try:
         text = os_release.read_text()
     except OSError:
-        return _USUAL_SUITE
+        return USUAL_SUITE
     fields = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
     if fields.get("ID", "").strip("\"'") != "debian":
-        return _USUAL_SUITE
+        return USUAL_SUITE
     codename = fields.get("VERSION_CODENAME", "").strip("\"'")
-    return codename if codename in SUITES else _USUAL_SUITE
+    return codename if codename in SUITES else USUAL_SUITE
 
 
 def own_flavour(release: str | None = None) -> str:

@@ -162,20 +162,24 @@ def run_mutants(
 ) -> str:
     """Try the mutants and return the kill matrix, which has the last run of each.
 
-    When each was tried in this checkout, the matrix is also written to its page.
+    When each was tried in this checkout on the kernel that the page in docs/ is of, the matrix
+    is written there too.
     ``keyword`` chooses mutants, as pytest's -k; ``whole`` tries each ten times on each of its
     backends, less what an earlier run has done with the same module, guest and suite.
     Raises FailedTestsError when one was not killed as it must be.
     """
     options = _lab_options(settings, target, accel=accel, whole=whole)
     options += ["-k", f"({keyword}) or test_kill_matrix"] if keyword else []
-    result = settings.build / mutants.RESULT
+    wanted = lab_target(target)
+    result = mutants.kept(settings.build, wanted)
     outcome = _run_tier(settings, "mutants", options, whole=whole)
     every = mutants.read_all(settings.project / mutants.PATCHES)
     names = {mutants.CONTROL, *(one.name for one in every)}
     trials = [one for one in mutants.load(result) if one.mutant in names]
     untried = names - {one.mutant for one in trials}
-    if untried:
+    if (wanted.suite, wanted.name) != (mutants.PAGE_OF.suite, mutants.PAGE_OF.name):
+        logger.info("%s is not of %s's %s: see %s", mutants.PAGE, wanted.suite, wanted.name, result)
+    elif untried:
         logger.info("%s stays as it is: %d mutants were not tried here", mutants.PAGE, len(untried))
     else:
         text = mutants.page(trials, every, conditions=_conditions(target, trials[0].release))

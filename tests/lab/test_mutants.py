@@ -15,7 +15,6 @@ import pytest
 
 from kbuild import fs, mutants, programs, quick
 from kbuild.lab import Lab
-from kbuild.model import Settings
 from kbuild.mutants import CONTROL, Fate, Mutant, Trial, Workshop
 
 MUTANTS = Path(__file__).parent / "mutants"
@@ -54,9 +53,9 @@ def trials() -> list[Trial]:
 
 
 @pytest.fixture(scope="session")
-def earlier(settings: Settings, whole: bool) -> tuple[Trial, ...]:
+def earlier(place: Lab, whole: bool) -> tuple[Trial, ...]:
     """What --all, which takes hours, need not do again."""
-    return mutants.load(settings.build / mutants.RESULT) if whole else ()
+    return mutants.load(mutants.kept(place.settings.build, place.target)) if whole else ()
 
 
 @pytest.fixture(scope="session")
@@ -94,11 +93,12 @@ def test_mutant(
     mutant, backend, number = case
     built = workshop.module(mutant)
     digest = mutants.inputs(place, mutant, built)
+    kept = mutants.kept(place.settings.build, place.target)
     known = mutants.seen(earlier, mutant, backend, number + 1, digest)
     if known:
         # A failure too: of ten runs all ten count.
         trials.append(known)
-        explained = f"{known}\nwas seen in an earlier run: {mutants.RESULT}"
+        explained = f"{known}\nwas seen in an earlier run: {kept}"
     else:
         # kmemleak's scans take longer than all the rest; counting finds leaks each time.
         kmemleak = mutant is None and number == 0
@@ -120,7 +120,6 @@ def test_mutant(
             asked = {"slab counts", *place.spec.checkers} - unasked
             assert place.target.variant != "debug" or result.armed == asked, explained
     # Each time, so that a run which is interrupted has not been for nothing.
-    kept = place.settings.build / mutants.RESULT
     with fs.lock(kept.with_name(f".{kept.name}.lock")):
         mutants.save(kept, mutants.merge(mutants.load(kept), trials))
     wanted = Fate.KILLED if mutant else Fate.SURVIVED

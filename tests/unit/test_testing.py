@@ -46,7 +46,8 @@ def commands(
 
     def run_tier(settings: Settings, tier: str, options: Sequence[str], **rest: object) -> object:
         told.append([tier, *options])
-        result = settings.build / mutants.RESULT
+        suite = options[options.index("--suite") + 1]
+        result = mutants.kept(settings.build, Target(suite, "lab", "debug"))
         after = [
             Trial(CONTROL, "stock", "6.1", (), {}, Fate.SURVIVED.value, 1.0),
             Trial("one", "stock", "6.1", (("oracle",),), {"oracle": 2}, Fate.KILLED.value, 1.0),
@@ -132,12 +133,26 @@ def test_all_mutants_are_tried_and_their_page_is_written(
 def test_some_of_them_take_the_place_of_their_last_runs(
     project: Settings, commands: list[list[str]]
 ) -> None:
-    result = project.build / mutants.RESULT
+    result = mutants.kept(project.build, mutants.PAGE_OF)
     mutants.save(result, [Trial("old", "stock", "6.1", (), {}, Fate.SURVIVED.value, 1.0)])
     testing.run_mutants(project, TARGET, keyword="one")
     assert commands[0][-2:] == ["-k", "(one) or test_kill_matrix"]
     assert "--all" not in commands[0]
     assert [trial.mutant for trial in mutants.load(result)] == ["old", CONTROL, "one"]
+
+
+def test_another_suites_trials_are_kept_apart_from_the_page(
+    project: Settings, commands: list[list[str]]
+) -> None:
+    testing.run_mutants(project, TARGET)
+    page = (project.project / mutants.PAGE).read_text()
+    of_bookworm = mutants.kept(project.build, mutants.PAGE_OF)
+    before = of_bookworm.read_bytes()
+    text = testing.run_mutants(project, Target("trixie", "cloud-amd64"))
+    assert "| one | stock | 1/1 |" in text
+    assert mutants.kept(project.build, Target("trixie", "lab", "debug")).exists()
+    assert of_bookworm.read_bytes() == before
+    assert (project.project / mutants.PAGE).read_text() == page
 
 
 def test_the_page_is_not_written_by_a_run_of_some(
