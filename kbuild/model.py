@@ -5,6 +5,7 @@ Imports nothing of ours but the errors, so that every module may import it.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +41,18 @@ class Target:
     def name(self) -> str:
         """The directory of this target's results: flavour, and the variant if it has one."""
         return self.flavour if self.variant == "release" else f"{self.flavour}-{self.variant}"
+
+    def options(self, *names: str) -> str:
+        """Return those of the options ``names`` that lead to this target again, for a shell."""
+        said = {
+            "suite": [self.suite],
+            "flavour": [self.flavour],
+            "variant": [self.variant],
+            "version": [self.version] if self.version else [],
+            "fragment": [str(path) for path in self.fragments],
+        }
+        pairs = [(f"--{name}", value) for name in names for value in said[name]]
+        return shlex.join(word for pair in pairs for word in pair)
 
 
 @dataclass(frozen=True)

@@ -348,7 +348,7 @@ def run_trial(
     shown = triage.render(
         reports,
         modules={quick.MODULE: built},
-        again=f"./inv mutants -k {_name(mutant)}",
+        again=f"./inv mutants {where.target.options('suite', 'version')} -k {_name(mutant)}",
         console=workdir / "console.log",
     )
     fs.write_atomic(workdir / REPORT, shown or "The kernel has reported nothing.\n")

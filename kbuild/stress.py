@@ -429,7 +429,8 @@ def run(
         "%d rounds with seed %d, at least %s", len(rounds), seed, progress.duration(seconds)
     )
     parameters = [f"backend={backend}"] if backend else []
-    again = f"./inv stress --variant {target.variant} --seconds {seconds} --seed {seed}"
+    again = f"./inv stress {target.options('suite', 'variant', 'version')}"
+    again += f" --seconds {seconds} --seed {seed}"
     again += "".join(f" --workload {name}" for name in workloads)
     again += f" --backend {backend}" * bool(backend)
     with guest:

@@ -135,7 +135,8 @@ def _vm_options(
     settings: Settings, target: Target, *, modules: str, accel: str | None, stock: bool
 ) -> list[str]:
     """Prepare the guest's image, and return the options that lead the tests to it."""
-    again = f"--suite {target.suite} --flavour {target.flavour} --variant {target.variant}"
+    again = target.options("suite", "flavour", "variant", "version", "fragment")
+    again += f" --modules {modules}" if modules != "auto" else ""
     options = []
     if stock:
         again += " --stock"
@@ -147,8 +148,16 @@ def _vm_options(
         pipeline.check_packages(settings, target, done)
         made = pipeline.guest_image(settings, target, done)
         options += ["--prebuilt", str(pipeline.prebuilt_module(done))]
-    options += ["--image", str(made.description), "--cache", str(settings.cache)]
-    options += ["--suite", target.suite, "--target", again]
+    options += ["--image", str(made.description), "--target", again]
+    return [*options, *_place_options(settings, target, accel)]
+
+
+def _place_options(settings: Settings, target: Target, accel: str | None) -> list[str]:
+    """Return the options by which a guest's tests find what was made for them."""
+    options = ["--suite", target.suite, "--build", str(settings.build)]
+    options += ["--cache", str(settings.cache), "--revision", str(settings.revision)]
+    options += ["--kernel-version", target.version] if target.version else []
+    options += ["--accept-expired"] if settings.accept_expired else []
     return options + (["--accel", accel] if accel else [])
 
 
@@ -208,9 +217,8 @@ def _lab_options(
     """Prepare the lab, and return the options that lead the tests to it."""
     wanted = lab_target(target)
     lab.prepare(settings, wanted, accel=accel)
-    options = ["--suite", wanted.suite, "--variant", wanted.variant]
-    options += ["--cache", str(settings.cache)]
-    options += ["--accel", accel] if accel else []
+    options = ["--variant", wanted.variant, *_place_options(settings, wanted, accel)]
+    options += [word for path in wanted.fragments for word in ("--fragment", str(path))]
     return options + (["--all"] if whole else [])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Generator, Iterator
@@ -27,11 +26,10 @@ _NAME_KEY = pytest.StashKey[str]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("lab", "tests in guests of the lab")
     group.addoption("--variant", help="of the lab's kernel, whose detectors are to find things")
-    group.addoption("--suite", default="bookworm", help="of the lab's kernel")
+    group.addoption(
+        "--fragment", action="append", default=[], type=Path, help="on top of the variant's"
+    )
     group.addoption("--all", action="store_true", help="everything, where a sample is the default")
-    caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    group.addoption("--cache", type=Path, default=caches / "cplayground-kernel")
-    group.addoption("--accel", choices=("auto", "kvm", "tcg"), default="auto")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -52,26 +50,17 @@ def whole(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="session")
-def settings(request: pytest.FixtureRequest) -> Settings:
-    """Where kernels and roots are; nothing is fetched."""
-    project = request.config.rootpath
-    cache: Path = request.config.getoption("cache")
-    return Settings(project=project, build=project / "build", cache=cache, offline=True)
-
-
-@pytest.fixture(scope="session")
-def suite(request: pytest.FixtureRequest) -> str:
-    """The suite whose lab it is: --suite."""
-    return str(request.config.getoption("suite"))
-
-
-@pytest.fixture(scope="session")
-def place(request: pytest.FixtureRequest, settings: Settings, suite: str) -> Lab:
-    """The lab of the variant given with --variant."""
-    variant = str(request.config.getoption("variant"))
-    target = Target(suite=suite, flavour="lab", variant=variant)
-    accel = str(request.config.getoption("accel"))
-    return lab.prepare(settings, target, accel=None if accel == "auto" else accel)
+def place(request: pytest.FixtureRequest, settings: Settings, suite: str, accel: str | None) -> Lab:
+    """The lab of the kernel that the options name."""
+    option = request.config.getoption
+    target = Target(
+        suite=suite,
+        flavour="lab",
+        variant=option("variant"),
+        version=option("kernel_version"),
+        fragments=tuple(option("fragment")),
+    )
+    return lab.prepare(settings, target, accel=accel)
 
 
 def logs(place: Lab, *names: str) -> Path:
@@ -140,5 +129,8 @@ def pytest_runtest_makereport(
 
 
 def _again(item: pytest.Item) -> str:
-    suite, variant = item.config.getoption("suite"), item.config.getoption("variant")
-    return f".venv/bin/pytest {shlex.quote(item.nodeid)} --suite {suite} --variant {variant}"
+    option = item.config.getoption
+    words = [item.nodeid, "--suite", option("suite"), "--variant", option("variant")]
+    words += ["--kernel-version", option("kernel_version")] if option("kernel_version") else []
+    words += [word for path in option("fragment") for word in ("--fragment", str(path))]
+    return f".venv/bin/pytest {shlex.join(words)}"

@@ -16,6 +16,7 @@ import pytest
 from kbuild import fs, mutants, programs, quick
 from kbuild.lab import Lab
 from kbuild.mutants import CONTROL, Fate, Mutant, Trial, Workshop
+from tests.lab.conftest import logs
 
 MUTANTS = Path(__file__).parent / "mutants"
 REPETITIONS = 10
@@ -102,19 +103,19 @@ def test_mutant(
     else:
         # kmemleak's scans take longer than all the rest; counting finds leaks each time.
         kmemleak = mutant is None and number == 0
-        logs = place.settings.build / "logs" / "lab" / "mutants" / name(case)
+        workdir = logs(place, "mutants", name(case))
         trial, result = mutants.run_trial(
             place,
             mutant,
             built,
             compiled,
             backend=backend,
-            workdir=logs,
+            workdir=workdir,
             number=number + 1,
             kmemleak=kmemleak,
         )
         trials.append(trial)
-        explained = mutants.explain(trial, mutant, result, logs)
+        explained = mutants.explain(trial, mutant, result, workdir)
         if mutant is None:
             unasked = set() if kmemleak else {"kmemleak"}
             asked = {"slab counts", *place.spec.checkers} - unasked

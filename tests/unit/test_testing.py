@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -122,7 +123,7 @@ def test_all_mutants_are_tried_and_their_page_is_written(
     text = testing.run_mutants(project, TARGET, whole=True)
     (command,) = commands
     assert command[0] == "mutants"
-    assert command[1:5] == ["--suite", "bookworm", "--variant", "debug"]
+    assert command[1:5] == ["--variant", "debug", "--suite", "bookworm"]
     assert "--all" in command
     assert "| one | stock | 1/1 |" in text
     page = (project.project / mutants.PAGE).read_text()
@@ -139,6 +140,31 @@ def test_some_of_them_take_the_place_of_their_last_runs(
     assert commands[0][-2:] == ["-k", "(one) or test_kill_matrix"]
     assert "--all" not in commands[0]
     assert [trial.mutant for trial in mutants.load(result)] == ["old", CONTROL, "one"]
+
+
+def test_the_tests_are_told_of_all_that_decides_which_kernel_it_is(
+    project: Settings, commands: list[list[str]], tmp_path: Path
+) -> None:
+    elsewhere = dataclasses.replace(
+        project, build=tmp_path / "elsewhere", revision=3, accept_expired=True
+    )
+    target = Target("bookworm", "lab", "kasan", "6.1.190-1", (tmp_path / "a", tmp_path / "b"))
+    testing.run_mutants(elsewhere, target)
+    said = " ".join(commands[0])
+    assert "--variant kasan --suite bookworm " in said
+    assert f"--build {tmp_path}/elsewhere --cache {tmp_path}/cache --revision 3 " in said
+    assert "--kernel-version 6.1.190-1 --accept-expired " in said
+    assert said.endswith(f"--fragment {tmp_path}/a --fragment {tmp_path}/b")
+
+
+def test_a_target_says_how_it_is_asked_for_again(tmp_path: Path) -> None:
+    target = Target("trixie", "lab", "kasan", "6.12.117-1", (tmp_path / "my own", Path("/b")))
+    every = ("suite", "flavour", "variant", "version", "fragment")
+    assert target.options(*every) == (
+        "--suite trixie --flavour lab --variant kasan --version 6.12.117-1"
+        f" --fragment '{tmp_path}/my own' --fragment /b"
+    )
+    assert TARGET.options("suite", "version") == "--suite bookworm"
 
 
 def test_another_suites_trials_are_kept_apart_from_the_page(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Generator, Iterator
@@ -34,14 +33,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("vm", "tests that boot a guest")
     group.addoption("--image", type=Path, help="image.json that kbuild.vm.image wrote")
     group.addoption("--prebuilt", type=Path, help="package with the module built for our kernel")
-    caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    group.addoption(
-        "--cache", type=Path, default=caches / "cplayground-kernel", help="roots, what accel works"
-    )
-    group.addoption(
-        "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="auto: what is seen to work"
-    )
-    group.addoption("--suite", default="bookworm", help="whose root guest programs are made in")
     group.addoption(
         "--target", default="", help="options of './inv test' that lead to this image again"
     )
@@ -97,22 +88,15 @@ def guest_image(request: pytest.FixtureRequest) -> GuestImage:
 
 
 @pytest.fixture(scope="session")
-def settings(request: pytest.FixtureRequest) -> Settings:
-    """Where the roots are that guest programs are compiled in; nothing is fetched."""
-    project = request.config.rootpath
-    cache: Path = request.config.getoption("cache")
-    return Settings(project=project, build=project / "build", cache=cache, offline=True)
+def logs(settings: Settings) -> Path:
+    """Where each test module has a directory for the consoles of its guests."""
+    return settings.build / "logs" / "vm"
 
 
 @pytest.fixture(scope="session")
-def accelerator(
-    request: pytest.FixtureRequest, settings: Settings, guest_image: GuestImage
-) -> Accelerator:
+def accelerator(settings: Settings, guest_image: GuestImage, accel: str | None) -> Accelerator:
     """What guests run on here: --accel, or what was seen to work."""
-    wanted: str = request.config.getoption("accel")
-    return qemu.choose_accelerator(
-        settings.cache, guest_image.kernels[0], None if wanted == "auto" else wanted
-    ).accelerator
+    return qemu.choose_accelerator(settings.cache, guest_image.kernels[0], accel).accelerator
 
 
 @dataclass
@@ -152,10 +136,11 @@ def guest_slot(
     kernel: Kernel,
     accelerator: Accelerator,
     guest_image: GuestImage,
+    logs: Path,
 ) -> Iterator[Slot]:
     """The module's guest for this kernel; its whole verdict has to be PASSED."""
     module = Path(str(request.node.name)).stem
-    workdir = request.config.rootpath / "build" / "logs" / "vm" / module / kernel.release
+    workdir = logs / module / kernel.release
     spec = GuestSpec(kernel=kernel, disk=guest_image.disk, accelerator=accelerator)
     if image.is_ours(kernel):
         spec = variants.suited(spec, variants.named_in(kernel.flavour))
@@ -182,13 +167,6 @@ def guest(request: pytest.FixtureRequest, guest_slot: Slot) -> Iterator[Guest]:
     if reports:
         # the report hook shows them
         pytest.fail(f"the kernel complained during this test: {triage.fingerprint(reports[0])}")
-
-
-@pytest.fixture(scope="session")
-def suite(request: pytest.FixtureRequest) -> str:
-    """The suite of the image: guest programs are compiled in its root."""
-    name: str = request.config.getoption("suite")
-    return name
 
 
 @pytest.fixture(scope="session")

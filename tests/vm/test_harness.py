@@ -37,10 +37,9 @@ def spec(guest_image: GuestImage, accelerator: Accelerator) -> GuestSpec:
 
 
 @pytest.fixture
-def workdir(request: pytest.FixtureRequest) -> Path:
+def workdir(request: pytest.FixtureRequest, spec: GuestSpec, logs: Path) -> Path:
     """Where the console of this test's guest is kept."""
-    logs: Path = request.config.rootpath / "build" / "logs" / "vm" / "test_harness"
-    return logs / str(request.node.name)
+    return logs / "test_harness" / spec.kernel.release / str(request.node.name)
 
 
 def misbehave(spec: GuestSpec, what: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import re
+from pathlib import Path
 
 import pytest
 
@@ -102,18 +103,17 @@ def test_loaded_twice(loaded: Guest) -> None:
 
 
 def test_the_name_is_taken(
-    request: pytest.FixtureRequest,
     kernel: Kernel,
     accelerator: Accelerator,
     guest_image: GuestImage,
+    logs: Path,
 ) -> None:
     """The load fails and leaves nothing, and what has the name keeps it.
 
     The kernel itself warns of it, so this is a guest of its own.
     """
-    logs = request.config.rootpath / "build" / "logs" / "vm" / "test_lifecycle"
     spec = GuestSpec(kernel=kernel, disk=guest_image.disk, accelerator=accelerator)
-    workdir = logs / f"{kernel.release}-name-taken"
+    workdir = logs / "test_lifecycle" / f"{kernel.release}-name-taken"
     tries = 3
     with Guest.boot(spec, workdir=workdir, expected_taint=MODULE_TAINT | WARN_TAINT) as guest:
         peek = PEEK.format(release=kernel.release)

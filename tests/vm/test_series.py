@@ -14,9 +14,10 @@ OF_2020 = Path("tests/unit/data/series-2020")
 
 
 @pytest.fixture(scope="module")
-def pristine(settings: Settings, suite: str) -> tuple[Path, str]:
+def pristine(settings: Settings, suite: str, request: pytest.FixtureRequest) -> tuple[Path, str]:
     """The unpacked source of the suite's kernel, the same for all flavours, and its version."""
-    base = source.fetch(settings, Target(suite, suites.DEBIAN_FLAVOURS[0]))
+    version = request.config.getoption("kernel_version")
+    base = source.fetch(settings, Target(suite, suites.DEBIAN_FLAVOURS[0], version=version))
     return source.unpack(settings, base), base.upstream
 
 

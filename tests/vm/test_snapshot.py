@@ -24,10 +24,9 @@ WARN_TAINT = 1 << 9
 
 
 @pytest.fixture
-def workdir(request: pytest.FixtureRequest) -> Path:
+def workdir(request: pytest.FixtureRequest, logs: Path) -> Path:
     """Where the consoles of this test's guests are kept."""
-    logs: Path = request.config.rootpath / "build" / "logs" / "vm" / "test_snapshot"
-    return logs / str(request.node.name)
+    return logs / "test_snapshot" / str(request.node.name)
 
 
 @pytest.fixture(scope="module")

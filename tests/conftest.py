@@ -1,0 +1,57 @@
+"""What the tests in guests are told: which kernel, and where its parts lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kbuild.model import Settings
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("guests", "tests that boot a guest")
+    group.addoption("--suite", default="bookworm", help="of the kernel, and of its roots")
+    group.addoption("--kernel-version", help="Debian version of its source; default: the newest")
+    caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    group.addoption(
+        "--cache", type=Path, default=caches / "cplayground-kernel", help="roots, what accel works"
+    )
+    group.addoption(
+        "--build", type=Path, default=Path("build"), help="kernels, and logs; below the checkout"
+    )
+    group.addoption("--accept-expired", action="store_true", help="as of './inv package'")
+    group.addoption("--revision", type=int, default=1, help="of our packages")
+    group.addoption(
+        "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="auto: what is seen to work"
+    )
+
+
+@pytest.fixture(scope="session")
+def settings(request: pytest.FixtureRequest) -> Settings:
+    """Where kernels and roots are; nothing is fetched."""
+    option = request.config.getoption
+    project = request.config.rootpath
+    return Settings(
+        project=project,
+        build=project / option("build"),
+        cache=option("cache"),
+        offline=True,
+        revision=option("revision"),
+        accept_expired=option("accept_expired"),
+    )
+
+
+@pytest.fixture(scope="session")
+def suite(request: pytest.FixtureRequest) -> str:
+    """The suite of the kernel: guest programs are compiled in its root."""
+    name: str = request.config.getoption("suite")
+    return name
+
+
+@pytest.fixture(scope="session")
+def accel(request: pytest.FixtureRequest) -> str | None:
+    """QEMU's accelerator if one was asked for."""
+    wanted: str = request.config.getoption("accel")
+    return None if wanted == "auto" else wanted
