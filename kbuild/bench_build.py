@@ -359,7 +359,7 @@ def _plain(bench: Bench, case: Case) -> Measurement:
     fs.write_atomic(home / "out/.config", prepared.plan.config)
     arguments = [
         part
-        for part in kernel.make_arguments(settings, prepared.plan, cached=False)
+        for part in kernel.make_arguments(settings, prepared.plan, plain=True)
         if not part.startswith("KERNELRELEASE=")
     ]
     arguments = [part.replace("O=/mnt/out", "O=/mnt/plain/out") for part in arguments]
@@ -401,7 +401,7 @@ def _count(bench: Bench, case: Case) -> Measurement:
     own = bench.target.flavour not in DEBIAN_FLAVOURS
     goal = "allnoconfig" if own else "olddefconfig"
     extra = {"KCONFIG_ALLCONFIG": "/mnt/out/config"} if own else {}
-    arguments = kernel.make_arguments(settings, prepared.plan, cached=False)
+    arguments = kernel.make_arguments(settings, prepared.plan, plain=True)
     binds = [Bind(prepared.tree.path, "/mnt/source"), Bind(out, "/mnt/out", writable=True)]
     log = settings.build / "logs" / "count.log"
     start = _now(bench)

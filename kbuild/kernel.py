@@ -239,18 +239,26 @@ def build(
     )
 
 
-def make_arguments(settings: Settings, plan: Plan, *, cached: bool = True) -> list[str]:
+def make_arguments(settings: Settings, plan: Plan, *, plain: bool = False) -> list[str]:
     """Return make's command line without goals; the same for every call on one output.
 
-    Compilers are called through the compiler cache unless ``cached`` is false.
+    ``plain`` leaves out the compiler cache, and all that makes our builds faster than the
+    kernel's own.
     """
-    compiler = host_compiler = suite(plan.target.suite).compiler
-    if cached:
+    compiler = host_compiler = cc = suite(plan.target.suite).compiler
+    if not plain:
         # A dependency file of kbuild's tells of no system headers, which programs for the build
         # itself include: so these are known by their preprocessed text.
         host_compiler = f"env -u {_DEPEND} ccache {compiler}"
-        compiler = f"ccache {compiler}"
-    arguments = [
+        cc = f"ccache {compiler}"
+    fast: list[str] = []
+    if plan.method == "fast":
+        # The distro's BTF takes DWARF's place, so none is generated or linked.
+        fast = ["PAHOLE=/mnt/input/pahole", "KCFLAGS=-g0", "KAFLAGS=-g0"]
+        # Which argument of a macro each of its tokens was is for the notes of errors, and for
+        # debug info.
+        cc += " -ftrack-macro-expansion=1"
+    return [
         "make",
         "-C",
         "/mnt/source",
@@ -258,14 +266,14 @@ def make_arguments(settings: Settings, plan: Plan, *, cached: bool = True) -> li
         f"-j{settings.jobs}",
         "--output-sync=target",
         "ARCH=x86_64",
-        f"CC={compiler}",
+        f"CC={cc}",
+        # For symbol versions, which do not ask where a token came from; a compiler needs to
+        # know of its macro at least, for __LINE__ and for the warnings that are switched off.
+        *([] if plain else [f"CPP={compiler} -E -ftrack-macro-expansion=0"]),
         f"HOSTCC={host_compiler}",
         f"KERNELRELEASE={plan.release}",
+        *fast,
     ]
-    if plan.method == "fast":
-        # The distro's BTF takes DWARF's place, so none is generated or linked.
-        arguments += ["PAHOLE=/mnt/input/pahole", "KCFLAGS=-g0", "KAFLAGS=-g0"]
-    return arguments
 
 
 def cache_environment(*, distro_options: bool) -> dict[str, str]:

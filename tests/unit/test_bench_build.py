@@ -382,8 +382,8 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Seen:
     monkeypatch.setattr(kernel, "build", build)
     monkeypatch.setattr(pipeline, "pack_kernel", lambda *_: asked.packed.append(True))
 
-    def make_arguments(*_: object, cached: bool) -> list[str]:
-        compiler = "ccache gcc-12" if cached else "gcc-12"
+    def make_arguments(*_: object, plain: bool) -> list[str]:
+        compiler = "gcc-12" if plain else "ccache gcc-12"
         return ["make", "O=/mnt/out", f"CC={compiler}", "KERNELRELEASE=x"]
 
     monkeypatch.setattr(kernel, "make_arguments", make_arguments)
