@@ -12,6 +12,7 @@ import pytest
 from kbuild import fastpath, kernel, patches, symvers
 from kbuild.errors import BuildError, GuardError, UserError
 from kbuild.kconfig import Fragment
+from kbuild.kernel import Plan
 from kbuild.model import BuiltKernel, Root, Settings, Target
 from tests.unit import toy
 
@@ -28,12 +29,8 @@ class Bench:
     root: Root
     home: Path
 
-    def build(self, target: Target = CLOUD, modules: str = "auto") -> BuiltKernel:
-        series = patches.choose(self.distro.patches, self.distro.base.upstream)
-        tree = patches.apply(
-            self.distro.pristine, series, self.home / "tree", base_version="6.1.192-2"
-        )
-        plan = kernel.make_plan(
+    def plan(self, target: Target = CLOUD, modules: str = "auto") -> Plan:
+        return kernel.make_plan(
             self.settings,
             target,
             self.distro.base,
@@ -44,10 +41,16 @@ class Bench:
             pristine=self.distro.pristine,
             modules=modules,
         )
+
+    def build(self, target: Target = CLOUD, modules: str = "auto") -> BuiltKernel:
+        series = patches.choose(self.distro.patches, self.distro.base.upstream)
+        tree = patches.apply(
+            self.distro.pristine, series, self.home / "tree", base_version="6.1.192-2"
+        )
         return kernel.build(
             self.settings,
             self.root,
-            plan,
+            self.plan(target, modules),
             tree,
             distro_image=self.distro.image,
             distro_headers=self.distro.headers,
@@ -233,6 +236,21 @@ def test_files_are_known_by_dependencies_where_the_options_are_the_distros(bench
         assert (bench.home / target.flavour / "out/ccache").read_text() == said
 
 
+def test_macros_are_tracked_where_something_asks_for_it(bench: Bench) -> None:
+    def told(plan: Plan, *, plain: bool = False) -> dict[str, str]:
+        said = kernel.make_arguments(bench.settings, plan, plain=plain)
+        return dict(one.split("=", 1) for one in said if "=" in one)
+
+    fast, full = told(bench.plan()), told(bench.plan(modules="rebuild"))
+    # Debug info, which a full build makes, tells of the macros' arguments.
+    assert fast["CC"] == "ccache gcc-12 -ftrack-macro-expansion=1"
+    assert full["CC"] == "ccache gcc-12"
+    assert fast["CPP"] == full["CPP"] == "gcc-12 -E -ftrack-macro-expansion=0"
+    plain = told(bench.plan(modules="rebuild"), plain=True)
+    assert (plain["CC"], plain["HOSTCC"]) == ("gcc-12", "gcc-12")
+    assert "CPP" not in plain
+
+
 def test_a_dropped_option_is_an_error_that_names_it(bench: Bench) -> None:
     toy.write(bench.settings.project / "fragments/lab.config", "CONFIG_KASAN=y\nCONFIG_MODULES=y\n")
     toy.write(bench.distro.pristine / "refused", "KASAN\n")
@@ -285,21 +303,11 @@ def test_a_lost_export_is_noticed_in_a_full_build(bench: Bench) -> None:
     patch = dataclasses.replace(series.patches[0], exports=("get_files_struct", "gone"))
     tree = patches.apply(bench.distro.pristine, series, bench.home / "t", base_version="6.1.192-2")
     bare = dataclasses.replace(tree, series=dataclasses.replace(series, patches=(patch,)))
-    plan = kernel.make_plan(
-        bench.settings,
-        LAB,
-        bench.distro.base,
-        release="6.1.0-56-cplayground-lab",
-        package_version="6.1.192-2+cplayground1",
-        distro_config=bench.distro.headers / f"usr/src/linux-headers-{toy.RELEASE}/.config",
-        timestamp=0,
-        pristine=bench.distro.pristine,
-    )
     with pytest.raises(GuardError, match="does not export what the series declares"):
         kernel.build(
             bench.settings,
             bench.root,
-            plan,
+            bench.plan(LAB),
             bare,
             distro_image=bench.distro.image,
             distro_headers=bench.distro.headers,
