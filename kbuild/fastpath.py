@@ -298,7 +298,7 @@ def check_types(pristine: Path, patched: Path, names: Iterable[str]) -> None:
             "the image may not carry the distro's modules: the series changes what they were "
             "compiled with, or what the distro's BTF describes",
             expected="no change of a header but declarations of functions; "
-            "no type, function's head or macro of a C file changed or gone",
+            "no type, function's head, macro or condition of a C file changed",
             found="\n".join(problems[:_NAMED_AT_MOST]),
             hint="build in full, modules and all, with --modules rebuild",
         )

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from kbuild.model import Settings
+from kbuild.suites import USUAL_SUITE
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("guests", "tests that boot a guest")
-    group.addoption("--suite", default="bookworm", help="of the kernel, and of its roots")
+    group.addoption("--suite", default=USUAL_SUITE, help="of the kernel, and of its roots")
     group.addoption("--kernel-version", help="Debian version of its source; default: the newest")
     caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     group.addoption(

@@ -130,7 +130,10 @@ def pytest_runtest_makereport(
 
 def _again(item: pytest.Item) -> str:
     option = item.config.getoption
-    words = [item.nodeid, "--suite", option("suite"), "--variant", option("variant")]
-    words += ["--kernel-version", option("kernel_version")] if option("kernel_version") else []
+    words = [item.nodeid]
+    for name in ("suite", "variant", "kernel-version", "build", "cache", "revision"):
+        value = option(name.replace("-", "_"))
+        words += [f"--{name}", str(value)] if value is not None else []
     words += [word for path in option("fragment") for word in ("--fragment", str(path))]
+    words += ["--accept-expired"] if option("accept_expired") else []
     return f".venv/bin/pytest {shlex.join(words)}"
