@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kbuild import (
+    cleaning,
     compilers,
     fs,
     kconfig,
@@ -46,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 _TIMEOUT_S = 24 * 3600.0
 _NAMED_MISSES = 20
+# Of the cache, what a build is not measured by.
+_SHARED = (*cleaning.SHELVES, "accelerator", "dists", "locks")
 _EXPORT = re.compile(r"^\+EXPORT_SYMBOL(?:_GPL)?\((\w+)\);$", re.MULTILINE)
 # What "make -n" prints for one object of C or assembly.
 _COMPILES = re.compile(r"\s-c -o \S+\.o\s")
@@ -250,10 +253,11 @@ def _private_cache(bench: Bench, method: str, *, empty: bool = False) -> Path:
     if empty:
         shutil.rmtree(cache / "ccache", ignore_errors=True)
     cache.mkdir(parents=True, exist_ok=True)
-    for shelf in bench.settings.cache.iterdir():
-        link = cache / shelf.name
-        if shelf.is_dir() and shelf.name not in ("ccache", "objects") and not link.exists():
-            link.symlink_to(shelf)
+    # By name: on a new machine none of them is there yet, and each is to be filled only once.
+    for shelf in _SHARED:
+        (bench.settings.cache / shelf).mkdir(parents=True, exist_ok=True)
+        if not (cache / shelf).exists():
+            (cache / shelf).symlink_to(bench.settings.cache / shelf)
     (cache / "ccache").mkdir(exist_ok=True)
     return cache
 
