@@ -76,6 +76,7 @@ SUITES = {
             compiler="gcc-12",
             mark="deb12",
             objects={
+                ("fast", "amd64"): 2549,
                 ("fast", "cloud-amd64"): 2365,
                 ("rebuild", "cloud-amd64"): 6352,
                 ("rebuild", "lab"): 1245,
