@@ -155,6 +155,8 @@ PATTERNS: tuple[Pattern, ...] = (
         (
             ("context switch under RCU", r"oluntary context switch within RCU"),
             ("context switch under RCU", r"Illegal context switch in RCU"),
+            # 5.10 has no words for it; of others this line comes after theirs.
+            ("context switch under RCU", r"WARNING: .*\brcu_note_context_switch\+0x"),
             ("locking", r"DEBUG_LOCKS_WARN_ON\((?P<detail>.+)\)"),
             ("debug objects", r"ODEBUG: (?P<detail>\w+ \w+) .*?object type: \w+"),
             ("list corruption", r"(?P<detail>list_(add|del)) (double add|corruption)"),

@@ -110,6 +110,10 @@ def test_a_recorded_console_loses_only_what_is_far_from_its_reports() -> None:
             "Voluntary context switch within RCU read-side critical section!",
             "context switch under RCU",
         ),
+        (
+            "WARNING: CPU: 0 PID: 58 at k/r/t.h:297 rcu_note_context_switch+0x14a/0x18e0",
+            "context switch under RCU",
+        ),
         ("WARNING: possible circular locking dependency detected", "lockdep"),
         ("WARNING: inconsistent lock state", "lockdep"),
         ("WARNING: lock held when returning to user space!", "lockdep"),
