@@ -43,6 +43,7 @@ _LOOK_EVERY_S = 0.2
 # For a quick look: a race of which only a long one tells is for the mutants and for stress.
 CHURN_S = 1.5
 _STORM_S = "60"  # at most: it ends when the module has come and gone
+_OPENS = 200
 # What a report still says when its title is there comes within this, or not at all.
 _SILENCE_S = 1.0
 _REPORT_S = 5.0
@@ -379,6 +380,7 @@ class _Run:
         self.held(strange)
         self.step("still", self._compare)
         self.step("ways of reading", self._read_in_ways)
+        self.step("opens", self._open_often)
         self.step("privacy", self._open_inside)
         self.step("reload", self._reload)
         self.end(strange)
@@ -477,6 +479,13 @@ class _Run:
                 f"{len(result.stdout)} bytes in pieces, {len(expected)} bytes at once",
             )
         return f"{len(expected)} bytes, the same in pieces of 61"
+
+    def _open_often(self) -> str:
+        """Lose by each open more than counts may differ by, if one is to be lost."""
+        opens = f'i=0; while [ "$i" -lt {_OPENS} ]; do : <{FILE}; i=$((i + 1)); done'
+        # dash ends where such a redirection fails (POSIX, consequences of shell errors).
+        self.run(["sh", "-c", opens], "reading")
+        return f"{_OPENS} times, nothing read"
 
     def _open_inside(self) -> str:
         result = self.run(["unshare", "--fork", "--pid", "--mount-proc", "cat", FILE])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,6 +95,12 @@ def test_each_applies_without_fuzz_and_changes_the_module(mutant: Mutant, tmp_pa
         != (PROJECT / "kmod" / path.relative_to(tmp_path / "kmod")).read_bytes()
     ]
     assert changed
+
+
+@pytest.mark.parametrize("mutant", mutants.read_all(MUTANTS), ids=lambda one: one.name)
+def test_each_can_be_compiled_as_gnu89(mutant: Mutant) -> None:
+    # As kernels before 5.18 are (e8c07082a810): no declaration in the head of a loop.
+    assert not re.search(r"^\+.*\bfor \((?:struct )?\w+ \*?\w+ =", mutant.patch.read_text(), re.M)
 
 
 def test_every_bug_of_the_list_is_there() -> None:

@@ -209,6 +209,7 @@ def test_a_module_that_is_right_passes() -> None:
         ("observe", always(1), "workload"),
         (f"@read {quick.FILE}", always(5), "reading"),
         (f"@read {quick.FILE}", always(0, b"x\n"), "grammar"),
+        ("sh", always(2, err=b"cannot open"), "reading"),
         ("unshare", always(0, b"something"), "privacy"),
         ("witness", always(3, b"anchored 1\n"), "grammar"),
         ("witness", always(4, b"anchored 1\n"), "invariants"),
