@@ -9,15 +9,20 @@ import pytest
 from kbuild import patches, source, suites
 from kbuild.errors import BuildError
 from kbuild.model import Settings, Target
+from kbuild.vm.image import GuestImage
 
 OF_2020 = Path("tests/unit/data/series-2020")
 
 
 @pytest.fixture(scope="module")
-def pristine(settings: Settings, suite: str, request: pytest.FixtureRequest) -> tuple[Path, str]:
-    """The unpacked source of the suite's kernel, the same for all flavours, and its version."""
+def pristine(
+    settings: Settings, suite: str, guest_image: GuestImage, request: pytest.FixtureRequest
+) -> tuple[Path, str]:
+    """The unpacked source of the image's kernel, and its version."""
     version = request.config.getoption("kernel_version")
-    base = source.fetch(settings, Target(suite, suites.DEBIAN_FLAVOURS[0], version=version))
+    # The same for all flavours; but nothing is fetched here, and this one's files are there.
+    flavour = suites.base_flavour(guest_image.kernels[0].flavour)
+    base = source.fetch(settings, Target(suite, flavour, version=version))
     return source.unpack(settings, base), base.upstream
 
 
