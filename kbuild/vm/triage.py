@@ -192,6 +192,9 @@ PATTERNS: tuple[Pattern, ...] = (
         _WARN_END,
         (
             ("refcount", r"refcount_t: (?P<detail>[\w -]+)"),
+            # That of struct file is of another type: of 6.12, and of 7.3.
+            ("refcount", r"struct file::f_count (?P<detail>[\w -]+)"),
+            ("refcount", r"(?P<detail>(file_ref_inc\(\)|imbalanced put) on .*file reference)"),
             ("WARN", _WARN_LINE),
             ("unknown BUG", r"\bBUG: "),
             ("unknown warning", r"\bWARNING: "),
