@@ -43,7 +43,7 @@ _LOOK_EVERY_S = 0.2
 # For a quick look: a race of which only a long one tells is for the mutants and for stress.
 CHURN_S = 1.5
 _STORM_S = "60"  # at most: it ends when the module has come and gone
-_OPENS = 200
+_OPENS = 128
 # What a report still says when its title is there comes within this, or not at all.
 _SILENCE_S = 1.0
 _REPORT_S = 5.0
