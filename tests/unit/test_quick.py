@@ -242,6 +242,19 @@ def test_a_guest_that_was_not_made_ready_is() -> None:
     assert any("/tmp/counted" in argv[-1] for argv in guest.started if argv[0] == "sh")
 
 
+def test_what_a_kernel_has_lost_at_boot_is_its_own_and_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told = iter([(0, b"unreferenced object 0x1 (size 8):\n", b"")])
+    guest = FakeGuest({f"@read {quick._KMEMLEAK}": lambda argv: next(told)})
+    quick.prepare(cast(Guest, guest), {})
+    assert "unreferenced object 0x1" in caplog.text
+    words = " ".join(argv[-1] for argv in guest.started if argv[0] == "sh")
+    # Not on the console; and at the end it has forgotten that, and has its voice again.
+    quiet, scan, loud = (words.index(part) for part in ("echo 6 >", "echo scan", "echo $level"))
+    assert quiet < scan < words.rindex("echo scan") < loud < words.index("echo clear")
+
+
 def test_ids_that_stay_are_found() -> None:
     listing = FakeGuest().listing()
     result = judge(FakeGuest({f"@read {quick.FILE}": always(0, listing)}))
