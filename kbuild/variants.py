@@ -67,7 +67,7 @@ DETECTORS: Mapping[str, tuple[Detector, ...]] = {
         Detector("vmalloc_out_of_bounds", "KASAN vmalloc-out-of-bounds"),
         Detector("stack_out_of_bounds", "KASAN stack-out-of-bounds"),
         Detector("double_free", "KASAN double-free"),
-        Detector("overrun", "slab Right Redzone overwritten"),
+        Detector("overrun", "slab Right Redzone overwritten", newer="slab Object corrupt"),
         Detector("freed_page", "page poisoning"),
         Detector("list", "list corruption list_del"),
     ),

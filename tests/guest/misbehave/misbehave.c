@@ -319,9 +319,12 @@ static noinline int misbehave_leak(void)
 {
 	int i;
 
-	/* of one a copy may linger on a stack or in a register; of several no more than one */
+	/*
+	 * Of one a copy may linger on a stack or in a register; of several no more than one,
+	 * and it leads to no other: the allocator's own pointers are wiped.
+	 */
 	for (i = 0; i < 8; i++)
-		if (!kmalloc(OBJECT_SIZE, GFP_KERNEL))
+		if (!kzalloc(OBJECT_SIZE, GFP_KERNEL))
 			return -ENOMEM;
 	return 0;
 }
