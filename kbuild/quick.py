@@ -43,7 +43,7 @@ _SCAN = ("sh", "-c", f"echo scan >{_KMEMLEAK}")
 # by a thread, which asks for the level when it gets there.
 _LEVEL = "/proc/sys/kernel/printk"
 _SCAN_QUIETLY = (
-    f"read -r level _ <{_LEVEL} && echo 6 >{_LEVEL} && echo scan >{_KMEMLEAK} "
+    f"level=$(cut -f1 {_LEVEL}) && echo 6 >{_LEVEL} && echo scan >{_KMEMLEAK} "
     f"&& echo scan >{_KMEMLEAK} && sleep 1 && echo $level >{_LEVEL}"
 )
 _LOOK_EVERY_S = 0.2
