@@ -98,8 +98,8 @@ def test_each_applies_without_fuzz_and_changes_the_module(mutant: Mutant, tmp_pa
 
 
 @pytest.mark.parametrize("mutant", mutants.read_all(MUTANTS), ids=lambda one: one.name)
-def test_each_can_be_compiled_as_gnu89(mutant: Mutant) -> None:
-    # As kernels before 5.18 are (e8c07082a810): no declaration in the head of a loop.
+def test_no_loop_declares_a_variable(mutant: Mutant) -> None:
+    # Kernels before 5.18 are compiled as gnu89 (e8c07082a810), where that is an error.
     assert not re.search(r"^\+.*\bfor \((?:struct )?\w+ \*?\w+ =", mutant.patch.read_text(), re.M)
 
 
