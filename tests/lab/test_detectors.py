@@ -43,6 +43,7 @@ _FAULT_KNOBS = (
     (f"{_DEBUGFS}/fail_page_alloc/ignore-gfp-wait", "N"),
     (f"{_DEBUGFS}/fail_page_alloc/min-order", "0"),
 )
+_ROUNDS = 8
 # The n-th thing that can fail is made to, from the opening of the file on, for each n until
 # there is no n-th.  Reading what is left of n can be what fails.
 _EACH_IN_TURN = """\
@@ -155,12 +156,16 @@ def test_a_failure_can_be_made(place: Lab, workdir: Path, fault: str) -> None:
     with misbehaving(place, workdir) as guest:
         for path, value in _FAULT_KNOBS:
             write(guest, path, value)
-        since = guest.machine.console.size()
-        done = guest.run(["sh", "-c", _EACH_IN_TURN, "sh", fault, _WHAT], timeout_s=60)
-        text = console_after(guest, since)
-        assert done.status == 0, f"there was always one more to fail: {done.stderr.decode()}"
-        forced = text.split("FAULT_INJECTION: forcing a failure")[1:]
-        assert any(f" misbehave_{fault}+0x" in one for one in forced), (
-            f"{len(forced)} failures were made, and none of them in misbehave_{fault}"
-        )
-        assert triage.scan(text) == ()
+        forced: list[str] = []
+        # One more that can fail, as an allocator's own cache being filled, moves all behind it by
+        # one, and the next n then misses what has moved back: so there are several rounds.
+        for _ in range(_ROUNDS):
+            since = guest.machine.console.size()
+            done = guest.run(["sh", "-c", _EACH_IN_TURN, "sh", fault, _WHAT], timeout_s=60)
+            text = console_after(guest, since)
+            assert done.status == 0, f"there was always one more to fail: {done.stderr.decode()}"
+            assert triage.scan(text) == ()
+            forced += text.split("FAULT_INJECTION: forcing a failure")[1:]
+            if any(f" misbehave_{fault}+0x" in one for one in forced):
+                return
+        pytest.fail(f"{len(forced)} failures were made, and none of them in misbehave_{fault}")
