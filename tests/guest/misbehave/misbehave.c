@@ -317,29 +317,12 @@ static noinline int misbehave_no_rcu(void)
 
 static noinline int misbehave_leak(void)
 {
-	void **object, **others = NULL;
 	int i;
 
-	/*
-	 * Of one a copy may linger on a stack or in a register; of several no more than one,
-	 * and it leads to no other: the allocator's own pointers are wiped.
-	 */
+	/* of one a copy may linger on a stack or in a register; of several no more than one */
 	for (i = 0; i < 8; i++)
-		if (!kzalloc(OBJECT_SIZE, GFP_KERNEL))
+		if (!kmalloc(OBJECT_SIZE, GFP_KERNEL))
 			return -ENOMEM;
-	/* A sheaf of Linux 7 keeps pointers to what came from it, until it is filled anew. */
-	for (i = 0; i < 2048; i++) {
-		object = kmalloc(OBJECT_SIZE, GFP_KERNEL);
-		if (!object)
-			break;
-		*object = others;
-		others = object;
-	}
-	while (others) {
-		object = others;
-		others = *object;
-		kfree(object);
-	}
 	return 0;
 }
 
