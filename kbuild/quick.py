@@ -37,15 +37,8 @@ PROGRAMS = (
 _ALLOWED_TAINT = 1 << 12 | 1 << 13
 _REMOTE = "/tmp/cplayground.ko"
 _COUNTED = "/tmp/counted"  # by make_ready()
-_KMEMLEAK = "/sys/kernel/debug/kmemleak"
+_KMEMLEAK = checking.KMEMLEAK
 _SCAN = ("sh", "-c", f"echo scan >{_KMEMLEAK}")
-# Scans twice, since only what two scans agree on is reported; and a console may be written to
-# by a thread, which asks for the level when it gets there.
-_LEVEL = "/proc/sys/kernel/printk"
-_SCAN_QUIETLY = (
-    f"level=$(cut -f1 {_LEVEL}) && echo 6 >{_LEVEL} && echo scan >{_KMEMLEAK} "
-    f"&& echo scan >{_KMEMLEAK} && sleep 1 && echo $level >{_LEVEL}"
-)
 _LOOK_EVERY_S = 0.2
 # For a quick look: a race of which only a long one tells is for the mutants and for stress.
 CHURN_S = 1.5
@@ -134,14 +127,12 @@ class QuickResult:
 def prepare(guest: Guest, compiled: Mapping[str, Path]) -> None:
     """Put programs into a guest and let its detectors forget what was before.
 
-    What kmemleak finds now is the kernel's own, as the eight bytes that Linux 7.3 loses for
-    its rootfs (ramfs_init_fs_context): it is logged, and kept from the console, which is
-    judged.
+    What kmemleak finds now is the kernel's own: it is logged, and kept from the console, which
+    is judged.
     """
     programs.install(guest, dict(compiled))
     if guest.run(["test", "-e", _KMEMLEAK], timeout_s=10).status == 0:
-        # kmemleak speaks at level 6; whatever else is a report is above that.
-        guest.run(["sh", "-c", _SCAN_QUIETLY], timeout_s=120, check=True)
+        guest.run(["sh", "-c", checking.two_scans()], timeout_s=120, check=True)
         lost = guest.run(["@read", _KMEMLEAK], timeout_s=20, check=True).text
         if lost.strip():
             logger.warning("this kernel loses memory of its own, by kmemleak:\n%s", lost.rstrip())

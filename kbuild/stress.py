@@ -49,7 +49,6 @@ _END_S = 20.0  # for what was told to end to be gone
 _SCAN_S = 60.0
 # Twice the age below which kmemleak does not trust what it finds (MSECS_MIN_AGE).
 _KMEMLEAK_AGE_S = "10"
-_KMEMLEAK = "/sys/kernel/debug/kmemleak"
 
 # Pages that nothing in /proc/meminfo accounts for may be this many more, for what the kernel
 # keeps by the way (per-CPU lists, the stack depot).  A reader's buffers are 68 KiB.
@@ -662,15 +661,14 @@ def _said(guest: Guest, detector: str) -> str | None:
 
 
 def _kmemleak(guest: Guest) -> str | None:
-    if guest.run(["test", "-e", _KMEMLEAK], timeout_s=_COMMAND_S).status:
+    if guest.run(["test", "-e", checking.KMEMLEAK], timeout_s=_COMMAND_S).status:
         return None
     _do(guest, "sleep", _KMEMLEAK_AGE_S)
-    # what one scan finds has to be there unchanged in the next one
-    for _ in range(2):
-        scan = guest.run(["sh", "-c", f"echo scan >{_KMEMLEAK}"], timeout_s=_SCAN_S)
-        if scan.status:  # EPERM: it has run out of memory once and is off since
-            return None
-    return guest.read(_KMEMLEAK, timeout_s=_COMMAND_S).decode(errors="replace")
+    scans = guest.run(["sh", "-c", checking.two_scans()], timeout_s=2 * _SCAN_S)
+    if scans.status:  # EPERM: it has run out of memory once and is off since
+        return None
+    listed = guest.read(checking.KMEMLEAK, timeout_s=_COMMAND_S).decode(errors="replace")
+    return "\n".join(report.excerpt for report in checking.leaks(listed))
 
 
 # What a person sees.

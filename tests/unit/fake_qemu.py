@@ -28,6 +28,7 @@ REGISTERS = "\r\n".join(
     for cpu, address, halted in ((0, "ffffffff81c00ba0", 0), (1, "ffffffff81a04ffe", 1))
 )
 LEAK = b'unreferenced object 0xffff888003a5ed40 (size 64):\n  comm "sh", pid 1, jiffies 1\n'
+BOOT_LEAK = LEAK.replace(b'"sh", pid 1', b'"swapper/0", pid 0')
 
 
 def main() -> None:
@@ -166,7 +167,10 @@ def _files(behaviour: str) -> dict[str, tuple[int, bytes]]:
         "/proc/sys/kernel/tainted": (0, b"512\n" if behaviour == "tainted" else b"0\n"),
         "/sys/kernel/debug/kcsan": (1, b"") if races is None else (0, races + watched),
         "/proc/lockdep_stats": (1, b"") if locks is None else (0, b" debug_locks:    %s\n" % locks),
-        "/sys/kernel/debug/kmemleak": (0, LEAK if behaviour == "leaky" else b""),
+        "/sys/kernel/debug/kmemleak": (
+            0,
+            {"leaky": LEAK + BOOT_LEAK, "leaky at boot": BOOT_LEAK}.get(behaviour, b""),
+        ),
     }
 
 

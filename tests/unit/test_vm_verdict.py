@@ -155,3 +155,34 @@ def test_a_console_that_is_not_there_is_empty(tmp_path: Path) -> None:
     console = Console(tmp_path / "none")
     assert (console.size(), console.text(), console.tail()) == (0, "", "")
     assert banner("") is None
+
+
+LEAK = """\
+unreferenced object 0xff11000000170780 (size 8):
+  comm "{comm}", pid {pid}, jiffies 4294892367
+  hex dump (first 8 bytes):
+    ed 01 00 00 00 00 00 00                          ........
+  backtrace (crc bea23b04):
+    kmemleak_alloc+0x24/0x30
+    {function}+0x41/0x100
+"""
+
+
+def test_only_what_is_lost_before_there_is_a_program_is_the_kernels_own(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    own = LEAK.format(comm="swapper/0", pid=0, function="ramfs_init_fs_context")
+    own += LEAK.format(comm="swapper/0", pid=1, function="do_one_initcall")
+    assert checking.leaks(own) == ()
+    assert "ramfs_init_fs_context" in caplog.text
+    assert "do_one_initcall" in caplog.text
+    for comm, pid in (("sh", 1), ("insmod", 70), ("softirq", 0), ("swapper/0", 12)):
+        ours = LEAK.format(comm=comm, pid=pid, function="cplayground_open")
+        found = checking.leaks(own + ours + own)
+        assert [report.excerpt.strip() for report in found] == [ours.strip()]
+
+
+def test_a_list_of_leaks_that_is_not_understood_is_a_leak() -> None:
+    assert checking.leaks("") == checking.leaks("\n") == ()
+    (found,) = checking.leaks("lost: 8 bytes\n")
+    assert (found.outcome, found.title) == (Outcome.LEAKED, "lost: 8 bytes")
