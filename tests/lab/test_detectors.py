@@ -6,6 +6,7 @@ silent for ever after (lockdep) or only report once (KASAN), so each has a guest
 
 from __future__ import annotations
 
+import fnmatch
 import re
 import shlex
 import time
@@ -141,15 +142,29 @@ def test_a_guest_in_which_nothing_was_tripped_is_clean(place: Lab, workdir: Path
 
 
 def test_the_slabs_that_the_command_line_names_are_checked(place: Lab, workdir: Path) -> None:
-    given = [re.match(r"slub_debug=(\w+),(.+)", word) for word in place.spec.append]
-    named = [(flags[1], name) for flags in given if flags for name in flags[2].split(",")]
-    if not named:
+    given = [word.partition("=")[2] for word in place.spec.append if word.startswith("slub_debug=")]
+    # Documentation/mm/slub.rst: blocks of flags and the names, or globs, that they are for
+    blocks = [block.split(",") for value in given for block in value.split(";")]
+    if not blocks:
         pytest.skip(f"the variant {place.target.variant} has no slub_debug parameter")
     with misbehaving(place, workdir) as guest:
-        for flags, name in named:
-            for flag, check in (("F", "sanity_checks"), ("Z", "red_zone"), ("P", "poison")):
-                value = guest.read(f"/sys/kernel/slab/{name}/{check}").strip()
-                assert value == (b"1" if flag in flags else b"0"), f"{name}: {check}"
+        slabs = guest.run(["ls", "/sys/kernel/slab"], timeout_s=20, check=True).text.split()
+        for flags, *globs in blocks:
+            for glob in globs:
+                named = fnmatch.filter(slabs, glob)
+                assert named, f"{glob}: none of {slabs}"
+                for name in named:
+                    assert _checks(guest, name) == set(flags), name
+
+
+def _checks(guest: Guest, slab: str) -> set[str]:
+    """Return the checks of a slab that are on, as the letters of slub_debug."""
+    path = f"/sys/kernel/slab/{slab}"
+    return {
+        flag
+        for flag, check in (("F", "sanity_checks"), ("Z", "red_zone"), ("P", "poison"))
+        if guest.read(f"{path}/{check}").strip() == b"1"
+    }
 
 
 def test_a_failure_can_be_made(place: Lab, workdir: Path, fault: str) -> None:
