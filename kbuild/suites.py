@@ -65,7 +65,11 @@ SUITES = {
                 "pahole": "dwarves",
                 "python3-kconfiglib": "",
             },
-            objects={("fast", "cloud-amd64"): 2163, ("rebuild", "lab"): 1214},
+            objects={
+                ("fast", "amd64"): 2349,
+                ("fast", "cloud-amd64"): 2163,
+                ("rebuild", "lab"): 1214,
+            },
         ),
         Suite(
             name="bookworm",
