@@ -347,7 +347,10 @@ def check_refcount(text: str) -> Check:
 
 
 def check_kmemleak(text: str | None, required: bool) -> Check:
-    """The kernel's leak detector has nothing; ``text`` is its file, None where there is none."""
+    """The kernel's leak detector has nothing.
+
+    ``text`` is what it lists, without the kernel's own, or None where there is no detector.
+    """
     if text is None:
         missing = "no kmemleak in this kernel, or it has turned itself off"
         return Check("kmemleak", Outcome.FAILED if required else None, missing)
