@@ -213,15 +213,10 @@ def extract(root: Root, vmlinuz: Path, modules: Path, destination: Path) -> Dist
             hint="build in full instead: --modules rebuild",
         )
     result = DistroImage(destination / "distro.btf", destination / "distro-modules.pem")
-    _write_if_changed(result.btf, btf_section(vmlinux, where=vmlinuz))
-    _write_if_changed(result.certificate, certificate.public_bytes(Encoding.PEM))
+    # An unchanged certificate must not relink the kernel.
+    fs.write_if_changed(result.btf, btf_section(vmlinux, where=vmlinuz))
+    fs.write_if_changed(result.certificate, certificate.public_bytes(Encoding.PEM))
     return result
-
-
-def _write_if_changed(path: Path, content: bytes) -> None:
-    # make compares times: an unchanged certificate must not relink the kernel.
-    if not path.exists() or path.read_bytes() != content:
-        fs.write_atomic(path, content)
 
 
 def write_pahole(path: Path, version: int) -> None:
@@ -243,8 +238,7 @@ fi
 for file; do :; done
 exec objcopy --remove-section=.BTF --add-section .BTF=/mnt/input/distro.btf "$file"
 """
-    if not path.exists() or path.read_text() != script:
-        fs.write_atomic(path, script, mode=0o755)
+    fs.write_if_changed(path, script, mode=0o755)
 
 
 def check_compiler(config: Fragment, found: str) -> None:

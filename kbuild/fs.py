@@ -60,6 +60,13 @@ def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o644) -> None
         raise
 
 
+def write_if_changed(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:
+    """Write a file by rename unless it has that content: make would go by its new time."""
+    raw = content.encode() if isinstance(content, str) else content
+    if not path.exists() or path.read_bytes() != raw:
+        write_atomic(path, raw, mode=mode)
+
+
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` as indented JSON with sorted keys, by rename."""
     write_atomic(path, json.dumps(value, indent=2, sort_keys=True) + "\n")

@@ -44,6 +44,7 @@ _CONFIGURE_TIMEOUT_S = 600
 _CCACHE_SIZE = "8G"
 # ccache's option to know a file by what the compiler says that it was made from: "depend mode".
 _DEPEND = "CCACHE_DEPEND"
+_HOST_COMPILER = "/mnt/input/host-compiler"
 
 # What make prints for one object, by whatever makes it (an archive or a program is none), and
 # what it prints when something went wrong.
@@ -247,10 +248,7 @@ def make_arguments(settings: Settings, plan: Plan, *, plain: bool = False) -> li
     """
     compiler = host_compiler = cc = suite(plan.target.suite).compiler
     if not plain:
-        # A dependency file of kbuild's tells of no system headers, which programs for the build
-        # itself include: so these are known by their preprocessed text.
-        host_compiler = f"env -u {_DEPEND} ccache {compiler}"
-        cc = f"ccache {compiler}"
+        host_compiler, cc = _HOST_COMPILER, f"ccache {compiler}"
     fast: list[str] = []
     if plan.method == "fast":
         # The distro's BTF takes DWARF's place, so none is generated or linked.
@@ -274,6 +272,24 @@ def make_arguments(settings: Settings, plan: Plan, *, plain: bool = False) -> li
         f"KERNELRELEASE={plan.release}",
         *fast,
     ]
+
+
+def write_host_compiler(path: Path, compiler: str) -> None:
+    """Write the program that compiles for the build itself, make's HOSTCC.
+
+    It has to be one word: Linux 7 gives it to rustc as it is (``-Clinker=$(HOSTCC)`` in
+    scripts/Makefile.host and rust/Makefile).
+    """
+    fs.write_if_changed(
+        path,
+        f"""#!/bin/sh
+# A dependency file of kbuild's tells of no system headers, which programs for the build
+# itself include: so these are known by their preprocessed text.
+unset {_DEPEND}
+exec ccache {compiler} "$@"
+""",
+        mode=0o755,
+    )
 
 
 def cache_environment(*, distro_options: bool) -> dict[str, str]:
@@ -333,6 +349,7 @@ def _workshop(
     for directory in (output, given, ccache):
         directory.mkdir(parents=True, exist_ok=True)
     target = plan.target
+    write_host_compiler(given / Path(_HOST_COMPILER).name, suite(target.suite).compiler)
     return _Workshop(
         plan=plan,
         root=root,
