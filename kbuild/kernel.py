@@ -15,7 +15,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kbuild import compilers, fastpath, fs, kconfig, progress, roots, stamp, symvers
+from kbuild import (
+    compilers,
+    fastpath,
+    fs,
+    kconfig,
+    progress,
+    roots,
+    stamp,
+    symvers,
+)
 from kbuild.compilers import Help
 from kbuild.errors import BuildError, GuardError, UserError
 from kbuild.kconfig import Fragment
@@ -35,6 +44,9 @@ _OWN_KEY = Fragment(
     "module signing of a full build",
     {"MODULE_SIG_KEY": '"certs/signing_key.pem"', "SYSTEM_TRUSTED_KEYS": '""'},
 )
+# The distro's salt of build IDs is its ABI name, so that each point release has another. It goes
+# into two notes, and every file would have to be compiled again for it.
+_NO_SALT = Fragment("no salt in build IDs", {"BUILD_SALT": '""'})
 
 # Objects of a build that nobody has counted and the suite's entry does not tell either.
 _MANY_OBJECTS = 20000
@@ -42,9 +54,15 @@ _MANY_OBJECTS = 20000
 _COMPILE_TIMEOUT_S = 12 * 3600
 _CONFIGURE_TIMEOUT_S = 600
 _CCACHE_SIZE = "8G"
-# ccache's option to know a file by what the compiler says that it was made from: "depend mode".
-_DEPEND = "CCACHE_DEPEND"
 _HOST_COMPILER = "/mnt/input/host-compiler"
+# The final configuration without its comments, one option in a line.
+_OPTIONS = "/mnt/input/options"
+# What tells ccache to know a file by what the compiler says that it was made from.
+_DEPENDING = {
+    "CCACHE_DEPEND": "1",
+    "CCACHE_IGNOREHEADERS": "include/generated/autoconf.h",
+    "CCACHE_EXTRAFILES": _OPTIONS,
+}
 
 # What make prints for one object, by whatever makes it (an archive or a program is none), and
 # what it prints when something went wrong.
@@ -67,7 +85,7 @@ class Plan:
     method: str  # "fast" or "rebuild"
     reason: str  # why that method
     fragments: tuple[Fragment, ...]
-    distro_options: bool  # the configuration is the distro's own, but for the keys of modules
+    distro_options: bool  # the configuration is the distro's own, but for its keys and its salt
     config: str  # merged, before olddefconfig; for lab, what allnoconfig is given
     distro: Fragment  # Debian's own configuration
     timestamp: str  # of the source, in seconds since the epoch
@@ -148,6 +166,8 @@ def make_plan(
     elif target.flavour in DEBIAN_FLAVOURS:
         fragments = (_OWN_KEY, *fragments)
     start = distro if target.flavour in DEBIAN_FLAVOURS else Fragment("allnoconfig", {})
+    if "BUILD_SALT" in start.options:
+        fragments = (_NO_SALT, *fragments)
     return Plan(
         target=target,
         base=base,
@@ -285,7 +305,7 @@ def write_host_compiler(path: Path, compiler: str) -> None:
         f"""#!/bin/sh
 # A dependency file of kbuild's tells of no system headers, which programs for the build
 # itself include: so these are known by their preprocessed text.
-unset {_DEPEND}
+unset {" ".join(_DEPENDING)}
 exec ccache {compiler} "$@"
 """,
         mode=0o755,
@@ -305,7 +325,9 @@ def cache_environment(*, distro_options: bool) -> dict[str, str]:
         # does not ask for, at a quarter of what compiling costs.  The distro's options do not
         # change, and from one release or flavour to another nearly every preprocessed text does
         # (docs/building.md): the compiler's dependency files tell as much, and cost nothing.
-        environment[_DEPEND] = "1"
+        # Each file depends on the header with all options, whose first lines name the version:
+        # the options themselves stand for it.
+        environment |= _DEPENDING
     return environment
 
 
@@ -476,7 +498,8 @@ def _check_strayed(plan: Plan, final: Fragment, log: Path) -> None:
     if lines and plan.method == "fast":
         raise GuardError(
             f"{len(lines)} option(s) are not what the distro's kernel was built with",
-            expected="the distro's configuration, but for the keys that modules are signed with",
+            expected="the distro's configuration, but for the keys that modules are signed with "
+            "and the salt of build IDs",
             found="\n".join(lines),
             log=log,
             hint="does the suite's root have every compiler and tool that the distro's build had? "
@@ -495,6 +518,8 @@ def _make(shop: _Workshop, goals: Sequence[str]) -> None:
     there = _count_objects(shop.output)
     total = max(_expected_objects(shop.counts, shop.plan), there + 1)
     done = there
+    final = kconfig.read(shop.output / ".config", strict=False)
+    fs.write_if_changed(shop.given / Path(_OPTIONS).name, final.text())
     with progress.bar(f"compiling {release}", total, unit="objects", initial=there) as advance:
 
         def on_line(line: str) -> None:

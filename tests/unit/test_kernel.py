@@ -224,6 +224,26 @@ def test_the_lab_is_built_in_full(bench: Bench) -> None:
     assert "# CONFIG_SWAP is not set" in built.config.read_text()
 
 
+def test_the_distros_salt_is_left_out_where_it_has_one(bench: Bench) -> None:
+    assert "BUILD_SALT" not in bench.plan().config
+    config = bench.distro.headers / f"usr/src/linux-headers-{toy.RELEASE}/.config"
+    config.write_text(config.read_text() + f'CONFIG_BUILD_SALT="{toy.RELEASE}"\n')
+    for modules in ("auto", "rebuild"):
+        assert 'CONFIG_BUILD_SALT=""\n' in bench.plan(modules=modules).config
+    # and that is no reason to refuse the fast path
+    assert bench.build().method == "fast"
+
+
+def test_the_options_are_there_for_ccache_without_what_names_the_version(bench: Bench) -> None:
+    bench.build()
+    home = bench.home / "cloud-amd64"
+    options = (home / "input/options").read_text()
+    config = (home / "out/.config").read_text()
+    assert sorted(options.splitlines()) == sorted(
+        line for line in config.splitlines() if "CONFIG_" in line
+    )
+
+
 def test_files_are_known_by_dependencies_where_the_options_are_the_distros(bench: Bench) -> None:
     own = bench.home / "own.config"
     toy.write(own, "CONFIG_SWAP=y\n")
