@@ -296,7 +296,10 @@ def _built(
     objects = sum(name.endswith(".o") for _, _, names in os.walk(built.output) for name in names)
     packing_s = round(found.cpu_s - (compiled_s - start.cpu), 3)
     found = dataclasses.replace(found, objects=objects, packages_cpu_s=packing_s)
-    said = compilers.read_statistics(home / "statistics" / "ccache.log")
+    versions = compilers.read_statistics(home / "statistics" / compilers.VERSIONS_LOG)
+    if versions is not None:
+        found = dataclasses.replace(found, versions=(versions.hits, versions.misses))
+    said = compilers.read_statistics(home / "statistics" / compilers.OBJECTS_LOG)
     if said is None:
         return found
     reasons: Mapping[str, int] = {}

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kbuild.bench import BenchError
 from kbuild.errors import UserError
@@ -65,6 +66,8 @@ class Measurement:
     hits: int | None = None  # of the compiler cache
     misses: int | None = None
     missed: tuple[str, ...] = ()  # files, the first of them
+    # Files whose symbol versions the compiler cache had, and had not.
+    versions: tuple[int, int] | None = None
     counters: Mapping[str, int] = field(default_factory=dict)  # ccache's own
     reasons: Mapping[str, int] = field(default_factory=dict)  # why files were missed
     packages_cpu_s: float = 0.0  # the part of cpu_s that packaging took
@@ -114,14 +117,16 @@ def read(path: Path) -> dict[str, Measurement]:
         return {}
     try:
         raw = json.loads(path.read_text())
-        return {
-            name: Measurement(**{**one, "missed": tuple(one["missed"]), "load": tuple(one["load"])})
-            for name, one in raw.items()
-            if name in CASES
-        }
-    except (ValueError, TypeError, KeyError) as error:
+        return {name: _measurement(one) for name, one in raw.items() if name in CASES}
+    except (ValueError, TypeError, AttributeError) as error:
         raise BenchError(
             f"{path} does not hold what this benchmark measured",
             found=str(error),
             hint="remove it",
         ) from error
+
+
+def _measurement(raw: Mapping[str, Any]) -> Measurement:
+    # JSON has no tuples.
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+    return Measurement(**values)

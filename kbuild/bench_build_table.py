@@ -107,7 +107,10 @@ def judge(case: Case, target: Target, found: Mapping[str, Measurement]) -> str:
 def _remark(case: Case, one: Measurement) -> str:
     when = f"{one.began[:16]}, load {one.load[0]:g}–{one.load[1]:g}" if one.began else ""
     packing = f"{progress.duration(one.packages_cpu_s)} of the CPU for packages"
-    parts = (case.title, one.note, packing if one.packages_cpu_s else "", one.version, when)
+    cached = ""
+    if one.versions is not None:
+        cached = f"symbol versions of {one.versions[0]} of {sum(one.versions)} files from ccache"
+    parts = (case.title, one.note, packing if one.packages_cpu_s else "", cached, one.version, when)
     return "; ".join(part for part in parts if part)
 
 

@@ -31,6 +31,9 @@ _SOCKET = "/mnt/cache-server/socket"
 _STATISTICS = "/mnt/statistics"
 _ICECREAM = "/mnt/icecream"
 _CONFIG = "ccache.conf"
+# What ccache writes of the calls for objects, and of those for symbol versions, which
+# in_root/symbol-versions makes.
+OBJECTS_LOG, VERSIONS_LOG = "ccache.log", "symbol-versions.log"
 
 REDIS_PORT, HTTP_PORT, SCHEDULER_PORT = 6379, 80, 8765
 _SCHEMES = {"redis": REDIS_PORT, "http": HTTP_PORT}
@@ -379,12 +382,11 @@ def ready(settings: Settings, root: Root, home: Path) -> Iterator[Help]:
     """
     place = home / "statistics"
     place.mkdir(parents=True, exist_ok=True)
-    log = place / "ccache.log"
-    for left in (log, place / _CONFIG):
-        left.unlink(missing_ok=True)
+    for left in (OBJECTS_LOG, VERSIONS_LOG, _CONFIG):
+        (place / left).unlink(missing_ok=True)
     counted = Help(
         root,
-        {"CCACHE_STATSLOG": f"{_STATISTICS}/{log.name}"},
+        {"CCACHE_STATSLOG": f"{_STATISTICS}/{OBJECTS_LOG}"},
         (Bind(place, _STATISTICS, writable=True),),
     )
     check(settings)
@@ -397,13 +399,18 @@ def ready(settings: Settings, root: Root, home: Path) -> Iterator[Help]:
         if server and (cache := _cache_help(parts[-1].root, server, place)):
             parts.append(cache)
         yield together(parts)
-    statistics = read_statistics(log)
-    if statistics is not None:
-        fs.write_json(
-            place / "ccache.json",
-            {"counters": dict(statistics.counters), "missed": list(statistics.missed)},
-        )
-        logger.info("%s", describe(statistics))
+    logs = {"objects": OBJECTS_LOG, "symbol versions of files": VERSIONS_LOG}
+    found = {what: read_statistics(place / log) for what, log in logs.items()}
+    kept = {
+        what: {"counters": dict(one.counters), "missed": list(one.missed)}
+        for what, one in found.items()
+        if one is not None
+    }
+    if kept:
+        fs.write_json(place / "ccache.json", kept)
+    for what, one in found.items():
+        if one is not None:
+            logger.info("%s", describe(one, what))
 
 
 def together(parts: list[Help]) -> Help:
@@ -440,12 +447,12 @@ def read_statistics(path: Path) -> Statistics | None:
     return Statistics(hits, counters["cache_miss"], dict(counters), tuple(missed))
 
 
-def describe(found: Statistics) -> str:
-    """Say in a line what ccache did."""
+def describe(found: Statistics, what: str = "objects") -> str:
+    """Say in a line what ccache did for ``what`` it was called for."""
     calls = found.hits + found.misses
     share = f"{100 * found.hits / calls:.1f} %" if calls else "none"
     remote = f", {found.from_remote} lookups answered by the remote cache"
     return (
-        f"ccache: {found.hits} of {calls} objects ({share}) from the cache"
+        f"ccache: {found.hits} of {calls} {what} ({share}) from the cache"
         f"{remote if found.from_remote else ''}"
     )

@@ -23,6 +23,7 @@ from kbuild import (
     progress,
     roots,
     stamp,
+    symbol_versions,
     symvers,
 )
 from kbuild.compilers import Help
@@ -352,6 +353,7 @@ class _Workshop:
     plan: Plan
     root: Root
     home: Path
+    source: Path  # the tree
     output: Path  # make's O=
     given: Path  # what the build is given beside its source: /mnt/input
     counts: Path  # how many objects the last build had
@@ -371,11 +373,13 @@ def _workshop(
     for directory in (output, given, ccache):
         directory.mkdir(parents=True, exist_ok=True)
     target = plan.target
+    symbol_versions.write_programs(given)
     write_host_compiler(given / Path(_HOST_COMPILER).name, suite(target.suite).compiler)
     return _Workshop(
         plan=plan,
         root=root,
         home=home,
+        source=tree.path,
         output=output,
         given=given,
         counts=settings.cache / "objects" / f"{target.suite}-{target.name}-{plan.method}",
@@ -520,6 +524,7 @@ def _make(shop: _Workshop, goals: Sequence[str]) -> None:
     done = there
     final = kconfig.read(shop.output / ".config", strict=False)
     fs.write_if_changed(shop.given / Path(_OPTIONS).name, final.text())
+    versions = symbol_versions.arguments(shop.source, final.options)
     with progress.bar(f"compiling {release}", total, unit="objects", initial=there) as advance:
 
         def on_line(line: str) -> None:
@@ -530,7 +535,7 @@ def _make(shop: _Workshop, goals: Sequence[str]) -> None:
 
         completed = roots.enter(
             shop.help.root,
-            [*shop.make, *goals],
+            [*shop.make, *versions, *goals],
             timeout_s=_COMPILE_TIMEOUT_S,
             binds=[*shop.binds, *shop.help.binds],
             env={**shop.env, **shop.help.env},

@@ -370,6 +370,7 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Seen:
         for name in ("out/fs/a.o", "out/fs/b.o", "out/fs/b.c"):
             toy.write(home / name, "")
         toy.write(home / "statistics/ccache.log", STATISTICS)
+        toy.write(home / "statistics/symbol-versions.log", STATISTICS)
         return SimpleNamespace(output=home / "out", source=home, method="rebuild")
 
     def enter(root: object, argv: list[str], *, binds: list[Bind], **_: object) -> Completed:
@@ -408,6 +409,11 @@ def test_a_cold_build_is_cold_and_alone(tmp_path: Path, seen: Seen) -> None:
     assert (used.cache / "files").samefile(given.settings.cache / "files")
     assert (found.objects, found.hits, found.misses) == (2, 1, 1)
     assert found.missed == ("/mnt/source/a.c",)
+    assert found.versions == (1, 1)
+    kept = bench_build_cases.read(given.result)
+    assert kept == {"full": found}
+    text = bench_build_table.render(CLOUD, kept, width=300)
+    assert "symbol versions of 1 of 2 files from ccache" in text
 
 
 def test_what_is_compared_with_bindeb_pkg_is_packed_too(tmp_path: Path, seen: Seen) -> None:

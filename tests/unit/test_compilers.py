@@ -255,16 +255,21 @@ def test_the_statistics_of_a_build_are_its_own(
 ) -> None:
     log = tmp_path / "home/statistics/ccache.log"
     log.parent.mkdir(parents=True)
-    log.write_text("# old.c\ncache_miss\n")
+    versions = log.with_name("symbol-versions.log")
+    for left in (log, versions):
+        left.write_text("# old.c\ncache_miss\n")
     with (
         caplog.at_level(logging.INFO),
         compilers.ready(fake_kernel.settings(tmp_path), a_root(tmp_path), tmp_path / "home"),
     ):
         log.write_text(LOG)
+        versions.write_text("# /mnt/source/f1.c\ndirect_cache_hit\n")
     kept = json.loads((log.parent / "ccache.json").read_text())
-    assert kept["missed"] == ["/mnt/source/f0.c"]
-    assert kept["counters"]["cache_miss"] == 2
+    assert kept["objects"]["missed"] == ["/mnt/source/f0.c"]
+    assert kept["objects"]["counters"]["cache_miss"] == 2
+    assert kept["symbol versions of files"]["missed"] == []
     assert "2 of 4 objects (50.0 %) from the cache, 1 lookups answered by the remote" in caplog.text
+    assert "1 of 1 symbol versions of files (100.0 %) from the cache" in caplog.text
 
 
 def test_a_password_is_on_no_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,13 @@ import dataclasses
 import http.server
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kbuild import compilers, kernel, roots, suites
+from kbuild import compilers, kernel, roots, suites, symbol_versions
 from kbuild.compilers import Statistics
 from kbuild.model import Root, Settings
 from kbuild.roots import Bind
@@ -65,38 +66,59 @@ def root(settings: Settings, suite: str) -> Root:
     return roots.compile_root(settings, suite)
 
 
-def compile_in(
-    settings: Settings, root: Root, tree: Path, *, distro_options: bool = False
-) -> tuple[dict[str, bytes], Statistics | None]:
-    """Compile a few files with nothing in the local cache; returns objects and statistics.
-
-    ccache is told what it is told when a kernel is built, and the compiler is asked for a
-    dependency file as kbuild asks for one.
-    """
-    for name in ("source", "out", "ccache"):
+def lay_out(tree: Path) -> None:
+    """Write a few files, and a configuration as kbuild and we leave one."""
+    for name in ("source", "out", "ccache", "input"):
         (tree / name).mkdir(parents=True)
+    configure(tree, version="6.1.190", options="CONFIG_A=y\n")
     for number in range(SOURCES):
         # As every file of a kernel does: of one that includes nothing, ccache 4.7 in depend mode
         # stores the manifest on a server over the result, under the same key.
         (tree / f"source/f{number}.h").write_text(f"int f{number}(int x);\n")
         text = f'#include "f{number}.h"\nint f{number}(int x)\n{{\n\treturn x + {number};\n}}\n'
         (tree / f"source/f{number}.c").write_text(text)
+
+
+def binds(tree: Path) -> list[Bind]:
+    return [
+        Bind(tree / "source", "/mnt/source"),
+        Bind(tree / "out", "/mnt/out", writable=True),
+        Bind(tree / "ccache", "/mnt/ccache", writable=True),
+        Bind(tree / "input", "/mnt/input"),
+    ]
+
+
+def configure(tree: Path, *, version: str, options: str) -> None:
+    generated = tree / "out/include/generated"
+    generated.mkdir(parents=True, exist_ok=True)
+    defines = options.replace("=", " ").replace("CONFIG", "#define CONFIG")
+    (generated / "autoconf.h").write_text(f"/* Linux/x86 {version} Configuration */\n{defines}")
+    (tree / "input/options").write_text(options)
+
+
+def compile_in(
+    settings: Settings, root: Root, tree: Path, *, distro_options: bool = False
+) -> tuple[dict[str, bytes], Statistics | None]:
+    """Compile the files of a tree; returns objects and statistics.
+
+    ccache is told what it is told when a kernel is built, and the compiler is asked for a
+    dependency file as kbuild asks for one.
+    """
+    if not tree.exists():
+        lay_out(tree)
     compiler = suites.suite(root.suite).compiler
     with compilers.ready(settings, root, tree / "home") as help:
         for number in range(SOURCES):
             roots.enter(
                 help.root,
                 [
-                    *("ccache", compiler, f"-Wp,-MMD,/mnt/out/.f{number}.o.d", "-O2"),
-                    *("-c", "-o", f"/mnt/out/f{number}.o", f"/mnt/source/f{number}.c"),
+                    *("ccache", compiler, f"-Wp,-MMD,.f{number}.o.d", "-O2"),
+                    *("-I./include", "-include", "generated/autoconf.h"),
+                    *("-c", "-o", f"f{number}.o", f"/mnt/source/f{number}.c"),
                 ],
                 timeout_s=60,
-                binds=[
-                    Bind(tree / "source", "/mnt/source"),
-                    Bind(tree / "out", "/mnt/out", writable=True),
-                    Bind(tree / "ccache", "/mnt/ccache", writable=True),
-                    *help.binds,
-                ],
+                binds=[*binds(tree), *help.binds],
+                cwd="/mnt/out",
                 env={**kernel.cache_environment(distro_options=distro_options), **help.env},
                 network=help.network,
             )
@@ -142,6 +164,91 @@ def test_a_server_that_is_away_costs_nothing_but_its_help(
         objects, _ = compile_in(helped, root, tmp_path / "tree")
     assert len(objects) == SOURCES
     assert "the remote cache is left out" in caplog.text
+
+
+# The versions are the number of lines, so that each text has its own; calls are counted.
+GENKSYMS = '#!/bin/sh\necho >>/mnt/out/calls\necho "#SYMVER f $(grep -c .) $*"\n'
+COMPILER = '#!/bin/sh\necho >>/mnt/out/calls\nexec {} "$@"\n'
+VERSIONS = "cmd_gensymtypes_c = $(CPP) -D__GENKSYMS__ $(c_flags) $< | $(genksyms)"
+MAKEFILE = f"""\
+genksyms = ./genksyms -r /dev/null
+c_flags = -Wp,-MMD,.$*.o.d -I./include -include generated/autoconf.h -DNAME='"a  b"'
+{VERSIONS}
+%.symver: /mnt/source/%.c
+\t$(cmd_gensymtypes_c) > $@
+%.o: /mnt/source/%.c
+\tccache ./counting-gcc $(c_flags) -c -o $@ $<
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kbuild:
+    """As much of a kernel's build as ccache has to do with, with the distro's options."""
+
+    root: Root
+    tree: Path
+
+    def make(self, goal: str, *told: str, genksyms: str = GENKSYMS) -> tuple[bytes, int]:
+        """Return what a goal became, and how often the compiler or genksyms worked for it."""
+        out, compiler = self.tree / "out", suites.suite(self.root.suite).compiler
+        for name, text in (
+            ("genksyms", genksyms),
+            ("counting-gcc", COMPILER.format(compiler)),
+        ):
+            (out / name).write_text(text)
+            (out / name).chmod(0o755)
+        for left in (goal, "calls"):
+            (out / left).unlink(missing_ok=True)
+        # What was written in the second of the call is never cached by ccache 4.2.
+        newest = max(path.stat().st_ctime for path in self.tree.rglob("*.h"))
+        time.sleep(max(0.0, newest + 1.1 - time.time()))
+        roots.enter(
+            self.root,
+            ["make", "-s", f"CPP={compiler} -E", *told, goal],
+            timeout_s=60,
+            binds=binds(self.tree),
+            cwd="/mnt/out",
+            env=kernel.cache_environment(distro_options=True),
+        )
+        calls = len((out / "calls").read_text().splitlines()) if (out / "calls").exists() else 0
+        return (out / goal).read_bytes(), calls
+
+
+@pytest.fixture
+def kbuild(root: Root, tmp_path: Path) -> Kbuild:
+    tree = tmp_path / "tree"
+    lay_out(tree)
+    symbol_versions.write_programs(tree / "input")
+    (tree / "source/scripts").mkdir()
+    (tree / "source/scripts/Makefile.build").write_text(VERSIONS)
+    (tree / "out/Makefile").write_text(MAKEFILE)
+    return Kbuild(root, tree)
+
+
+def test_a_point_release_is_no_reason_to_compile_and_an_option_is(kbuild: Kbuild) -> None:
+    first, calls = kbuild.make("f1.o")
+    assert calls == 1
+    configure(kbuild.tree, version="6.1.192", options="CONFIG_A=y\n")
+    assert kbuild.make("f1.o") == (first, 0)
+    configure(kbuild.tree, version="6.1.192", options="CONFIG_A=y\nCONFIG_B=y\n")
+    assert kbuild.make("f1.o") == (first, 1)
+
+
+def test_symbol_versions_are_made_once_for_each_text(kbuild: Kbuild) -> None:
+    told = symbol_versions.arguments(kbuild.tree / "source", {"MODVERSIONS": "y"})
+    assert told
+    as_the_kernel_does, _ = kbuild.make("f1.symver")
+    assert kbuild.make("f1.symver", *told) == (as_the_kernel_does, 1)
+    assert kbuild.make("f1.symver", *told) == (as_the_kernel_does, 0)
+    configure(kbuild.tree, version="6.1.192", options="CONFIG_A=y\n")
+    assert kbuild.make("f1.symver", *told) == (as_the_kernel_does, 0)
+    (kbuild.tree / "source/f1.h").write_text("int more;\nint f1(int x);\n")
+    changed, calls = kbuild.make("f1.symver", *told)
+    assert (changed != as_the_kernel_does, calls) == (True, 1)
+    assert kbuild.make("f1.symver") == (changed, 1)
+    other = GENKSYMS.replace("SYMVER", "OTHER")
+    said = kbuild.make("f1.symver", *told, genksyms=other)
+    assert said == (changed.replace(b"SYMVER", b"OTHER"), 1)
 
 
 def test_compilers_have_no_network_without_need(settings: Settings, root: Root) -> None:
