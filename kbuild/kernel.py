@@ -56,7 +56,7 @@ _COMPILE_TIMEOUT_S = 12 * 3600
 _CONFIGURE_TIMEOUT_S = 600
 _CCACHE_SIZE = "8G"
 _HOST_COMPILER = "/mnt/input/host-compiler"
-# The final configuration without its comments, one option in a line.
+# The final configuration as the compiler sees it, one option in a line.
 _OPTIONS = "/mnt/input/options"
 # What tells ccache to know a file by what the compiler says that it was made from.
 _DEPENDING = {
@@ -523,7 +523,7 @@ def _make(shop: _Workshop, goals: Sequence[str]) -> None:
     total = max(_expected_objects(shop.counts, shop.plan), there + 1)
     done = there
     final = kconfig.read(shop.output / ".config", strict=False)
-    fs.write_if_changed(shop.given / Path(_OPTIONS).name, final.text())
+    fs.write_if_changed(shop.given / Path(_OPTIONS).name, _defined(final))
     versions = symbol_versions.arguments(shop.source, final.options)
     with progress.bar(f"compiling {release}", total, unit="objects", initial=there) as advance:
 
@@ -552,6 +552,12 @@ def _make(shop: _Workshop, goals: Sequence[str]) -> None:
             hint="mend it and run the same command again: what is built stays built",
         )
     fs.write_atomic(shop.counts, f"{_count_objects(shop.output)}\n")
+
+
+def _defined(final: Fragment) -> str:
+    """Return what include/generated/autoconf.h says of a configuration, without its heading."""
+    there = {name: value for name, value in final.options.items() if value != "n"}
+    return Fragment("defined", there).text()
 
 
 def _expected_objects(counts: Path, plan: Plan) -> int:
