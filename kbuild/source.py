@@ -1,15 +1,17 @@
 """Which kernel: the newest of a suite or the one asked for, fetched and unpacked.
 
 The distro's kernel is five or six packages: the Debian-patched source as a tarball, the
-image, the headers of the flavour, and what those need in turn.  All of one version.
+image, the headers of the flavour, and what those need in turn.  All of one version, but for
+what the archive has replaced already by the next one.
 """
 
 from __future__ import annotations
 
 import logging
+import operator
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,9 +102,9 @@ def resolve(
     same = [f for f in found if f.listed.version == version]
     source = _one(same, re.compile(rf"linux-source-{_ABI}"), image)
     headers = _one(same, re.compile(re.escape(f"linux-headers-{abi}-{flavour}")), image)
-    parts = _built_along(same, image, without=())
+    parts = _built_along(found, image, without=())
     # Since 6.12 the headers depend on the image, which nothing is compiled with.
-    support = _built_along(same, headers, without=(image,))
+    support = _built_along(found, headers, without=(image,))
     used = [f.release for f in (image, *parts, source, headers, *support)]
     return Resolved(
         suite=row.name,
@@ -111,11 +113,11 @@ def resolve(
         abi=abi,
         signers=tuple(sorted({signer for release in used for signer in release.signers})),
         expired=any(release.expired for release in used),
-        source=_offer(same, source),
-        image=_offer(same, image),
-        parts=tuple(_offer(same, one) for one in parts),
-        headers=_offer(same, headers),
-        support=tuple(_offer(same, one) for one in support),
+        source=_offer(found, source),
+        image=_offer(found, image),
+        parts=tuple(_offer(found, one) for one in parts),
+        headers=_offer(found, headers),
+        support=tuple(_offer(found, one) for one in support),
         others=_versions(found, flavour, without=version),
     )
 
@@ -227,7 +229,8 @@ def _image(found: Sequence[_Found], suite: str, flavour: str, version: str | Non
             found=f"{len(images)} images of this flavour",
         )
     meta = max(metas, key=lambda f: Version(f.listed.version))
-    needed = [n for group in _dependencies(meta.listed) for n in group if pattern.fullmatch(n)]
+    wishes = [wish.name for group in _dependencies(meta.listed) for wish in group]
+    needed = [name for name in wishes if pattern.fullmatch(name)]
     candidates = [f for f in images if f.listed.package in needed]
     if not candidates:
         raise InfrastructureError(
@@ -262,36 +265,80 @@ def _one(same: Sequence[_Found], pattern: re.Pattern[str], image: _Found) -> _Fo
 
 
 def _built_along(
-    same: Sequence[_Found], package: _Found, *, without: Sequence[_Found]
+    found: Sequence[_Found], package: _Found, *, without: Sequence[_Found]
 ) -> list[_Found]:
-    """Follow a package's dependencies as far as they were built from the kernel's source.
+    """Follow a package's dependencies as far as they were built from a kernel's source.
 
-    Of alternatives the first that there is counts, as it does for apt.
+    Of alternatives the first that there is counts, as it does for apt.  Raises
+    InfrastructureError where a mirror has none of the versions that will do.
     """
-    by_name = {f.listed.package: f for f in same}
-    seen = {package.listed.package}
-    passed = {one.listed.package for one in without}
+    by_name: dict[str, list[_Found]] = {}
+    for one in found:
+        by_name.setdefault(one.listed.package, []).append(one)
+    seen = {package.listed.package, *(one.listed.package for one in without)}
     wanted = [package.listed]
-    found: dict[str, _Found] = {}
+    chosen: dict[str, _Found] = {}
     while wanted:
         for group in _dependencies(wanted.pop()):
-            name = next((name for name in group if name in by_name), None)
-            if name is not None and name not in seen and name not in passed:
-                seen.add(name)
-                found[name] = by_name[name]
-                wanted.append(by_name[name].listed)
-    return [found[name] for name in sorted(found)]
+            wish = next((wish for wish in group if wish.name in by_name), None)
+            if wish is not None and wish.name not in seen:
+                seen.add(wish.name)
+                chosen[wish.name] = _will_do(by_name[wish.name], wish, package)
+                wanted.append(chosen[wish.name].listed)
+    return [chosen[name] for name in sorted(chosen)]
 
 
-def _dependencies(listed: Listed) -> list[list[str]]:
+def _will_do(candidates: Sequence[_Found], wish: _Wish, package: _Found) -> _Found:
+    """Choose the version of a dependency: the package's own, else the newest that will do.
+
+    Packages without an ABI in their name (linux-kbuild-6.1) are replaced by the next version's
+    as soon as that is built, hours or days before its image is signed; apt takes them too.
+    """
+    fitting = [one for one in candidates if wish.is_met_by(one.listed.version)]
+    if not fitting:
+        raise InfrastructureError(
+            f"{package.listed.package} {package.listed.version} depends on what is not there",
+            expected=f"{wish.name} ({wish.relation} {wish.version})",
+            found=", ".join(sorted({one.listed.version for one in candidates})),
+            hint="the mirror is being updated: try again later, or give another with --mirror",
+        )
+    own = [one for one in fitting if one.listed.version == package.listed.version]
+    return own[0] if own else max(fitting, key=lambda one: Version(one.listed.version))
+
+
+# Debian Policy, section 7.1.
+_RELATIONS: Mapping[str, Callable[[Version, Version], bool]] = {
+    "<<": operator.lt,
+    "<=": operator.le,
+    "=": operator.eq,
+    ">=": operator.ge,
+    ">>": operator.gt,
+}
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """A package that another depends on, in any version where ``relation`` is empty."""
+
+    name: str
+    relation: str = ""
+    version: str = ""
+
+    def is_met_by(self, version: str) -> bool:
+        if not self.relation:
+            return True
+        return _RELATIONS[self.relation](Version(version), Version(self.version))
+
+
+def _dependencies(listed: Listed) -> list[list[_Wish]]:
     """Return the alternatives of each dependency."""
     groups = PkgRelation.parse_relations(listed.depends) if listed.depends else []
-    return [[str(alternative["name"]) for alternative in group] for group in groups]
+    return [[_Wish(str(one["name"]), *(one["version"] or ())) for one in group] for group in groups]
 
 
-def _offer(same: Sequence[_Found], chosen: _Found) -> Offer:
+def _offer(found: Sequence[_Found], chosen: _Found) -> Offer:
     """Gather the places of one package: several dists may list the same file."""
-    equal = [f for f in same if f.listed.wanted == chosen.listed.wanted]
+    equal = [f for f in found if f.listed.wanted == chosen.listed.wanted]
     # After a point release the same file lies in two archives under the same or another path.
     places = [chosen, *(f for f in equal if f is not chosen)]
     urls = [f"{base}/{f.listed.filename}" for f in places for base in f.release.bases]

@@ -189,6 +189,37 @@ def test_an_image_without_its_source_or_headers_is_said(
     assert NEW in str(caught.value)
 
 
+def test_what_the_next_version_has_replaced_already_will_do(
+    tmp_path: Path, home: SignedArchive, server: Server
+) -> None:
+    # As on each security update, from the upload of linux to that of linux-signed-amd64.
+    next_one = "6.1.11-1"
+    for name in ("linux-kbuild-6.1", "linux-compiler-gcc-12-x86"):
+        drop(home, name)
+        home.add("bookworm-security", name, next_one)
+    home.add("bookworm-security", "linux-image-6.1.0-10-cloud-amd64-unsigned", next_one)
+    publish(home, "bookworm-security")
+    base = fetch(settings(tmp_path, server.url))
+    assert (base.version, base.image.version, base.headers.version) == (NEW, NEW, NEW)
+    assert {file.name: file.version for file in base.support} == {
+        "linux-compiler-gcc-12-x86": next_one,
+        "linux-headers-6.1.0-9-common": NEW,
+        "linux-kbuild-6.1": next_one,
+    }
+    assert all(file.path.exists() for file in base.support)
+
+
+def test_a_dependency_of_which_no_version_will_do_is_said(
+    tmp_path: Path, home: SignedArchive, server: Server
+) -> None:
+    # The main archive's alone is left, and it is older.
+    drop(home, "linux-kbuild-6.1")
+    with pytest.raises(InfrastructureError, match="depends on what is not there") as caught:
+        resolve(settings(tmp_path, server.url))
+    assert caught.value.expected == f"linux-kbuild-6.1 (>= {NEW})"
+    assert caught.value.found == OLD
+
+
 def test_a_meta_package_without_its_image_is_said(
     tmp_path: Path, home: SignedArchive, server: Server
 ) -> None:
