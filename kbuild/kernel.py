@@ -31,7 +31,7 @@ from kbuild.errors import BuildError, GuardError, UserError
 from kbuild.kconfig import Fragment
 from kbuild.model import Base, BuiltKernel, Root, Settings, Target, Tree
 from kbuild.roots import Bind
-from kbuild.suites import DEBIAN_FLAVOURS, suite
+from kbuild.suites import DEBIAN_FLAVOURS, suite, usual_objects
 from kbuild.variants import variant
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ _OWN_KEY = Fragment(
 # into two notes, and every file would have to be compiled again for it.
 _NO_SALT = Fragment("no salt in build IDs", {"BUILD_SALT": '""'})
 
-# Objects of a build that nobody has counted and the suite's entry does not tell either.
+# Objects of a build that nobody has counted, here or for the table of suites.
 _MANY_OBJECTS = 20000
 
 _COMPILE_TIMEOUT_S = 12 * 3600
@@ -564,8 +564,8 @@ def _expected_objects(counts: Path, plan: Plan) -> int:
     try:
         return int(counts.read_text())
     except (OSError, ValueError):
-        usual = suite(plan.target.suite).objects
-        return usual.get((plan.method, plan.target.flavour), _MANY_OBJECTS)
+        target = plan.target
+        return usual_objects(target.suite, plan.method, target.flavour) or _MANY_OBJECTS
 
 
 def _count_objects(output: Path) -> int:

@@ -171,6 +171,16 @@ def suite(name: str) -> Suite:
         ) from None
 
 
+def usual_objects(name: str, method: str, flavour: str) -> int | None:
+    """Return how many objects a build of a suite's kernel has, before anybody has counted here.
+
+    Where it was never counted, that of another suite, the largest; None where no suite's was.
+    """
+    key = (method, flavour)
+    counted = [one.objects[key] for one in SUITES.values() if key in one.objects]
+    return suite(name).objects.get(key, max(counted, default=None))
+
+
 def base_flavour(flavour: str) -> str:
     """Return the Debian flavour behind ``flavour``; raises UserError for an unknown one."""
     if flavour in DEBIAN_FLAVOURS:

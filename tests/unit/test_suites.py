@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,15 @@ def test_the_flavour_is_that_of_the_running_kernel_where_it_is_debians(
     release: str, expected: str
 ) -> None:
     assert suites.own_flavour(release) == expected
+
+
+def test_objects_that_were_never_counted_are_taken_from_another_suite(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = suites.SUITES
+    for name, counted in (("bullseye", 10), ("bookworm", 30), ("trixie", 20)):
+        row = dataclasses.replace(rows[name], objects={("fast", "amd64"): counted})
+        monkeypatch.setitem(suites.SUITES, name, row)
+    assert suites.usual_objects("trixie", "fast", "amd64") == 20
+    assert suites.usual_objects("trixie-backports", "fast", "amd64") == 30
+    assert suites.usual_objects("trixie", "rebuild", "nobody's") is None
