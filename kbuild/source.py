@@ -269,8 +269,8 @@ def _built_along(
 ) -> list[_Found]:
     """Follow a package's dependencies as far as they were built from a kernel's source.
 
-    Of alternatives the first that there is counts, as it does for apt.  Raises
-    InfrastructureError where a mirror has none of the versions that will do.
+    Of alternatives the first that will do counts, as it does for apt.  Raises
+    InfrastructureError where a mirror has packages of those names, and no version that will do.
     """
     by_name: dict[str, list[_Found]] = {}
     for one in found:
@@ -280,8 +280,11 @@ def _built_along(
     chosen: dict[str, _Found] = {}
     while wanted:
         for group in _dependencies(wanted.pop()):
-            wish = next((wish for wish in group if wish.name in by_name), None)
-            if wish is not None and wish.name not in seen:
+            there = [wish for wish in group if wish.name in by_name]
+            if not there:
+                continue
+            wish = next((w for w in there if w.fitting(by_name[w.name])), there[0])
+            if wish.name not in seen:
                 seen.add(wish.name)
                 chosen[wish.name] = _will_do(by_name[wish.name], wish, package)
                 wanted.append(chosen[wish.name].listed)
@@ -294,7 +297,7 @@ def _will_do(candidates: Sequence[_Found], wish: _Wish, package: _Found) -> _Fou
     Packages without an ABI in their name (linux-kbuild-6.1) are replaced by the next version's
     as soon as that is built, hours or days before its image is signed; apt takes them too.
     """
-    fitting = [one for one in candidates if wish.is_met_by(one.listed.version)]
+    fitting = wish.fitting(candidates)
     if not fitting:
         raise InfrastructureError(
             f"{package.listed.package} {package.listed.version} depends on what is not there",
@@ -324,10 +327,12 @@ class _Wish:
     relation: str = ""
     version: str = ""
 
-    def is_met_by(self, version: str) -> bool:
+    def fitting(self, candidates: Sequence[_Found]) -> list[_Found]:
+        """Return those of the candidates, packages of that name, whose version will do."""
         if not self.relation:
-            return True
-        return _RELATIONS[self.relation](Version(version), Version(self.version))
+            return list(candidates)
+        holds, wanted = _RELATIONS[self.relation], Version(self.version)
+        return [one for one in candidates if holds(Version(one.listed.version), wanted)]
 
 
 def _dependencies(listed: Listed) -> list[list[_Wish]]:

@@ -220,6 +220,17 @@ def test_a_dependency_of_which_no_version_will_do_is_said(
     assert caught.value.found == OLD
 
 
+def test_of_alternatives_the_first_that_will_do_is_taken(
+    tmp_path: Path, home: SignedArchive, server: Server
+) -> None:
+    dist, headers = "bookworm-security", "linux-headers-6.1.0-9-cloud-amd64"
+    drop(home, headers)
+    home.add(dist, headers, NEW, depends=f"linux-kbuild-6.1 (>> {NEW}) | linux-libc-dev (= {NEW})")
+    publish(home, dist)
+    found = resolve(settings(tmp_path, server.url))
+    assert [offer.listed.package for offer in found.support] == ["linux-libc-dev"]
+
+
 def test_a_meta_package_without_its_image_is_said(
     tmp_path: Path, home: SignedArchive, server: Server
 ) -> None:
