@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kbuild import (
+    ccache,
     compilers,
     fastpath,
     fs,
@@ -54,16 +55,6 @@ _MANY_OBJECTS = 20000
 
 _COMPILE_TIMEOUT_S = 12 * 3600
 _CONFIGURE_TIMEOUT_S = 600
-_CCACHE_SIZE = "8G"
-_HOST_COMPILER = "/mnt/input/host-compiler"
-# The final configuration as the compiler sees it, one option in a line.
-_OPTIONS = "/mnt/input/options"
-# What tells ccache to know a file by what the compiler says that it was made from.
-_DEPENDING = {
-    "CCACHE_DEPEND": "1",
-    "CCACHE_IGNOREHEADERS": "include/generated/autoconf.h",
-    "CCACHE_EXTRAFILES": _OPTIONS,
-}
 
 # What make prints for one object, by whatever makes it (an archive or a program is none), and
 # what it prints when something went wrong.
@@ -269,7 +260,7 @@ def make_arguments(settings: Settings, plan: Plan, *, plain: bool = False) -> li
     """
     compiler = host_compiler = cc = suite(plan.target.suite).compiler
     if not plain:
-        host_compiler, cc = _HOST_COMPILER, f"ccache {compiler}"
+        host_compiler, cc = ccache.HOST_COMPILER, f"ccache {compiler}"
     fast: list[str] = []
     if plan.method == "fast":
         # The distro's BTF takes DWARF's place, so none is generated or linked.
@@ -295,47 +286,10 @@ def make_arguments(settings: Settings, plan: Plan, *, plain: bool = False) -> li
     ]
 
 
-def write_host_compiler(path: Path, compiler: str) -> None:
-    """Write the program that compiles for the build itself, make's HOSTCC.
-
-    It has to be one word: Linux 7 gives it to rustc as it is (``-Clinker=$(HOSTCC)`` in
-    scripts/Makefile.host and rust/Makefile).
-    """
-    fs.write_if_changed(
-        path,
-        f"""#!/bin/sh
-# A dependency file of kbuild's tells of no system headers, which programs for the build
-# itself include: so these are known by their preprocessed text.
-unset {" ".join(_DEPENDING)}
-exec ccache {compiler} "$@"
-""",
-        mode=0o755,
-    )
-
-
-def cache_environment(*, distro_options: bool) -> dict[str, str]:
-    """Return what ccache is told in its environment when a kernel is built."""
-    environment = {
-        "CCACHE_DIR": "/mnt/ccache",
-        "CCACHE_MAXSIZE": _CCACHE_SIZE,
-        # A root made again holds the same compiler with other file times.
-        "CCACHE_COMPILERCHECK": "content",
-    }
-    if distro_options:
-        # By the preprocessor ccache still knows a file for which only an option changed that it
-        # does not ask for, at a quarter of what compiling costs.  The distro's options do not
-        # change, and from one release or flavour to another nearly every preprocessed text does
-        # (docs/building.md): the compiler's dependency files tell as much, and cost nothing.
-        # Each file depends on the header with all options, whose first lines name the version:
-        # the options themselves stand for it.
-        environment |= _DEPENDING
-    return environment
-
-
 def _environment(plan: Plan) -> dict[str, str]:
     day = time.strftime("%Y-%m-%d", time.gmtime(int(plan.timestamp)))
     return {
-        **cache_environment(distro_options=plan.distro_options),
+        **ccache.environment(distro_options=plan.distro_options),
         "KBUILD_BUILD_HOST": "localhost",
         "KBUILD_BUILD_USER": "cplayground",
         "KBUILD_BUILD_VERSION": "1",
@@ -367,14 +321,14 @@ class _Workshop:
 def _workshop(
     settings: Settings, root: Root, plan: Plan, tree: Tree, home: Path, help: Help
 ) -> _Workshop:
-    output, given, ccache = home / "out", home / "input", settings.cache / "ccache"
+    output, given = home / "out", home / "input"
     log = settings.build / "logs" / f"kernel-{plan.release}.log"
     log.unlink(missing_ok=True)
-    for directory in (output, given, ccache):
+    for directory in (output, given):
         directory.mkdir(parents=True, exist_ok=True)
     target = plan.target
     symbol_versions.write_programs(given)
-    write_host_compiler(given / Path(_HOST_COMPILER).name, suite(target.suite).compiler)
+    ccache.write_host_compiler(given, suite(target.suite).compiler)
     return _Workshop(
         plan=plan,
         root=root,
@@ -388,7 +342,7 @@ def _workshop(
             Bind(tree.path, "/mnt/source"),
             Bind(output, "/mnt/out", writable=True),
             Bind(given, "/mnt/input"),
-            Bind(ccache, "/mnt/ccache", writable=True),
+            ccache.bind(settings),
         ),
         env=_environment(plan),
         make=tuple(make_arguments(settings, plan)),
@@ -523,7 +477,7 @@ def _make(shop: _Workshop, goals: Sequence[str]) -> None:
     total = max(_expected_objects(shop.counts, shop.plan), there + 1)
     done = there
     final = kconfig.read(shop.output / ".config", strict=False)
-    fs.write_if_changed(shop.given / Path(_OPTIONS).name, _defined(final))
+    ccache.write_options(shop.given, final)
     versions = symbol_versions.arguments(shop.source, final.options)
     with progress.bar(f"compiling {release}", total, unit="objects", initial=there) as advance:
 
@@ -552,12 +506,6 @@ def _make(shop: _Workshop, goals: Sequence[str]) -> None:
             hint="mend it and run the same command again: what is built stays built",
         )
     fs.write_atomic(shop.counts, f"{_count_objects(shop.output)}\n")
-
-
-def _defined(final: Fragment) -> str:
-    """Return what include/generated/autoconf.h says of a configuration, without its heading."""
-    there = {name: value for name, value in final.options.items() if value != "n"}
-    return Fragment("defined", there).text()
 
 
 def _expected_objects(counts: Path, plan: Plan) -> int:

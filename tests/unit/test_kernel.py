@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -281,21 +280,6 @@ def test_the_host_compiler_is_one_word_since_rustc_is_given_it_as_it_is(bench: B
     assert host == "/mnt/input/host-compiler"
     # as the root shows the directory of that name
     assert os.access(bench.home / "cloud-amd64/input/host-compiler", os.X_OK)
-
-
-def test_the_host_compiler_is_never_known_by_its_dependencies(tmp_path: Path) -> None:
-    kernel.write_host_compiler(tmp_path / "host-compiler", "gcc-12")
-    fake = tmp_path / "ccache"
-    fake.write_text('#!/bin/sh\necho "depend: ${CCACHE_DEPEND-no}" "$@"\n')
-    fake.chmod(0o755)
-    said = subprocess.run(
-        [tmp_path / "host-compiler", "-c", "a b.c"],
-        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "CCACHE_DEPEND": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert said.stdout == "depend: no gcc-12 -c a b.c\n"
 
 
 def test_a_dropped_option_is_an_error_that_names_it(bench: Bench) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import compilers, kernel, roots, suites, symbol_versions
+from kbuild import ccache, compilers, roots, suites, symbol_versions
 from kbuild.compilers import Statistics
 from kbuild.model import Root, Settings
 from kbuild.roots import Bind
@@ -119,7 +119,7 @@ def compile_in(
                 timeout_s=60,
                 binds=[*binds(tree), *help.binds],
                 cwd="/mnt/out",
-                env={**kernel.cache_environment(distro_options=distro_options), **help.env},
+                env={**ccache.environment(distro_options=distro_options), **help.env},
                 network=help.network,
             )
     objects = {path.name: path.read_bytes() for path in (tree / "out").glob("*.o")}
@@ -208,7 +208,7 @@ class Kbuild:
             timeout_s=60,
             binds=binds(self.tree),
             cwd="/mnt/out",
-            env=kernel.cache_environment(distro_options=True),
+            env=ccache.environment(distro_options=True),
         )
         calls = len((out / "calls").read_text().splitlines()) if (out / "calls").exists() else 0
         return (out / goal).read_bytes(), calls
