@@ -78,7 +78,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     ]
     if not kernels:
         raise pytest.UsageError(f"the image holds no {wanted} kernel")
-    metafunc.parametrize("kernel", kernels, ids=[k.release for k in kernels], scope="session")
+    if metafunc.definition.get_closest_marker("ours"):
+        kernels = [kernel for kernel in kernels if image.is_ours(kernel)]
+    cases = [pytest.param(kernel, id=kernel.release) for kernel in kernels]
+    if not cases:
+        skip = pytest.mark.skip(reason="of our kernels alone, and there is none")
+        cases = [pytest.param(None, id="none", marks=skip)]
+    metafunc.parametrize("kernel", cases, scope="session")
 
 
 @pytest.fixture(scope="session")

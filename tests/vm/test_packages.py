@@ -10,7 +10,6 @@ import pytest
 from kbuild import versions
 from kbuild.model import Kernel
 from kbuild.vm.guest import Guest
-from kbuild.vm.image import is_ours
 
 
 def installed(guest: Guest) -> dict[str, tuple[str, str]]:
@@ -34,14 +33,18 @@ def test_everything_is_installed_and_configured(guest: Guest, kernel: Kernel) ->
     assert (audit.status, audit.stdout) == (0, b"")
 
 
+@pytest.mark.ours
 def test_the_meta_packages_are_tied_to_their_versions(guest: Guest, kernel: Kernel) -> None:
-    if not is_ours(kernel):
-        return
-    for name, (_, version) in installed(guest).items():
-        if re.match(r"linux-(image|headers)-cplayground-", name):
-            depends = guest.run(["dpkg-query", "-W", "-f", "${Depends}", name], timeout_s=10).text
-            assert f"(= {version})" in depends, f"{name}: {depends}"
-            assert kernel.release in depends
+    metas = {
+        found[1]: (name, version)
+        for name, (_, version) in installed(guest).items()
+        if (found := re.match(r"linux-(image|headers)-cplayground-", name))
+    }
+    assert sorted(metas) == ["headers", "image"]
+    for name, version in metas.values():
+        depends = guest.run(["dpkg-query", "-W", "-f", "${Depends}", name], timeout_s=10).text
+        assert f"(= {version})" in depends, f"{name}: {depends}"
+        assert kernel.release in depends
 
 
 def test_dkms_built_the_module_for_this_kernel_and_not_for_the_build_machines(
@@ -84,12 +87,12 @@ def test_the_boot_loader_puts_our_kernel_beside_its_base(guest: Guest, tmp_path:
     assert order[3] == neighbour(-1)
 
 
+@pytest.mark.ours
 def test_the_prebuilt_module_loads_too(
     guest: Guest, kernel: Kernel, request: pytest.FixtureRequest
 ) -> None:
-    if not is_ours(kernel):
-        return
-    package: Path = request.config.getoption("prebuilt")
+    package: Path | None = request.config.getoption("prebuilt")
+    assert package is not None, "--prebuilt has to name the package with the module"
     guest.put(package, f"/tmp/{package.name}", mode=0o644)
     guest.run(["dpkg", "--install", f"/tmp/{package.name}"], timeout_s=60, check=True)
     path = f"/lib/modules/{kernel.release}/extra/cplayground.ko"
