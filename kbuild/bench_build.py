@@ -380,14 +380,18 @@ def _plain(bench: Bench, case: Case) -> Measurement:
         Bind(home, "/mnt/plain", writable=True),
     ]
     log = settings.build / "logs" / "plain.log"
+    expected = kernel.expected_objects(settings, prepared.plan)
     start = _now(bench)
     # What our package is called plays no part; dpkg-buildpackage asks for build dependencies
     # by names that differ between suites, and all of them are there.
-    for argv, env in (
-        ([*arguments, goal], extra),
-        ([*arguments, "DPKG_FLAGS=-d", "bindeb-pkg"], {}),
-    ):
-        roots.enter(root, argv, timeout_s=_TIMEOUT_S, binds=binds, env=env, log=log)
+    with kernel.compiling("make bindeb-pkg", expected) as on_line:
+        for argv, env in (
+            ([*arguments, goal], extra),
+            ([*arguments, "DPKG_FLAGS=-d", "bindeb-pkg"], {}),
+        ):
+            roots.enter(
+                root, argv, timeout_s=_TIMEOUT_S, binds=binds, env=env, log=log, on_line=on_line
+            )
     made = [path.name for path in home.glob("*.deb")]
     if not any(name.startswith("linux-image-") for name in made):
         raise BenchError("make bindeb-pkg made no image package", found=", ".join(made), log=log)

@@ -6,12 +6,13 @@ paths on every machine, so that the compiler cache serves the next checkout too.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -310,6 +311,7 @@ class _Workshop:
     source: Path  # the tree
     output: Path  # make's O=
     given: Path  # what the build is given beside its source: /mnt/input
+    expected: int  # objects
     counts: Path  # how many objects the last build had
     log: Path
     binds: tuple[Bind, ...]
@@ -326,9 +328,8 @@ def _workshop(
     log.unlink(missing_ok=True)
     for directory in (output, given):
         directory.mkdir(parents=True, exist_ok=True)
-    target = plan.target
     symbol_versions.write_programs(given)
-    ccache.write_host_compiler(given, suite(target.suite).compiler)
+    ccache.write_host_compiler(given, suite(plan.target.suite).compiler)
     return _Workshop(
         plan=plan,
         root=root,
@@ -336,7 +337,8 @@ def _workshop(
         source=tree.path,
         output=output,
         given=given,
-        counts=settings.cache / "objects" / f"{target.suite}-{target.name}-{plan.method}",
+        expected=expected_objects(settings, plan),
+        counts=_counts(settings, plan),
         log=log,
         binds=(
             Bind(tree.path, "/mnt/source"),
@@ -474,19 +476,10 @@ def _check_strayed(plan: Plan, final: Fragment, log: Path) -> None:
 def _make(shop: _Workshop, goals: Sequence[str]) -> None:
     release = shop.plan.release
     there = _count_objects(shop.output)
-    total = max(_expected_objects(shop.counts, shop.plan), there + 1)
-    done = there
     final = kconfig.read(shop.output / ".config", strict=False)
     ccache.write_options(shop.given, final)
     versions = symbol_versions.arguments(shop.source, final.options)
-    with progress.bar(f"compiling {release}", total, unit="objects", initial=there) as advance:
-
-        def on_line(line: str) -> None:
-            nonlocal done
-            if _OBJECT.match(line):
-                done += 1
-                advance(min(done, total))
-
+    with compiling(f"compiling {release}", shop.expected, there=there) as on_line:
         completed = roots.enter(
             shop.help.root,
             [*shop.make, *versions, *goals],
@@ -508,12 +501,35 @@ def _make(shop: _Workshop, goals: Sequence[str]) -> None:
     fs.write_atomic(shop.counts, f"{_count_objects(shop.output)}\n")
 
 
-def _expected_objects(counts: Path, plan: Plan) -> int:
+@contextlib.contextmanager
+def compiling(what: str, expected: int, *, there: int = 0) -> Iterator[Callable[[str], None]]:
+    """Show how far make is by the objects that it names; the function given takes its lines.
+
+    ``expected`` is how many there will be, ``there`` how many there are before it starts.
+    """
+    done, total = there, max(expected, there + 1)
+    with progress.bar(what, total, unit="objects", initial=there) as advance:
+
+        def on_line(line: str) -> None:
+            nonlocal done
+            if _OBJECT.match(line):
+                done += 1
+                advance(min(done, total))
+
+        yield on_line
+
+
+def expected_objects(settings: Settings, plan: Plan) -> int:
+    """Return how many objects a build has: as many as the last one here, or what is usual."""
     try:
-        return int(counts.read_text())
+        return int(_counts(settings, plan).read_text())
     except (OSError, ValueError):
         target = plan.target
         return usual_objects(target.suite, plan.method, target.flavour) or _MANY_OBJECTS
+
+
+def _counts(settings: Settings, plan: Plan) -> Path:
+    return settings.cache / "objects" / f"{plan.target.suite}-{plan.target.name}-{plan.method}"
 
 
 def _count_objects(output: Path) -> int:

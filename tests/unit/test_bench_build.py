@@ -19,6 +19,7 @@ from kbuild import (
     misses,
     patches,
     pipeline,
+    progress,
     roots,
     source,
 )
@@ -358,7 +359,7 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Seen:
 
     def prepare(settings: Settings, target: Target, base: Base, *, modules: str = "auto") -> object:
         asked.wishes.append(modules)
-        plan = SimpleNamespace(target=target, config="CONFIG_A=y\n")
+        plan = SimpleNamespace(target=target, config="CONFIG_A=y\n", method="rebuild")
         tree = SimpleNamespace(path=tmp_path)
         return SimpleNamespace(
             base=base, plan=plan, tree=tree, distro_image=tmp_path, distro_headers=tmp_path
@@ -373,9 +374,17 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Seen:
         toy.write(home / "statistics/symbol-versions.log", STATISTICS)
         return SimpleNamespace(output=home / "out", source=home, method="rebuild")
 
-    def enter(root: object, argv: list[str], *, binds: list[Bind], **_: object) -> Completed:
+    def enter(
+        root: object,
+        argv: list[str],
+        *,
+        binds: list[Bind],
+        on_line: Callable[[str], None] = lambda _: None,
+        **_: object,
+    ) -> Completed:
         asked.commands.append(argv)
         if "bindeb-pkg" in argv:
+            on_line("  CC      fs/a.o")
             toy.write(binds[-1].source / "linux-image-6.1.192_1_amd64.deb", "")
             toy.write(binds[-1].source / "out/fs/a.o", "")
         return Completed((), 0, "gcc-12 -O2 -c -o fs/a.o fs/a.c\n" if "-n" in argv else "", "", 0.0)
@@ -488,6 +497,15 @@ def test_the_earlier_version_is_looked_up_before_hours_of_other_cases(
     settings = bench(tmp_path).settings
     with pytest.raises(UserError, match=r"has no linux 6\.1\.1-1|is the newest version"):
         bench_build.run(settings, CLOUD, names=["nothing", "point-release"], before=before)
+
+
+def test_the_plain_build_says_how_far_it_is(
+    tmp_path: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "_LOG_EVERY_S", 0.0)
+    caplog.set_level("INFO")
+    bench_build.measure(bench(tmp_path), CASES["plain"])
+    assert "make bindeb-pkg: 1 of 6352 objects" in caplog.text
 
 
 def test_the_plain_build_uses_no_cache_and_has_to_leave_packages(
