@@ -281,7 +281,9 @@ def test_an_edit_changes_the_patchs_code_and_nothing_of_its_shape(tmp_path: Path
 
 
 def test_every_series_of_ours_can_be_edited(tmp_path: Path) -> None:
-    for mark in (Path(__file__).parents[2] / "patches").glob("*/series"):
+    marks = sorted((Path(__file__).parents[2] / "patches").glob("*/series"))
+    assert marks
+    for mark in marks:
         for patch in patches.read_series(mark.parent).patches:
             copy = tmp_path / patch.path.name
             copy.write_text(patch.path.read_text())

@@ -315,6 +315,7 @@ def test_same_input_gives_the_same_tree(tmp_path: Path, monkeypatch: pytest.Monk
 def test_no_word_of_a_template_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     builder = FakeBuilder()
     build(tmp_path, builder, monkeypatch)
+    assert "control" in builder.debian
     for name, text in builder.debian.items():
         assert "{{" not in text and "{%" not in text, name
         assert not name.endswith(".j2")
@@ -407,7 +408,9 @@ def test_lint_lists_the_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_every_override_gives_its_reason() -> None:
-    for path in (PROJECT / "debian").rglob("*.lintian-overrides"):
+    overrides = sorted((PROJECT / "debian").rglob("*.lintian-overrides"))
+    assert overrides
+    for path in overrides:
         lines = path.read_text().splitlines()
         for number, line in enumerate(lines):
             if line and not line.startswith("#"):
@@ -428,7 +431,9 @@ def test_changelog_epoch(tmp_path: Path, name: str) -> None:
 
 def test_control_lines_fit() -> None:
     """What lintian would say of descriptions, said in a second."""
-    for path in (PROJECT / "debian").rglob("control.j2"):
+    templates = sorted((PROJECT / "debian").rglob("control.j2"))
+    assert templates
+    for path in templates:
         for line in path.read_text().splitlines():
             if re.match(r"^ \S", line) and "{{" not in line:
                 assert len(line) <= 80, f"{path}: {line}"
