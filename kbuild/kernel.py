@@ -311,7 +311,7 @@ class _Workshop:
     source: Path  # the tree
     output: Path  # make's O=
     given: Path  # what the build is given beside its source: /mnt/input
-    expected: int  # objects
+    expected: int  # how many objects this one will have
     counts: Path  # how many objects the last build had
     log: Path
     binds: tuple[Bind, ...]
