@@ -41,7 +41,7 @@ _ANSWER_TIMEOUT_S = 5.0
 _DAEMON_TIMEOUT_S = 20.0
 # What ccache calls its backends in "ccache --version", by the scheme of a URL.
 _FEATURES = {"redis": "redis-storage", "redis+unix": "redis+unix-storage", "http": "http-storage"}
-_WORKER_PACKAGE = "icecc"
+_USER = "icecc"  # that Debian's package makes, for the daemon
 # What iceccd says when its scheduler has taken it.
 _CONNECTED = "Connected to scheduler"
 _CREDENTIALS = re.compile(r"//[^/]*@")
@@ -52,7 +52,6 @@ _HOST = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::(?P<port>\d{1,5}))?
 class Help:
     """What the compilers of one build get beside what every program in the root has."""
 
-    root: Root  # that they run in: the build's own, or one with icecream's client beside it
     env: Mapping[str, str] = field(default_factory=dict)
     binds: tuple[Bind, ...] = ()
     network: bool = False  # whether they may use the host's
@@ -201,8 +200,8 @@ def _cache_help(root: Root, server: CacheServer, place: Path) -> Help | None:
     env = {"CCACHE_CONFIGPATH": f"{_STATISTICS}/{_CONFIG}"}
     if isinstance(server.address, str):
         # A socket is a file: the root needs no network for it.
-        return Help(root, env, (Bind(Path(server.address), _SOCKET, writable=True),))
-    return Help(root, env, _resolver(root), network=True)
+        return Help(env, (Bind(Path(server.address), _SOCKET, writable=True),))
+    return Help(env, _resolver(root), network=True)
 
 
 def _resolver(root: Root) -> tuple[Bind, ...]:
@@ -229,31 +228,6 @@ def parse_scheduler(text: str) -> tuple[str, int]:
             found=text,
         )
     return match["host"].strip("[]"), port
-
-
-def worker_root(settings: Settings, root: Root) -> Root:
-    """Return a root like ``root`` with icecream's client in it, made when it is not there.
-
-    Raises BuildError when the archive has moved on since ``root`` was made: the compiler
-    must be that root's own.
-    """
-    packages = (*roots.compile_packages(root.suite), _WORKER_PACKAGE)
-    other = roots.make_root(settings, root.suite, "compile-icecream", packages)
-    if _differences(root, other) and not settings.offline:
-        other = roots.make_root(settings, root.suite, "compile-icecream", packages, refresh=True)
-    different = _differences(root, other)
-    if different:
-        raise BuildError(
-            "icecream's root does not have the packages of the compile root",
-            expected=", ".join(f"{name} {root.versions[name]}" for name in different[:5]),
-            found=", ".join(f"{name} {other.versions.get(name)}" for name in different[:5]),
-            hint="make both anew with 'invoke clean --roots', or leave --scheduler out",
-        )
-    return other
-
-
-def _differences(root: Root, other: Root) -> list[str]:
-    return sorted(n for n, version in root.versions.items() if other.versions.get(n) != version)
 
 
 def compiler_environment(settings: Settings, root: Root) -> Path:
@@ -291,8 +265,7 @@ def _icecream_help(settings: Settings, root: Root, home: Path) -> Iterator[Help 
     """Run icecream's daemon for one build, and yield what the compilers need to find it."""
     host, port = parse_scheduler(settings.scheduler)
     try:
-        other = worker_root(settings, root)
-        archive = compiler_environment(settings, other)
+        archive = compiler_environment(settings, root)
     except KbuildError as error:
         # As with a scheduler that is away: a security update must not wait for its helpers.
         logger.warning("icecream is left out: %s", error)
@@ -302,16 +275,16 @@ def _icecream_help(settings: Settings, root: Root, home: Path) -> Iterator[Help 
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     shutil.copyfile(archive, place / archive.name)
-    shutil.chown(place, *_owner(other, _WORKER_PACKAGE))
+    shutil.chown(place, *_owner(root, _USER))
     binds = (Bind(place, _ICECREAM, writable=True),)
     env = {"ICECC_TEST_SOCKET": f"{_ICECREAM}/socket"}
     daemon = roots.command(
-        other,
+        root,
         [
             *("iceccd", "--no-remote", "-s", f"{host}:{port}"),
-            *("-b", f"{_ICECREAM}/environments", "-u", _WORKER_PACKAGE, "-vv"),
+            *("-b", f"{_ICECREAM}/environments", "-u", _USER, "-vv"),
         ],
-        binds=[*binds, *_resolver(other)],
+        binds=[*binds, *_resolver(root)],
         env=env,
         network=True,
     )
@@ -331,13 +304,12 @@ def _icecream_help(settings: Settings, root: Root, home: Path) -> Iterator[Help 
                 yield None
                 return
             yield Help(
-                other,
                 {
                     **env,
                     "CCACHE_PREFIX": "icecc",
                     "ICECC_VERSION": f"{_ICECREAM}/{archive.name}",
                 },
-                (*binds, *_resolver(other)),
+                (*binds, *_resolver(root)),
                 network=True,
             )
         finally:
@@ -385,7 +357,6 @@ def ready(settings: Settings, root: Root, home: Path) -> Iterator[Help]:
     for left in (OBJECTS_LOG, VERSIONS_LOG, _CONFIG):
         (place / left).unlink(missing_ok=True)
     counted = Help(
-        root,
         {"CCACHE_STATSLOG": f"{_STATISTICS}/{OBJECTS_LOG}"},
         (Bind(place, _STATISTICS, writable=True),),
     )
@@ -396,7 +367,7 @@ def ready(settings: Settings, root: Root, home: Path) -> Iterator[Help]:
         if settings.scheduler:
             workers = stack.enter_context(_icecream_help(settings, root, home))
             parts += [workers] if workers else []
-        if server and (cache := _cache_help(parts[-1].root, server, place)):
+        if server and (cache := _cache_help(root, server, place)):
             parts.append(cache)
         yield together(parts)
     logs = {"objects": OBJECTS_LOG, "symbol versions of files": VERSIONS_LOG}
@@ -414,12 +385,11 @@ def ready(settings: Settings, root: Root, home: Path) -> Iterator[Help]:
 
 
 def together(parts: list[Help]) -> Help:
-    """Return the sum of several; the root is the last one's."""
+    """Return the sum of several."""
     env: dict[str, str] = {}
     for one in parts:
         env |= one.env
     return Help(
-        root=parts[-1].root,
         env=env,
         binds=tuple(dict.fromkeys(bind for one in parts for bind in one.binds)),
         network=any(one.network for one in parts),

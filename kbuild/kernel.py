@@ -481,7 +481,7 @@ def _make(shop: _Workshop, goals: Sequence[str]) -> None:
     versions = symbol_versions.arguments(shop.source, final.options)
     with compiling(f"compiling {release}", shop.expected, there=there) as on_line:
         completed = roots.enter(
-            shop.help.root,
+            shop.root,
             [*shop.make, *versions, *goals],
             timeout_s=_COMPILE_TIMEOUT_S,
             binds=[*shop.binds, *shop.help.binds],

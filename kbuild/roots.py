@@ -37,6 +37,7 @@ COMPILE_PACKAGES = (
     "dh-dkms",
     "fakeroot",
     "flex",
+    "icecc",
     "kmod",
     "libelf-dev",
     "libssl-dev",

@@ -154,11 +154,11 @@ def test_a_server_on_a_socket_is_asked_too(tmp_path: Path) -> None:
     assert gone == "No such file or directory"
 
 
-def a_root(tmp_path: Path, name: str = "root", **versions: str) -> Root:
-    path = tmp_path / name
+def a_root(tmp_path: Path) -> Root:
+    path = tmp_path / "root"
     (path / "etc").mkdir(parents=True)
     (path / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\nicecc:x:100:101::/:/bin/false\n")
-    return Root("bookworm", path, "d" * 64, versions)
+    return Root("bookworm", path, "d" * 64)
 
 
 def pretend_version(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
@@ -184,7 +184,6 @@ def test_without_options_nothing_is_opened(tmp_path: Path) -> None:
     settings = fake_kernel.settings(tmp_path)
     with compilers.ready(settings, root, tmp_path / "home") as help:
         assert not help.network
-        assert help.root is root
         assert help.env == {"CCACHE_STATSLOG": "/mnt/statistics/ccache.log"}
         assert help.binds == (Bind(tmp_path / "home/statistics", "/mnt/statistics", True),)
 
@@ -280,7 +279,7 @@ def test_a_password_is_on_no_command_line(tmp_path: Path, monkeypatch: pytest.Mo
         root = a_root(tmp_path)
         with compilers.ready(settings, root, tmp_path / "home") as help:
             assert configured(tmp_path, help) == url
-            line = roots.command(help.root, ["make"], binds=help.binds, env=help.env)
+            line = roots.command(root, ["make"], binds=help.binds, env=help.env)
     assert "CCACHE_CONFIGPATH" in line
     assert not [word for word in line if "secret" in str(word)]
 
@@ -294,51 +293,20 @@ def test_no_statistics_are_none(tmp_path: Path) -> None:
 
 
 def test_several_helps_are_added_up(tmp_path: Path) -> None:
-    one, two = a_root(tmp_path, "one"), a_root(tmp_path, "two")
     bind = Bind(tmp_path, "/mnt/x")
-    found = compilers.together(
-        [Help(one, {"A": "1"}, (bind,)), Help(two, {"B": "2"}, (bind,), network=True)]
-    )
-    assert found == Help(two, {"A": "1", "B": "2"}, (bind,), network=True)
-
-
-def test_icecreams_root_must_have_the_same_packages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ours = a_root(tmp_path, "ours", gcc="12.2", make="4.3")
-    made: list[bool] = []
-
-    def give(version: str, refreshed: str) -> None:
-        def make_root(*_: object, refresh: bool = False) -> Root:
-            made.append(refresh)
-            gcc = refreshed if refresh else version
-            return Root("bookworm", ours.path, "e", {"gcc": gcc, "make": "4.3", "icecc": "1"})
-
-        monkeypatch.setattr(roots, "make_root", make_root)
-
-    give("12.2", "12.2")
-    settings = fake_kernel.settings(tmp_path)
-    assert compilers.worker_root(settings, ours).versions["icecc"] == "1"
-    assert made == [False]
-    give("12.1", "12.2")
-    assert compilers.worker_root(settings, ours).versions["gcc"] == "12.2"
-    give("12.1", "12.3")
-    with pytest.raises(BuildError, match="does not have the packages") as caught:
-        compilers.worker_root(settings, ours)
-    assert (caught.value.expected, caught.value.found) == ("gcc 12.2", "gcc 12.3")
+    found = compilers.together([Help({"A": "1"}, (bind,)), Help({"B": "2"}, (bind,), network=True)])
+    assert found == Help({"A": "1", "B": "2"}, (bind,), network=True)
 
 
 @contextlib.contextmanager
-def pretend_daemon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) -> Iterator[Root]:
-    root = a_root(tmp_path, "workers")
+def pretend_daemon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) -> Iterator[None]:
     archive = tmp_path / "0123abcd.tar.gz"
     archive.touch()
-    monkeypatch.setattr(compilers, "worker_root", lambda *_: root)
     monkeypatch.setattr(compilers, "compiler_environment", lambda *_: archive)
     monkeypatch.setattr(roots, "command", lambda *_, **__: ["sh", "-c", script])
     monkeypatch.setattr(compilers, "_owner", lambda *_: (None, None))
     monkeypatch.setattr(compilers.shutil, "chown", lambda *_: None)  # type: ignore[attr-defined]
-    yield root
+    yield
 
 
 def test_icecream_is_used_when_its_scheduler_has_taken_the_daemon(
@@ -347,10 +315,9 @@ def test_icecream_is_used_when_its_scheduler_has_taken_the_daemon(
     settings = replace(fake_kernel.settings(tmp_path), scheduler="farm")
     script = "echo Connected to scheduler '(I am known as 10.0.0.1)'; exec sleep 60"
     with (
-        pretend_daemon(monkeypatch, tmp_path, script) as root,
+        pretend_daemon(monkeypatch, tmp_path, script),
         compilers.ready(settings, a_root(tmp_path), tmp_path / "home") as help,
     ):
-        assert help.root == root
         assert help.network
         assert help.env["CCACHE_PREFIX"] == "icecc"
         # A worker knows environments by this name: it must be the archive's own.
@@ -363,13 +330,11 @@ def test_without_a_scheduler_the_build_goes_on_alone(
 ) -> None:
     monkeypatch.setattr(compilers, "_DAEMON_TIMEOUT_S", 0.3)
     settings = replace(fake_kernel.settings(tmp_path), scheduler="farm")
-    ours = a_root(tmp_path)
     with (
         pretend_daemon(monkeypatch, tmp_path, "echo scheduler not yet found; exec sleep 60"),
         caplog.at_level(logging.WARNING),
-        compilers.ready(settings, ours, tmp_path / "home") as help,
+        compilers.ready(settings, a_root(tmp_path), tmp_path / "home") as help,
     ):
-        assert help.root is ours
         assert not help.network
         assert "CCACHE_PREFIX" not in help.env
     assert "no scheduler at farm answers" in caplog.text
@@ -388,21 +353,18 @@ def test_a_daemon_that_dies_is_told_from_a_scheduler_that_is_away(
     assert caught.value.found == "mkdir failed"
 
 
-@pytest.mark.parametrize("broken", ["worker_root", "compiler_environment"])
-def test_what_icecream_would_run_in_is_no_reason_to_end_a_build(
-    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_compiler_that_cannot_be_sent_is_no_reason_to_end_a_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def moved_on(*_: object) -> object:
-        raise BuildError("the archive has moved on")
+    def none(*_: object) -> object:
+        raise BuildError("icecc made no archive of the compiler")
 
     settings = replace(fake_kernel.settings(tmp_path), scheduler="farm")
-    ours = a_root(tmp_path)
     with pretend_daemon(monkeypatch, tmp_path, "exit 1"), caplog.at_level(logging.WARNING):
-        monkeypatch.setattr(compilers, broken, moved_on)
-        with compilers.ready(settings, ours, tmp_path / "home") as help:
-            assert help.root is ours
+        monkeypatch.setattr(compilers, "compiler_environment", none)
+        with compilers.ready(settings, a_root(tmp_path), tmp_path / "home") as help:
             assert "CCACHE_PREFIX" not in help.env
-    assert "icecream is left out: the archive has moved on" in caplog.text
+    assert "icecream is left out: icecc made no archive" in caplog.text
 
 
 @pytest.mark.parametrize("url", ["redis://:secret@", "redis://u:secret@host:x", "ftp://u:secret@h"])

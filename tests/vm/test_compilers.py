@@ -110,7 +110,7 @@ def compile_in(
     with compilers.ready(settings, root, tree / "home") as help:
         for number in range(SOURCES):
             roots.enter(
-                help.root,
+                root,
                 [
                     *("ccache", compiler, f"-Wp,-MMD,.f{number}.o.d", "-O2"),
                     *("-I./include", "-include", "generated/autoconf.h"),
