@@ -127,7 +127,7 @@ def daemon(root: Root, home: Path, *argv: str) -> Iterator[Daemon]:
 
 @pytest.fixture
 def farm(root: Root, tmp_path: Path) -> Iterator[Farm]:
-    """A scheduler and two workers on loopback; all that they are asked for is let in."""
+    """A scheduler and two workers that are reached by loopback, once both are connected."""
     port, *of_workers = free_ports(3)
     with contextlib.ExitStack() as stack:
         scheduler = ["icecc-scheduler", "-p", str(port), "-n", f"test-{port}", "-u", USER, "-vvv"]
