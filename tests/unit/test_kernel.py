@@ -273,6 +273,16 @@ def test_macros_are_tracked_where_something_asks_for_it(bench: Bench) -> None:
     assert "CPP" not in plain
 
 
+def test_what_makes_the_fast_path_faster_is_not_asked_of_a_full_build(bench: Bench) -> None:
+    fast, full = (
+        {one.partition("=")[0]: one for one in kernel.make_arguments(bench.settings, plan)}
+        for plan in (bench.plan(), bench.plan(modules="rebuild"))
+    )
+    assert fast["KCFLAGS"] == "KCFLAGS=-g0 -Wno-misleading-indentation"
+    assert fast["KAFLAGS"] == "KAFLAGS=-g0"
+    assert {"KCFLAGS", "KAFLAGS", "PAHOLE"}.isdisjoint(full)
+
+
 def test_the_host_compiler_is_one_word_since_rustc_is_given_it_as_it_is(bench: Bench) -> None:
     bench.build()
     said = kernel.make_arguments(bench.settings, bench.plan())
