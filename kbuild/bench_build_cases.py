@@ -105,7 +105,7 @@ def obstacle(case: Case, target: Target, before: str) -> str | None:
     if case.name in FAST and (target.flavour not in DEBIAN_FLAVOURS or target.variant != "release"):
         return f"{target.name} has no fast path: its configuration is not the distro's"
     if case.name in FULL and target.flavour == "amd64":
-        return "many hours on two cores; extrapolated from cloud-amd64 by the count of objects"
+        return "hours on two cores; extrapolated from cloud-amd64 by the count of objects"
     if case.name == "point-release" and not before:
         return "--before VERSION is needed"
     return None
