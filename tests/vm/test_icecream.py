@@ -191,12 +191,16 @@ def test_a_worker_that_dies_costs_time_and_not_the_build(
     alone = compile_in(settings, root, tmp_path / "alone")
     killed: list[Daemon] = []
 
-    def kill() -> None:
-        wait("a worker at its work", AT_WORK_S, lambda: any(w.compiling() for w in farm.workers))
-        killed.extend([worker for worker in farm.workers if worker.compiling()][:1])
-        # With it goes the first process of its PID namespace, and so everything in there.
-        for worker in killed:
+    def kill_one_at_work() -> bool:
+        worker = next((worker for worker in farm.workers if worker.compiling()), None)
+        if worker is not None:
+            # With it goes the first process of its PID namespace, and so everything in there.
             worker.process.kill()
+            killed.append(worker)
+        return worker is not None
+
+    def kill() -> None:
+        wait("a worker at its work", AT_WORK_S, kill_one_at_work)
 
     killer = threading.Thread(target=kill)
     killer.start()
