@@ -265,8 +265,8 @@ def make_arguments(settings: Settings, plan: Plan, *, plain: bool = False) -> li
     fast: list[str] = []
     if plan.method == "fast":
         # The distro's BTF takes DWARF's place, so none is generated or linked.
-        # Nor does the compiler read the sources once more, as it does to warn of indentation:
-        # that costs some hundredth, and all but what a patch changes is the distro's own.
+        # To warn of indentation gcc reads the sources once more, one or two hundredths of its
+        # time; all but what a patch changes is the distro's own text.
         flags = "-g0 -Wno-misleading-indentation"
         fast = ["PAHOLE=/mnt/input/pahole", f"KCFLAGS={flags}", "KAFLAGS=-g0"]
         # Which argument of a macro each of its tokens was is for the notes of errors, and for
