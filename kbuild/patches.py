@@ -29,10 +29,13 @@ from kbuild.run import run
 
 logger = logging.getLogger(__name__)
 
-# The subset of DEP-3 that a patch here must have; X-Exports is ours, as DEP-3's vendor
-# fields allow, and empty for a patch that exports nothing.
+# The subset of DEP-3 that a patch here must have, with either name of its description: a
+# mail for 'git am' has a Subject.  X-Exports is ours, as DEP-3's vendor fields allow, and
+# empty for a patch that exports nothing.
 _EXPORTS_FIELD = "X-Exports"
-_REQUIRED_FIELDS = ("Description", "Forwarded", "Last-Update", _EXPORTS_FIELD)
+_DESCRIPTION_FIELDS = ("Description", "Subject")
+_REQUIRED_FIELDS = ("Forwarded", "Last-Update", _EXPORTS_FIELD)
+_MAIL_TAG = re.compile(r"^\[PATCH[^]]*\] *")
 _EXPORT = re.compile(r"^EXPORT_SYMBOL(?:_GPL)?\((\w+)\);", re.MULTILINE)
 # A function's head in the kernel's style: it starts in the first column, and the name is
 # what stands before the first parenthesis.
@@ -100,15 +103,18 @@ def _read_patch(path: Path) -> Patch:
         for name in _REQUIRED_FIELDS
         if name not in fields or not (fields[name] or name == _EXPORTS_FIELD)
     ]
+    described = next((fields[name] for name in _DESCRIPTION_FIELDS if fields.get(name)), "")
+    if not described:
+        missing.insert(0, " or ".join(_DESCRIPTION_FIELDS))
     if missing:
         raise UserError(
             f"{path} has no complete DEP-3 header",
-            expected=", ".join(_REQUIRED_FIELDS),
+            expected=", ".join((" or ".join(_DESCRIPTION_FIELDS), *_REQUIRED_FIELDS)),
             found=f"{', '.join(missing)} missing",
         )
     return Patch(
         path=path,
-        description=fields["Description"].splitlines()[0],
+        description=_MAIL_TAG.sub("", described.splitlines()[0]),
         exports=tuple(re.findall(r"\w+", fields[_EXPORTS_FIELD])),
     )
 

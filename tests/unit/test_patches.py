@@ -9,6 +9,7 @@ import pytest
 from kbuild import patches
 from kbuild.errors import BuildError, UserError
 from kbuild.model import Series
+from kbuild.run import run
 from tests.unit import toy
 
 DATA = Path(__file__).parent / "data"
@@ -254,6 +255,30 @@ def test_our_own_series_declare_their_exports(
     assert series.name == name
     assert series.exports == ("get_files_struct", "put_files_struct")
     assert patches.touched(series) == files
+
+
+@pytest.mark.parametrize("name", ["5.10", "5.11"])
+def test_our_own_patches_are_mails_that_git_am_takes(name: str, tmp_path: Path) -> None:
+    """git refuses a mail without an author, a subject or a diff."""
+    series = patches.read_series(Path(__file__).parents[2] / "patches" / name)
+    repository = tmp_path / "tree"
+    for patch in series.patches:
+        for file, change in patches.changes(patch).items():
+            lines = {
+                line.source_line_no or 0: line.value for h in change for line in h.source_lines()
+            }
+            text = "".join(lines.get(n, "\n") for n in range(1, max(lines) + 1))
+            toy.write(repository / file, text)
+    author = ("-c", "user.name=a", "-c", "user.email=a@a.invalid")
+    for argv in (
+        ("init", "--quiet"),
+        ("add", "--all"),
+        ("commit", "--quiet", "--message=base"),
+        ("am", "--quiet", *(patch.path.as_posix() for patch in series.patches)),
+    ):
+        run(["git", *author, *argv], cwd=repository, timeout_s=20)
+    said = run(["git", "log", "-1", "--format=%an%n%s"], cwd=repository, timeout_s=20).stdout
+    assert said.splitlines() == ["cplayground-kernel maintainers", series.patches[-1].description]
 
 
 @pytest.mark.parametrize(
