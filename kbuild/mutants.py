@@ -33,7 +33,7 @@ from kbuild.vm import triage
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("export", "stock")
+BACKENDS = ("stock", "export")
 # The module as it is, which must pass wherever a mutant is killed.
 CONTROL = "unmutated"
 
@@ -342,6 +342,7 @@ def run_trial(
             many=0 if mutant is None else mutant.many,
             seed=number,
             kmemleak=kmemleak,
+            thorough=mutant is None,
         )
         reports = guest.reports()
         guest.abandon()

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kbuild import programs
+from kbuild import programs, traces
 from kbuild.programs import PLACE
 from kbuild.vm import checking, counts, oracle, procfile, triage
 from kbuild.vm.counts import Counts
@@ -30,7 +30,7 @@ MODULE = "cplayground"
 # Of tests/guest: to be compiled by programs.compile_programs and put in place by prepare().
 PROGRAMS = (
     *("topology", "observe", "observe_reads", "recycle", "moment", "witness", "turmoil", "reader"),
-    counts.PROGRAM,
+    *("lives", traces.PROGRAM, counts.PROGRAM),
 )
 
 # A module that was built here is out of tree (O) and not signed by anybody trusted (E).
@@ -70,7 +70,9 @@ OWN_DETECTORS = (
     "oracle",  # it differs from what /proc and kcmp(2) say
     "ways of reading",  # small reads give other bytes than large ones
     "invariants",  # under churn, something is shown that was never so
-    "ids",  # they are not new with each load
+    "ids",  # they are not new with each load, or one is used again
+    "parent",  # a process is shown with another parent than it had
+    *(f"trace {case}" for case in traces.ROUNDS),  # a reader was noticed, or held up
     "privacy",  # a container could open the file
     "many",  # something is missing in a long list
     "kmemleak",
@@ -146,6 +148,10 @@ def make_ready(guest: Guest, compiled: Mapping[str, Path]) -> None:
     be done in the guest between this and run().
     """
     prepare(guest, compiled)
+    # What a kernel allocates for the first mount, namespace or FUSE request, it keeps.
+    for case in _FEW_TRACES:
+        argv = traces.argv(PLACE, "-", case, rounds=1, readers=0)
+        guest.run(argv, timeout_s=60, cwd="/tmp", check=True)
     count = f"{PLACE}/{counts.PROGRAM} kmalloc >{_COUNTED}"
     # Twice, for the caches that the first time fills.
     guest.run(["sh", "-c", f"{count} && {count}"], timeout_s=60, check=True)
@@ -168,6 +174,7 @@ def run(
     expect: Collection[Collection[str]] = (),
     many: int = 0,
     seed: int = 1,
+    thorough: bool = False,
 ) -> QuickResult:
     """Judge ``module``, a file built for the guest's kernel, with one backend.
 
@@ -175,7 +182,8 @@ def run(
     compiled meanwhile; what it raises goes through.  Without ``backend`` the module chooses.
     ``window_us`` widens the race windows of a lab build from the step "reload" on; 0 for
     another build.  With ``expect`` the suite ends as soon as one detector of each of these
-    has reported.  ``many`` demands that so many processes and descriptors are shown.
+    has reported.  ``many`` demands that so many processes and descriptors are shown.  With
+    ``thorough`` each case of lives.c and traces.c is tried, in all of its rounds.
     ``deadline_s`` and ``churn_s`` are seconds of the host, whatever the guest's speed.
     Without ``kmemleak`` leaks are found by counting alone: its two scans take longer than
     all the rest.  A guest that has been found to hang, or that was left before the end, is
@@ -183,7 +191,7 @@ def run(
     """
     one = _Run(guest, backend, window_us, deadline_s, [frozenset(names) for names in expect])
     try:
-        one.everything(module, compiled, churn_s, many, seed, kmemleak=kmemleak)
+        one.everything(module, compiled, churn_s, many, seed, kmemleak=kmemleak, thorough=thorough)
     except _Enough:
         one.hear_out()
     except GuestCommandError as error:
@@ -219,6 +227,7 @@ class _Run:
     ) -> None:
         self._guest = guest
         self._parameters = [f"backend={backend}"] if backend else []
+        self._backend = backend or "stock"
         self._window = [f"window_us={window_us}"] if window_us else []
         self._began = time.monotonic()
         self._deadline_s = deadline_s
@@ -373,6 +382,7 @@ class _Run:
         seed: int,
         *,
         kmemleak: bool,
+        thorough: bool,
     ) -> None:
         self.step("before", lambda: self._look_around(compiled, kmemleak=kmemleak))
         self.step("module", lambda: self._put(module()))
@@ -394,6 +404,8 @@ class _Run:
         self.step("after", self._compare)
         self.step("storm", lambda: self._storm(seed))
         self.end(still)
+        self.step("lives", lambda: self._lives(thorough=thorough))
+        self.step("traces", lambda: self._traces(thorough=thorough))
         if self._loaded:
             self.step("unload", self._unload)
         self.step("leaks", self._leaks)
@@ -553,6 +565,39 @@ class _Run:
             self.records += int(words[1])
         return f"gone and back under {' '.join(words)}"
 
+    def _expected(self, detector: str) -> bool:
+        return any(detector in names for names in self._expect)
+
+    def _lives(self, *, thorough: bool) -> str:
+        """Read where one life ends and another begins."""
+        seen = []
+        for case, (few, rounds, detector, wrong) in _LIVES.items():
+            number = rounds if thorough or self._expected(detector) else few
+            result = self.run([f"{PLACE}/lives", FILE, case, str(number)], "reading")
+            figures = traces.figures(result.text)
+            if result.status == 0 and any(figures.get(name) != "0" for name in wrong):
+                self.find(detector, f"{case}: {result.text.strip()}")
+            seen.append(f"{case} {number}")
+        return ", ".join(seen)
+
+    def _traces(self, *, thorough: bool) -> str:
+        """Read about programs that would notice it, or hold the reader up."""
+        seen = []
+        for case, rounds in traces.ROUNDS.items():
+            detector = f"trace {case}"
+            wanted = thorough or self._expected(detector)
+            number = rounds if wanted else _FEW_TRACES.get(case, 0)
+            if not number:
+                continue
+            result = self.run(
+                traces.argv(PLACE, FILE, case, rounds=number, readers=_TRACES_READERS), detector
+            )
+            if result.status == 0:
+                for fault in traces.faults(case, self._backend, traces.parse(result.text)):
+                    self.find(detector, fault)
+            seen.append(f"{case} {number}")
+        return ", ".join(seen)
+
     def _many(self, many: int) -> str:
         """More than anybody would have made room for."""
         with self.topology("many-processes", str(many)):
@@ -611,20 +656,31 @@ class _Run:
         return checking.alive(name, self.run(["@read", path]).text)
 
 
+# For a quick look: cases of traces.c, and their rounds.
+_FEW_TRACES = {"text": 4, "eof": 4, "fuse": 4}
+_TRACES_READERS = 2
+# Cases of lives.c: rounds for a quick look, and all; detector; the figures that must be 0.
+_LIVES = {
+    "exec": (10, 300, "parent", ("wrong", "missing", "bare")),
+    "reaped": (10, 300, "parent", ("wrong", "group")),
+    "series": (3, 20, "ids", ("repeated", "differ")),
+    "between": (1, 20, "ids", ("repeated",)),
+}
 # The record of each of these stays as it is while others churn.  They are few, since a reader
 # is to spend its time with those others.
 _STILL = ("tree", "shared-table", "thread")
 _STRANGE = (
     *("orphan", "zombie", "nested", "joined", "tables"),
-    *("descriptors", "dead-leader", "hostile", "long-paths", "long-lines"),
+    *("descriptors", "cloexec-kept", "dead-leader", "hostile", "long-paths", "long-lines"),
     "other-root",
 )
 # Where recycle.c stops, and the files of the process that it is then to be shown.
 _RECYCLED = {"header": b"/tmp/old", "files": b"/tmp/old", "end": b"/tmp/new"}
-# Where moment.c stops, and what of its process's descriptors below 64 is then to be shown: of
-# a batch that was begun, all as it was before the change, and after it nothing of that moment.
+# Where moment.c stops, and the descriptors below 64 of its process that are then to be shown:
+# those of a batch that was begun as they were before the change, all later ones as after it.
+# The last one of these reads is so large that it begins both batches.
 _BEGUN = [(fd, b"old" if fd <= 32 else b"new") for fd in range(1, 64)]
-_MOMENTS = {"header": [(fd, b"new") for fd in range(64)], "1": _BEGUN, "65536": _BEGUN}
+_MOMENTS = {"header": _BEGUN, "1": _BEGUN, "65536": [(fd, b"old") for fd in range(1, 64)]}
 _IDS = re.compile(rb"(?<![^\t\n])[0-9a-f]{64}(?=\t)")
 # reader.c says so of a kind that had no turn: in so short a time that is nobody's fault.
 _IDLE = b"reader has read anything"

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * What differs between kernels, decided by probes (features.h), never by versions.
  *
@@ -13,20 +13,21 @@
 
 #include "features.h"
 
+#define CPG_DEFAULT "stock"
+
 #ifdef CPG_HAVE_FILES_STRUCT
 
-#define CPG_BACKENDS "export stock"
-#define CPG_DEFAULT "export"
+#define CPG_BACKENDS "stock export"
 #define CPG_HAS_EXPORT true
 
 /* Returns a reference on the table that the task uses, or NULL.  Takes task_lock. */
-static inline struct files_struct *cpg_get_table(struct task_struct *task)
+static inline struct files_struct *cpg_get_files(struct task_struct *task)
 {
 	return get_files_struct(task);
 }
 
-/* Drops the reference.  The last one closes the files, so: no lock, no RCU. */
-static inline void cpg_put_table(struct files_struct *files)
+/* Drops the reference.  The last one closes the files, and waits for their ->flush. */
+static inline void cpg_put_files(struct files_struct *files)
 {
 	put_files_struct(files);
 }
@@ -34,15 +35,14 @@ static inline void cpg_put_table(struct files_struct *files)
 #else
 
 #define CPG_BACKENDS "stock"
-#define CPG_DEFAULT "stock"
 #define CPG_HAS_EXPORT false
 
-static inline struct files_struct *cpg_get_table(struct task_struct *task)
+static inline struct files_struct *cpg_get_files(struct task_struct *task)
 {
 	return NULL;
 }
 
-static inline void cpg_put_table(struct files_struct *files)
+static inline void cpg_put_files(struct files_struct *files)
 {
 }
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /*
  * /proc/cplayground: the processes of every container and their open files.
  *
@@ -9,27 +9,27 @@
  *	...
  *	\n
  *
- * pid, ppid and pgid are those of the process's own (innermost) namespace; ppid
- * and pgid are 0 for a parent or a group that lives outside of it.  Flags are
- * octal with a leading 0.  Control bytes and backslashes of a command or a path
- * are written as \ooo, so that no name can look like a record.  An id is 64 hex
- * digits, equal for equal objects while the module stays loaded.  With
- * fields=extended there are three more fields between pgid and command: the state
- * of the process's leader as in /proc/PID/stat, and the masks of its blocked and
- * of its pending signals, bit n for signal n, up to 31.
+ * pid, ppid and pgid are those of the process's own (innermost) namespace; ppid and
+ * pgid are 0 for a parent or a group that lives outside of it.  Flags are octal with
+ * a leading 0.  In a command and a path, control bytes, backslashes and the line
+ * separators of Unicode are written as \ooo, so that no name can look like a record.
+ * An id is 64 hex digits.  With fields=extended there are three more fields between
+ * pgid and command: the state of the process's leader as in /proc/PID/stat, and the
+ * masks of its blocked and of its pending signals, bit n for signal n, up to 31.
  *
- * The reader's place is two numbers, a process and a slot of its table, and a
- * reference on the struct pid.  Each step copies a bounded batch of descriptors
- * under the locks that the kernel itself takes for /proc/PID/fdinfo, and formats
- * it when they have been dropped.
+ * A reader leaves no trace.  It takes no reference on an open file, a path or, with
+ * backend=stock, a file table: dropping the last one would run the close, in the
+ * reader, and too late for the program that closed the file.  Each step copies a
+ * bounded batch of descriptors, paths included, under the locks that the kernel
+ * itself takes for /proc/PID/fdinfo.  Between two steps the reader holds numbers and
+ * text of its own, and nothing else.
  */
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
-#include <linux/ctype.h>
-#include <linux/file.h>
+#include <linux/dcache.h>
 #include <linux/fs.h>
-#include <linux/idr.h>
+#include <linux/kernel.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/pid.h>
@@ -49,14 +49,23 @@
 #include <linux/string.h>
 #include <linux/uidgid.h>
 #include <linux/user_namespace.h>
+#include <linux/workqueue.h>
 
 #include "compat.h"
+#include "format.h"
 #include "window.h"
 
 #define CPG_NAME "cplayground"
 
 /* Descriptors copied under one hold of a table's lock. */
 #define CPG_BATCH 32
+/*
+ * Room for the paths of a batch.  A batch ends when another path might not fit, so
+ * this bounds how long a container with long paths can make us hold a table's lock.
+ */
+#define CPG_NAMES (4 * PATH_MAX)
+/* What cpg_write_name() may read behind the end of a name, paths included. */
+#define CPG_BEHIND (sizeof(u64) - 1)
 /* Slots looked at under one hold of a table's lock: 8 KiB of its bitmap. */
 #define CPG_SLOTS 65536U
 /* Threads without a table, and numbers of pids, passed over in one RCU section. */
@@ -70,7 +79,7 @@
  */
 #define CPG_BUFFER SZ_64K
 
-/* A position: the pid in the upper half, what of it in the lower. */
+/* A position: the pid in the upper half, the line of its record in the lower. */
 #define CPG_HEADER 0U
 #define CPG_FIRST_FD 1U		/* descriptor n is CPG_FIRST_FD + n */
 #define CPG_TRAILER U32_MAX
@@ -103,164 +112,90 @@ MODULE_PARM_DESC(fields, "Fields of a process, one of: basic extended (default: 
 
 static bool cpg_export __ro_after_init;
 static bool cpg_extended __ro_after_init;
-static siphash_key_t cpg_keys[4] __ro_after_init;
+static siphash_key_t cpg_keys[4] __ro_after_init;	/* for the four words of an id */
 static struct proc_dir_entry *cpg_entry;
+static struct workqueue_struct *cpg_puts;	/* for export only: drops references */
 static bool cpg_leaving;	/* set once, before the entry is removed */
 
-enum cpg_line { CPG_LINE_HEADER, CPG_LINE_BATCH, CPG_LINE_TRAILER };
+/* A reference on a file table that a work item drops, and its memory. */
+struct cpg_put {
+	struct work_struct work;
+	struct files_struct *files;
+	bool counted;		/* the module has a reference for it */
+};
+
+/* Stands for a path of PATH_MAX bytes or more, for which readlink(2) fails. */
+static const char cpg_too_long[] = "(path too long)";
+
+enum cpg_line { CPG_LINE_HEADER, CPG_LINE_FILE, CPG_LINE_TRAILER };
 
 /* One descriptor as it was while the table's lock was held. */
 struct cpg_fd {
-	struct file *file;	/* a reference */
 	unsigned int fd;
 	bool cloexec;
+	unsigned int flags;
+	loff_t pos;
+	/* For the id; never dereferenced. */
+	const struct file *file;
+	const struct inode *inode;
+	u64 inode_serial;
+	const char *path;	/* in the reader's names */
 };
 
 /* One reader; protected by the seq_file's own mutex. */
 struct cpg_reader {
-	enum cpg_line line;	/* what show() prints */
-	struct pid *pid;	/* a reference, from header to trailer; NULL outside */
+	enum cpg_line line;	/* which one show() prints */
+
+	/* The process, from header to trailer.  No later one has both numbers. */
+	pid_t nr;
+	u64 started;
 
 	/* The header, copied when the process was found. */
+	const struct pid_namespace *ns;	/* for the id; never dereferenced */
+	u64 ns_started;
 	pid_t nr_ns;
 	pid_t ppid_ns;
 	pid_t pgid_ns;
-	char comm[TASK_COMM_LEN];
+	char comm[TASK_COMM_LEN + CPG_BEHIND];
 	char state;
 	u32 blocked;
 	u32 pending;
 
-	/* The batch: entries at..filled-1 are still to be shown, all hold their file. */
+	/* The batch: entries at..filled-1 are still to be shown. */
 	struct cpg_fd batch[CPG_BATCH];
 	unsigned int at;
 	unsigned int filled;
+	char *names;		/* CPG_NAMES bytes, for the paths of the batch */
 	unsigned int slot;	/* where the next batch begins */
 	pid_t thread;		/* no earlier one has a table; 0 for the leader */
-	bool more;		/* the table had slots from there on */
+	bool more;		/* the table may have descriptors from slot on */
 
-	/* For file_path(), and what cpg_write_name() reads behind its end. */
-	char path[PATH_MAX + sizeof(u64)];
+	struct cpg_put *put;	/* for the next cpg_put_table(); export only */
 };
 
 /*
- * Output.  These write where the caller has seen room for the longest line, and
- * return the end of what they wrote.
+ * Output.
  */
 
-/* Eight bytes at once, as one number. */
-#define CPG_EACH(byte) (~0ULL / 0xff * (byte))
-
-/* Write the eight hexadecimal digits of a word. */
-static char *cpg_write_hex(char *p, u32 word)
-{
-	u64 digits = word, letters;
-	__be64 text;
-
-	/* From 32 bits to eight bytes of four bits each, in halves. */
-	digits = (digits & 0xffff0000ULL) << 16 | (digits & 0xffffULL);
-	digits = (digits & 0x0000ff000000ff00ULL) << 8 | (digits & 0x000000ff000000ffULL);
-	digits = (digits & 0x00f000f000f000f0ULL) << 4 | (digits & 0x000f000f000f000fULL);
-	letters = (digits + CPG_EACH(6)) >> 4 & CPG_EACH(1);
-	text = cpu_to_be64(digits + CPG_EACH('0') + letters * ('a' - '0' - 10));
-	memcpy(p, &text, sizeof(text));
-	return p + sizeof(text);
-}
-
-/* Write an id: a keyed hash, so that it tells nothing about either number. */
-static char *cpg_write_id(char *p, u64 object, u64 salt)
+/* Write an id: a keyed hash, so that it tells nothing about the numbers in it. */
+static char *cpg_write_id(char *p, const void *object, u64 one, u64 two)
 {
 	u64 word;
 	int i;
 
-	for (i = 0; i < 4; i++) {
-		word = siphash_2u64(object, salt, &cpg_keys[i]);
+	for (i = 0; i < ARRAY_SIZE(cpg_keys); i++) {
+		word = siphash_3u64((unsigned long)object, one, two, &cpg_keys[i]);
 		p = cpg_write_hex(p, upper_32_bits(word));
 		p = cpg_write_hex(p, lower_32_bits(word));
 	}
 	return p;
 }
 
-static char *cpg_write_decimal(char *p, s64 number)
+static char *cpg_write_header(char *p, const struct cpg_reader *r)
 {
-	u64 value = number, rest;
-	char *end;
-
-	if (number < 0) {
-		*p++ = '-';
-		value = -value;
-	}
-	end = p;
-	for (rest = value; rest > 9; rest /= 10)
-		end++;
-	p = end + 1;
-	for (; value > 9; value /= 10)
-		*end-- = '0' + value % 10;
-	*end = '0' + value;
-	return p;
-}
-
-/* Write a number as C writes it in octal. */
-static char *cpg_write_octal(char *p, u32 value)
-{
-	int shift = (fls(value | 1) - 1) / 3 * 3;
-
-	for (*p++ = '0'; shift >= 0; shift -= 3)
-		*p++ = '0' + (value >> shift & 7);
-	return p;
-}
-
-/* Whether one of eight bytes is a control byte (NUL too) or a backslash. */
-static bool cpg_any_special(u64 bytes)
-{
-	u64 low = bytes & CPG_EACH(0x7f), plain;
-
-	/* No sum passes 0xff, so each says in its byte's highest bit what holds there. */
-	plain = (low + CPG_EACH(0x60)) & ~(low + CPG_EACH(1)) &
-		((low ^ CPG_EACH('\\')) + CPG_EACH(0x7f));
-	return ~(plain | bytes) & CPG_EACH(0x80);
-}
-
-/*
- * Write a name with control bytes and backslashes as \ooo; every other byte passes.
- * Up to seven bytes behind its end are read.
- */
-static char *cpg_write_name(char *p, const char *name)
-{
-	const char *end;
-	u64 bytes;
-
-	for (;;) {
-		memcpy(&bytes, name, sizeof(bytes));
-		if (!cpg_any_special(bytes)) {
-			memcpy(p, &bytes, sizeof(bytes));
-			p += sizeof(bytes);
-			name += sizeof(bytes);
-			continue;
-		}
-		for (end = name + sizeof(bytes); name < end; name++) {
-			unsigned char c = *name;
-
-			if (!c)
-				return p;
-			if (iscntrl(c) || c == '\\') {
-				*p++ = '\\';
-				*p++ = '0' + (c >> 6);
-				*p++ = '0' + ((c >> 3) & 7);
-				c = '0' + (c & 7);
-			}
-			*p++ = c;
-		}
-	}
-}
-
-static char *cpg_write_header(char *p, struct cpg_reader *r)
-{
-	/* A struct pid keeps its namespace, and neither it nor its numbers change. */
-	struct pid_namespace *ns = ns_of_pid(r->pid);
-
-	p = cpg_write_id(p, (unsigned long)ns, ns->ns.inum);
+	p = cpg_write_id(p, r->ns, r->ns_started, 0);
 	*p++ = '\t';
-	p = cpg_write_decimal(p, pid_nr(r->pid));
+	p = cpg_write_decimal(p, r->nr);
 	*p++ = '\t';
 	p = cpg_write_decimal(p, r->nr_ns);
 	*p++ = '\t';
@@ -279,79 +214,42 @@ static char *cpg_write_header(char *p, struct cpg_reader *r)
 	return cpg_write_name(p, r->comm);
 }
 
-static char *cpg_write_file(char *p, struct cpg_reader *r)
+static char *cpg_write_file(char *p, const struct cpg_fd *entry)
 {
-	struct cpg_fd *entry = &r->batch[r->at];
-	struct file *file = entry->file;
-	char *path;
-
-	cpg_race_window();
-	path = file_path(file, r->path, PATH_MAX);
 	p = cpg_write_decimal(p, entry->fd);
 	*p++ = '\t';
 	*p++ = '0' + entry->cloexec;
 	*p++ = '\t';
-	/*
-	 * A freed struct file is soon used again for another one.  The inode stays
-	 * the same as long as the open file exists, and tells most of these apart.
-	 */
-	p = cpg_write_id(p, (unsigned long)file, (unsigned long)file_inode(file));
+	p = cpg_write_id(p, entry->file, (unsigned long)entry->inode, entry->inode_serial);
 	*p++ = '\t';
-	/* Both change under locks of the writer's own; fs/proc/fd.c takes neither. */
-	p = cpg_write_decimal(p, READ_ONCE(file->f_pos));
+	p = cpg_write_decimal(p, entry->pos);
 	*p++ = '\t';
-	p = cpg_write_octal(p, READ_ONCE(file->f_flags));
+	p = cpg_write_octal(p, entry->flags);
 	*p++ = '\t';
-	/* The only failure is a path of PATH_MAX bytes or more, as with readlink(2). */
-	return cpg_write_name(p, IS_ERR(path) ? "(path too long)" : path);
+	return cpg_write_name(p, entry->path);
 }
 
 /*
- * Write the lines of the batch, and drop the reference on each file with its line: kept
- * for the rest of the batch it would delay the file's closing.  May drop the last one,
- * so: no lock, no RCU.  Where the room ends, returns NULL if the batch is to be @whole,
- * else the end of what was written.
- */
-static char *cpg_write_batch(char *p, const char *end, struct cpg_reader *r, bool whole)
-{
-	while (r->at < r->filled) {
-		if (end - p < CPG_LONGEST)
-			return whole ? NULL : p;
-		p = cpg_write_file(p, r);
-		*p++ = '\n';
-		fput(r->batch[r->at++].file);
-	}
-	return p;
-}
-
-/*
- * A batch is one item, so that its descriptors are of one moment for the reader too: the
- * core keeps what it has of an item as text, and what has no room behind other items it
- * forgets and lets cpg_start() look up again.  Only a batch too long for an empty buffer
- * is cut, since the buffer is not to grow.
+ * Print the current line.  The core calls this again for the same line when it did
+ * not fit behind earlier ones.  Nothing is lost then, because nothing is changed
+ * here: the line is made from what the reader has copied, and cpg_next() goes on.
  */
 static int cpg_show(struct seq_file *m, void *v)
 {
-	struct cpg_reader *r = v;
-	char *start, *p = NULL;
-	size_t room = seq_get_buf(m, &start);
+	const struct cpg_reader *r = v;
+	char *start, *p;
 
-	if (room >= CPG_LONGEST) {
-		switch (r->line) {
-		case CPG_LINE_HEADER:
-			p = cpg_write_header(start, r);
-			*p++ = '\n';
-			break;
-		case CPG_LINE_BATCH:
-			p = cpg_write_batch(start, start + room, r, m->count > 0);
-			break;
-		case CPG_LINE_TRAILER:
-			p = start;
-			*p++ = '\n';
-			break;
-		}
+	if (seq_get_buf(m, &start) < CPG_LONGEST) {
+		seq_commit(m, -1);
+		return 0;
 	}
-	seq_commit(m, p ? p - start : -1);
+	p = start;
+	if (r->line == CPG_LINE_HEADER)
+		p = cpg_write_header(p, r);
+	else if (r->line == CPG_LINE_FILE)
+		p = cpg_write_file(p, &r->batch[r->at]);
+	*p++ = '\n';
+	seq_commit(m, p - start);
 	return 0;
 }
 
@@ -359,61 +257,143 @@ static int cpg_show(struct seq_file *m, void *v)
  * File tables.
  */
 
-/* Drop the references of the batch.  May be the last ones, so: no lock, no RCU. */
-static void cpg_drop_batch(struct cpg_reader *r)
+/*
+ * Copy one open file into the next entry of the batch, with its path at @names[0..*left).
+ * The path goes to the end of that room.  Called under the table's file_lock.
+ *
+ * d_path() is right under a spinlock: it takes RCU, d_lock, rename_lock and mount_lock,
+ * and calls no file system but d_dname, which for pipes, sockets and their like formats
+ * a number.  The kernel calls it from BPF programs that must not sleep.
+ */
+static void cpg_copy_file(struct cpg_reader *r, const struct file *file, size_t *left)
 {
-	while (r->at < r->filled)
-		fput(r->batch[r->at++].file);
-	r->at = 0;
-	r->filled = 0;
+	struct cpg_fd *entry = &r->batch[r->filled++];
+	const struct inode *inode = file_inode(file);
+	char *path;
+
+	entry->file = file;
+	entry->inode = inode;
+	/* A freed file and inode are soon used again; these numbers tell most of them apart. */
+	entry->inode_serial = inode->i_ino ^ (u64)inode->i_generation << 32;
+	/* Both change under locks of the writer's own; fs/proc/fd.c takes neither. */
+	entry->pos = READ_ONCE(file->f_pos);
+	/* A few system calls leave the bit here; it belongs to the descriptor. */
+	entry->flags = READ_ONCE(file->f_flags) & ~O_CLOEXEC;
+
+	path = d_path(&file->f_path, r->names + *left - PATH_MAX, PATH_MAX);
+	if (IS_ERR(path)) {
+		path = r->names + *left - sizeof(cpg_too_long);
+		memcpy(path, cpg_too_long, sizeof(cpg_too_long));
+	}
+	entry->path = path;
+	*left = path - r->names;
 }
 
 /*
- * Copy a batch, from r->slot on; takes a reference on each file.  The caller
- * guarantees that the table stays: by a reference, or by task_lock() of a task
- * that uses it.
+ * Copy a batch, from r->slot on.  The caller guarantees that the table stays: by a
+ * reference, or by task_lock() of a task that uses it.
  *
- * file_lock protects the table's bitmaps, its slots, and the reference that
- * each slot holds on its file.  get_file() is therefore right here, also where
- * files are freed without a grace period.
+ * file_lock protects the table's bitmaps and its array of slots, and no slot is
+ * emptied or given another file without it.  So each file that is met here stays open
+ * while the lock is held, also where files are freed without a grace period, and no
+ * reference is needed.  Only fd_install() stores without the lock, into a slot that is
+ * reserved and empty; rcu_dereference_check_fdtable() pairs with its store.
  */
 static void cpg_scan(struct cpg_reader *r, struct files_struct *files)
 {
+	size_t left = CPG_NAMES - CPG_BEHIND;
 	struct fdtable *fdt;
 	unsigned int end, fd;
 	struct file *file;
 
 	cpg_race_window();
 	spin_lock(&files->file_lock);
+	cpg_hold_begins();
 	fdt = files_fdtable(files);
 	end = min(fdt->max_fds, r->slot + CPG_SLOTS);
-	for (fd = r->slot; r->filled < CPG_BATCH; fd++) {
+	for (fd = r->slot; r->filled < CPG_BATCH && left >= PATH_MAX; fd++) {
 		fd = find_next_bit(fdt->open_fds, end, fd);
 		if (fd >= end)
 			break;
 		file = rcu_dereference_check_fdtable(files, fdt->fd[fd]);
 		if (!file)	/* reserved by an open() that has not finished */
 			continue;
-		r->batch[r->filled++] = (struct cpg_fd){
-			.file = get_file(file),
-			.fd = fd,
-			.cloexec = test_bit(fd, fdt->close_on_exec),
-		};
+		r->batch[r->filled].fd = fd;
+		r->batch[r->filled].cloexec = test_bit(fd, fdt->close_on_exec);
+		cpg_copy_file(r, file, &left);
 	}
 	r->slot = fd;
 	r->more = fd < fdt->max_fds;
+	cpg_hold_ends();
 	spin_unlock(&files->file_lock);
 }
 
+static void cpg_put_later(struct work_struct *work)
+{
+	struct cpg_put *put = container_of(work, struct cpg_put, work);
+
+	cpg_put_files(put->files);
+	if (put->counted)
+		module_put(THIS_MODULE);	/* cpg_exit() waits for what is left of this */
+	kfree(put);
+}
+
 /*
+ * Drop the reference on @files, which @task had.  Never closes a file: while the task
+ * still has the table, ours is not the last reference.  Otherwise a work item drops it,
+ * since ->flush may wait for a server in a container for ever; until then rmmod fails with
+ * EWOULDBLOCK.  Only a module that is already being removed cannot be counted, and waits.
+ */
+static void cpg_put_table(struct cpg_reader *r, struct task_struct *task,
+			  struct files_struct *files)
+{
+	bool same;
+
+	task_lock(task);
+	same = task->files == files;
+	if (same)
+		cpg_put_files(files);
+	task_unlock(task);
+	if (!same) {
+		r->put->files = files;
+		r->put->counted = try_module_get(THIS_MODULE);
+		queue_work(cpg_puts, &r->put->work);
+		r->put = NULL;
+	}
+}
+
+/* Make sure that the next cpg_put_table() has its memory; returns -ENOMEM without. */
+static int cpg_prepare_put(struct cpg_reader *r)
+{
+	if (!cpg_export || r->put)
+		return 0;
+	r->put = kzalloc(sizeof(*r->put), GFP_KERNEL_ACCOUNT);
+	if (!r->put)
+		return -ENOMEM;
+	INIT_WORK(&r->put->work, cpg_put_later);
+	return 0;
+}
+
+/*
+ * Copy a batch of a task's table; returns false if it has none.  Called under RCU,
+ * which keeps the task.
+ *
  * task_lock protects task->files: the task clears or replaces it only with this
  * lock held, so its own reference keeps the table while we hold it.  The order
- * task_lock, file_lock is that of fs/proc/fd.c.  Returns false for no table.
+ * task_lock, file_lock is that of fs/proc/fd.c.
  */
 static bool cpg_scan_task(struct cpg_reader *r, struct task_struct *task)
 {
 	struct files_struct *files;
 
+	if (cpg_export) {
+		files = cpg_get_files(task);
+		if (files) {
+			cpg_scan(r, files);
+			cpg_put_table(r, task, files);
+		}
+		return files;
+	}
 	task_lock(task);
 	files = task->files;
 	if (files)
@@ -441,23 +421,24 @@ static struct task_struct *cpg_thread(struct cpg_reader *r, struct task_struct *
 }
 
 /*
- * Copy the batch from r->slot on.  The table is the leader's; a leader that has
- * exited before its threads has none, then it is that of the first one with a
- * table.  An empty batch with r->more set only means that the step was used up.
+ * Copy the batch from r->slot on.  The table is that of the first thread that has
+ * one: a leader that has exited before its threads has none.  An empty batch with
+ * r->more set only means that the step was used up.
  *
  * RCU keeps the tasks: none is freed before rcu_read_unlock().
  */
 static void cpg_step(struct cpg_reader *r)
 {
 	struct task_struct *leader, *task;
-	struct files_struct *files = NULL;
 	int left = CPG_THREADS;
 
+	r->at = 0;
+	r->filled = 0;
 	r->more = false;
 	rcu_read_lock();
-	leader = pid_task(r->pid, PIDTYPE_TGID);
-	if (!leader)
-		goto out;
+	leader = pid_task(find_pid_ns(r->nr, &init_pid_ns), PIDTYPE_TGID);
+	if (!leader || leader->start_boottime != r->started)
+		goto out;	/* it has ended, and the number may be another one's */
 	cpg_race_window();
 	task = cpg_thread(r, leader);
 	list_for_each_entry_from_rcu(task, &leader->signal->thread_head, thread_node) {
@@ -467,21 +448,11 @@ static void cpg_step(struct cpg_reader *r)
 			r->more = true;
 			break;
 		}
-		if (cpg_export) {
-			files = cpg_get_table(task);
-			if (files)
-				break;
-		} else if (cpg_scan_task(r, task)) {
+		if (cpg_scan_task(r, task))
 			break;
-		}
 	}
 out:
 	rcu_read_unlock();
-	if (files) {
-		/* A program that execs meanwhile loses its locks: nothing but the scan. */
-		cpg_scan(r, files);
-		cpg_put_table(files);
-	}
 }
 
 /*
@@ -501,33 +472,28 @@ static int cpg_interrupted(void)
 	return fatal_signal_pending(current) ? -EINTR : 0;
 }
 
-/* Go to the first descriptor from @slot on, or to the trailer when there is none. */
-static void *cpg_find_file(struct cpg_reader *r, loff_t *pos, unsigned int slot)
+/* Go to the next descriptor that is to be shown, or to the trailer when there is none. */
+static void *cpg_find_file(struct cpg_reader *r, loff_t *pos)
 {
-	pid_t nr = pid_nr(r->pid);
-	unsigned int from;
 	int error;
 
-	cpg_drop_batch(r);
-	r->slot = slot;
-	do {
+	while (r->at == r->filled && r->more) {
 		error = cpg_interrupted();
+		if (!error)
+			error = cpg_prepare_put(r);
 		if (error) {
-			*pos = cpg_position(nr, CPG_FIRST_FD + r->slot);
+			*pos = cpg_position(r->nr, CPG_FIRST_FD + r->slot);
 			return ERR_PTR(error);
 		}
 		cond_resched();
-		from = r->slot;
 		cpg_step(r);
-	} while (!r->filled && r->more);
-
-	if (r->filled) {
-		r->line = CPG_LINE_BATCH;
-		/* Not its first descriptor: a lower one may be open when it is looked up again. */
-		*pos = cpg_position(nr, CPG_FIRST_FD + from);
+	}
+	if (r->at < r->filled) {
+		r->line = CPG_LINE_FILE;
+		*pos = cpg_position(r->nr, CPG_FIRST_FD + r->batch[r->at].fd);
 	} else {
 		r->line = CPG_LINE_TRAILER;
-		*pos = cpg_position(nr, CPG_TRAILER);
+		*pos = cpg_position(r->nr, CPG_TRAILER);
 	}
 	return r;
 }
@@ -553,39 +519,66 @@ static void cpg_take_signals(struct cpg_reader *r, struct task_struct *task)
 }
 
 /*
- * Copy the header of the process of @pid, and take a reference on @pid; returns
- * false if it is none of ours.  Called under RCU, which keeps @pid and its task.
+ * Return the struct pid of a task's process or process group, or NULL when all of its
+ * threads have been released.  Called under RCU, which keeps the task and the pid.
+ */
+static struct pid *cpg_pid_of(struct task_struct *task, enum pid_type type)
+{
+	/* Changed under tasklist_lock, which is not exported; as in task_tgid(). */
+	return READ_ONCE(task->signal->pids[type]);
+}
+
+/*
+ * Copy the header of the process of @pid; returns false if it is none of ours, or has
+ * been released.  Called under RCU, which keeps @pid, its namespace and every task.
  *
  * A process is ours if its pid has a number below the initial namespace's.  That
  * never changes, while a dying task's namespace is no longer known.
  */
 static bool cpg_take_process(struct cpg_reader *r, struct pid *pid)
 {
-	struct pid_namespace *ns;
-	struct task_struct *task;
+	struct pid_namespace *ns = ns_of_pid(pid);
+	struct task_struct *task, *init;
+	struct pid *parent, *group;
+	char comm[TASK_COMM_LEN];
 
 	if (!pid->level)
 		return false;
-	task = pid_task(pid, PIDTYPE_TGID);
-	if (!task)
+	/*
+	 * The first process of a namespace is released after all of its others, and an
+	 * execve() passes its start time on.  A later namespace at the same address has
+	 * a later one, so no two namespaces have the same id.
+	 */
+	init = pid_task(find_pid_ns(1, ns), PIDTYPE_TGID);
+	if (!init)
 		return false;
-	cpg_race_window();
-	ns = ns_of_pid(pid);
+	/*
+	 * A parent that is read here may be released before its pid is.  Its children had
+	 * another parent by then, so that looking again finds that one.  execve() by
+	 * another thread than the first puts another task in the place of this one.
+	 */
+	do {
+		task = pid_task(pid, PIDTYPE_TGID);
+		if (!task)
+			return false;
+		cpg_race_window();
+		parent = cpg_pid_of(rcu_dereference(task->real_parent), PIDTYPE_TGID);
+	} while (!parent);
+	group = cpg_pid_of(task, PIDTYPE_PGID);
+	if (!group)
+		return false;
+	r->nr = pid_nr(pid);
+	r->started = task->start_boottime;
+	r->ns = ns;
+	r->ns_started = init->start_boottime;
 	r->nr_ns = pid->numbers[pid->level].nr;
-	r->ppid_ns = task_ppid_nr_ns(task, ns);
-	r->pgid_ns = task_pgrp_nr_ns(task, ns);
+	r->ppid_ns = pid_nr_ns(parent, ns);
+	r->pgid_ns = pid_nr_ns(group, ns);
 	/* Takes task_lock on some kernels, so it must not be held here. */
-	get_task_comm(r->comm, task);
+	get_task_comm(comm, task);
+	memcpy(r->comm, comm, sizeof(comm));
 	if (cpg_extended)
 		cpg_take_signals(r, task);
-	/*
-	 * A task that is being released has no parent and no group any more, which is
-	 * not to be taken for one outside.  detach_pid() empties this list first.
-	 */
-	if (!pid_task(pid, PIDTYPE_PID))
-		return false;
-	/* The table of pids is emptied before the pid's own reference is dropped. */
-	r->pid = get_pid(pid);
 	return true;
 }
 
@@ -628,9 +621,7 @@ static void *cpg_find_process(struct cpg_reader *r, loff_t *pos, pid_t nr)
 {
 	int error;
 
-	put_pid(r->pid);
-	r->pid = NULL;
-	r->thread = 0;
+	r->nr = 0;
 	for (;;) {
 		error = cpg_interrupted();
 		if (error) {
@@ -643,61 +634,53 @@ static void *cpg_find_process(struct cpg_reader *r, loff_t *pos, pid_t nr)
 		nr = cpg_scan_pids(r, nr);
 		rcu_read_unlock();
 
-		if (r->pid) {
-			r->line = CPG_LINE_HEADER;
-			*pos = cpg_position(nr, CPG_HEADER);
-			return r;
-		}
-		if (nr == CPG_EOF) {
-			*pos = cpg_position(CPG_EOF, CPG_HEADER);
+		*pos = cpg_position(nr, CPG_HEADER);
+		if (r->nr)
+			break;
+		if (nr == CPG_EOF)
 			return NULL;
-		}
 	}
+	r->line = CPG_LINE_HEADER;
+	r->thread = 0;
+	r->slot = 0;
+	r->more = true;
+	r->at = 0;
+	r->filled = 0;
+	return r;
 }
 
 /*
- * Go to the first line at or after *pos.  Inside a record r->pid is its process,
- * since the core only ever continues where it stopped, or begins again at 0: a
- * pid that was given to another process meanwhile cannot be mistaken for it.
+ * Go to the first line at or after *pos.  Inside a record that is the reader's own
+ * place, since the core only ever continues where it stopped, or begins again at 0.
  */
 static void *cpg_start(struct seq_file *m, loff_t *pos)
 {
 	struct cpg_reader *r = m->private;
-	u32 part = lower_32_bits(*pos);
 
-	if (part == CPG_HEADER)
+	if (lower_32_bits(*pos) == CPG_HEADER)
 		return cpg_find_process(r, pos, upper_32_bits(*pos));
-	if (part == CPG_TRAILER) {
-		r->line = CPG_LINE_TRAILER;
-		return r;
-	}
-	return cpg_find_file(r, pos, part - CPG_FIRST_FD);
+	return cpg_find_file(r, pos);
 }
 
 static void *cpg_next(struct seq_file *m, void *v, loff_t *pos)
 {
 	struct cpg_reader *r = v;
-	pid_t nr = pid_nr(r->pid);
 
 	switch (r->line) {
+	case CPG_LINE_FILE:
+		r->at++;
+		fallthrough;
 	case CPG_LINE_HEADER:
-		return cpg_find_file(r, pos, 0);
-	case CPG_LINE_BATCH:
-		if (r->at == r->filled)
-			return cpg_find_file(r, pos, r->slot);
-		/* It was cut, and this is the rest. */
-		*pos = cpg_position(nr, CPG_FIRST_FD + r->batch[r->at].fd);
-		return r;
+		return cpg_find_file(r, pos);
 	case CPG_LINE_TRAILER:
 		break;
 	}
-	return cpg_find_process(r, pos, nr + 1);
+	return cpg_find_process(r, pos, r->nr + 1);
 }
 
-/* Between two reads nothing is held but the struct pid. */
+/* Nothing is held between two reads, and no lock between two steps. */
 static void cpg_stop(struct seq_file *m, void *v)
 {
-	cpg_drop_batch(m->private);
 }
 
 static const struct seq_operations cpg_seq_ops = {
@@ -706,6 +689,17 @@ static const struct seq_operations cpg_seq_ops = {
 	.stop = cpg_stop,
 	.show = cpg_show,
 };
+
+/* Also called by proc_remove(), for files that are still open then. */
+static int cpg_release(struct inode *inode, struct file *file)
+{
+	struct seq_file *m = file->private_data;
+	struct cpg_reader *r = m->private;
+
+	kfree(r->put);
+	kvfree(r->names);
+	return seq_release_private(inode, file);	/* frees the reader and m->buf */
+}
 
 static int cpg_open(struct inode *inode, struct file *file)
 {
@@ -723,23 +717,14 @@ static int cpg_open(struct inode *inode, struct file *file)
 	if (!r)
 		return -ENOMEM;
 	m = file->private_data;
+	r->names = kvmalloc(CPG_NAMES, GFP_KERNEL_ACCOUNT);
 	m->buf = kvmalloc(CPG_BUFFER, GFP_KERNEL_ACCOUNT);
-	if (!m->buf) {
-		seq_release_private(inode, file);	/* frees m->buf */
+	if (!r->names || !m->buf || cpg_prepare_put(r)) {
+		cpg_release(inode, file);
 		return -ENOMEM;
 	}
 	m->size = CPG_BUFFER;
 	return 0;
-}
-
-/* Also called by proc_remove(), for files that are still open then. */
-static int cpg_release(struct inode *inode, struct file *file)
-{
-	struct seq_file *m = file->private_data;
-	struct cpg_reader *r = m->private;
-
-	put_pid(r->pid);
-	return seq_release_private(inode, file);
 }
 
 static const struct proc_ops cpg_proc_ops = {
@@ -748,6 +733,12 @@ static const struct proc_ops cpg_proc_ops = {
 	.proc_lseek = seq_lseek,
 	.proc_release = cpg_release,
 };
+
+static void cpg_free_puts(void)
+{
+	if (cpg_puts)
+		destroy_workqueue(cpg_puts);
+}
 
 static int __init cpg_init(void)
 {
@@ -784,9 +775,15 @@ static int __init cpg_init(void)
 	error = get_random_bytes_wait(cpg_keys, sizeof(cpg_keys));
 	if (error)
 		return error;
+	if (cpg_export) {
+		cpg_puts = alloc_workqueue(CPG_NAME, WQ_UNBOUND, 0);
+		if (!cpg_puts)
+			return -ENOMEM;
+	}
 
 	cpg_entry = proc_create(CPG_NAME, file_mode, NULL, &cpg_proc_ops);
 	if (!cpg_entry) {
+		cpg_free_puts();
 		pr_err("/proc/" CPG_NAME " cannot be made: is the name taken, or no memory?\n");
 		return -EBUSY;
 	}
@@ -800,12 +797,14 @@ static void __exit cpg_exit(void)
 {
 	WRITE_ONCE(cpg_leaving, true);
 	proc_remove(cpg_entry);
+	cpg_free_puts();
 }
 
 module_init(cpg_init);
 module_exit(cpg_exit);
 
 MODULE_LICENSE("GPL");
+MODULE_AUTHOR("cplayground-kernel maintainers <maintainers@cplayground-kernel.invalid>");
 MODULE_DESCRIPTION("Processes of containers and their open files in /proc/" CPG_NAME);
 MODULE_VERSION(CPG_VERSION);
 MODULE_INFO(backends, CPG_BACKENDS);

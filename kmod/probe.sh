@@ -1,5 +1,5 @@
 #!/bin/sh
-# SPDX-License-Identifier: GPL-2.0
+# SPDX-License-Identifier: GPL-2.0-only
 #
 # Find out what the target kernel offers, and say it in a header.  Called by Kbuild:
 #
@@ -16,8 +16,8 @@ here=$(dirname "$0")/probes
 log=${header%.h}.log
 : > "$log"
 
-# An error is what is used and not there, or is there and something else.  That the compiler
-# warns of the kernel's own headers is none: with W=1 it does, of those of 5.10 without NUMA.
+# Only the use of an interface that is missing, or differs, is an error.  The compiler also
+# warns of the kernel's own headers: with W=1, of those of 5.10 without NUMA.
 compiles() {
 	name=$1
 	shift
@@ -38,7 +38,8 @@ if ! compiles sanity "$@"; then
 fi
 if ! compiles required "$@"; then
 	cat "$log" >&2
-	echo "cplayground: error: this kernel is not supported: Linux 5.10 or later is needed" >&2
+	echo "cplayground: error: this kernel lacks an interface that the module uses, shown above:" \
+		"it is older than Linux 5.10, or newer than version $version of the module knows" >&2
 	exit 1
 fi
 {

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Race windows, widened on purpose: a build for the lab (make CPG_LAB=1) waits where a
  * mistake of ours would meet a change by someone else, so that it is met within seconds.
@@ -9,7 +9,9 @@
 
 #ifdef CPG_LAB
 
+#include <linux/atomic.h>
 #include <linux/delay.h>
+#include <linux/ktime.h>
 #include <linux/moduleparam.h>
 
 static unsigned int window_us;
@@ -37,9 +39,43 @@ static inline void cpg_grace_window(void)
 		usleep_range(50 * us, 51 * us);
 }
 
+/*
+ * How long a table's lock is held: the longest hold and the sum of all, of one reader
+ * at a time.  Writing to a parameter begins anew.
+ */
+static u64 hold_longest_ns, hold_sum_ns, holds, hold_began_ns;
+module_param(hold_longest_ns, ullong, 0644);
+MODULE_PARM_DESC(hold_longest_ns, "Longest hold of a table's lock, in nanoseconds");
+module_param(hold_sum_ns, ullong, 0644);
+MODULE_PARM_DESC(hold_sum_ns, "Sum of all holds, in nanoseconds");
+module_param(holds, ullong, 0644);
+MODULE_PARM_DESC(holds, "Number of holds");
+
+static inline void cpg_hold_begins(void)
+{
+	WRITE_ONCE(hold_began_ns, ktime_get_mono_fast_ns());
+}
+
+static inline void cpg_hold_ends(void)
+{
+	u64 took = ktime_get_mono_fast_ns() - READ_ONCE(hold_began_ns);
+
+	WRITE_ONCE(hold_longest_ns, max(READ_ONCE(hold_longest_ns), took));
+	WRITE_ONCE(hold_sum_ns, READ_ONCE(hold_sum_ns) + took);
+	WRITE_ONCE(holds, READ_ONCE(holds) + 1);
+}
+
 #else
 
 static inline void cpg_race_window(void)
+{
+}
+
+static inline void cpg_hold_begins(void)
+{
+}
+
+static inline void cpg_hold_ends(void)
 {
 }
 

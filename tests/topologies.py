@@ -11,6 +11,14 @@ from kbuild.vm.topology import Container, End, Op, Process, Rest, Signal, Topolo
 
 _FORGED = b"\n\n" + b"0" * procfile.ID_LENGTH + b"\t1\t1\t0\t0\tforged\n"
 
+# U+0085, U+2028 and U+2029, and what they are made of.
+_SEPARATORS = (b"\xc2\x85", b"\xe2\x80\xa8", b"\xe2\x80\xa9")
+_PARTS = st.lists(
+    st.sampled_from([*_SEPARATORS, b"\xc2", b"\x85", b"\xe2", b"\x80", b"\xa8", b"\\", b"x"]),
+    min_size=1,
+    max_size=8,
+).map(b"".join)
+
 NAMES = st.one_of(
     st.sampled_from(
         [
@@ -24,8 +32,11 @@ NAMES = st.one_of(
             b"a (deleted)",
             b" ",
             _FORGED,
+            *_SEPARATORS,
+            b"ends\xe2\x80",
         ]
     ),
+    _PARTS,
     # With EnterDirectory these lead to paths of any length.
     st.sampled_from([b"x" * 60, b"x" * 250, b"\n" * 255]),
     st.binary(min_size=1, max_size=20)
@@ -35,6 +46,7 @@ NAMES = st.one_of(
 # The kernel takes any bytes, and keeps 15 of them.
 COMMANDS = st.one_of(
     st.sampled_from([b"", b"a\tb\nc\\d\x7f\x01\xff\xc3\xa9", b") S 1 ((", b"\n\n" + b"0" * 20]),
+    _PARTS,
     st.binary(max_size=18).map(lambda name: name.replace(b"\0", b" ")),
 )
 

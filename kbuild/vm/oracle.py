@@ -16,7 +16,7 @@ class SeenFile:
     """A descriptor as fdinfo, readlink(2) and kcmp(2) show it."""
 
     fd: int
-    cloexec: bool
+    cloexec: bool | None  # None: the kernel does not tell
     group: int  # the same number for one open file, as kcmp(2) says
     position: int
     flags: int
@@ -60,7 +60,14 @@ def parse(text: bytes) -> tuple[SeenProcess, ...]:
             raise ValueError(f"observe printed {line!r}")
         fd, cloexec, group, position, flags, path = fields
         seen[-1][1].append(
-            SeenFile(int(fd), cloexec == "1", int(group), int(position), int(flags, 8), _name(path))
+            SeenFile(
+                int(fd),
+                None if cloexec == "?" else cloexec == "1",
+                int(group),
+                int(position),
+                int(flags, 8),
+                _name(path),
+            )
         )
     processes = []
     for fields, files in seen:
@@ -86,7 +93,8 @@ def parse(text: bytes) -> tuple[SeenProcess, ...]:
 def differences(shown: Iterable[Process], seen: Iterable[SeenProcess]) -> list[str]:
     """Compare field by field; each difference is one line, none means that both agree.
 
-    State and signals are compared where they are shown.
+    State and signals are compared where they are shown, and close-on-exec where the kernel
+    tells it.
     """
     ours = {process.pid: process for process in shown}
     theirs = {process.pid: process for process in seen}
@@ -120,10 +128,11 @@ def differences(shown: Iterable[Process], seen: Iterable[SeenProcess]) -> list[s
         for fd in sorted(our_files.keys() & their_files.keys()):
             ours_, theirs_ = our_files[fd], their_files[fd]
             path = PATH_TOO_LONG if theirs_.path is None else theirs_.path
+            cloexec = ours_.cloexec if theirs_.cloexec is None else theirs_.cloexec
             for name, got, expected in (
-                ("close-on-exec", ours_.cloexec, theirs_.cloexec),
+                ("close-on-exec", ours_.cloexec, cloexec),
                 ("position", ours_.position, theirs_.position),
-                ("flags", oct(ours_.flags & ~0o2000000), oct(theirs_.flags)),
+                ("flags", oct(ours_.flags), oct(theirs_.flags)),
                 ("path", ours_.path, path),
             ):
                 if got != expected:

@@ -7,6 +7,7 @@ the module was loaded with fields=extended is for the caller to say: no text is 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -27,7 +28,11 @@ _STATES = frozenset(b"RSDTtXZPI")
 _HEX = frozenset(b"0123456789abcdef")
 _OCTAL = frozenset(b"01234567")
 _DIGITS = frozenset(b"0123456789")
-_BACKSLASH = 0x5C
+_BACKSLASH = b"\\"
+# Control bytes, the backslash, and U+0085, U+2028 and U+2029, where readers split text into lines.
+_SPECIAL = re.compile(rb"[\x00-\x1f\x7f\\]|\xc2\x85|\xe2\x80[\xa8\xa9]")
+# The same as they are written: a separator whole, and no zero.
+_ESCAPED = re.compile(rb"\\(?!000)(?:0[0-3][0-7]|134|177)|\\302\\205|\\342\\200\\25[01]")
 
 
 class ProcfileError(ValueError):
@@ -76,8 +81,8 @@ class Process:
 
 
 def escape(name: bytes) -> bytes:
-    """Write a name as the module does: control bytes and backslashes as three octal digits."""
-    return b"".join(b"\\%03o" % byte if _must_escape(byte) else bytes((byte,)) for byte in name)
+    """Write a name as the module does: what is special with three octal digits for each byte."""
+    return _SPECIAL.sub(lambda special: b"".join(b"\\%03o" % byte for byte in special[0]), name)
 
 
 def unescape(text: bytes) -> bytes:
@@ -239,27 +244,31 @@ def _flags(text: bytes, line: int, column: int) -> int:
     return value
 
 
-def _must_escape(byte: int) -> bool:
-    return byte < 0x20 or byte in (0x7F, _BACKSLASH)
-
-
 def _unescape(text: bytes, line: int, column: int) -> bytes:
     name = bytearray()
     at = 0
-    while at < len(text):
-        byte = text[at]
-        if byte != _BACKSLASH:
-            if _must_escape(byte):
-                raise ProcfileError(line, column + at, f"control byte {byte:#04x} in a name")
-            name.append(byte)
-            at += 1
+    for special in _SPECIAL.finditer(text):
+        start = special.start()
+        if start < at:  # in a separator's escape, whose first byte was met before
             continue
-        digits = text[at + 1 : at + 4]
-        if len(digits) != 3 or any(digit not in _OCTAL for digit in digits):
-            raise ProcfileError(line, column + at, "a backslash without three octal digits")
-        value = int(digits, 8)
-        if value > 0xFF or value == 0 or not _must_escape(value):
-            raise ProcfileError(line, column + at, f"\\{digits.decode()} would not be escaped")
-        name.append(value)
-        at += 4
+        if special[0] != _BACKSLASH:
+            raise ProcfileError(line, column + start, f"{_called(special[0])} in a name")
+        escaped = _ESCAPED.match(text, start)
+        if escaped is None:
+            digits = text[start + 1 : start + 4]
+            if len(digits) != 3 or any(digit not in _OCTAL for digit in digits):
+                what = "a backslash without three octal digits"
+            else:
+                what = f"\\{digits.decode()} would not be escaped"
+            raise ProcfileError(line, column + start, what)
+        name += text[at:start]
+        name += bytes(int(digits, 8) for digits in escaped[0].split(_BACKSLASH)[1:])
+        at = escaped.end()
+    name += text[at:]
     return bytes(name)
+
+
+def _called(special: bytes) -> str:
+    if len(special) == 1:
+        return f"control byte {special[0]:#04x}"
+    return f"line separator U+{ord(special.decode()):04X}"

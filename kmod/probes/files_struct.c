@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /* The headers declare what the export backend calls; whether it is exported, they cannot say. */
 #include <linux/module.h>
 #include <linux/fdtable.h>

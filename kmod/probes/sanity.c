@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /* Compiles against any usable kernel headers; if not, no other probe says anything. */
 #include <linux/module.h>
 #include <linux/sched.h>

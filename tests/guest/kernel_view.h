@@ -10,10 +10,14 @@
  *	F <fd> <close-on-exec> <group> <position> <flags> <path>
  *	end <lines before this one>
  *
- * Names are in hexadecimal, "-" for none; a path too long to be read is "!".  Flags are
- * octal, without O_CLOEXEC, which /proc/PID/fdinfo mixes in.  Signals are the kernel's 64
- * bits in hexadecimal, pending ones those of the process and of its first thread.
- * Descriptors of one open file, and only those, have the same group number.
+ * Names are in hexadecimal, "-" for none; a path too long to be read is "!".  Signals are
+ * the kernel's 64 bits in hexadecimal, pending ones those of the process and of its first
+ * thread.  Descriptors of one open file, and only those, have the same group number.
+ *
+ * Flags are octal, and always without O_CLOEXEC: /proc/PID/fdinfo adds that of the
+ * descriptor, and some kernels show that of the open file too, where a few system calls
+ * leave it.  Where the open file has it, fdinfo does not tell the descriptor's close-on-exec,
+ * which is "?" then.
  */
 #ifndef KERNEL_VIEW_H
 #define KERNEL_VIEW_H
@@ -43,7 +47,7 @@ struct view_file {
 	pid_t task;	/* kcmp() finds the table through it */
 	unsigned int fd;
 	unsigned long group;
-	int cloexec;
+	char cloexec;	/* '0', '1' or '?' */
 	unsigned long flags;
 	long long position;
 	size_t path;	/* offset in the names */
@@ -198,7 +202,27 @@ static char stat_state(const char *text, pid_t *parent)
 	return state;
 }
 
-static void view_add_file(int info, int links, pid_t task, unsigned int fd)
+/* Whether an open file itself has O_CLOEXEC; also false where a zombie keeps us from asking. */
+static int file_keeps_cloexec(pid_t pid, unsigned int fd)
+{
+	int pidfd = syscall(__NR_pidfd_open, pid, 0), copy, flags;
+
+	if (pidfd < 0)
+		err(1, "pidfd_open of %d", pid);
+	copy = syscall(__NR_pidfd_getfd, pidfd, fd, 0);
+	if (copy < 0 && errno != EBADF && errno != ESRCH)
+		err(1, "pidfd_getfd of %d:%u", pid, fd);
+	close(pidfd);
+	if (copy < 0)
+		return 0;
+	flags = fcntl(copy, F_GETFL);
+	if (flags < 0)
+		err(1, "flags of %d:%u", pid, fd);
+	close(copy);
+	return !!(flags & O_CLOEXEC);
+}
+
+static void view_add_file(pid_t pid, int info, int links, pid_t task, unsigned int fd)
 {
 	char name[16], path[8192];
 	struct view_file *file;
@@ -213,7 +237,9 @@ static void view_add_file(int info, int links, pid_t task, unsigned int fd)
 	text = slurp_at(info, name);
 	file->position = strtoll(field(text, "pos:"), NULL, 10);
 	file->flags = strtoul(field(text, "flags:"), NULL, 8);
-	file->cloexec = !!(file->flags & O_CLOEXEC);
+	file->cloexec = '0';
+	if (file->flags & O_CLOEXEC)
+		file->cloexec = file_keeps_cloexec(pid, fd) ? '?' : '1';
 	file->flags &= ~(unsigned long)O_CLOEXEC;
 
 	length = readlinkat(links, name, path, sizeof(path) - 1);
@@ -250,7 +276,7 @@ static size_t view_add_files(pid_t pid, pid_t task)
 		err(1, "%s", name);
 	while ((entry = readdir(dir)))
 		if (isdigit((unsigned char)entry->d_name[0]))
-			view_add_file(info, dirfd(dir), task, strtoul(entry->d_name, NULL, 10));
+			view_add_file(pid, info, dirfd(dir), task, strtoul(entry->d_name, NULL, 10));
 	closedir(dir);
 	close(info);
 	qsort(view_files + before, view_file_count - before, sizeof(*view_files), by_fd);
@@ -412,7 +438,7 @@ static void take_view(struct text *text)
 		for (size_t k = p->first; k < p->first + p->files; k++) {
 			const struct view_file *f = &view_files[k];
 
-			append(text, "F %u %d %lu %lld %lo %s\n", f->fd, f->cloexec, f->group,
+			append(text, "F %u %c %lu %lld %lo %s\n", f->fd, f->cloexec, f->group,
 			       f->position, f->flags, view_names.data + f->path);
 		}
 	}

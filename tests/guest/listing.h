@@ -7,6 +7,7 @@
 #ifndef LISTING_H
 #define LISTING_H
 
+#include <limits.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -55,8 +56,8 @@ static inline bool listing_id(const char **p)
 static inline bool listing_number(const char **p, long *value, const char *digits, int base)
 {
 	bool negative = **p == '-' && base == 10;
+	unsigned long sum = 0;
 	size_t count;
-	long sum = 0;
 
 	*p += negative;
 	count = strspn(*p, digits);
@@ -64,6 +65,8 @@ static inline bool listing_number(const char **p, long *value, const char *digit
 		return false;
 	for (size_t i = 0; i < count; i++)
 		sum = sum * base + ((*p)[i] - '0');
+	if (sum > (unsigned long)LONG_MAX + negative)
+		return false;
 	*p += count + 1;
 	*value = negative ? -sum : sum;
 	return true;
@@ -74,23 +77,48 @@ static inline bool listing_decimal(const char **p, long *value)
 	return listing_number(p, value, "0123456789", 10);
 }
 
+/* How many bytes at the beginning of a text are never shown as they are. */
+static inline size_t listing_special(const unsigned char *s)
+{
+	if ((*s && *s < 0x20) || *s == 0x7f || *s == '\\')
+		return 1;
+	if (s[0] == 0xc2 && s[1] == 0x85)
+		return 2;
+	if (s[0] == 0xe2 && s[1] == 0x80 && (s[2] == 0xa8 || s[2] == 0xa9))
+		return 3;
+	return 0;
+}
+
+/* Write the bytes of up to three \ooo in a row, and a zero after them. */
+static inline void listing_unescape(const char *p, unsigned char *bytes)
+{
+	for (int i = 0; i < 3 && *p == '\\'; i++, p += 4) {
+		if (strspn(p + 1, "01234567") < 3 || p[1] > '3')
+			break;
+		*bytes++ = (p[1] - '0') << 6 | (p[2] - '0') << 3 | (p[3] - '0');
+	}
+	*bytes = '\0';
+}
+
 static inline bool listing_name(const char *p, size_t most)
 {
-	size_t size = 0;
+	unsigned char bytes[4];
+	size_t size = 0, count;
 
-	for (; *p; p++, size++) {
-		unsigned char c = *p;
-
-		if (c < 0x20 || c == 0x7f)
-			return false;
-		if (c != '\\')
-			continue;
-		if (strspn(p + 1, "01234567") < 3)
-			return false;
-		c = (p[1] - '0') << 6 | (p[2] - '0') << 3 | (p[3] - '0');
-		if (!c || (c >= 0x20 && c != 0x7f && c != '\\'))
-			return false;
-		p += 3;
+	while (*p) {
+		if (*p == '\\') {
+			listing_unescape(p, bytes);
+			count = listing_special(bytes);
+			if (!count)
+				return false;
+			p += 4 * count;
+			size += count;
+		} else {
+			if (listing_special((const unsigned char *)p))
+				return false;
+			p++;
+			size++;
+		}
 	}
 	return size <= most;
 }

@@ -22,6 +22,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,6 +45,7 @@
 
 /* After sys/mount.h, which the one of Debian 11 does not bear the other way round. */
 #include <linux/fs.h>
+#include <linux/fanotify.h>
 
 #define CHECK(call) check((long)(call), #call, __LINE__)
 #define SLOTS 65536
@@ -355,6 +357,68 @@ static void descriptors(void)
 	spawn(0, nothing);
 }
 
+/* A place in the file system where nothing that is mounted outlives us. */
+static void own_mounts(void)
+{
+	CHECK(unshare(CLONE_NEWNS));
+	CHECK(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL));
+}
+
+static void open_through_fanotify(void)
+{
+	struct fanotify_event_metadata event;
+	/* The flags of descriptors that come with events, close-on-exec among them. */
+	int group = syscall(SYS_fanotify_init, FAN_CLASS_NOTIF, O_RDWR | O_CLOEXEC), fd;
+
+	if (group < 0 && errno == ENOSYS) {
+		warnx("cloexec-kept: not with fanotify, which this kernel lacks");
+		return;
+	}
+	CHECK(group);
+	fd = make_file("noticed", O_RDONLY);
+	CHECK(syscall(SYS_fanotify_mark, group, FAN_MARK_ADD, (uint64_t)FAN_OPEN, AT_FDCWD,
+		      "noticed"));
+	close(fd);
+	fd = CHECK(open("noticed", O_RDONLY));
+	if (CHECK(read(group, &event, sizeof(event))) != sizeof(event) || event.fd < 0)
+		errx(1, "fanotify: no descriptor");
+	close(fd);
+	CHECK(fcntl(event.fd, F_SETFD, 0));
+}
+
+static void open_queue(void)
+{
+	int fd = syscall(SYS_mq_open, "cloexec-kept", O_RDWR | O_CREAT | O_CLOEXEC, 0600, NULL);
+
+	if (fd < 0 && errno == ENOSYS) {
+		warnx("cloexec-kept: not with mq_open, which this kernel lacks");
+		return;
+	}
+	CHECK(fd);
+	CHECK(syscall(SYS_mq_unlink, "cloexec-kept"));
+	CHECK(fcntl(fd, F_SETFD, 0));
+}
+
+/*
+ * System calls that leave O_CLOEXEC in the open file, where it says nothing about any
+ * descriptor: the first of two is closed by execve(2), and the second is not.
+ */
+static void cloexec_kept(void)
+{
+	int ptmx, peer, unlock = 0;
+
+	own_mounts();
+	CHECK(mkdir("pts", 0700));
+	CHECK(mount("devpts", "pts", "devpts", 0, "ptmxmode=0600"));
+	ptmx = CHECK(open("pts/ptmx", O_RDWR | O_NOCTTY));
+	CHECK(ioctl(ptmx, TIOCSPTLCK, &unlock));
+	CHECK(ioctl(ptmx, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC));
+	peer = CHECK(ioctl(ptmx, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC));
+	CHECK(fcntl(peer, F_SETFD, 0));
+	open_queue();
+	open_through_fanotify();
+}
+
 /* The kernel's part of a ring is a thread of the process, and no process of its own. */
 static void polled_ring(void)
 {
@@ -520,26 +584,81 @@ static void zombie_threads(void)
 	wait_still(slot);
 }
 
-/* Names. */
+/*
+ * Names.  tests/vm/test_procfile.py has the same lists.
+ */
+
+static const char *const hostile_files[] = {
+	"tab\there",
+	"line\nhere\n\n",
+	"back\\slash\\011",
+	"\x01\x02\x1b[31m\x7f",
+	"\xff\xfe\x80 not utf-8",
+	"\xc3\xa9t\xc3\xa9",
+	"\n\n0000000000000000000000000000000000000000000000000000000000000000\t1\t1\t0\t0\tforged\n",
+	/* U+0085, U+2028 and U+2029 end a line for some readers. */
+	"\xc2\x85",
+	"\xe2\x80\xa8",
+	"\xe2\x80\xa9",
+	"ends\xc2\x85",
+	"ends\xe2\x80\xa8",
+	"ends\xe2\x80\xa9",
+	"con\xc2\x85tains",
+	"con\xe2\x80\xa8tains",
+	"con\xe2\x80\xa9tains",
+	"\xc2\x85\xe2\x80\xa8\xe2\x80\xa9\xc2\x85",
+	/* Parts of them do not, nor do other characters that begin alike. */
+	"\xc2",
+	"\x85",
+	"\x85\xc2",
+	"\xc2\xc2\x85\x85",
+	"\xe2\x80",
+	"\xe2\x80\xe2\x80\xa8\xa8",
+	"\x80\xa8",
+	"ends \xc2",
+	"ends \xe2",
+	"ends \xe2\x80",
+	"\xc2\x84\xc2\x86\xe2\x80\xa7\xe2\x80\xaa\xe2\x81\xa8",
+	"\\\xe2\x80\xa8",
+	"\\342\\200\\250",
+	"\xe2\\200\\250",
+};
+
+static const char *const hostile_commands[] = {
+	"a\tb\nc\\d\x7f\x01\xff\xc3\xa9",
+	"\xc2\x85\xe2\x80\xa8\xe2\x80\xa9",
+	/* 15 bytes are kept: all of a separator, two bytes of three, one of three, one of two. */
+	"whole sequen\xe2\x80\xa9",
+	"cut after two\xe2\x80\xa8",
+	"cut after a by\xe2\x80\xa8",
+	"cut after one.\xc2\x85",
+};
+
+static const char *command;
 
 static void hostile_name(void)
 {
-	CHECK(prctl(PR_SET_NAME, "a\tb\nc\\d\x7f\x01\xff\xc3\xa9"));
+	CHECK(prctl(PR_SET_NAME, command));
 }
 
 static void hostile(void)
 {
-	make_file("tab\there", O_RDWR);
-	make_file("line\nhere\n\n", O_RDWR);
-	make_file("back\\slash\\011", O_RDWR);
-	make_file("\x01\x02\x1b[31m\x7f", O_RDWR);
-	make_file("\xff\xfe\x80 not utf-8", O_RDWR);
-	make_file("\xc3\xa9t\xc3\xa9", O_RDWR);
-	make_file("\n\n0000000000000000000000000000000000000000000000000000000000000000\t1\t1\t0\t0\tforged\n",
-		  O_RDWR);
+	char every_byte[256] = "", *end = every_byte;
+
+	for (size_t i = 0; i < sizeof(hostile_files) / sizeof(hostile_files[0]); i++)
+		make_file(hostile_files[i], O_RDWR);
+	for (int byte = 1; byte < 256; byte++)
+		if (byte != '/')
+			*end++ = byte;
+	make_file(every_byte, O_RDWR);
 	CHECK(mkdir("dir\nectory", 0700));
 	make_file("dir\nectory/file", O_RDWR);
-	spawn(0, hostile_name);
+	CHECK(mkdir("dir\xe2\x80\xa8" "ectory\xe2\x80", 0700));
+	make_file("dir\xe2\x80\xa8" "ectory\xe2\x80/\xa8", O_RDWR);
+	for (size_t i = 0; i < sizeof(hostile_commands) / sizeof(hostile_commands[0]); i++) {
+		command = hostile_commands[i];
+		spawn(0, hostile_name);
+	}
 	CHECK(prctl(PR_SET_NAME, ""));
 }
 
@@ -615,8 +734,7 @@ static void other_root(void)
 /* A file that no path leads to any more, though it has a name. */
 static void detached(void)
 {
-	CHECK(unshare(CLONE_NEWNS));
-	CHECK(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL));
+	own_mounts();
 	CHECK(mkdir("gone", 0700));
 	CHECK(mount("tmpfs", "gone", "tmpfs", 0, NULL));
 	CHECK(mkdir("gone/dir", 0700));
@@ -693,6 +811,7 @@ static const struct scenario {
 	{ "joined", joined, PLAIN },
 	{ "dying-init", dying_init, PLAIN },
 	{ "descriptors", descriptors, PLAIN },
+	{ "cloexec-kept", cloexec_kept, PLAIN },
 	{ "polled-ring", polled_ring, PLAIN },
 	{ "tables", tables, PLAIN },
 	{ "shared-table", shared_table, PLAIN },

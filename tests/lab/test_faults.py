@@ -20,7 +20,7 @@ from tests.lab import leaks
 from tests.lab.conftest import MODULE_FILE
 
 PROGRAMS = ("faults", "topology", "counts")
-BACKENDS = ("export", "stock")
+BACKENDS = ("stock", "export")
 
 _DEBUGFS = "/sys/kernel/debug"
 ENOMEM, EFAULT, EBUSY = 12, 14, 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,29 @@ from hypothesis import strategies as st
 
 from kbuild.vm import oracle, procfile
 from kbuild.vm.procfile import OpenFile, Process, ProcfileError, Signals
+from kbuild.vm.topology import O_CLOEXEC
 
-DATA = Path(__file__).parent / "data" / "procfile"
-ACCEPTED = sorted(DATA.glob("*.procfile"))
-# The name of a refused file begins with the line and the column that the error must give.
-REFUSED = sorted((DATA / "refused").glob("*.procfile"))
+RECORDED = Path(__file__).parent / "data" / "procfile" / "topology.procfile"
+# For readers in any language; its README.md says what the names and the JSON mean.
+CONFORMANCE = Path(__file__).parents[1] / "conformance"
+ACCEPTED = sorted(CONFORMANCE.glob("*.procfile"))
+REFUSED = sorted(CONFORMANCE.glob("refused*/*.procfile"))
 
-NAME_BYTES = st.integers(min_value=1, max_value=255)
+SEPARATORS = {
+    b"\xc2\x85": rb"\302\205",
+    b"\xe2\x80\xa8": rb"\342\200\250",
+    b"\xe2\x80\xa9": rb"\342\200\251",
+}
+# Of which texts are made that may be a name's.
+TEXT_PARTS = [
+    *rb"\302 \205 \342 \200 \250 \251 \134 \012 \000 \411 \01 \ 3".split(),
+    *b"\xc2 \x85 \xe2 \x80 \xa8 \x7f".split(b" "),
+]
+# Any byte, with many of those that a name's escapes depend on.
+NAME_BYTES = st.integers(1, 255) | st.sampled_from(b"\\\xc2\x85\xe2\x80\xa8\xa9")
+NAMES = st.lists(
+    st.one_of(NAME_BYTES.map(lambda byte: bytes((byte,))), st.sampled_from(sorted(SEPARATORS)))
+).map(b"".join)
 IDS = st.binary(min_size=32, max_size=32).map(bytes.hex)
 FILES = st.builds(
     OpenFile,
@@ -27,7 +44,7 @@ FILES = st.builds(
     id=IDS,
     position=st.integers(-(1 << 63), (1 << 63) - 1),
     flags=st.integers(0, (1 << 32) - 1),
-    path=st.lists(NAME_BYTES, min_size=1, max_size=40).map(bytes),
+    path=NAMES.filter(bool),
 )
 SIGNALS = st.builds(
     Signals,
@@ -42,7 +59,7 @@ PROCESSES = st.builds(
     ns_pid=st.integers(1, (1 << 22) - 1),
     ns_ppid=st.integers(0, (1 << 22) - 1),
     ns_pgid=st.integers(0, (1 << 22) - 1),
-    command=st.lists(NAME_BYTES, max_size=15).map(bytes),
+    command=NAMES.map(lambda name: name[:15]),
     files=st.lists(FILES, max_size=4, unique_by=lambda file: file.fd).map(
         lambda files: tuple(sorted(files, key=lambda file: file.fd))
     ),
@@ -86,7 +103,7 @@ def test_a_changed_text_is_refused_or_says_something_else(
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(text)))
         change = data.draw(st.sampled_from(("insert", "delete", "replace")))
-        byte = data.draw(st.sampled_from(b"\n\t\\ 019abx-\x00\x7f\xff"))
+        byte = data.draw(st.sampled_from(b"\n\t\\ 0123459abx-\x00\x7f\xff\xc2\x85\xe2\x80\xa8\xa9"))
         if change == "insert":
             text.insert(at, byte)
         elif at < len(text):
@@ -101,28 +118,165 @@ def test_a_changed_text_is_refused_or_says_something_else(
 
 
 @SETTINGS
-@given(st.binary(max_size=60).filter(lambda name: b"\0" not in name))
+@given(NAMES | st.binary(max_size=60).filter(lambda name: b"\0" not in name))
 @example(b"\n\n" + b"0" * 64 + b"\t1\t1\t0\t0\tforged\n")
 @example(bytes(range(1, 256)))
+@example(b"\xc2\xc2\x85\x85\xe2\x80\xe2\x80\xa8\xa9\\\xe2\x80\xa9\xe2\x80")
 def test_no_name_can_look_like_anything_else(name: bytes) -> None:
     escaped = procfile.escape(name)
     assert not re.search(rb"[\x00-\x1f\x7f]", escaped)
+    assert not any(separator in escaped for separator in SEPARATORS)
     assert procfile.unescape(escaped) == name
 
 
+@pytest.mark.parametrize(("separator", "escaped"), SEPARATORS.items())
+def test_a_separator_is_escaped_whole_and_its_parts_are_not(
+    separator: bytes, escaped: bytes
+) -> None:
+    assert procfile.escape(b"a" + separator) == b"a" + escaped
+    assert procfile.escape(b"\\" + separator) == rb"\134" + escaped
+    for part in (separator[:-1], separator[1:], separator[-1:]):
+        assert procfile.escape(part) == part
+        assert procfile.unescape(part) == part
+    for cut in range(1, len(escaped)):
+        with pytest.raises(ProcfileError):
+            procfile.unescape(escaped[:cut])
+    for cut in range(4, len(escaped), 4):
+        with pytest.raises(ProcfileError, match="column 1: "):
+            procfile.unescape(escaped[cut:])
+    # In the middle of it, raw bytes and escapes do not go together.
+    for cut in range(1, len(separator)):
+        for mixed in (separator[:cut] + escaped[4 * cut :], escaped[: 4 * cut] + separator[cut:]):
+            with pytest.raises(ProcfileError, match=r"column \d+: \\\d{3} would not be escaped"):
+                procfile.unescape(mixed)
+    with pytest.raises(
+        ProcfileError, match=rf"column 3: line separator U\+{ord(separator.decode()):04X}"
+    ):
+        procfile.unescape(b"ab" + separator)
+
+
+@SETTINGS
+@given(st.lists(st.sampled_from(TEXT_PARTS), max_size=6).map(b"".join))
+def test_a_name_has_one_text(text: bytes) -> None:
+    """Whatever is not what the module writes for some name is refused."""
+    try:
+        name = procfile.unescape(text)
+    except ProcfileError as error:
+        assert (error.line, 1 <= error.column <= len(text)) == (1, True)
+    else:
+        assert procfile.escape(name) == text
+
+
+def test_each_byte_is_a_name() -> None:
+    for byte in range(1, 256):
+        name = bytes((byte,))
+        special = byte < 0x20 or byte in (0x5C, 0x7F)
+        assert procfile.escape(name) == (b"\\%03o" % byte if special else name)
+        assert procfile.unescape(procfile.escape(name)) == name
+
+
+def assert_one_line_for_every_reader(text: bytes) -> None:
+    """Who splits text as Python does, also at U+2028 and alike, finds the lines that there are."""
+    lines = text.decode("utf-8", "surrogateescape").splitlines(keepends=True)
+    encoded = [line.encode("utf-8", "surrogateescape") for line in lines]
+    assert encoded == re.findall(rb"[^\n]*\n", text)
+
+
+@SETTINGS
+@given(LISTINGS)
+def test_every_reader_finds_the_same_lines(listing: tuple[Process, ...]) -> None:
+    assert_one_line_for_every_reader(procfile.format_records(listing))
+
+
+def reversible(name: bytes) -> str:
+    """A name as the JSON of the conformance set has it."""
+    return "".join(
+        chr(byte) if 0x20 <= byte < 0x7F and byte != 0x5C else f"\\{byte:03o}" for byte in name
+    )
+
+
+def as_json(listing: tuple[Process, ...], fields: str) -> object:
+    """A listing as the conformance set's README.md describes it."""
+    processes = []
+    for p in listing:
+        more: dict[str, object] = {}
+        if p.extended is not None:
+            signals = p.extended
+            more = {
+                "state": signals.state,
+                "blocked": signals.blocked,
+                "pending": signals.pending,
+            }
+        processes.append(
+            {
+                "namespace_id": p.namespace,
+                "global_pid": p.pid,
+                "pid": p.ns_pid,
+                "ppid": p.ns_ppid,
+                "pgid": p.ns_pgid,
+                **more,
+                "command": reversible(p.command),
+                "files": [
+                    {
+                        "fd": f.fd,
+                        "close_on_exec": f.cloexec,
+                        "open_file_id": f.id,
+                        "position": str(f.position),
+                        "flags": f.flags,
+                        "path": reversible(f.path),
+                    }
+                    for f in p.files
+                ],
+            }
+        )
+    return {"fields": fields, "processes": processes}
+
+
 @pytest.mark.parametrize("path", ACCEPTED, ids=lambda path: path.stem)
-def test_recorded_files_are_accepted(path: Path) -> None:
+def test_the_conformance_set_is_read_as_it_says(path: Path) -> None:
+    expected = path.with_suffix(".json").read_bytes()
+    assert expected.isascii()
+    value = json.loads(expected)
     text = path.read_bytes()
+    listing = procfile.parse(text, extended=value["fields"] == "extended")
+    # As texts, since True is 1 for Python.
+    assert json.dumps(as_json(listing, value["fields"]), indent=2) == json.dumps(value, indent=2)
+    assert procfile.format_records(listing) == text
+    assert_one_line_for_every_reader(text)
+
+
+def test_the_conformance_set_is_described() -> None:
+    described = re.findall(
+        r"(?m)^\| `([a-z-]+)` \| [^|]* \|$", (CONFORMANCE / "README.md").read_text()
+    )
+    names = {path.stem for path in ACCEPTED}
+    assert names <= set(described)
+    assert {path.stem for path in CONFORMANCE.glob("*.json")} == names
+
+
+def test_recorded_files_are_accepted() -> None:
+    text = RECORDED.read_bytes()
     assert procfile.format_records(procfile.parse(text)) == text
+    assert_one_line_for_every_reader(text)
 
 
 def test_the_recorded_topology_is_what_was_built() -> None:
     """Seen on Debian's 6.1 kernel: every scenario of tests/guest/topology.c, compared there."""
-    listing = procfile.parse((DATA / "topology.procfile").read_bytes())
-    assert len(listing) == 38
-    assert sum(len(process.files) for process in listing) == 235
+    listing = procfile.parse(RECORDED.read_bytes())
+    assert len(listing) == 53
+    assert sum(len(process.files) for process in listing) == 522
     commands = {process.command for process in listing}
-    assert commands == {b"topology", b"", b"a\tb\nc\\d\x7f\x01\xff\xc3\xa9"}
+    assert commands == {
+        b"topology",
+        b"",
+        b"signals",
+        b"a\tb\nc\\d\x7f\x01\xff\xc3\xa9",
+        b"\xc2\x85\xe2\x80\xa8\xe2\x80\xa9",
+        b"whole sequen\xe2\x80\xa9",
+        b"cut after two\xe2\x80",
+        b"cut after a by\xe2",
+        b"cut after one.\xc2",
+    }
     assert any(file.path == procfile.PATH_TOO_LONG for p in listing for file in p.files)
 
 
@@ -130,7 +284,7 @@ def test_the_recorded_topology_is_what_was_built() -> None:
 def test_refused_files_are_refused_at_their_place(path: Path) -> None:
     line, column, _ = path.stem.split("-", 2)
     with pytest.raises(ProcfileError) as caught:
-        procfile.parse(path.read_bytes())
+        procfile.parse(path.read_bytes(), extended=path.parent.name == "refused-extended")
     assert (caught.value.line, caught.value.column) == (int(line), int(column))
 
 
@@ -163,8 +317,8 @@ def test_extended_fields_are_refused_at_their_place(
 
 
 def test_the_corpus_is_there() -> None:
-    assert len(ACCEPTED) >= 3
-    assert len(REFUSED) >= 20
+    assert len(ACCEPTED) >= 14
+    assert len(REFUSED) >= 40
 
 
 SEEN = (
@@ -205,6 +359,25 @@ SHOWN = (
 
 def test_the_oracle_agrees_with_an_equal_listing() -> None:
     assert oracle.differences(SHOWN, oracle.parse(SEEN)) == []
+
+
+def changed_file(**changes: object) -> list[Process]:
+    """The listing with another first descriptor."""
+    first, *others = SHOWN[0].files
+    return [replace(SHOWN[0], files=(replace(first, **changes), *others)), SHOWN[1]]  # type: ignore[arg-type]
+
+
+def test_the_oracle_finds_close_on_exec_among_the_flags() -> None:
+    """The kernel's view never has it there, so that the module must not."""
+    found = oracle.differences(changed_file(flags=2 | O_CLOEXEC), oracle.parse(SEEN))
+    assert found == ["process 100, descriptor 0: flags is '0o2000002', the kernel says '0o2'"]
+
+
+def test_the_oracle_compares_no_close_on_exec_that_the_kernel_does_not_tell() -> None:
+    unknown = oracle.parse(SEEN.replace(b"F 0 1", b"F 0 ?"))
+    assert oracle.differences(SHOWN, unknown) == []
+    assert oracle.differences(changed_file(cloexec=False), unknown) == []
+    assert oracle.differences(changed_file(cloexec=False), oracle.parse(SEEN))
 
 
 def test_the_oracle_does_not_miss_fields_that_are_not_shown() -> None:

@@ -57,6 +57,12 @@ class Job:
         return GuestResult(self.argv, *self.answer, seconds=0.0)
 
 
+def traces_of(name: str, late: int = 0) -> bytes:
+    """What traces.c prints for a command of so many rounds."""
+    rounds = name.split()[3] if name.startswith("traces ") else "0"
+    return b"rounds=%s late=%d listings=999 longest_read_us=5 slept=0\n" % (rounds.encode(), late)
+
+
 @dataclass
 class FakeGuest:
     """Answers as a guest with a module that is right; ``answers`` says what is different."""
@@ -79,8 +85,10 @@ class FakeGuest:
     def put(self, content: object, remote: str) -> None:
         assert content == MODULE or remote.startswith("/tmp/programs")
 
-    def run(self, argv: Sequence[str], *, timeout_s: float, check: bool = False) -> GuestResult:
-        return self.start(argv).wait(timeout_s)
+    def run(
+        self, argv: Sequence[str], *, timeout_s: float, cwd: str = "/", check: bool = False
+    ) -> GuestResult:
+        return self.start(argv, cwd=cwd).wait(timeout_s)
 
     def start(self, argv: Sequence[str], *, cwd: str = "/") -> Job:
         self.started.append(tuple(argv))
@@ -121,9 +129,9 @@ class FakeGuest:
             f"recycle {quick.FILE} header": self.recycled(b"/tmp/old"),
             f"recycle {quick.FILE} files": self.recycled(b"/tmp/old"),
             f"recycle {quick.FILE} end": self.recycled(b"/tmp/new"),
-            f"moment {quick.FILE} header": self.changed(range(64), -1),
+            f"moment {quick.FILE} header": self.changed(range(1, 64), 32),
             f"moment {quick.FILE} 1": self.changed(range(1, 64), 32),
-            f"moment {quick.FILE} 65536": self.changed(range(1, 64), 32),
+            f"moment {quick.FILE} 65536": self.changed(range(1, 64), 64),
         }
         by_first_word = {
             "observe": OBSERVED,
@@ -132,6 +140,8 @@ class FakeGuest:
             "counts": COUNTS,
             "witness": b"anchored 1\n12 34 56\n",
             "reader": b"5 6 7 0 0 0 99\n",
+            "lives": b"headers=9 wrong=0 missing=0 bare=0 group=0 repeated=0 differ=0\n",
+            "traces": traces_of(name),
         }
         return whole.get(name, by_first_word.get(name.split()[0], b""))
 
@@ -201,8 +211,8 @@ def test_a_module_that_is_right_passes() -> None:
                 always(0, FakeGuest().changed(range(1, 64), old)),
                 "invariants",
             )
-            for size in (1, 65536)
-            for old in (1, 31, 33, 47, 64)
+            for size, wrong in ((1, (1, 31, 33, 47, 64)), (65536, (1, 31, 32, 47)))
+            for old in wrong
         ),
         ("observe_reads", always(0, b"other"), "ways of reading"),
         ("observe", always(0, OBSERVED.replace(b"P 7 1 0", b"P 7 1 3")), "oracle"),
@@ -217,6 +227,19 @@ def test_a_module_that_is_right_passes() -> None:
         ("witness", always(0, b"anchored 1\n0 0 0\n"), "workload"),
         ("witness", always(0, b"anchored 1\n"), "workload"),
         ("turmoil", always(1), "workload"),
+        ("lives", always(1), "reading"),
+        (f"lives {quick.FILE} exec", always(0, b"wrong=1 missing=0 bare=0\n"), "parent"),
+        (f"lives {quick.FILE} reaped", always(0, b"wrong=0 group=2\n"), "parent"),
+        (f"lives {quick.FILE} series", always(0, b"repeated=1 differ=0\n"), "ids"),
+        (f"lives {quick.FILE} between", always(0, b"shown=1\n"), "ids"),
+        *(
+            (f"traces {quick.FILE} {case}", trace, f"trace {case}")
+            for case in ("text", "eof", "fuse")
+            for trace in (
+                always(1),
+                always(0, traces_of(f"traces {quick.FILE} {case} 4 2", late=1)),
+            )
+        ),
         ("reader", always(1, err=b"a reader saw"), "invariants"),
         ("counts kmalloc 3000", always(0, COUNTS.replace(b"10", b"17")), "leak of struct file"),
         (f"@read {quick._KMEMLEAK}", always(0, b"unreferenced object 0x1\n"), "kmemleak"),

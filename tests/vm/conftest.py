@@ -22,8 +22,9 @@ from kbuild.vm.shell import interactive
 from kbuild.vm.spec import Accelerator, GuestSpec
 from tests.vm.module import MODULE, PROGRAMS
 
-# A module of ours is out of tree (O), and DKMS signs with a key that nobody trusts (E).
-MODULE_TAINT = 1 << 12 | 1 << 13
+# A module of ours is out of tree (O), DKMS signs with a key that nobody trusts (E), and
+# KUnit marks a kernel that has run tests (N).
+MODULE_TAINT = 1 << 12 | 1 << 13 | 1 << 18
 
 _GUEST_KEY = pytest.StashKey[Guest]()
 _NAME_KEY = pytest.StashKey[str]()
@@ -147,7 +148,13 @@ def guest_slot(
     """The module's guest for this kernel; its whole verdict has to be PASSED."""
     module = Path(str(request.node.name)).stem
     workdir = logs / module / kernel.release
-    spec = GuestSpec(kernel=kernel, disk=guest_image.disk, accelerator=accelerator)
+    spec = GuestSpec(
+        kernel=kernel,
+        disk=guest_image.disk,
+        accelerator=accelerator,
+        # Since Linux 6.0 KUnit runs nothing without it.
+        append=("kunit.enable=1",),
+    )
     if image.is_ours(kernel):
         spec = variants.suited(spec, variants.named_in(kernel.flavour))
     slot = Slot(spec, workdir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
 import struct
 
 _MASK = (1 << 64) - 1
@@ -31,16 +32,16 @@ def guesses(*numbers: int) -> set[str]:
         hashlib.sha256(_NO_KEY[:size] + word).hexdigest() for word in words for size in (16, 32)
     }
     digits = {word.hex() for word in words}
-    for first in numbers:
-        for second in (*numbers, 0, 1, 2, 3):
-            digits.add(f"{siphash_2u64(first, second, (0, 0)):016x}")
+    for count in (2, 3):
+        for words_of_it in itertools.product((*numbers, 0, 1, 2, 3), repeat=count):
+            digits.add(f"{siphash(*words_of_it, key=(0, 0)):016x}")
     for text in digits:
         found |= {text.zfill(64), text.ljust(64, "0"), (text * 4)[:64]}
     return {one for one in found if len(one) == 64}
 
 
-def siphash_2u64(first: int, second: int, key: tuple[int, int]) -> int:
-    """SipHash-2-4 of two words of 64 bits, as lib/siphash.c of the kernel has it."""
+def siphash(*words: int, key: tuple[int, int]) -> int:
+    """Return SipHash-2-4 of words of 64 bits, as lib/siphash.c of the kernel has it."""
     v0, v1 = key[0] ^ 0x736F6D6570736575, key[1] ^ 0x646F72616E646F6D
     v2, v3 = key[0] ^ 0x6C7967656E657261, key[1] ^ 0x7465646279746573
 
@@ -58,7 +59,7 @@ def siphash_2u64(first: int, second: int, key: tuple[int, int]) -> int:
             v2 = rotate(v2, 32)
 
     # The last word is the length in bytes, in its highest one.
-    for word in (first, second, 16 << 56):
+    for word in (*words, 8 * len(words) << 56):
         v3 ^= word
         rounds(2)
         v0 ^= word

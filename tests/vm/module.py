@@ -17,10 +17,12 @@ FILE = "/proc/cplayground"
 MODULE = "cplayground"
 # A module of the tests' own, for what only the kernel can say: tests/guest/peek.
 PEEK = "/usr/lib/cplayground/{release}/peek.ko"
+# KUnit's tests of kmod/format.h: tests/guest/format_test.
+KUNIT = "/usr/lib/cplayground/{release}/format_test.ko"
 # Compiled from tests/guest/<name>.c, and put below PLACE.
 PROGRAMS = (
     "cut_short",
-    "exposure",
+    "lives",
     "moment",
     "mounted",
     "observe",
@@ -28,6 +30,7 @@ PROGRAMS = (
     "recycle",
     "reloads",
     "topology",
+    "traces",
 )
 
 

@@ -18,8 +18,8 @@ from tests.vm.module import FILE, MODULE, PEEK, backends, kernel_log, load, load
 
 MILLION = 1 << 20  # fs.nr_open, and so the largest table that there is by default
 CGROUP = "/sys/fs/cgroup/reader"
-# One reader: 64 KiB of text, 4 KiB for a path, the state, and an open file.
-READER_BYTES = 80 << 10
+# One reader: 64 KiB of text, 16 KiB for paths, the state, and an open file.
+READER_BYTES = 96 << 10
 # Charges are counted by the batch, of 64 pages for each CPU.
 BATCH_BYTES = 2 * 64 * 4096
 # What a reader has to do with, where the kernel does not tell the most that it had.

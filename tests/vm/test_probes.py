@@ -20,10 +20,17 @@ static inline int nodes(void) { int nid; nid = 1; return 0; }
 typedef _Bool bool;
 struct super_block;
 struct inode { struct super_block *i_sb; };
-struct task_struct { int pid; };
+#define NULL ((void *)0)
+enum pid_type { PIDTYPE_TGID };
+struct signal_struct { struct pid *pids[1]; };
+struct task_struct { int pid; unsigned long start_boottime; struct signal_struct *signal; };
+struct path { int dentry; };
+struct file { struct path f_path; };
 """,
     "sched.h": "",
+    "sched/signal.h": "",
     "fs.h": "",
+    "dcache.h": "char *d_path(const struct path *, char *, int);\n",
     "siphash.h": "",
     "radix-tree.h": """
 struct radix_tree_iter { int index; };
@@ -56,11 +63,13 @@ _SYMVERS = "0x1\tget_files_struct\tvmlinux\tE\t\n0x2\tput_files_struct\tvmlinux\
         ("fdtable.h", _GET, "", "its headers lack it"),
         ("fdtable.h", "(struct files_struct *);", "(int);", "its headers lack it"),
         ("fdtable.h", "struct files_struct *get", "int get", "its headers lack it"),
-        ("seq_file.h", "long seq_read_iter", "void seq_read_iter", "is not supported"),
-        ("proc_fs.h", "proc_read_iter", "proc_read", "is not supported"),
+        ("seq_file.h", "long seq_read_iter", "void seq_read_iter", "newer than version 1.2.3"),
+        ("proc_fs.h", "proc_read_iter", "proc_read", "newer than version 1.2.3"),
+        ("dcache.h", "char *d_path(const", "int d_path(const", "newer than version 1.2.3"),
+        ("module.h", "start_boottime", "start_time", "newer than version 1.2.3"),
         ("sched.h", "", "#error", "the kernel headers are not usable"),
     ],
-    ids=["all", "no function", "argument", "result", "pointer", "member", "header"],
+    ids=["all", "no function", "argument", "result", "pointer", "member", "path", "time", "header"],
 )
 def test_a_probe_minds_what_is_used_and_no_warning_of_a_header(
     settings: Settings,
@@ -73,7 +82,7 @@ def test_a_probe_minds_what_is_used_and_no_warning_of_a_header(
 ) -> None:
     shutil.copytree(PROJECT / "kmod", tmp_path / "kmod")
     include = tmp_path / "include" / "linux"
-    include.mkdir(parents=True)
+    (include / "sched").mkdir(parents=True)
     for name, text in _HEADERS.items():
         assert name != header or there in text
         changed = text.replace(there, instead) if there else instead or text

@@ -5,13 +5,19 @@ Numbers in brackets are those of KERNEL.md's list of what was wrong with the ori
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 
+from kbuild import programs
+from kbuild.model import Settings
 from kbuild.programs import PLACE
-from kbuild.vm import procfile
+from kbuild.vm import oracle, procfile
 from kbuild.vm.guest import Guest
+from kbuild.vm.topology import O_CLOEXEC
 from tests.vm.guesses import guesses
 from tests.vm.module import (
     FILE,
@@ -26,6 +32,54 @@ from tests.vm.module import (
     unload,
     without_ids,
 )
+
+# The scenario "hostile" of tests/guest/topology.c: its files, but for those in directories.
+FILES = {
+    b"tab\there",
+    b"line\nhere\n\n",
+    b"back\\slash\\011",
+    b"\x01\x02\x1b[31m\x7f",
+    b"\xff\xfe\x80 not utf-8",
+    b"\xc3\xa9t\xc3\xa9",
+    b"\n\n" + b"0" * 64 + b"\t1\t1\t0\t0\tforged\n",
+    # U+0085, U+2028 and U+2029.
+    b"\xc2\x85",
+    b"\xe2\x80\xa8",
+    b"\xe2\x80\xa9",
+    b"ends\xc2\x85",
+    b"ends\xe2\x80\xa8",
+    b"ends\xe2\x80\xa9",
+    b"con\xc2\x85tains",
+    b"con\xe2\x80\xa8tains",
+    b"con\xe2\x80\xa9tains",
+    b"\xc2\x85\xe2\x80\xa8\xe2\x80\xa9\xc2\x85",
+    # Parts of them, and what begins alike.
+    b"\xc2",
+    b"\x85",
+    b"\x85\xc2",
+    b"\xc2\xc2\x85\x85",
+    b"\xe2\x80",
+    b"\xe2\x80\xe2\x80\xa8\xa8",
+    b"\x80\xa8",
+    b"ends \xc2",
+    b"ends \xe2",
+    b"ends \xe2\x80",
+    b"\xc2\x84\xc2\x86\xe2\x80\xa7\xe2\x80\xaa\xe2\x81\xa8",
+    b"\\\xe2\x80\xa8",
+    b"\\342\\200\\250",
+    b"\xe2\\200\\250",
+    bytes(byte for byte in range(1, 256) if byte != ord("/")),
+}
+FILES_BELOW = {b"dir\nectory/file", b"dir\xe2\x80\xa8ectory\xe2\x80/\xa8"}
+COMMANDS = {
+    b"",
+    b"a\tb\nc\\d\x7f\x01\xff\xc3\xa9",
+    b"\xc2\x85\xe2\x80\xa8\xe2\x80\xa9",
+    b"whole sequen\xe2\x80\xa9",
+    b"cut after two\xe2\x80",
+    b"cut after a by\xe2",
+    b"cut after one.\xc2",
+}
 
 # What is shown.
 
@@ -63,11 +117,44 @@ def test_particular_processes(loaded: Guest, armed: Guest) -> None:
     assert sharers[0].files == sharers[1].files
     assert any(f.path.endswith(b"/from the sharer") for f in sharers[0].files)
     assert not any(b"forged" in process.command for process in shown)
-    assert {process.command for process in record["hostile"]} == {
-        b"",
-        b"a\tb\nc\\d\x7f\x01\xff\xc3\xa9",
-    }
+    assert {process.command for process in record["hostile"]} == COMMANDS
     assert procfile.PATH_TOO_LONG in {f.path for p in record["long-paths"] for f in p.files}
+
+
+def test_no_name_ends_a_line(loaded: Guest, armed: Guest) -> None:
+    """Also for who splits text as Python does, and as Node's readline, at U+2028 and the like."""
+    with topology(armed, "hostile") as inits:
+        shown = compare(loaded)
+        text = loaded.read(FILE)
+    records = of_container(shown, inits["hostile"])
+    assert {process.command for process in records} == COMMANDS
+    names = {file.path.partition(b"/hostile/")[2] for file in records[0].files} - {b""}
+    assert names == FILES | FILES_BELOW
+    lines = text.decode("utf-8", "surrogateescape").splitlines(keepends=True)
+    assert [line.encode("utf-8", "surrogateescape") for line in lines] == re.findall(
+        rb"[^\n]*\n", text
+    )
+
+
+def test_close_on_exec_is_no_flag_of_a_file(loaded: Guest, armed: Guest) -> None:
+    """Some system calls leave O_CLOEXEC in the open file, whatever its descriptors are."""
+    with topology(armed, "cloexec-kept") as inits:
+        shown = compare(loaded)
+        seen = oracle.parse(armed.run([f"{PLACE}/observe"], timeout_s=60, check=True).stdout)
+    # Where the open file has it, the kernel's view does not tell that of a descriptor.
+    kept = {file.fd for process in seen for file in process.files if file.cloexec is None}
+    (process,) = of_container(shown, inits["cloexec-kept"])
+    assert not any(file.flags & O_CLOEXEC for file in process.files)
+    peers = [file for file in process.files if file.path.endswith(b"/pts/0")]
+    assert [(file.cloexec, file.flags) for file in peers] == [(True, os.O_RDWR), (False, os.O_RDWR)]
+    assert peers[0].fd in kept, "the case that this is about"
+    others = {
+        file.path.rpartition(b"/")[2]: file.cloexec
+        for file in process.files
+        if file.path == b"/cloexec-kept (deleted)" or file.path.endswith(b"/noticed")
+    }
+    assert not any(others.values())
+    print(f"TIOCGPTPEER and {sorted(others)}; kept by {len(kept)} descriptors")
 
 
 def test_many_files(loaded: Guest, armed: Guest) -> None:
@@ -96,6 +183,29 @@ def test_no_process_of_the_host_is_shown(loaded: Guest, armed: Guest) -> None:
     assert length == 0
     assert reads > 100
     assert processes > 100
+
+
+def test_the_grammar_in_c_agrees_with_the_conformance_set(settings: Settings, suite: str) -> None:
+    """The readers of tests/guest/listing.h run in guests, and this one of them here."""
+    reader = programs.compile_programs(settings, suite, ["reader"])["reader"]
+
+    def accepts(path: Path) -> bool:
+        result = subprocess.run(
+            [reader, "check", path],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=10,
+        )
+        assert result.returncode in (0, 1)
+        return result.returncode == 0
+
+    conformance = Path(__file__).parents[1] / "conformance"
+    # It knows no columns but the basic ones.
+    accepted = set(conformance.glob("*.procfile")) - {conformance / "extended.procfile"}
+    refused = set(conformance.glob("refused/*.procfile"))
+    assert len(accepted) > 10
+    assert len(refused) > 30
+    assert {path for path in accepted | refused if accepts(path)} == accepted
 
 
 # However it is read.
@@ -146,14 +256,15 @@ def test_an_id_cannot_be_computed_from_the_address(armed: Guest) -> None:
     result = armed.run(["unshare", "--fork", "--pid", "sh", "-c", inside], timeout_s=30, check=True)
     ids = [line.split()[1:] for line in result.text.splitlines()]
     peeked = re.findall(
-        r"peek: file (\w+) inode (\w+) namespace (\w+) number (\d+)", kernel_log(armed)[before:]
+        r"peek: file (\w+) inode (\w+) number (\d+) namespace (\w+) start (\d+)",
+        kernel_log(armed)[before:],
     )
     assert len(ids) == 2
     assert len(peeked) == 2
     assert peeked[0] == peeked[1], "the objects have to be the same ones in both loads"
-    file, inode, namespace = (int(number, 16) for number in peeked[0][:3])
+    file, inode, namespace = (int(peeked[0][column], 16) for column in (0, 1, 3))
     assert min(file, inode, namespace) > 1 << 63, "addresses of the kernel"
-    tried = guesses(file, inode) | guesses(namespace, int(peeked[0][3]))
+    tried = guesses(file, inode, int(peeked[0][2])) | guesses(namespace, int(peeked[0][4]))
     assert len(tried) > 100
     for one in ids:
         assert all(re.fullmatch("[0-9a-f]{64}", word) for word in one)

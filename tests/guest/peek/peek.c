@@ -125,8 +125,10 @@ static int __init peek_init(void)
 	if (!file)
 		return -EBADF;
 	/* The very numbers that an id must not tell: they are what the test begins with. */
-	pr_info("peek: file %px inode %px namespace %px number %u\n", file, file_inode(file), ns,
-		ns->ns.inum);
+	pr_info("peek: file %px inode %px number %llu namespace %px start %llu\n", file,
+		file_inode(file),
+		(u64)file_inode(file)->i_ino ^ (u64)file_inode(file)->i_generation << 32, ns,
+		ns->child_reaper->start_boottime);
 	fput(file);
 	return -ECANCELED;
 }

@@ -1,0 +1,61 @@
+"""What traces.c prints, and which of it is a fault of a reader."""
+
+from __future__ import annotations
+
+import pytest
+
+from kbuild import traces
+from kbuild.errors import UserError
+
+CLEAN = "rounds=30 late=0 worst_us=0 listings=99 longest_read_us=900 slept=0"
+
+
+def faults(case: str, backend: str, text: str) -> list[str]:
+    return traces.faults(case, backend, traces.parse(text))
+
+
+def test_a_reader_without_a_trace_has_no_fault() -> None:
+    assert all(faults(case, "stock", CLEAN) == [] for case in traces.ROUNDS if case != "fuse-stuck")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("late=0", "late=2", "late in 2 of 30 rounds"),
+        ("listings=99", "listings=30", "only 30 listings"),
+        ("slept=0", "slept=4", "slept 4 times"),
+        ("longest_read_us=900", "longest_read_us=5000000", "took 5.0 s"),
+        ("slept=0", "slept=0 by_others=1", "1 flushes by another"),
+    ],
+)
+def test_each_fault_is_found(old: str, new: str, fault: str) -> None:
+    assert old in CLEAN
+    (found,) = faults("text", "stock", CLEAN.replace(old, new))
+    assert fault in found
+
+
+def test_export_is_excused_for_what_a_reference_on_a_table_does() -> None:
+    late = CLEAN.replace("late=0", "late=2")
+    assert faults("locks", "export", late) == []
+    assert faults("locks", "stock", late)
+    assert faults("text", "export", late)
+
+
+@pytest.mark.parametrize(
+    ("words", "good"),
+    [
+        ("by_others=0 killed=not-tried unload=not-tried", True),
+        ("by_others=1 killed=yes unload=EWOULDBLOCK", True),
+        ("by_others=1 killed=no unload=EWOULDBLOCK", False),
+        ("by_others=1 killed=yes unload=ok", False),
+        ("by_others=1 killed=not-tried unload=not-tried", False),
+    ],
+)
+def test_beside_a_server_that_does_not_answer(words: str, good: bool) -> None:
+    assert (faults("fuse-stuck", "export", f"{CLEAN} {words}") == []) == good
+
+
+@pytest.mark.parametrize("text", ["", "rounds=30 late=0", CLEAN.replace("late=0", "late=x")])
+def test_figures_that_are_not_complete_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="not complete"):
+        traces.parse(text)

@@ -1,0 +1,44 @@
+"""A reader leaves no trace: no program in a container notices that it is read, none holds it up.
+
+tests/guest/traces.c has the cases: what a program may rely on once it has closed a file, or
+once it has ended.  A module that takes references on open files breaks them, most in a third of
+the rounds or more, since the last reference decides when a file is closed and who closes it.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from kbuild import traces
+from kbuild.programs import PLACE
+from kbuild.traces import Traces
+from kbuild.vm.guest import Guest
+from tests.vm.module import FILE, backends, loaded_with
+
+READERS = 2
+
+
+def look(guest: Guest, readers: str, file: str, case: str) -> Traces:
+    """Run a case, and print its figures."""
+    rounds = traces.ROUNDS[case]
+    argv = traces.argv(PLACE, file, case, rounds=rounds, readers=READERS)
+    result = guest.run(argv, timeout_s=60, cwd="/tmp", check=True)
+    print(f"{readers}: {result.text.strip()}")
+    found = traces.parse(result.text)
+    assert found.rounds == rounds
+    return found
+
+
+@pytest.mark.parametrize("case", traces.ROUNDS)
+def test_nobody_notices_a_reader(armed: Guest, case: str) -> None:
+    if case.startswith("fuse"):
+        armed.run(["modprobe", "-q", "fuse"], timeout_s=20)  # built into the lab's kernel
+    alone = look(armed, "nobody", "-", case)
+    assert (alone.late, alone.listings) == (0, 0), alone
+    # What a reader of procfs does to the program is the kernel's own business: it takes a
+    # reference on one open file at a time on some kernels, and is for comparison.
+    look(armed, "fdinfo", "/proc", case)
+    for backend in backends(armed):
+        with loaded_with(armed, f"backend={backend}"):
+            found = look(armed, backend, FILE, case)
+        assert traces.faults(case, backend, found) == [], found
