@@ -30,7 +30,7 @@ from kbuild.vm.outcome import Outcome, Verdict, taint_letters
 logger = logging.getLogger(__name__)
 
 PROGRAMS = ("load", "reader", "unload", counts.PROGRAM)
-BACKENDS = ("export", "stock")
+BACKENDS = ("stock", "export")
 
 _ROUND_S = 30  # of one choice of workloads, on a kernel that is as fast as a release's
 _SHORTEST_ROUND_S = 5
@@ -75,6 +75,10 @@ def _table() -> Iterator[Workload]:
     yield Workload("namespaces", 100, 96)
     yield Workload("oom", 20, 12)
     yield Workload("names", 20, 64)
+    yield Workload("fuse", 30, 64)
+    yield Workload("linger", 40, 64)
+    yield Workload("inotify", 20, 64)
+    yield Workload("exec-threads", 60, 64)
     for stressor in ("fork", "pipe", "dup", "close", "procfs", "clone", "unshare", "dev"):
         yield Workload(f"stress-ng-{stressor}", 150, 192, stressor)
 

@@ -16,6 +16,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
+#include <net/if.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -27,6 +29,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/inotify.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -39,6 +43,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "fuse_server.h"
 #include "random.h"
 
 #define CGROUPS "/sys/fs/cgroup"
@@ -192,17 +197,56 @@ static void churn(void)
 }
 
 /* A process that execs itself again and again, with files that are closed by that. */
-static void exec_self(unsigned int left, uint64_t seed)
+static void exec_self(const char *way, unsigned int left, uint64_t seed)
 {
 	char count[16], number[32];
 
 	snprintf(count, sizeof(count), "%u", left);
 	snprintf(number, sizeof(number), "%ju", (uintmax_t)seed);
-	execl("/proc/self/exe", "exec\t\n\\", "exec", count, number, NULL);
+	execl("/proc/self/exe", "exec\t\n\\", way, count, number, NULL);
 	_exit(1);
 }
 
-static int exec_again(unsigned int left, uint64_t seed)
+static unsigned int execs_left;
+
+static void *exec_in_thread(void *unused)
+{
+	(void)unused;
+	exec_self("exec-thread", execs_left - 1, random_next());
+	return NULL;
+}
+
+static void *open_in_thread(void *unused)
+{
+	(void)unused;
+	for (;;) {
+		close(open("/dev/null", O_RDONLY));
+		usleep(100);
+	}
+	return NULL;
+}
+
+/*
+ * Threads of all ages are ended by the execve() of one that is not the leader, which takes the
+ * leader's place and pid.  Sometimes the leader has ended before.
+ */
+static void exec_by_thread(void)
+{
+	pthread_t id;
+
+	for (int i = random_below(3); i > 0; i--)
+		if (!pthread_create(&id, NULL, open_in_thread, NULL))
+			pthread_detach(id);
+	/* At the limit of pids there is nobody to do it. */
+	if (pthread_create(&id, NULL, exec_in_thread, NULL))
+		_exit(0);
+	if (random_below(4) == 0)
+		syscall(SYS_exit, 0);
+	for (;;)
+		open_in_thread(NULL);
+}
+
+static int exec_again(const char *way, unsigned int left, uint64_t seed)
 {
 	random_begin(seed);
 	for (int i = random_below(8); i > 0; i--) {
@@ -211,19 +255,22 @@ static int exec_again(unsigned int left, uint64_t seed)
 		if (fd >= 0 && random_below(2))
 			fcntl(fd, F_SETFD, FD_CLOEXEC);
 	}
+	execs_left = left;
+	if (left && !strcmp(way, "exec-thread"))
+		exec_by_thread();
 	if (left)
-		exec_self(left - 1, random_next());
+		exec_self(way, left - 1, random_next());
 	return 0;
 }
 
-static void execs(void)
+static void exec_repeatedly(const char *way)
 {
 	for (;;) {
 		uint64_t seed = random_next();
 		pid_t pid = fork();
 
 		if (!pid)
-			exec_self(random_below(5), seed);
+			exec_self(way, random_below(5), seed);
 		if (pid < 0)
 			make_room();
 		else
@@ -232,6 +279,16 @@ static void execs(void)
 			make_room();
 		reap_all();
 	}
+}
+
+static void execs(void)
+{
+	exec_repeatedly("exec");
+}
+
+static void exec_threads(void)
+{
+	exec_repeatedly("exec-thread");
 }
 
 /* Threads with a table of their own, some of which outlive their leader. */
@@ -428,6 +485,205 @@ static void names(void)
 	}
 }
 
+/*
+ * A file system whose server answers late what is asked when a file is closed: whoever has it
+ * open waits for that, also at its end, and so would whoever dropped the last reference.
+ */
+#define SERVED "/tmp/served"
+
+static unsigned int keep_back(uint32_t pid)
+{
+	(void)pid;
+	return random_below(4);
+}
+
+static void use_served(void)
+{
+	int last = -1;
+
+	for (int i = 1 + random_below(4); i > 0; i--) {
+		int fd = open(SERVED "/f", O_RDWR);
+
+		if (fd < 0)
+			continue;
+		done();
+		last = fd;
+		if (!random_below(4))
+			dup(fd);
+	}
+	if (!random_below(4))
+		close(last);
+	if (!random_below(4))
+		fork();
+	/* The rest is closed by the end, an orphan's too. */
+}
+
+static void fuse(void)
+{
+	pid_t server;
+	int fd;
+
+	if (mknod("/tmp/fuse", S_IFCHR | 0600, makedev(10, 229)) || mkdir(SERVED, 0755))
+		err(1, "/tmp/fuse");
+	fd = fuse_server_mount("/tmp/fuse", SERVED);
+	server = fork_random();
+	if (server < 0)
+		err(1, "fork");
+	if (!server) {
+		fuse_server_run(fd, keep_back);
+		_exit(1);
+	}
+	/* Nobody else may keep it: who waits for a server that is gone would wait for ever. */
+	close(fd);
+	for (;;) {
+		pid_t pid = fork_random();
+
+		if (!pid) {
+			use_served();
+			_exit(0);
+		}
+		/* A server that has ended is not the module's fault, and is to be noticed. */
+		for (pid_t ended; (ended = waitpid(-1, NULL, pid < 0 ? 0 : WNOHANG)) > 0; pid = 0)
+			if (ended == server)
+				errx(1, "the server has ended");
+		usleep(random_below(1000));
+	}
+}
+
+/*
+ * Connections whose end waits for data that nobody reads, for LINGER_S at most, or until the
+ * other side has had enough.  In a network of its own, which ends with it.
+ */
+#define LINGER_S 2
+#define LINGER_BYTES 16384
+
+static void bring_lo_up(void)
+{
+	struct ifreq request = { .ifr_name = "lo", .ifr_flags = IFF_UP };
+	int fd = socket(AF_INET, SOCK_DGRAM, 0);
+
+	if (fd < 0 || ioctl(fd, SIOCSIFFLAGS, &request))
+		err(1, "lo");
+	close(fd);
+}
+
+/* Whoever connects is kept for a moment, then read from or not, and closed. */
+__attribute__((noreturn))
+static void accept_late(int listener)
+{
+	char bytes[LINGER_BYTES];
+
+	for (;;) {
+		int fd = accept(listener, NULL, NULL);
+
+		if (fd < 0)
+			continue;
+		usleep(random_below(20000));
+		if (random_below(2))
+			while (recv(fd, bytes, sizeof(bytes), MSG_DONTWAIT) > 0)
+				;
+		close(fd);	/* a reset, where something was not read */
+	}
+}
+
+static void leave_unsent(const struct sockaddr_in *address)
+{
+	struct linger linger = { .l_onoff = 1, .l_linger = LINGER_S };
+	static const char bytes[LINGER_BYTES];
+	int size = LINGER_BYTES, fd = socket(AF_INET, SOCK_STREAM, 0);
+
+	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size)) ||
+	    setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger)) ||
+	    connect(fd, (const struct sockaddr *)address, sizeof(*address)))
+		_exit(1);
+	while (send(fd, bytes, sizeof(bytes), MSG_DONTWAIT | MSG_NOSIGNAL) > 0)
+		;
+	done();
+	/* A process that ends does not linger; close(2), and a last reference elsewhere, do. */
+	if (random_below(2))
+		close(fd);
+}
+
+static void linger(void)
+{
+	struct sockaddr_in address = { .sin_family = AF_INET,
+				       .sin_addr = { htonl(INADDR_LOOPBACK) } };
+	socklen_t length = sizeof(address);
+	int size = LINGER_BYTES, listener;
+
+	if (unshare(CLONE_NEWNET))
+		err(1, "a network of its own");
+	bring_lo_up();
+	listener = socket(AF_INET, SOCK_STREAM, 0);
+	if (listener < 0 ||
+	    setsockopt(listener, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size)) ||
+	    bind(listener, (struct sockaddr *)&address, sizeof(address)) ||
+	    getsockname(listener, (struct sockaddr *)&address, &length) || listen(listener, 16))
+		err(1, "a server");
+	for (int i = 0; i < 4; i++) {
+		pid_t pid = fork_random();
+
+		if (pid < 0)
+			err(1, "fork");
+		if (!pid)
+			accept_late(listener);
+	}
+	close(listener);
+	for (;;) {
+		pid_t pid = fork_random();
+
+		if (!pid) {
+			leave_unsent(&address);
+			_exit(0);
+		}
+		if (pid < 0)
+			make_room();
+		reap_all();
+		usleep(random_below(1000));
+	}
+}
+
+/*
+ * Processes that end with descriptors whose closing waits for a grace period of the kernel's
+ * own, each.  A user may have 128 of them by default, so some get fewer.
+ */
+#define WATCHERS 50
+
+static void watch(void)
+{
+	int watching = 0;
+
+	for (int i = 0; i < WATCHERS; i++) {
+		int fd = inotify_init1(random_below(2) ? IN_CLOEXEC : 0);
+
+		if (fd < 0)
+			break;
+		if (inotify_add_watch(fd, random_below(2) ? "/tmp" : "/dev", IN_ALL_EVENTS) >= 0)
+			watching++;
+	}
+	close(open("/tmp", O_TMPFILE | O_RDWR, 0600));
+	if (watching)
+		done();
+	if (!random_below(4))
+		fork();
+}
+
+static void inotify(void)
+{
+	for (;;) {
+		pid_t pid = fork_random();
+
+		if (!pid) {
+			watch();
+			_exit(0);
+		}
+		/* Two at a time take what there is, and two more find nothing left. */
+		if (pid < 0 || random_below(4))
+			make_room();
+		reap_all();
+	}
+}
+
 static const struct {
 	const char *name;
 	void (*run)(void);
@@ -441,6 +697,10 @@ static const struct {
 	{ "namespaces", namespaces },
 	{ "oom", out_of_memory },
 	{ "names", names },
+	{ "fuse", fuse },
+	{ "linger", linger },
+	{ "inotify", inotify },
+	{ "exec-threads", exec_threads },
 };
 
 #define WORKLOADS (sizeof(workloads) / sizeof(workloads[0]))
@@ -628,8 +888,10 @@ int main(int argc, char **argv)
 			puts(workloads[i].name);
 		return 0;
 	}
-	if (argc == 4 && !strcmp(argv[1], "exec"))	/* the workload exec, of itself */
-		return exec_again(strtoul(argv[2], NULL, 10), strtoull(argv[3], NULL, 10));
+	/* the workloads exec and exec-threads, of themselves */
+	if (argc == 4 && (!strcmp(argv[1], "exec") || !strcmp(argv[1], "exec-thread")))
+		return exec_again(argv[1], strtoul(argv[2], NULL, 10),
+				  strtoull(argv[3], NULL, 10));
 	if (argc >= 6) {
 		unsigned int seconds = strtoul(argv[2], NULL, 10);
 		uint64_t seed = strtoull(argv[3], NULL, 10);

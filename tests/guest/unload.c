@@ -41,6 +41,8 @@
 #define HELD 40
 /* How long a reader may take to notice, however slow the kernel. */
 #define NOTICE_S 120
+/* How long a module may be held by what it gives back, under load. */
+#define HELD_S 60
 
 static const char *path, *parameters = "";
 static int module = -1;		/* the file that it is loaded from */
@@ -343,12 +345,28 @@ static void run_race(unsigned int cycles, uint64_t seed)
 
 /* ---- for others ---- */
 
+/*
+ * Unload when the module lets itself be unloaded.  With backend=export it may have a table to
+ * give back, which waits for whoever is slow to close a file: a FUSE server, or a socket.
+ */
+static void unload_when_free(void)
+{
+	time_t last = now_s() + HELD_S;
+
+	while (syscall(SYS_delete_module, "cplayground", O_NONBLOCK)) {
+		if (errno != EWOULDBLOCK || now_s() > last)
+			err(1, "delete_module");
+		usleep(1000);
+	}
+	unloadings++;
+}
+
 static void run_again(unsigned int seconds, unsigned int pause_ms)
 {
 	time_t end = now_s() + seconds;
 
 	while (now_s() < end) {
-		unload_module();
+		unload_when_free();
 		load_module();
 		usleep(1000 * pause_ms);
 	}
