@@ -57,6 +57,10 @@ class KernelNames:
     modules_meta: str
 
 
+# The module's parameters for C Playground's server, relative to the project.
+EXAMPLE = Path("kmod/cplayground.conf")
+
+
 @dataclass(frozen=True)
 class SourcePackage:
     """A source package that is about to be built: its templates and what they are given."""
@@ -178,6 +182,7 @@ def build_prebuilt(
 
     def collect(stage: Path) -> None:
         _copy(module_ko, stage / f"modules/lib/modules/{kernel.release}/extra/{module_ko.name}")
+        _copy(settings.project / EXAMPLE, stage / EXAMPLE.name)
 
     return build(root, source, collect, epoch=epoch, log=log, out=out)
 

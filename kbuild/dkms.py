@@ -65,5 +65,6 @@ def build_package(
     def collect(stage: Path) -> None:
         stage_sources(settings.project, stage / f"dkms/usr/src/cplayground-{version}")
         shutil.copyfile(settings.project / "dkms" / "dkms.conf", stage / "dkms.conf")
+        shutil.copyfile(settings.project / deb.EXAMPLE, stage / deb.EXAMPLE.name)
 
     return deb.build(root, source, collect, epoch=epoch, log=log, out=out)

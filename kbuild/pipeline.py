@@ -268,6 +268,7 @@ def _module_package_inputs(
     return {
         "module": fs.sha256_file(made.path),
         "templates": fs.sha256_tree(settings.project / "debian" / "modules"),
+        "example": fs.sha256_file(settings.project / deb.EXAMPLE),
         "recipe": _recipe("deb.py", "versions.py"),
         "root": root.digest,
         "revision": str(settings.revision),

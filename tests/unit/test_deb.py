@@ -189,7 +189,10 @@ def test_packages_install_where_their_suite_has_it(
         log=tmp_path / "log",
         out=tmp_path / "debs",
     )
-    assert staged == {f"modules/{prefix}lib/modules/{RELEASE}/extra/cplayground.ko"}
+    assert staged == {
+        f"modules/{prefix}lib/modules/{RELEASE}/extra/cplayground.ko",
+        "cplayground.conf",
+    }
 
 
 class FakeBuilder:

@@ -9,6 +9,7 @@ import pytest
 
 from kbuild import versions
 from kbuild.model import Kernel
+from kbuild.vm import procfile
 from kbuild.vm.guest import Guest
 
 
@@ -110,3 +111,18 @@ def test_the_prebuilt_module_loads_too(
     assert b"it has the module already" in said.stderr + said.stdout
     chosen = guest.run(["modinfo", "-n", "cplayground"], timeout_s=10, check=True).text
     assert chosen.strip() == path
+
+
+def test_the_example_is_what_c_playgrounds_server_needs(guest: Guest) -> None:
+    """It may open the file as its own user, and finds nine columns in a header."""
+    place = "/etc/modprobe.d/cplayground.conf"
+    example = "/usr/share/doc/cplayground-dkms/examples/cplayground.conf"
+    guest.run(["cp", example, place], timeout_s=5, check=True)
+    guest.run(["modprobe", "cplayground"], timeout_s=20, check=True)
+    inside = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"]
+    command = ["unshare", "--fork", "--pid", *inside, "cat", "/proc/cplayground"]
+    shown = guest.run(command, timeout_s=20, check=True).stdout
+    guest.run(["rmmod", "cplayground"], timeout_s=20, check=True)
+    guest.run(["rm", place], timeout_s=5, check=True)
+    (process,) = procfile.parse(shown, extended=True)
+    assert process.command == b"cat"
