@@ -31,7 +31,10 @@ _APT_TIMEOUT_S = 900.0
 _COPY_TIMEOUT_S = 600.0
 _DESCRIPTION = "image.json"
 # Modules of the tests' own, below tests/guest, built for each kernel: MISBEHAVE is where.
-_TEST_MODULES = ("misbehave", "peek")
+_TEST_MODULES = ("misbehave", "peek", "format_test")
+# This one is built where the kernel has KUnit, and tests a header of kmod/.
+_KUNIT = "format_test"
+_TESTED = "format.h"
 
 # Services are not started while packages are installed: there is no system to serve.
 _POLICY = "#!/bin/sh\nexit 101\n"
@@ -116,6 +119,7 @@ def make(
         "packages": " ".join(packages),
         "agent": fs.sha256_file(guest_sources / "agent.c"),
         **{f"module {name}": fs.sha256_tree(guest_sources / name) for name in _TEST_MODULES},
+        _TESTED: fs.sha256_file(_tested(guest_sources)),
         **{f"deb {deb.name}": fs.sha256_file(deb) for deb in debs},
         **inputs,
     }
@@ -193,6 +197,7 @@ def _prepare(
         shutil.copyfile(deb, material / "debs" / deb.name)
     for name in _TEST_MODULES:
         shutil.copytree(guest_sources / name, material / "source" / name)
+    shutil.copy(_tested(guest_sources), material / "source" / _KUNIT)
     shutil.copyfile(guest_sources / "agent.c", material / "source" / "agent.c")
     policy = material / "policy-rc.d"
     policy.write_text(_POLICY)
@@ -256,6 +261,11 @@ def _dkms_log(copy: Root) -> str | None:
     return None
 
 
+def _tested(guest_sources: Path) -> Path:
+    """Return the header of kmod/ that the KUnit module tests."""
+    return guest_sources.parents[1] / "kmod" / _TESTED
+
+
 def _releases(copy: Root) -> list[str]:
     found = [p.name.removeprefix("vmlinuz-") for p in (copy.path / "boot").glob("vmlinuz-*")]
     for release in found:
@@ -292,7 +302,11 @@ def _compile(copy: Root, material: Path, releases: Sequence[str], log: Path) -> 
         if not build.is_symlink() and not build.exists():
             logger.info("no headers of %s in the guest: the tests' modules are left out", release)
             continue
+        config = copy.path / "boot" / f"config-{release}"
+        has_kunit = "CONFIG_KUNIT=y" in config.read_text().splitlines()
         for name in _TEST_MODULES:
+            if name == _KUNIT and not has_kunit:
+                continue
             source = f"/mnt/guest/source/{name}"
             make = ("make", "-C", f"/lib/modules/{release}/build", f"M={source}")
             inside(*make, "modules")
