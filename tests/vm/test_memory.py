@@ -177,7 +177,8 @@ def test_no_step_grows_with_the_table(alone: Guest) -> None:
         assert steps[backend, "sparse-table", MILLION].holds >= MILLION >> 16
         assert steps[backend, "sparse-table", MILLION].slots == 1 << 16
         small, large = (steps[backend, "full-table", size] for size in (1 << 10, MILLION))
-        assert large.holds >= MILLION // 32 > small.holds
+        # 32 descriptors for each hold; a kprobe that is hit within another one is not counted.
+        assert large.holds > MILLION // 33 > small.holds
         assert large.searches == small.searches
 
 

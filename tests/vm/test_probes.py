@@ -30,7 +30,7 @@ struct file { struct path f_path; };
     "sched.h": "",
     "sched/signal.h": "",
     "fs.h": "",
-    "dcache.h": "char *d_path(const struct path *, char *, int);\n",
+    "dcache.h": "struct path;\nchar *d_path(const struct path *, char *, int);\n",
     "siphash.h": "",
     "radix-tree.h": """
 struct radix_tree_iter { int index; };
@@ -65,7 +65,7 @@ _SYMVERS = "0x1\tget_files_struct\tvmlinux\tE\t\n0x2\tput_files_struct\tvmlinux\
         ("fdtable.h", "struct files_struct *get", "int get", "its headers lack it"),
         ("seq_file.h", "long seq_read_iter", "void seq_read_iter", "newer than version 1.2.3"),
         ("proc_fs.h", "proc_read_iter", "proc_read", "newer than version 1.2.3"),
-        ("dcache.h", "char *d_path(const", "int d_path(const", "newer than version 1.2.3"),
+        ("dcache.h", "const struct path *", "struct inode *", "newer than version 1.2.3"),
         ("module.h", "start_boottime", "start_time", "newer than version 1.2.3"),
         ("sched.h", "", "#error", "the kernel headers are not usable"),
     ],
