@@ -38,6 +38,9 @@ ROUNDS: Mapping[str, int] = {
 # Nothing can be done against that, which is why it is not the default.
 OF_THE_TABLE = frozenset({"flock", "ofd", "eof", "umount", "locks", "linger"})
 
+# A round of these is late if a reader slept in it, or if something took half the linger time.
+_BY_SLEEP = frozenset({"linger", "inotify"})
+
 
 @dataclass(frozen=True)
 class Traces:
@@ -46,6 +49,7 @@ class Traces:
     rounds: int
     late: int  # rounds in which the observed program could tell, or a reader did work of its
     listings: int  # whole ones, that the readers took
+    worst_us: int  # how long it took until all was as if nobody read
     longest_read_us: int  # the longest read(2) of the file
     slept: int  # how often a reader waited in read(2)
     words: Mapping[str, str]  # all of them, by their keys
@@ -63,7 +67,7 @@ def parse(text: str) -> Traces:
         return Traces(
             **{
                 name: int(words[name])
-                for name in ("rounds", "late", "listings", "longest_read_us", "slept")
+                for name in ("rounds", "late", "worst_us", "listings", "longest_read_us", "slept")
             },
             words=words,
         )
@@ -81,15 +85,19 @@ def figures(text: str) -> dict[str, str]:
 def faults(case: str, backend: str, found: Traces) -> list[str]:
     """Say in a line each what a reader of the module did that it must not do."""
     wrong = []
-    if found.late and not (backend == "export" and case in OF_THE_TABLE):
+    late = found.late
+    if case in _BY_SLEEP and late <= found.rounds / 2 and found.worst_us < LINGER_S * 500_000:
+        late = 0
+    if late and not (backend == "export" and case in OF_THE_TABLE):
         wrong.append(f"late in {found.late} of {found.rounds} rounds")
     # Each round waits for the readers, so fewer would mean that they have not read.  A run
     # that is late ends early.
     if found.listings <= (0 if found.late else found.rounds):
         wrong.append(f"the readers took only {found.listings} listings")
     # Closing a file sleeps: an inotify group waits for a grace period, a socket for its peer,
-    # FUSE for its server.  Reading never does.
-    if found.slept:
+    # FUSE for its server: some ten times in a round.  A reader sleeps now and then for memory
+    # or for a page of its own, on a busy guest once in a run.
+    if found.slept > found.rounds:
         wrong.append(f"a reader slept {found.slept} times in read(2)")
     # No measure of speed: the fault takes the linger time, or for ever.
     if found.longest_read_us >= LINGER_S * 1_000_000 / 2:

@@ -60,7 +60,8 @@ class Job:
 def traces_of(name: str, late: int = 0) -> bytes:
     """What traces.c prints for a command of so many rounds."""
     rounds = name.split()[3] if name.startswith("traces ") else "0"
-    return b"rounds=%s late=%d listings=999 longest_read_us=5 slept=0\n" % (rounds.encode(), late)
+    words = b"rounds=%s late=%d worst_us=0 listings=999 longest_read_us=5 slept=0\n"
+    return words % (rounds.encode(), late)
 
 
 @dataclass

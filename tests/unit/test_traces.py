@@ -23,7 +23,7 @@ def test_a_reader_without_a_trace_has_no_fault() -> None:
     [
         ("late=0", "late=2", "late in 2 of 30 rounds"),
         ("listings=99", "listings=30", "only 30 listings"),
-        ("slept=0", "slept=4", "slept 4 times"),
+        ("slept=0", "slept=31", "slept 31 times"),
         ("longest_read_us=900", "longest_read_us=5000000", "took 5.0 s"),
         ("slept=0", "slept=0 by_others=1", "1 flushes by another"),
     ],
@@ -59,3 +59,11 @@ def test_beside_a_server_that_does_not_answer(words: str, good: bool) -> None:
 def test_figures_that_are_not_complete_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="not complete"):
         traces.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("late", "worst", "good"), [(0, 0, True), (3, 0, True), (16, 0, False), (1, 5_000_000, False)]
+)
+def test_a_round_in_which_a_reader_slept_is_no_verdict(late: int, worst: int, good: bool) -> None:
+    text = CLEAN.replace("late=0", f"late={late}").replace("worst_us=0", f"worst_us={worst}")
+    assert (faults("inotify", "stock", text) == []) == good
