@@ -148,7 +148,7 @@ def make_ready(guest: Guest, compiled: Mapping[str, Path]) -> None:
     be done in the guest between this and run().
     """
     prepare(guest, compiled)
-    # What a kernel allocates for the first mount, namespace or FUSE request, it keeps.
+    # A kernel keeps what it allocates for its first mount, namespace or FUSE request.
     for case in _FEW_TRACES:
         argv = traces.argv(PLACE, "-", case, rounds=1, readers=0)
         guest.run(argv, timeout_s=60, cwd="/tmp", check=True)

@@ -58,7 +58,7 @@ class Job:
 
 
 def traces_of(name: str, late: int = 0) -> bytes:
-    """What traces.c prints for a command of so many rounds."""
+    """Return the line that traces.c prints for a command."""
     rounds = name.split()[3] if name.startswith("traces ") else "0"
     words = b"rounds=%s late=%d worst_us=0 listings=999 longest_read_us=5 slept=0\n"
     return words % (rounds.encode(), late)

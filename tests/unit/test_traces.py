@@ -1,4 +1,4 @@
-"""What traces.c prints, and which of it is a fault of a reader."""
+"""The figures of traces.c are read, and those that are a fault of a reader are found."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ def test_nobody_notices_a_reader(armed: Guest, case: str) -> None:
         armed.run(["modprobe", "-q", "fuse"], timeout_s=20)  # built into the lab's kernel
     alone = look(armed, "nobody", "-", case)
     assert (alone.late, alone.listings) == (0, 0), alone
-    # What a reader of procfs does to the program is the kernel's own business: it takes a
-    # reference on one open file at a time on some kernels, and is for comparison.
+    # For comparison: a reader of procfs is noticed too, since on some kernels it takes a
+    # reference on one open file at a time.
     look(armed, "fdinfo", "/proc", case)
     for backend in backends(armed):
         with loaded_with(armed, f"backend={backend}"):
