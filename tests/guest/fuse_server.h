@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * A FUSE server without a library: a directory with the empty file "f".  It tells each
- * FLUSH to its caller, who says how many milliseconds the answer is to be kept back.
+ * A FUSE server without a library: a directory with some files of zeros, called "0", "1"
+ * and so on.  It tells each FLUSH to its caller, who says how many milliseconds the answer
+ * is to be kept back.
  */
 #ifndef FUSE_SERVER_H
 #define FUSE_SERVER_H
@@ -11,16 +12,18 @@
 #include <fcntl.h>
 #include <linux/fuse.h>
 #include <poll.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
-#define FUSE_SERVER_FILE 2	/* its node; the directory is FUSE_ROOT_ID */
+#define FUSE_SERVER_FILES 8	/* at most 10: a name is one digit */
+#define FUSE_SERVER_FILE 2	/* the node of the first; the directory is FUSE_ROOT_ID */
+#define FUSE_SERVER_BYTES 4096	/* in each file */
 #define FUSE_SERVER_KEPT 64	/* answers that are kept back at one time */
 
 /* pid: who sends it, in the PID namespace of whoever has opened /dev/fuse. */
@@ -54,10 +57,31 @@ static inline void fuse_server_answer(int fd, uint64_t unique, int error, void *
 
 static inline struct fuse_attr fuse_server_attr(uint64_t node)
 {
+	bool root = node == FUSE_ROOT_ID;
+
 	return (struct fuse_attr){
 		.ino = node, .nlink = 1, .blksize = 4096,
-		.mode = node == FUSE_ROOT_ID ? S_IFDIR | 0755 : S_IFREG | 0644,
+		.size = root ? 0 : FUSE_SERVER_BYTES,
+		.mode = root ? S_IFDIR | 0755 : S_IFREG | 0644,
 	};
+}
+
+static inline void fuse_server_lookup(int fd, uint64_t unique, const char *name)
+{
+	struct fuse_entry_out out = { .nodeid = FUSE_SERVER_FILE + (name[0] - '0') };
+
+	if (name[0] < '0' || name[0] >= '0' + FUSE_SERVER_FILES || name[1])
+		return fuse_server_answer(fd, unique, ENOENT, NULL, 0);
+	out.attr = fuse_server_attr(out.nodeid);
+	fuse_server_answer(fd, unique, 0, &out, sizeof(out));
+}
+
+static inline void fuse_server_read(int fd, uint64_t unique, const struct fuse_read_in *asked)
+{
+	static char zeros[FUSE_SERVER_BYTES];
+	size_t size = asked->size < sizeof(zeros) ? asked->size : sizeof(zeros);
+
+	fuse_server_answer(fd, unique, 0, zeros, asked->offset ? 0 : size);
 }
 
 static inline long long fuse_server_ms(void)
@@ -84,14 +108,8 @@ static inline void fuse_server_serve(int fd, const struct fuse_in_header *in)
 
 		return fuse_server_answer(fd, in->unique, 0, &out, sizeof(out));
 	}
-	case FUSE_LOOKUP: {
-		struct fuse_entry_out out = {
-			.nodeid = FUSE_SERVER_FILE, .attr = fuse_server_attr(FUSE_SERVER_FILE),
-		};
-		int error = strcmp(argument, "f") ? ENOENT : 0;
-
-		return fuse_server_answer(fd, in->unique, error, &out, sizeof(out));
-	}
+	case FUSE_LOOKUP:
+		return fuse_server_lookup(fd, in->unique, argument);
 	case FUSE_GETATTR: {
 		struct fuse_attr_out out = { .attr = fuse_server_attr(in->nodeid) };
 
@@ -103,6 +121,7 @@ static inline void fuse_server_serve(int fd, const struct fuse_in_header *in)
 		return fuse_server_answer(fd, in->unique, 0, &out, sizeof(out));
 	}
 	case FUSE_READ:
+		return fuse_server_read(fd, in->unique, argument);
 	case FUSE_RELEASE:
 		return fuse_server_answer(fd, in->unique, 0, NULL, 0);
 	case FUSE_FORGET:

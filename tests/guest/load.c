@@ -491,24 +491,29 @@ static void names(void)
  */
 #define SERVED "/tmp/served"
 
-static unsigned int keep_back(uint32_t pid)
+/* Called in the server, which answers nobody else meanwhile. */
+static unsigned int flush_late(uint32_t pid)
 {
 	(void)pid;
-	return random_below(4);
+	usleep(random_below(3000));
+	return 0;
 }
 
 static void use_served(void)
 {
+	char path[32], byte;
 	int last = -1;
 
 	for (int i = 1 + random_below(4); i > 0; i--) {
-		int fd = open(SERVED "/f", O_RDWR);
+		int fd;
 
+		snprintf(path, sizeof(path), SERVED "/%d", (int)random_below(FUSE_SERVER_FILES));
+		fd = open(path, O_RDWR);
 		if (fd < 0)
 			continue;
 		done();
 		last = fd;
-		if (!random_below(4))
+		if (random_below(2) && read(fd, &byte, 1) == 1 && random_below(2))
 			dup(fd);
 	}
 	if (!random_below(4))
@@ -530,8 +535,8 @@ static void fuse(void)
 	if (server < 0)
 		err(1, "fork");
 	if (!server) {
-		fuse_server_run(fd, keep_back);
-		_exit(1);
+		fuse_server_run(fd, flush_late);
+		err(1, "the server of " SERVED);
 	}
 	/* Nobody else may keep it: who waits for a server that is gone would wait for ever. */
 	close(fd);

@@ -993,10 +993,10 @@ static unsigned int flushed(uint32_t pid)
 
 static void open_served(int unused)
 {
-	int fd = open(PLACE "/f", O_RDONLY | O_CLOEXEC), other;
+	int fd = open(PLACE "/0", O_RDONLY | O_CLOEXEC), other;
 
 	(void)unused;
-	check(fd < 0, PLACE "/f");
+	check(fd < 0, PLACE "/0");
 	/* Each descriptor is a request, so the others are of something else. */
 	other = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	check(other < 0, "/dev/null");
