@@ -2,16 +2,51 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from kbuild import traces
 from kbuild.errors import UserError
+from kbuild.quick import DETECTORS
 
+SOURCE = (Path(__file__).parents[2] / "tests" / "guest" / "traces.c").read_text()
 CLEAN = "rounds=30 late=0 worst_us=0 listings=99 longest_read_us=900 slept=0"
 
 
 def faults(case: str, backend: str, text: str) -> list[str]:
     return traces.faults(case, backend, traces.parse(text))
+
+
+def test_reads_what_the_program_prints() -> None:
+    found = traces.parse(f"{CLEAN} by_others=3\n")
+    assert (found.rounds, found.late, found.worst_us, found.listings) == (30, 0, 0, 99)
+    assert (found.longest_read_us, found.slept) == (900, 0)
+    assert found.words == {**traces.figures(CLEAN), "by_others": "3"}
+    (printed,) = re.findall(r'printf\("(rounds=.*?)\\n"', SOURCE)
+    assert list(traces.figures(printed)) == list(traces.figures(CLEAN))
+
+
+def test_figures_are_the_words_with_a_value() -> None:
+    text = "exec: rounds=10 wrong=0\nsaid=a=b\n"
+    assert traces.figures(text) == {"rounds": "10", "wrong": "0", "said": "a=b"}
+
+
+def test_each_case_is_one_of_the_program_and_a_detector() -> None:
+    names = set(re.findall(r'!strcmp\(name, "([\w-]+)"\)', SOURCE))
+    assert names == set(traces.ROUNDS)
+    assert {f"trace {case}" for case in names} <= set(DETECTORS)
+    assert names >= traces.OF_THE_TABLE
+
+
+def test_the_linger_time_is_that_of_the_program() -> None:
+    assert re.findall(r"^#define LINGER_S (\d+)", SOURCE, re.M) == [str(traces.LINGER_S)]
+
+
+def test_the_command_of_a_case() -> None:
+    argv = traces.argv("/place", "-", "text", rounds=7, readers=2)
+    assert argv == ["/place/traces", "-", "text", "7", "2"]
 
 
 def test_a_reader_without_a_trace_has_no_fault() -> None:
@@ -34,6 +69,30 @@ def test_each_fault_is_found(old: str, new: str, fault: str) -> None:
     assert fault in found
 
 
+@pytest.mark.parametrize(
+    "name", ["rounds", "late", "worst_us", "listings", "longest_read_us", "slept"]
+)
+def test_each_figure_has_to_be_there(name: str) -> None:
+    with pytest.raises(UserError, match="not complete"):
+        traces.parse(CLEAN.replace(f"{name}=", "other="))
+
+
+def test_what_is_still_good() -> None:
+    assert faults("text", "stock", CLEAN.replace("listings=99", "listings=31")) == []
+    assert faults("text", "stock", CLEAN.replace("slept=0", "slept=30")) == []
+    assert faults("text", "stock", CLEAN.replace("read_us=900", "read_us=4999999")) == []
+    # A run that is late ends early, but has been read in.
+    late = CLEAN.replace("late=0", "late=2")
+    assert faults("text", "stock", late.replace("listings=99", "listings=1")) == [
+        "late in 2 of 30 rounds"
+    ]
+    assert faults("locks", "export", late.replace("listings=99", "listings=0")) == [
+        "the readers took only 0 listings"
+    ]
+    # A work item of export flushes what a process has left to it.
+    assert faults("fuse", "export", f"{CLEAN} by_others=2") == []
+
+
 def test_export_is_excused_for_what_a_reference_on_a_table_does() -> None:
     late = CLEAN.replace("late=0", "late=2")
     assert faults("locks", "export", late) == []
@@ -49,6 +108,8 @@ def test_export_is_excused_for_what_a_reference_on_a_table_does() -> None:
         ("by_others=1 killed=no unload=EWOULDBLOCK", False),
         ("by_others=1 killed=yes unload=ok", False),
         ("by_others=1 killed=not-tried unload=not-tried", False),
+        ("by_others=0 killed=yes unload=EWOULDBLOCK", False),
+        ("by_others=0", False),
     ],
 )
 def test_beside_a_server_that_does_not_answer(words: str, good: bool) -> None:
