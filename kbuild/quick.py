@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kbuild import programs, traces
+from kbuild.errors import UserError
 from kbuild.programs import PLACE
 from kbuild.vm import checking, counts, oracle, procfile, triage
 from kbuild.vm.counts import Counts
@@ -593,7 +594,12 @@ class _Run:
                 traces.argv(PLACE, FILE, case, rounds=number, readers=_TRACES_READERS), detector
             )
             if result.status == 0:
-                for fault in traces.faults(case, self._backend, traces.parse(result.text)):
+                try:
+                    found = traces.parse(result.text)
+                except UserError as error:
+                    self.note("workload", str(error))
+                    raise _Enough from error
+                for fault in traces.faults(case, self._backend, found):
                     self.find(detector, fault)
             seen.append(f"{case} {number}")
         return ", ".join(seen)

@@ -26,7 +26,7 @@ SEPARATORS = {
     b"\xe2\x80\xa8": rb"\342\200\250",
     b"\xe2\x80\xa9": rb"\342\200\251",
 }
-# Of which texts are made that may be a name's.
+# Pieces of texts, some of which are a name's.
 TEXT_PARTS = [
     *rb"\302 \205 \342 \200 \250 \251 \134 \012 \000 \411 \01 \ 3".split(),
     *b"\xc2 \x85 \xe2 \x80 \xa8 \x7f".split(b" "),
@@ -158,7 +158,7 @@ def test_a_separator_is_escaped_whole_and_its_parts_are_not(
 @SETTINGS
 @given(st.lists(st.sampled_from(TEXT_PARTS), max_size=6).map(b"".join))
 def test_a_name_has_one_text(text: bytes) -> None:
-    """Whatever is not what the module writes for some name is refused."""
+    """A text is refused unless the module writes it for some name."""
     try:
         name = procfile.unescape(text)
     except ProcfileError as error:

@@ -239,6 +239,7 @@ def test_a_module_that_is_right_passes() -> None:
         ("witness", always(0, b"anchored 1\n"), "workload"),
         ("turmoil", always(1), "workload"),
         ("lives", always(1), "reading"),
+        ("traces", always(0, b"rounds=4 late=0\n"), "workload"),
         (f"lives {quick.FILE} exec", always(0, b"wrong=1 missing=0 bare=0\n"), "parent"),
         (f"lives {quick.FILE} reaped", always(0, b"wrong=0 group=2\n"), "parent"),
         (f"lives {quick.FILE} series", always(0, b"repeated=1 differ=0\n"), "ids"),
