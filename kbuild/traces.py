@@ -46,7 +46,7 @@ _BY_SLEEP = frozenset({"linger", "inotify"})
 class Traces:
     """The figures of one run of traces.c."""
 
-    rounds: int
+    rounds: int  # those that were run: fuse-stuck stops at the first stuck request
     late: int  # rounds in which the observed program could tell, or a reader did work of its
     listings: int  # whole ones, that the readers took
     worst_us: int  # how long it took until all was as if nobody read

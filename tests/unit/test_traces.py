@@ -89,6 +89,9 @@ def test_what_is_still_good() -> None:
     assert faults("locks", "export", late.replace("listings=99", "listings=0")) == [
         "the readers took only 0 listings"
     ]
+    # One that stops at the first stuck request has few listings, and as few rounds.
+    stopped = "rounds=2 late=0 worst_us=0 listings=25 longest_read_us=9 slept=0 by_others=1"
+    assert faults("fuse-stuck", "export", f"{stopped} killed=yes unload=EWOULDBLOCK") == []
     # A work item of export flushes what a process has left to it.
     assert faults("fuse", "export", f"{CLEAN} by_others=2") == []
 

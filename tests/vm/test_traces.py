@@ -25,7 +25,8 @@ def look(guest: Guest, readers: str, file: str, case: str) -> Traces:
     result = guest.run(argv, timeout_s=60, cwd="/tmp", check=True)
     print(f"{readers}: {result.text.strip()}")
     found = traces.parse(result.text)
-    assert found.rounds == rounds
+    # That one stops at the first request that a reader's work item has sent.
+    assert found.rounds == rounds or (case == "fuse-stuck" and found.rounds)
     return found
 
 
