@@ -251,7 +251,7 @@ def _private_cache(bench: Bench, method: str, *, empty: bool = False) -> Path:
     """Return a cache directory like the machine's, but with a compiler cache of its own."""
     cache = bench.home / f"cache-{method}"
     if empty:
-        shutil.rmtree(cache / "ccache", ignore_errors=True)
+        fs.remove_tree(cache / "ccache")
     cache.mkdir(parents=True, exist_ok=True)
     # By name: on a new machine none of them is there yet, and each is to be filled only once.
     for shelf in _SHARED:
@@ -265,7 +265,7 @@ def _private_cache(bench: Bench, method: str, *, empty: bool = False) -> Path:
 def _alone(bench: Bench, cache: Path, name: str) -> Settings:
     """Return settings of a build of its own: nothing of it is there yet, and nobody helps."""
     build = bench.home / name
-    shutil.rmtree(build, ignore_errors=True)
+    fs.remove_tree(build)
     return dataclasses.replace(
         bench.settings, build=build, cache=cache, remote_cache="", scheduler=""
     )
@@ -440,7 +440,7 @@ def count_objects(said: str) -> int:
 def _copied(bench: Bench) -> Settings:
     """Return settings with a copy of the project, of which the patch can be edited."""
     project = bench.home / "project"
-    shutil.rmtree(project, ignore_errors=True)
+    fs.remove_tree(project)
     for name in ("patches", "kmod", "debian", "dkms", "fragments", "tests/guest"):
         shutil.copytree(bench.settings.project / name, project / name, symlinks=True)
     return dataclasses.replace(bench.settings, build=bench.home / "current", project=project)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from kbuild import manifest, suites
+from kbuild import fs, manifest, suites
 from kbuild.errors import BuildError
 from kbuild.model import Settings
 
@@ -55,7 +54,7 @@ def _remove(settings: Settings, doomed: tuple[Path, ...]) -> tuple[Path, ...]:
     if not settings.dry:
         for path in doomed:
             if path.is_dir():
-                shutil.rmtree(path)
+                fs.remove_tree(path)
             else:
                 path.unlink()
     return doomed

@@ -272,7 +272,7 @@ def _icecream_help(settings: Settings, root: Root, home: Path) -> Iterator[Help 
         yield None
         return
     place = home / "icecream"
-    shutil.rmtree(place, ignore_errors=True)
+    fs.remove_tree(place)
     place.mkdir(parents=True)
     shutil.copyfile(archive, place / archive.name)
     shutil.chown(place, *_owner(root, _USER))

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -18,7 +19,8 @@ from kbuild.errors import InfrastructureError
 
 logger = logging.getLogger(__name__)
 
-_CHUNK = 1 << 20
+# How mountinfo writes a space, a tab, a newline and a backslash.
+_OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
 def sha256_file(path: Path) -> str:
@@ -85,7 +87,7 @@ def fresh_directory(path: Path) -> Iterator[Path]:
         yield scratch
         replace_directory(scratch, path)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove_tree(scratch)
 
 
 def replace_directory(new: Path, path: Path) -> None:
@@ -101,7 +103,42 @@ def replace_directory(new: Path, path: Path) -> None:
         (old / "content").rename(path)
         old.rmdir()
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    remove_tree(old)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory and all below it; one that is not there is no error.
+
+    Nothing is removed if a file system is mounted at or below ``path``, be it a bind of the same
+    device: what lies there is not ours.  Raises InfrastructureError then, and OSError
+    when an entry cannot be removed.
+    """
+    mounted = mounts_below(path)
+    if mounted:
+        raise InfrastructureError(
+            f"{path} is not removed, since other file systems are mounted in it",
+            found="\n".join(str(one) for one in mounted),
+            hint="find out who uses them; then unmount each, deepest first, and run this again",
+        )
+    shutil.rmtree(path, onerror=_unless_gone)
+
+
+def _unless_gone(function: object, path: str, info: tuple[object, BaseException, object]) -> None:
+    if not isinstance(info[1], FileNotFoundError):
+        raise info[1]
+
+
+def mounts_below(path: Path) -> list[Path]:
+    """List the mount points at or below ``path``, sorted (proc_pid_mountinfo(5))."""
+    root = path.resolve()
+    points = set()
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        escaped = line.split(b" ", 5)[4]
+        raw = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), escaped)
+        point = Path(os.fsdecode(raw))
+        if point.is_relative_to(root):
+            points.add(point)
+    return sorted(points)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -563,7 +562,7 @@ def first_error(text: str, *, context: int = 12) -> str:
 
 def _install_modules(shop: _Workshop) -> None:
     modules = shop.home / "modules"
-    shutil.rmtree(modules, ignore_errors=True)
+    fs.remove_tree(modules)
     modules.mkdir()
     roots.enter(
         shop.root,

@@ -12,7 +12,6 @@ import enum
 import json
 import logging
 import re
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -286,7 +285,7 @@ class Workshop:
         kmod = self._lab.settings.project / "kmod"
         place = self._directory / _name(mutant)
         source = place / "source"
-        shutil.rmtree(source, ignore_errors=True)
+        fs.remove_tree(source)
         if mutant is None:
             module.copy_sources(kmod, source)
         else:

@@ -177,7 +177,7 @@ def apply(pristine: Path, series: Series, tree: Path, *, base_version: str) -> T
     """
     scratch = tree.with_name(f".{tree.name}.patching")
     with fs.lock(tree.with_name(f".{tree.name}.lock")):
-        shutil.rmtree(scratch, ignore_errors=True)
+        fs.remove_tree(scratch)
         try:
             scratch.mkdir(parents=True)
             names = touched(series)
@@ -198,7 +198,7 @@ def apply(pristine: Path, series: Series, tree: Path, *, base_version: str) -> T
             fs.write_json(state, names)
             digest = _digest(scratch, names, base_version)
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            fs.remove_tree(scratch)
     return Tree(path=tree, base_version=base_version, series=series, digest=digest)
 
 
@@ -387,7 +387,7 @@ def _link_tree(pristine: Path, tree: Path) -> None:
         completed = run(["cp", "-a", "--link", pristine, fresh], timeout_s=600, check=False)
         if completed.returncode != 0:
             # Another file system, or one without hard links.
-            shutil.rmtree(fresh, ignore_errors=True)
+            fs.remove_tree(fresh)
             run(["cp", "-a", pristine, fresh], timeout_s=1800)
 
 

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +179,7 @@ def _bootstrap(
     logger.info("making the %s root of %s with mmdebstrap (about a minute)", kind, suite)
     # Scratch of a run that was killed; the lock says that nobody is at work in it.
     for left in home.parent.glob(f".{home.name}.*"):
-        shutil.rmtree(left, ignore_errors=True)
+        fs.remove_tree(left)
     log = settings.build / "logs" / f"root-{suite}-{kind}.log"
     log.unlink(missing_ok=True)
     # A root that is there stays until the new one is whole: a mirror may be away.

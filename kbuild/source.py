@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import operator
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -379,7 +378,7 @@ def unpack(settings: Settings, base: Base) -> Path:
             ],
             timeout_s=_UNPACK_TIMEOUT_S,
         )
-        shutil.rmtree(scratch)
+        fs.remove_tree(scratch)
 
     return _unpacked(settings, settings.cache / _TREES, base.source, fill)
 
@@ -483,7 +482,7 @@ def _unpacked(
             return content
         # Scratch of a run that was killed; the lock says that nobody is at work in it.
         for left in shelf.glob(f".{file.sha256}.*"):
-            shutil.rmtree(left, ignore_errors=True)
+            fs.remove_tree(left)
         _check_unchanged(file)
         logger.info("unpacking %s", file.path.name)
         with fs.fresh_directory(home) as scratch:

@@ -165,7 +165,7 @@ def _fill(
             for name in (f"vmlinuz-{release}", f"initrd.img-{release}"):
                 _do("cp", "--", copy.path / "boot" / name, kernels / name)
         _write_disk(copy.path, scratch / "disk.img", log)
-        shutil.rmtree(material)
+        fs.remove_tree(material)
     fs.write_json(scratch / _DESCRIPTION, {"disk": "disk.img", "kernels": releases})
 
 
@@ -177,7 +177,7 @@ def _copy_of(root: Root, path: Path) -> Iterator[Root]:
         _do("mkdir", "-p", path / "mnt" / "guest", path / "mnt" / "repo")
         yield Root(root.suite, path, root.digest, root.versions)
     finally:
-        shutil.rmtree(path)
+        fs.remove_tree(path)
 
 
 def _prepare(

@@ -503,4 +503,4 @@ def _try_kvm(kernel: Kernel) -> Choice:
         finally:
             machine.close()
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        fs.remove_tree(directory)

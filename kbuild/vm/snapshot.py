@@ -116,7 +116,7 @@ def prune(shelf: Path, *, keep: int) -> None:
     left = [path for path in shelf.glob(".*") if now - _used(path) > _ABANDONED_S]
     for path in (*old, *left):
         logger.info("removing the snapshot %s, unused for long", path.name)
-        shutil.rmtree(path, ignore_errors=True)
+        fs.remove_tree(path)
 
 
 def _used(path: Path) -> float:

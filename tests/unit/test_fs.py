@@ -193,6 +193,68 @@ def test_a_waiter_says_so_once_and_gets_the_lock(
     assert caplog.messages == [f"waiting for another run that holds {path}"]
 
 
+def test_a_tree_is_removed_whole_and_one_that_is_gone_is_no_error(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (tmp_path / "tree" / "deep").mkdir(parents=True)
+    elsewhere.mkdir()
+    (elsewhere / "kept").touch()
+    (tmp_path / "tree" / "link").symlink_to(elsewhere)
+    fs.remove_tree(tmp_path / "tree")
+    fs.remove_tree(tmp_path / "tree")
+    assert names(tmp_path) == ["elsewhere"]
+    assert names(elsewhere) == ["kept"]
+
+
+def test_what_cannot_be_removed_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        fs.remove_tree(tmp_path / "file")
+
+
+# In a mount namespace of its own; a user namespace lets a test without root make it.
+_REMOVE_UNDER_A_MOUNT = """
+import pathlib, subprocess, sys
+from kbuild import fs
+from kbuild.errors import InfrastructureError
+tree = pathlib.Path(sys.argv[1])
+subprocess.run(["mount", *sys.argv[3:], sys.argv[2], tree / "a b\\n"], check=True)
+for doomed in (tree, tree.parent / "by link", tree / "a b\\n"):
+    try:
+        fs.remove_tree(doomed)
+    except InfrastructureError as error:
+        assert str(tree / "a b\\n") in str(error), error
+    else:
+        sys.exit("nothing was refused")
+"""
+
+
+@pytest.mark.parametrize("mount", [("--bind",), ("-t", "tmpfs")], ids=["bind", "tmpfs"])
+def test_no_removal_crosses_a_mount(tmp_path: Path, mount: tuple[str, ...]) -> None:
+    tree, host = tmp_path / "tree", tmp_path / "host"
+    for directory in (tree / "a b\n", tree / "other", host):
+        directory.mkdir(parents=True)
+        (directory / "kept").touch()
+    (tmp_path / "by link").symlink_to(tree)
+    subprocess.run(
+        [
+            "unshare",
+            "--user",
+            "--map-root-user",
+            "--mount",
+            sys.executable,
+            "-c",
+            _REMOVE_UNDER_A_MOUNT,
+            str(tree),
+            str(host),
+            *mount,
+        ],
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        check=True,
+    )
+    assert names(host) == ["kept"]
+    assert names(tree / "other") == ["kept"]
+
+
 def test_a_trees_digest_sees_content_names_modes_and_links(tmp_path: Path) -> None:
     def tree(name: str) -> Path:
         root = tmp_path / name
