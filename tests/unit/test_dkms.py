@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +60,11 @@ class Answer:
     def skipped(self) -> bool:
         return bool(self.values["kernel"]) and not self.values["auto"]
 
+    @property
+    def unjudged(self) -> bool:
+        """Whether DKMS goes on to build, and so to fail if it cannot."""
+        return self.values["auto"] == "yes" and not self.values["kernel"]
+
 
 @dataclass
 class Machine:
@@ -71,38 +78,60 @@ class Machine:
         gate = (PROJECT / "dkms/gate.bash").read_text()
         # The places that a test cannot write to.
         gate = gate.replace("/var/log/", f"{self.top}/log/")
+        gate = gate.replace("/var/cache/", f"{self.top}/cache/")
         gate = gate.replace("/lib/modules/", f"{self.top}/modules/")
         fake_kernel.write(source / "gate.bash", gate)
         fake_kernel.write(source / "cplayground.c", "source\n")
         (self.top / "log").mkdir()
-        (self.top / "tmp").mkdir()
         self.tree = self.top / "modules" / TARGET / "build"
         fake_kernel.write(self.tree / "include/x.h")
         fake_kernel.write(self.tree / ".config", OPTIONS)
+        fake_kernel.write(self.tree / "Module.symvers", "0x1\tfput\tvmlinux\tEXPORT_SYMBOL\t\n")
         self.tool("make", f'echo "$@" >> {self.top}/tried\n: > "$2/cplayground.ko"')
         self.tool("modinfo", f"echo '{TARGET} SMP preempt mod_unload modversions '")
 
     def tool(self, name: str, body: str) -> None:
         fake_kernel.write(self.top / "bin" / name, f"#!/bin/sh\n{body}\n", mode=0o755)
 
-    def read(self, action: str, *, kernel: str = TARGET, shadow: str | None = None) -> Answer:
-        tried = self.top / "tried"
-        tried.unlink(missing_ok=True)
-        done = subprocess.run(
-            ["bash", "-c", READER, "dkms", action, kernel, kernel if shadow is None else shadow],
+    def make_fails(self, said: str, status: int = 2) -> None:
+        words = fake_kernel.write(self.top / "words", said)
+        self.tool("make", f"cat {words}\nexit {status}")
+
+    @property
+    def trial(self) -> Path:
+        return self.top / "cache/cplayground-dkms/trial"
+
+    def run(
+        self, *arguments: str, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-c", READER, "dkms", *arguments],
             env={
                 "PATH": f"{self.top}/bin:{os.environ['PATH']}",
-                "TMPDIR": str(self.top / "tmp"),
                 "CONF": str(self.top / "source/dkms.conf"),
                 "TREE": str(self.tree),
                 "SAYS": SAYS[self.dkms],
+                **(env or {}),
             },
             capture_output=True,
             text=True,
+            start_new_session=True,
         )
+
+    def read(
+        self,
+        action: str,
+        *,
+        kernel: str = TARGET,
+        shadow: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Answer:
+        tried = self.top / "tried"
+        tried.unlink(missing_ok=True)
+        done = self.run(action, kernel, kernel if shadow is None else shadow, env=env)
         assert done.returncode == 0, done.stderr
         values = dict(line.split("=", 1) for line in done.stdout.splitlines())
-        assert not list((self.top / "tmp").iterdir()), "the trial build was left behind"
+        assert not self.trial.exists(), "the trial build was left behind"
         return Answer(values, done.stderr, tried.read_text().splitlines() if tried.exists() else [])
 
 
@@ -116,8 +145,9 @@ def test_good_kernel_is_built_for(machine: Machine) -> None:
     assert not answer.skipped
     assert answer.values["auto"] == "yes"
     assert not answer.complaint
-    assert answer.values["make"] == f"make KDIR={machine.tree} KERNELRELEASE={TARGET}"
-    assert answer.values["clean"].endswith("clean")
+    goals = f"make KDIR={machine.tree} KERNELRELEASE={TARGET}"
+    assert answer.values["make"].endswith(f" {goals}")
+    assert answer.values["clean"].endswith(f" {goals} clean")
     # Tried where it does not touch DKMS's own directory, for the target.
     (tried,) = answer.tried
     assert f"KDIR={machine.tree} KERNELRELEASE={TARGET}" in tried
@@ -142,21 +172,154 @@ def test_kernel_without_an_option_is_skipped(machine: Machine, option: str) -> N
     assert not answer.tried
 
 
-def test_kernel_whose_build_fails_is_skipped_and_says_why(machine: Machine) -> None:
-    machine.tool("make", "echo fine\necho 'x.c:1: error: no such thing'\nexit 2")
+# From builds of the module against kernels that it is not for.
+COMPILER = "/mnt/trial/cplayground.c:412:9: error: implicit declaration of function 'files_x'"
+MODPOST = 'ERROR: modpost: "find_ge_pid" [/mnt/trial/cplayground.ko] undefined!'
+PROBE = (
+    "probes/required.c:23:19: error: 'struct proc_ops' has no member named 'proc_read_iter'\n"
+    "cplayground: error: this kernel lacks an interface that the module uses, shown above"
+)
+ENTERING = "make[1]: Entering directory '/usr/src/linux-headers-x'"
+MAKE = "make[2]: *** [scripts/Makefile.build:250: /mnt/trial/cplayground.o] Error 1"
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (f"  CC [M]  cplayground.o\n{COMPILER}\n{MAKE}", COMPILER),
+        (f"  MODPOST\n{MODPOST}\n{MAKE}", MODPOST),
+        (f"{PROBE}\n{MAKE}", "this kernel lacks an interface that the module uses"),
+    ],
+    ids=["compiler", "modpost", "probe"],
+)
+def test_verdict_on_a_kernel_skips_it_and_says_why(
+    machine: Machine, said: str, reason: str
+) -> None:
+    machine.make_fails(said)
     answer = machine.read("install")
     assert answer.skipped
-    assert "error: no such thing" in answer.complaint
+    assert f"cplayground: skipped for {TARGET}: {reason}" in answer.complaint
     (log,) = (machine.top / "log").iterdir()
     assert log.name == f"cplayground-dkms-{TARGET}.log"
-    assert str(log) in answer.complaint
-    assert "fine" in log.read_text()
+    assert f"(all of it: {log})" in answer.complaint
+    assert log.read_text() == f"{said}\n"
 
 
-def test_the_modules_own_verdict_comes_first(machine: Machine) -> None:
-    machine.tool("make", "echo 'error: x'\necho 'cplayground: this kernel is too old'\nexit 2")
+@pytest.mark.parametrize(
+    "fault",
+    [
+        # The compiler, the assembler and make on a full disk.
+        "cplayground.c:1187:1: fatal error: error writing to /t/ccx.s: No space left on device",
+        "/t/ccx.s: Fatal error: can't write 123 bytes to section .text of cplayground.o",
+        "make: write error: stdout: No space left on device",
+        # Out of memory.
+        "gcc-12: fatal error: Killed signal terminated program cc1",
+        "cplayground.c:77:1: internal compiler error: Segmentation fault",
+        "virtual memory exhausted: Cannot allocate memory",
+        # No compiler, another one, or another machine's.
+        "/bin/sh: 1: gcc-12: not found",
+        "gcc-11: error: unrecognized command-line option '-ftrivial-auto-var-init=zero'",
+        "/bin/sh: 1: riscv64-linux-gnu-gcc: not found",
+        # Headers that are damaged.
+        "ERROR: Kernel configuration is invalid.",
+        "include/linux/sched.h:1:2: error: #error\n"
+        "cplayground: error: the kernel headers are not usable: nothing compiles against them",
+        "cplayground: error: the compiler failed on probes/required.c and names no fault in it",
+        "",
+    ],
+)
+def test_fault_of_the_machine_is_no_verdict(machine: Machine, fault: str) -> None:
+    """DKMS builds, and its failure is what apt reports; the line says what was seen."""
+    machine.make_fails(f"{ENTERING}\n{fault}\n{MAKE}\n")
     answer = machine.read("build")
-    assert f"cplayground: skipped for {TARGET}: this kernel is too old (" in answer.complaint
+    assert answer.unjudged
+    assert (
+        f"cplayground: no verdict on {TARGET}: {(fault or ENTERING).splitlines()[0]}\n"
+        in answer.complaint
+    )
+    assert not list((machine.top / "log").iterdir())
+
+
+def test_symbols_are_not_missed_without_their_list(machine: Machine) -> None:
+    (machine.tree / "Module.symvers").write_text("")
+    machine.make_fails(MODPOST)
+    assert machine.read("build").unjudged
+
+
+@pytest.mark.parametrize("program", ["make", "modinfo", "flock", "cp"])
+def test_program_that_is_missing_is_no_verdict(machine: Machine, program: str) -> None:
+    machine.tool(program, "exit 127")
+    answer = machine.read("build")
+    assert answer.unjudged
+    assert f"no verdict on {TARGET}: " in answer.complaint
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_headers_without_a_configuration_are_no_verdict(
+    machine: Machine, content: str | None
+) -> None:
+    config = machine.tree / ".config"
+    config.unlink()
+    if content is not None:
+        config.write_text(content)
+        fake_kernel.write(machine.tree / "include/config/auto.conf", content)
+    answer = machine.read("build")
+    assert answer.unjudged
+    assert "its headers have no configuration" in answer.complaint
+
+
+def test_cache_that_cannot_be_written_is_no_verdict(machine: Machine) -> None:
+    fake_kernel.write(machine.top / "cache", "a file where a directory should be")
+    answer = machine.read("build")
+    assert answer.unjudged
+    assert "cplayground-dkms cannot be written to" in answer.complaint
+
+
+def test_log_that_cannot_be_written_changes_no_verdict(machine: Machine) -> None:
+    (machine.top / "log").rmdir()
+    assert machine.read("build").unjudged
+    machine.make_fails(MODPOST)
+    answer = machine.read("build")
+    assert answer.skipped
+    assert f"skipped for {TARGET}: {MODPOST}\n" in answer.complaint
+
+
+HOSTILE = {
+    "ARCH": "riscv",
+    "CROSS_COMPILE": "riscv64-linux-gnu-",
+    "KBUILD_OUTPUT": "/nowhere",
+    "LANGUAGE": "de",
+    "LLVM": "1",
+    "MAKEFLAGS": "n",
+    "KCFLAGS": "-Dx",
+}
+
+
+def test_environment_of_the_caller_reaches_no_make(machine: Machine) -> None:
+    """Neither the trial's nor that of DKMS's own build."""
+    machine.tool("make", f'env > {machine.top}/seen\n: > "$2/cplayground.ko"')
+    answer = machine.read("build", env=HOSTILE)
+    assert answer.unjudged and not answer.complaint
+    seen = [(machine.top / "seen").read_text()]
+    for command in (answer.values["make"], answer.values["clean"]):
+        machine.tool("make", f"env > {machine.top}/seen")
+        subprocess.run(["bash", "-c", command], env={"PATH": os.environ["PATH"], **HOSTILE})
+        seen.append((machine.top / "seen").read_text())
+    for text in seen:
+        names = {line.partition("=")[0] for line in text.splitlines()}
+        assert not names & set(HOSTILE)
+        assert "LC_ALL=C" in text.splitlines()
+
+
+def test_trial_that_was_killed_is_cleaned_by_the_next(machine: Machine) -> None:
+    machine.tool("make", ': > "$2/left.o"\nkill -9 0')
+    killed = machine.run("build", TARGET, TARGET)
+    assert killed.returncode == -signal.SIGKILL
+    assert (machine.trial / "left.o").exists()
+    machine.tool("make", f'ls "$2" > {machine.top}/there\n: > "$2/cplayground.ko"')
+    assert not machine.read("build").complaint
+    assert "left.o" not in (machine.top / "there").read_text().split()
+    assert [path.name for path in machine.trial.parent.iterdir()] == ["lock"]
 
 
 def test_module_for_another_kernel_is_skipped(machine: Machine) -> None:
@@ -176,7 +339,7 @@ def test_kernel_without_headers_is_left_to_dkms(machine: Machine) -> None:
 @pytest.mark.parametrize("shadow", ["", "6.1.0-1-earlier"])
 def test_autoinstall_judges_the_kernel_that_is_installed(machine: Machine, shadow: str) -> None:
     """DKMS 3.0.10 reads the file for an earlier kernel, or for none, when it chooses."""
-    machine.tool("make", f'echo "$@" >> {machine.top}/tried\nexit 2')
+    machine.tool("make", f'echo "$@" >> {machine.top}/tried\necho "{COMPILER}"\nexit 2')
     answer = machine.read("autoinstall", shadow=shadow)
     assert answer.skipped
     assert f"KDIR={machine.tree} KERNELRELEASE={TARGET}" in answer.tried[0]

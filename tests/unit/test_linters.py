@@ -37,7 +37,7 @@ def shell_scripts(files: list[Path]) -> list[Path]:
     found = []
     for path in files:
         first = path.open("rb").readline(200)
-        if path.suffix == ".sh" or re.match(rb"#!.*\b(ba|da)?sh\b", first):
+        if path.suffix in (".sh", ".bash") or re.match(rb"#!.*\b(ba|da)?sh\b", first):
             found.append(path)
     return found
 

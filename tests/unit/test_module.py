@@ -341,18 +341,52 @@ def test_the_export_backend_needs_both_symbols(
     [
         ("sanity", "the kernel headers are not usable"),
         ("required", "this kernel lacks an interface that the module uses"),
-        ("files_struct", "the kernel exports get_files_struct, its headers lack it"),
+        ("files_struct", "this kernel exports get_files_struct, its headers lack it"),
     ],
 )
 def test_a_probe_that_fails_is_not_taken_for_a_missing_feature(
     tmp_path: Path, failing: str, message: str
 ) -> None:
-    compiler = f'case "$*" in *probes/{failing}.c*) echo "no such thing"; exit 1;; esac'
+    error = f"probes/{failing}.c:9:1: error: no such thing"
+    compiler = f'case "$*" in *probes/{failing}.c*) echo "{error}"; exit 1;; esac'
     status, header, said = probe(tmp_path, compiler, BOTH)
     assert status != 0
     assert header == ""
     assert f"cplayground: error: {message}" in said
-    assert "no such thing" in said
+    assert error in said
+
+
+MISSING = "probes/x.c:3:10: fatal error: linux/siphash.h: No such file or directory"
+
+
+@pytest.mark.parametrize("failing", ["required", "files_struct"])
+@pytest.mark.parametrize(
+    ("said", "verdict"),
+    [
+        ("gcc: fatal error: Killed signal terminated program cc1", False),
+        ("probes/x.c:9:1: internal compiler error: Segmentation fault", False),
+        ("probes/x.c:9:1: fatal error: error writing to /tmp/ccx.s: No space left", False),
+        ("", False),
+        (MISSING, True),
+    ],
+)
+def test_a_compiler_that_breaks_down_gives_no_verdict(
+    tmp_path: Path, failing: str, said: str, verdict: bool
+) -> None:
+    """The gate of DKMS skips a kernel for what begins "cplayground: error: this kernel"."""
+    compiler = f'case "$*" in *probes/{failing}.c*) echo "{said}"; exit 1;; esac'
+    status, header, words = probe(tmp_path, compiler, BOTH)
+    assert status != 0 and header == ""
+    assert said in words
+    assert ("cplayground: error: this kernel " in words) == verdict
+    assert (f"error: the compiler failed on probes/{failing}.c" in words) != verdict
+
+
+def test_a_full_disk_is_not_taken_for_a_missing_feature(tmp_path: Path) -> None:
+    (tmp_path / "features.log").symlink_to("/dev/full")
+    status, header, said = probe(tmp_path, "echo warning", BOTH)
+    assert status == 0, said
+    assert "CPG_HAVE_FILES_STRUCT 1" in header
 
 
 def probe(tmp_path: Path, compiler: str, symvers: str | None) -> tuple[int, str, str]:
