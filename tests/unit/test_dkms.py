@@ -62,7 +62,7 @@ class Answer:
 
     @property
     def unjudged(self) -> bool:
-        """Whether DKMS goes on to build, and so to fail if it cannot."""
+        """Return whether DKMS goes on to build, and so to fail if it cannot."""
         return self.values["auto"] == "yes" and not self.values["kernel"]
 
 
@@ -403,6 +403,108 @@ def test_build_package(
     assert f"cplayground-dkms ({version}+{mark}) {distribution};" in builder.debian["changelog"]
     assert f"dh_dkms -V {version}" in builder.debian["rules"]
     assert builder.debian["cplayground-dkms.dkms"] == "stage/dkms.conf\n"
+
+
+@dataclass
+class Administered:
+    """A machine with cplayground-dkms, where a package with a prebuilt module comes or goes."""
+
+    top: Path
+    script: str
+
+    def kernel(self, release: str, *, lacks: str = "", prebuilt: bool = False) -> None:
+        modules = self.top / "modules" / release
+        for name in {"modules.order", "build/include/x.h"} - {lacks}:
+            fake_kernel.write(modules / name)
+        if prebuilt:
+            fake_kernel.write(modules / "extra/cplayground.ko")
+
+    def triggered(self, statuses: Mapping[str, int], action: str = "triggered") -> tuple[int, str]:
+        """Run the postinst with a dkms that ends with ``statuses`` by release."""
+        cases = "".join(f"{release}) exit {status};;" for release, status in statuses.items())
+        fake_kernel.write(
+            self.top / "bin/dkms",
+            f'#!/bin/sh\nif [ "$1" = status ]; then cat {self.top}/built 2>/dev/null; exit 0; fi\n'
+            f'echo "$@" >> {self.top}/called\nfor release; do :; done\n'
+            f'case "$release" in {cases} esac\n',
+            mode=0o755,
+        )
+        done = subprocess.run(
+            ["sh", "-c", self.script, "postinst", action, "cplayground-modules"],
+            env={"PATH": f"{self.top}/bin:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode, done.stderr
+
+    @property
+    def asked(self) -> list[str]:
+        """Return what DKMS was asked to do, one line each."""
+        called = self.top / "called"
+        return called.read_text().splitlines() if called.exists() else []
+
+
+@pytest.fixture
+def administered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Administered:
+    debian = package(tmp_path, monkeypatch, "bookworm").debian
+    script = debian["cplayground-dkms.postinst"].replace("/lib/modules/", f"{tmp_path}/modules/")
+    assert "interest-noawait cplayground-modules" in debian["cplayground-dkms.triggers"]
+    return Administered(tmp_path, script)
+
+
+def test_dkms_takes_over_where_the_prebuilt_module_went(administered: Administered) -> None:
+    administered.kernel("6.1-lost")
+    administered.kernel("6.1-prebuilt", prebuilt=True)
+    administered.kernel("6.1-without-headers", lacks="build/include/x.h")
+    administered.kernel("6.1-that-was-removed", lacks="modules.order")
+    assert administered.triggered({"6.1-lost": 0}) == (0, "")
+    version = versions.module_version(PROJECT)
+    assert administered.asked == [f"install -m cplayground -v {version} -k 6.1-lost"]
+
+
+def test_dkms_does_not_build_again_what_it_built(administered: Administered) -> None:
+    administered.kernel("6.1-built")
+    fake_kernel.write(administered.top / "built", "cplayground/1, 6.1-built, x86_64: installed\n")
+    assert administered.triggered({}) == (0, "")
+    assert not administered.asked
+
+
+@pytest.mark.parametrize("status", [9, 77])
+def test_a_kernel_that_is_skipped_is_no_failure(administered: Administered, status: int) -> None:
+    administered.kernel("6.1-old")
+    assert administered.triggered({"6.1-old": status}) == (0, "")
+
+
+def test_a_build_that_fails_says_what_to_run_and_keeps_no_other_kernel_from_its_module(
+    administered: Administered,
+) -> None:
+    administered.kernel("6.1-a")
+    administered.kernel("6.1-b")
+    status, said = administered.triggered({"6.1-a": 10})
+    assert status != 0
+    assert f"dkms install -m cplayground -v {versions.module_version(PROJECT)} -k 6.1-a\n" in said
+    assert "-k 6.1-b" not in said
+    assert [line.rpartition(" ")[2] for line in administered.asked] == ["6.1-a", "6.1-b"]
+
+
+def test_nothing_but_the_trigger_takes_over(administered: Administered) -> None:
+    administered.kernel("6.1-lost")
+    assert administered.triggered({}, "configure") == (0, "")
+    assert not administered.asked
+
+
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suite: str) -> FakeBuilder:
+    """Build cplayground-dkms with a stand-in for dpkg-buildpackage, which is returned."""
+    builder = FakeBuilder()
+    monkeypatch.setattr(roots, "enter", builder)
+    dkms.build_package(
+        fake_kernel.settings(tmp_path),
+        Root(suite, Path("/nowhere"), "digest"),
+        epoch=EPOCH,
+        log=tmp_path / "log",
+        out=tmp_path / "debs",
+    )
+    return builder
 
 
 def test_version_stands_in_one_place() -> None:

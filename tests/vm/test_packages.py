@@ -111,6 +111,11 @@ def test_the_prebuilt_module_loads_too(
     assert b"it has the module already" in said.stderr + said.stdout
     chosen = guest.run(["modinfo", "-n", "cplayground"], timeout_s=10, check=True).text
     assert chosen.strip() == path
+    # Where it is removed, DKMS takes over.
+    removed = ["dpkg", "--remove", f"cplayground-modules-{kernel.release}"]
+    guest.run(removed, timeout_s=300, check=True)
+    chosen = guest.run(["modinfo", "-n", "cplayground"], timeout_s=10, check=True).text
+    assert "/updates/dkms/" in chosen
 
 
 def test_the_example_is_what_c_playgrounds_server_needs(guest: Guest) -> None:
