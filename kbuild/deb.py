@@ -221,10 +221,11 @@ def stage_image(kernel: BuiltKernel, stage: Path) -> None:
 
 
 def _is_depmod_output(relative: Path) -> bool:
-    if len(relative.parts) > 1:
+    """Return whether depmod made a file; the kernel's own build writes two kinds of lists."""
+    if len(relative.parts) > 1 or not relative.name.startswith("modules."):
         return False
-    made = {"alias", "dep", "devname", "softdep", "symbols"}
-    return relative.suffix == ".bin" or relative.name.removeprefix("modules.") in made
+    kernels = relative.name == "modules.order" or relative.name.startswith("modules.builtin")
+    return relative.suffix == ".bin" or not kernels
 
 
 def _files(top: Path) -> Iterator[Path]:

@@ -346,6 +346,56 @@ def test_maintainer_scripts_are_shell(tmp_path: Path, monkeypatch: pytest.Monkey
         assert f"release={RELEASE}" in text
 
 
+def test_purge_leaves_nothing_that_depmod_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tables are those of Debian 12, of Debian 13 (weakdep), and one to come."""
+    builder = FakeBuilder()
+    build(tmp_path, builder, monkeypatch)
+    modules = tmp_path / "modules" / RELEASE
+    script = (
+        builder.debian[f"linux-image-{RELEASE}.postrm"]
+        .replace("/lib/modules/", f"{tmp_path}/modules/")
+        .replace("/etc/kernel/", f"{tmp_path}/hooks/")
+    )
+    tables = ["alias", "alias.bin", "builtin.alias.bin", "dep", "dep.bin", "devname", "softdep"]
+    for table in [*tables, "symbols.bin", "weakdep", "to-come"]:
+        fake_kernel.write(modules / f"modules.{table}")
+    fake_kernel.write(tmp_path / "bin/linux-update-symlinks", "#!/bin/sh\n", mode=0o755)
+
+    def postrm(action: str) -> None:
+        path = f"{tmp_path}/bin:/usr/bin:/bin"
+        subprocess.run(["sh", "-c", script, "postrm", action], env={"PATH": path}, check=True)
+
+    postrm("remove")
+    assert (modules / "modules.dep").exists()
+    other = fake_kernel.write(modules / "updates/dkms/other.ko")
+    postrm("purge")
+    assert names_below(modules) == {"updates/dkms/other.ko"}
+    other.unlink()
+    for directory in (other.parent, other.parent.parent):
+        directory.rmdir()
+    postrm("purge")
+    assert not modules.exists()
+
+
+@pytest.mark.parametrize("table", ["weakdep", "to-come", "builtin.alias.bin"])
+def test_image_leaves_out_what_depmod_makes(tmp_path: Path, table: str) -> None:
+    kernel = fake_kernel.kernel(tmp_path)
+    assert kernel.modules is not None
+    fake_kernel.write(kernel.modules / f"modules.{table}")
+    # Linux 6.12 and later make it themselves.
+    fake_kernel.write(kernel.modules / "modules.builtin.ranges")
+    deb.stage_image(kernel, tmp_path / "stage")
+    modules = tmp_path / "stage/lib/modules" / RELEASE
+    assert {path.name for path in modules.glob("modules.*")} == {
+        "modules.builtin",
+        "modules.builtin.modinfo",
+        "modules.builtin.ranges",
+        "modules.order",
+    }
+
+
 def test_lost_package_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     builder = FakeBuilder(leave_out="linux-headers-cplayground-cloud-amd64")
     with pytest.raises(BuildError, match="without linux-headers-cplayground-cloud-amd64"):
