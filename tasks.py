@@ -200,6 +200,8 @@ def _command(
 
         @functools.wraps(body)
         def run(c: Context, **given: object) -> None:
+            # Results have the same modes for every user; apt reads them as one of its own.
+            os.umask(0o022)
             _set_up_log(c)
             try:
                 extra = {one.name: _own(one, given[one.name]) for one in own}

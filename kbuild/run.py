@@ -125,6 +125,8 @@ def start(
             stderr=stderr,
             pass_fds=pass_fds,
             start_new_session=True,
+            # As the environment, so that the caller's does not show in the modes of results.
+            umask=0o022,
         )
     except FileNotFoundError as error:
         raise LostDependencyError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,12 @@ def behave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     behaviour = bin_directory / "behaviour"
     behaviour.write_text("good")
     return behaviour
+
+
+@pytest.fixture(params=[0o077, 0o027, 0o002], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Give the test a umask that a machine or a user may have."""
+    given: int = request.param
+    before = os.umask(given)
+    yield given
+    os.umask(before)

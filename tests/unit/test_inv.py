@@ -166,6 +166,12 @@ def test_the_first_run_installs_what_is_missing_and_then_is_invoke(checkout: Che
     assert "apt-get" in (checkout.path / "build/logs/inv-apt.log").read_text()
 
 
+def test_the_results_directory_is_open_whatever_the_umask(checkout: Checkout, umask: int) -> None:
+    """It holds the repository, which apt reads as a user of its own."""
+    assert checkout.inv()[0] == 0
+    assert (checkout.path / "build").stat().st_mode & 0o777 == 0o755
+
+
 def test_the_next_run_does_nothing_but_invoke(checkout: Checkout) -> None:
     checkout.inv()
     checkout.calls()

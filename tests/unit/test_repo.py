@@ -108,6 +108,16 @@ def test_repository_is_made_anew(settings: Settings, packages: Sequence[Package]
     assert not list(settings.build.glob(".rep*"))
 
 
+def test_modes_are_those_that_apt_needs_whatever_the_umask(
+    settings: Settings, packages: Sequence[Package], umask: int
+) -> None:
+    repository = repo.publish(settings, {"bookworm": packages, "trixie": packages[:1]})
+    found = {
+        path: oct(path.stat().st_mode & 0o7777) for path in (repository, *repository.rglob("*"))
+    }
+    assert found == {path: "0o755" if path.is_dir() else "0o644" for path in found}
+
+
 def test_suite_without_packages_has_an_index(tmp_path: Path, settings: Settings) -> None:
     repository = repo.publish(settings, {"bookworm": ()})
     apt_of(tmp_path, repository)

@@ -17,6 +17,7 @@ from invoke.parser import Parser
 from invoke.program import Program
 
 import tasks
+from kbuild import pipeline
 from kbuild.errors import BuildError
 from kbuild.model import Settings, Target
 from kbuild.testing import FailedTestsError, TierResult, _judge, read_junit
@@ -59,6 +60,8 @@ def here(
     monkeypatch.setenv("INVOKE_CACHE_DIR", str(tmp_path / "cache"))
     log = logging.getLogger("kbuild")
     before = (log.handlers[:], log.level, log.propagate)
+    mask = os.umask(0o022)
+    os.umask(mask)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         status = 0
@@ -71,6 +74,7 @@ def here(
     with Path(os.devnull).open() as nobody:
         monkeypatch.setattr(sys, "stdin", nobody)
         yield run
+    os.umask(mask)
     log.handlers[:], log.level, log.propagate = before
 
 
@@ -88,6 +92,20 @@ def test_every_builder_has_the_common_options(task: str, tmp_path: Path) -> None
     for option in ("--suite", "--flavour", "--variant", "--version", "--mirror", "--jobs"):
         assert option in text
     assert "--offline" in text
+
+
+def test_a_task_runs_under_its_own_umask(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int
+) -> None:
+    def explain(settings: Settings, target: Target, *, modules: str) -> tuple[()]:
+        settings.build.mkdir()
+        (settings.build / "file").touch()
+        return ()
+
+    monkeypatch.setattr(pipeline, "explain", explain)
+    assert here("explain")[0] == 0
+    assert (tmp_path / "build").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "build/file").stat().st_mode & 0o777 == 0o644
 
 
 def test_an_unknown_suite_is_the_users_error(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""Packages as debhelper of each suite makes them: their bytes and modes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kbuild import deb, dkms, roots
+from kbuild.model import Package, Settings
+from kbuild.run import run
+from tests.unit import fake_kernel
+from tests.unit.fake_kernel import EPOCH
+
+Maker = Callable[[Path], tuple[Package, ...]]
+
+
+@pytest.fixture(params=["kernel", "modules", "dkms"])
+def make(request: pytest.FixtureRequest, settings: Settings, suite: str) -> Maker:
+    """Return what builds the packages of one source package in a directory of its own."""
+    root = roots.compile_root(settings, suite)
+
+    def made(top: Path) -> tuple[Package, ...]:
+        log, out = top / "log", top / "debs"
+        if request.param == "dkms":
+            return dkms.build_package(settings, root, epoch=EPOCH, log=log, out=out)
+        kernel = fake_kernel.kernel(top)
+        for name in ("scripts/basic/fixdep", "scripts/mod/modpost", "tools/objtool/objtool"):
+            # A program that dpkg-shlibdeps can read, with the modes that a build leaves.
+            shutil.copyfile(root.path / "usr/bin/true", kernel.output / name)
+        if request.param == "kernel":
+            return deb.build_kernel_packages(settings, root, kernel, epoch=EPOCH, log=log, out=out)
+        module = fake_kernel.write(top / "cplayground.ko", "module")
+        return deb.build_prebuilt(settings, root, kernel, module, epoch=EPOCH, log=log, out=out)
+
+    return made
+
+
+@pytest.fixture
+def mask() -> Iterator[Callable[[int], int]]:
+    """Return os.umask; what the test sets is taken back."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+def modes(package: Package) -> set[str]:
+    listed = run(["dpkg-deb", "--contents", package.path], timeout_s=60).stdout
+    return {re.sub(r"^l.*", "l", line.split()[0]) for line in listed.splitlines()}
+
+
+def test_packages_are_the_same_under_every_umask(
+    make: Maker, mask: Callable[[int], int], tmp_path: Path
+) -> None:
+    made = {}
+    for given in (0o022, 0o077, 0o027):
+        mask(given)
+        made[given] = make(tmp_path / oct(given))
+    expected = {package.name: package.sha256 for package in made[0o022]}
+    for given, packages in made.items():
+        assert {package.name: package.sha256 for package in packages} == expected, oct(given)
+        for package in packages:
+            assert package.path.stat().st_mode & 0o777 == 0o644
+    for package in made[0o077]:
+        assert modes(package) <= {"drwxr-xr-x", "-rw-r--r--", "-rwxr-xr-x", "l"}, package.name
