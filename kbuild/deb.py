@@ -296,10 +296,12 @@ def build(
     """Build the binary packages of a source package in a root; ``out`` is made anew.
 
     ``collect`` fills the directory that it is given with one tree for each role.  ``out``
-    gets the .debs with their .changes and .buildinfo.  Raises BuildError.
+    gets the .debs with their .changes and .buildinfo; the caller holds the lock on it.
+    Raises BuildError.
     """
     log.unlink(missing_ok=True)
     out.parent.mkdir(parents=True, exist_ok=True)
+    fs.remove_leftovers(out)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.work.") as name:
         work = Path(name)
         tree = work / "source"

@@ -128,6 +128,17 @@ def _unless_gone(function: object, path: str, info: tuple[object, BaseException,
         raise info[1]
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove the scratch directories of killed runs beside ``path``.
+
+    The caller holds the lock on ``path``, so no other run works in them.
+    """
+    for left in path.parent.glob(f".{path.name}.*"):
+        # The lock itself may have such a name, and is a file.
+        if left.is_dir() and not left.is_symlink():
+            remove_tree(left)
+
+
 def mounts_below(path: Path) -> list[Path]:
     """List the mount points at or below ``path``, sorted (proc_pid_mountinfo(5))."""
     root = path.resolve()

@@ -29,31 +29,40 @@ def publish(settings: Settings, suite_packages: Mapping[str, Sequence[Package]])
     target = settings.build / "repo"
     log = settings.build / "logs" / "repo.log"
     log.unlink(missing_ok=True)
-    with (
-        fs.lock(settings.build / "repo.lock"),
-        fs.fresh_directory(target) as fresh,
+    with fs.lock(settings.build / "repo.lock"):
         # reprepro's own database has no place among what apt reads.
-        tempfile.TemporaryDirectory(dir=settings.build, prefix=".reprepro.") as work,
-    ):
-        configuration = Path(work) / "conf"
-        fs.write_atomic(configuration / "distributions", distributions(suite_packages))
-        command = [
-            "reprepro",
-            "--silent",
-            f"--basedir={fresh}",
-            f"--confdir={configuration}",
-            f"--dbdir={Path(work) / 'db'}",
-        ]
-        for suite, packages in sorted(suite_packages.items()):
-            files = [_checked(package) for package in unique(packages)]
-            if files:
-                run([*command, "includedeb", suite, *files], timeout_s=_TIMEOUT_S, log=log)
-        # A suite without packages, too, has an index that says so.
-        run([*command, "export"], timeout_s=_TIMEOUT_S, log=log)
+        database = settings.build / "reprepro"
+        for path in (target, database):
+            fs.remove_leftovers(path)
+        with (
+            fs.fresh_directory(target) as fresh,
+            tempfile.TemporaryDirectory(dir=settings.build, prefix=f".{database.name}.") as work,
+        ):
+            _make(fresh, Path(work), suite_packages, log)
     logger.info(
         "%s holds %d packages", target, sum(len(unique(p)) for p in suite_packages.values())
     )
     return target
+
+
+def _make(
+    fresh: Path, work: Path, suite_packages: Mapping[str, Sequence[Package]], log: Path
+) -> None:
+    configuration = work / "conf"
+    fs.write_atomic(configuration / "distributions", distributions(suite_packages))
+    command = [
+        "reprepro",
+        "--silent",
+        f"--basedir={fresh}",
+        f"--confdir={configuration}",
+        f"--dbdir={work / 'db'}",
+    ]
+    for suite, packages in sorted(suite_packages.items()):
+        files = [_checked(package) for package in unique(packages)]
+        if files:
+            run([*command, "includedeb", suite, *files], timeout_s=_TIMEOUT_S, log=log)
+    # A suite without packages, too, has an index that says so.
+    run([*command, "export"], timeout_s=_TIMEOUT_S, log=log)
 
 
 def sources_line(repository: str, suite: str) -> str:

@@ -396,6 +396,18 @@ def test_image_leaves_out_what_depmod_makes(tmp_path: Path, table: str) -> None:
     }
 
 
+def test_leftovers_of_a_killed_packaging_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (".debs.work.a1b2", ".debs.c3d4", ".debs.old.e5f6"):
+        fake_kernel.write(tmp_path / name / "left/x.deb")
+    lock = fake_kernel.write(tmp_path / ".debs.lock")
+    others = fake_kernel.write(tmp_path / ".debs-other.work.a1b2/x.deb")
+    build(tmp_path, FakeBuilder(), monkeypatch)
+    assert lock.exists() and others.exists()
+    assert [path.name for path in tmp_path.glob(".debs.*")] == [lock.name]
+
+
 def test_lost_package_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     builder = FakeBuilder(leave_out="linux-headers-cplayground-cloud-amd64")
     with pytest.raises(BuildError, match="without linux-headers-cplayground-cloud-amd64"):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +119,30 @@ def test_modes_are_those_that_apt_needs_whatever_the_umask(
         path: oct(path.stat().st_mode & 0o7777) for path in (repository, *repository.rglob("*"))
     }
     assert found == {path: "0o755" if path.is_dir() else "0o644" for path in found}
+
+
+def test_what_a_killed_run_left_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings, packages: Sequence[Package]
+) -> None:
+    """The scratch of the repository and of reprepro; what else lies there stays."""
+    kept = fake_kernel.write(settings.build / ".report.json")
+    reprepro = tmp_path / "bin/reprepro"
+    fake_kernel.write(reprepro, "#!/bin/sh\nkill -9 $PPID\nsleep 60\n", mode=0o755)
+    script = (
+        "import sys; from pathlib import Path; from tests.unit import fake_kernel; from kbuild "
+    )
+    script += "import repo; repo.publish(fake_kernel.settings(Path(sys.argv[1])), {'bookworm': ()})"
+    killed = subprocess.run(
+        [sys.executable, "-c", script, tmp_path],
+        cwd=settings.project,
+        env={"PATH": f"{reprepro.parent}:{os.environ['PATH']}"},
+        timeout=60,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    left = {path.name.split(".")[1] for path in settings.build.glob(".rep*/")}
+    assert left == {"repo", "reprepro"}
+    repo.publish(settings, {"bookworm": packages})
+    assert list(settings.build.glob(".rep*")) == [kept]
 
 
 def test_suite_without_packages_has_an_index(tmp_path: Path, settings: Settings) -> None:
