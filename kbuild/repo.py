@@ -79,6 +79,8 @@ def distributions(suites: Mapping[str, Sequence[Package]]) -> str:
                 (
                     "Origin: cplayground-kernel",
                     "Label: cplayground-kernel",
+                    # unattended-upgrades names an archive by it: "cplayground-kernel:bookworm".
+                    f"Suite: {suite}",
                     f"Codename: {suite}",
                     "Architectures: amd64",
                     f"Components: {COMPONENT}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from kbuild import fs, repo
 from kbuild.errors import BuildError, UserError
 from kbuild.model import Package, Settings
 from tests.unit import fake_kernel
+
+DOCS = Path(__file__).parents[2] / "docs/packages.md"
 
 
 @pytest.fixture
@@ -39,11 +42,14 @@ class Apt:
         for name in ("lists/partial", "cache/archives/partial", "etc/preferences.d", "download"):
             (top / name).mkdir(parents=True)
         fake_kernel.write(top / "etc/sources.list", line)
-        fake_kernel.write(top / "status")
+        for name in ("updates", "triggers", "info"):
+            (top / "dpkg" / name).mkdir(parents=True)
+        fake_kernel.write(top / "dpkg/status")
         fake_kernel.write(
             top / "apt.conf",
             f'Dir::State "{top}"; Dir::State::lists "{top}/lists";\n'
-            f'Dir::State::status "{top}/status"; Dir::Cache "{top}/cache";\n'
+            f'Dir::State::status "{top}/dpkg/status"; Dir::Cache "{top}/cache";\n'
+            f'DPkg::Options {{ "--admindir={top}/dpkg"; }}; Dir::Log "{top}";\n'
             f'Dir::Etc "{top}/etc"; Dir::Etc::parts "/dev/null"; Dir::Etc::main "/dev/null";\n'
             f'Dir::Etc::sourceparts "/dev/null"; Dir::Etc::trusted "/dev/null";\n'
             'APT::Architecture "amd64"; APT::Architectures "amd64"; APT::Sandbox::User "";\n'
@@ -81,6 +87,63 @@ def test_apt_sees_and_downloads_the_packages(
     assert "6.1.192-2+cplayground1" in apt("apt-cache", "policy", "linux-image-x")
     # Only what apt reads is there.
     assert {path.name for path in repository.iterdir()} == {"dists", "pool"}
+
+
+NEWER, OLDER = "6.1.192-2+cplayground1", "6.1.187-1+cplayground1"
+META = "linux-image-cplayground-cloud-amd64"
+
+
+@pytest.fixture
+def upgradable(tmp_path: Path, settings: Settings) -> Apt:
+    """Return an apt with a metapackage installed that the repository has a newer version of."""
+    newer = fake_kernel.package(tmp_path / "debs", META, NEWER)
+    apt = apt_of(tmp_path, repo.publish(settings, {"bookworm": [newer]}))
+    control = (tmp_path / "debs" / f"{META}.tree/DEBIAN/control").read_text()
+    fake_kernel.write(
+        apt.top / "dpkg/status",
+        "Status: install ok installed\n" + control.replace(NEWER, OLDER) + "\n",
+    )
+    assert f"Installed: {OLDER}" in apt("apt-cache", "policy", META)
+    return apt
+
+
+def upgraded(apt: Apt) -> bool:
+    said = apt("apt-get", "--simulate", "dist-upgrade")
+    return f"Inst {META} [{OLDER}] ({NEWER} " in said
+
+
+def test_an_older_metapackage_is_not_pinned_by_being_installed(upgradable: Apt) -> None:
+    assert upgraded(upgradable)
+
+
+def test_a_hold_pins_a_metapackage(upgradable: Apt) -> None:
+    documented = re.search(r"^apt-mark hold .*$", DOCS.read_text(), re.MULTILINE)
+    assert documented is not None
+    command, hold, *names = documented[0].replace("<flavour>", "cloud-amd64").split()
+    assert META in names
+    upgradable(command, hold, META)
+    assert not upgraded(upgradable)
+    upgradable(command, "unhold", META)
+    assert upgraded(upgradable)
+
+
+def test_the_documented_pin_pins_a_metapackage(upgradable: Apt) -> None:
+    documented = re.search(
+        r"^Package: .*\nPin: .*\nPin-Priority: .*$", DOCS.read_text(), re.MULTILINE
+    )
+    assert documented is not None
+    fake_kernel.write(upgradable.top / "etc/preferences.d/cplayground", documented[0] + "\n")
+    assert not upgraded(upgradable)
+    assert f"Candidate: {OLDER}" in upgradable("apt-cache", "policy", META)
+
+
+def test_release_has_all_that_unattended_upgrades_names_it_by(upgradable: Apt) -> None:
+    """Allowed-Origins by origin and archive, Origins-Pattern by codename too."""
+    policy = upgradable("apt-cache", "policy")
+    (line,) = re.findall(r"^ +release (.*o=cplayground-kernel.*)$", policy, re.MULTILINE)
+    fields = dict(field.split("=", 1) for field in line.split(","))
+    assert (fields["o"], fields["a"], fields["n"]) == ("cplayground-kernel", *["bookworm"] * 2)
+    assert '"cplayground-kernel:bookworm";' in DOCS.read_text()
 
 
 def test_apt_refuses_a_changed_package(
