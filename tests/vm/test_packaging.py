@@ -12,9 +12,10 @@ import pytest
 
 from kbuild import deb, dkms, roots
 from kbuild.model import Package, Settings
+from kbuild.roots import Bind
 from kbuild.run import run
 from tests.unit import fake_kernel
-from tests.unit.fake_kernel import EPOCH
+from tests.unit.fake_kernel import EPOCH, RELEASE
 
 Maker = Callable[[Path], tuple[Package, ...]]
 
@@ -31,7 +32,7 @@ def make(request: pytest.FixtureRequest, settings: Settings, suite: str) -> Make
         kernel = fake_kernel.kernel(top)
         for name in ("scripts/basic/fixdep", "scripts/mod/modpost", "tools/objtool/objtool"):
             # A program that dpkg-shlibdeps can read, with the modes that a build leaves.
-            shutil.copyfile(root.path / "usr/bin/true", kernel.output / name)
+            shutil.copyfile(root.path / "bin/true", kernel.output / name)
         if request.param == "kernel":
             return deb.build_kernel_packages(settings, root, kernel, epoch=EPOCH, log=log, out=out)
         module = fake_kernel.write(top / "cplayground.ko", "module")
@@ -67,3 +68,28 @@ def test_packages_are_the_same_under_every_umask(
             assert package.path.stat().st_mode & 0o777 == 0o644
     for package in made[0o077]:
         assert modes(package) <= {"drwxr-xr-x", "-rw-r--r--", "-rwxr-xr-x", "l"}, package.name
+
+
+@pytest.mark.parametrize("make", ["kernel"], indirect=True)
+def test_purge_leaves_nothing_that_the_depmod_of_the_suite_made(
+    make: Maker, settings: Settings, suite: str, tmp_path: Path
+) -> None:
+    image = next(p for p in make(tmp_path) if p.name == f"linux-image-{RELEASE}")
+    run(["dpkg-deb", "--control", image.path, tmp_path / "control"], timeout_s=60)
+    # kmod of trixie looks in /usr/lib, that of the others in /lib.
+    modules = tmp_path / "machine/usr/lib/modules" / RELEASE
+    modules.mkdir(parents=True)
+    (tmp_path / "machine/lib").symlink_to("usr/lib")
+    script = (tmp_path / "control/postrm").read_text().replace("/lib/modules/", "/mnt/lib/modules/")
+    (tmp_path / "machine/postrm").write_text(script)
+
+    def enter(*argv: str) -> None:
+        binds = [Bind(tmp_path / "machine", "/mnt", writable=True)]
+        roots.enter(roots.compile_root(settings, suite), argv, binds=binds, timeout_s=60)
+
+    enter("depmod", "-b", "/mnt", RELEASE)
+    made = {path.name for path in modules.iterdir()}
+    assert made >= {"modules.dep", "modules.softdep"}
+    assert ("modules.weakdep" in made) == suite.startswith("trixie")
+    enter("sh", "/mnt/postrm", "purge")
+    assert not modules.exists()
