@@ -48,6 +48,7 @@ from kbuild import stress as stresses
 from kbuild.errors import KbuildError, LostDependencyError, UserError, of_the_machine
 from kbuild.generations import Step
 from kbuild.model import Settings, Target
+from kbuild.secrets import redact
 from kbuild.vm import session, shell
 
 PROJECT = Path(__file__).resolve().parent
@@ -169,9 +170,16 @@ def _strings(value: object) -> list[str]:
     return value.split() if isinstance(value, str) else [str(item) for item in value]  # type: ignore[attr-defined]
 
 
+class _Formatter(logging.Formatter):
+    """Write a log line, the traceback that may follow it included, without passwords."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
 def _set_up_log(c: Context) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     root = logging.getLogger("kbuild")
     root.handlers[:] = [handler]
     root.setLevel(logging.DEBUG if c.config.run.echo else logging.INFO)
@@ -261,7 +269,7 @@ def _own(parameter: inspect.Parameter, value: object) -> object:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    print(redact(text), flush=True)
 
 
 def _dry(settings: Settings, target: Target, modules: str) -> bool:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+from kbuild.secrets import redact
+
 # Errors of the machine under us, against which a retry or an administrator may help; any
 # other OSError is a mistake of ours, and keeps its traceback.
 _MACHINE = (
@@ -28,7 +30,8 @@ class KbuildError(Exception):
     """A failure that says what was expected, what was found, where to look and what to do.
 
     ``what`` is one sentence; the keyword arguments become lines of their own, so that a
-    reader of a long log finds them in the same place every time.
+    reader of a long log finds them in the same place every time.  Passwords in URLs are left
+    out of all of them.
     """
 
     exit_status = 1
@@ -43,12 +46,12 @@ class KbuildError(Exception):
         log: Path | None = None,
         hint: str | None = None,
     ) -> None:
-        self.what = what
-        self.expected = expected
-        self.found = found
+        self.what = redact(what)
+        self.expected = None if expected is None else redact(expected)
+        self.found = None if found is None else redact(found)
         self.log = log
-        self.hint = hint
-        super().__init__(what)
+        self.hint = None if hint is None else redact(hint)
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         lines = [self.what]

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kbuild.errors import InfrastructureError
+from kbuild.secrets import redact
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +71,8 @@ def write_if_changed(path: Path, content: bytes | str, *, mode: int = 0o644) -> 
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write ``value`` as indented JSON with sorted keys, by rename."""
-    write_atomic(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+    """Write ``value`` as indented JSON with sorted keys and without passwords, by rename."""
+    write_atomic(path, redact(json.dumps(value, indent=2, sort_keys=True)) + "\n")
 
 
 @contextlib.contextmanager

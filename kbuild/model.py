@@ -20,10 +20,12 @@ class Settings:
     jobs: int = 1  # parallel compiler processes
     offline: bool = False  # nothing but the cache may be read
     dry: bool = False  # say what would be done, change nothing
-    mirrors: tuple[str, ...] = ()  # base URLs tried before the machine's own, in order
+    # base URLs tried before the machine's own, in order; may hold passwords, as remote_cache may
+    mirrors: tuple[str, ...] = field(default=(), repr=False)
     revision: int = 1  # N of the package version suffix +cplaygroundN
     accept_expired: bool = False  # an InRelease past its Valid-Until is taken, with a warning
-    remote_cache: str = ""  # URL of a server that ccache asks for what is not in the local cache
+    # URL of a server that ccache asks for what is not in the local cache
+    remote_cache: str = field(default="", repr=False)
     scheduler: str = ""  # host[:port] of an icecream scheduler
 
 

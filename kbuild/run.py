@@ -19,9 +19,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from kbuild.errors import BuildError, KbuildError, LostDependencyError
+from kbuild.secrets import redact_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -163,6 +164,27 @@ def _ended(process: subprocess.Popen[bytes]) -> bool:
     return True
 
 
+class _Log:
+    """A file that a program's output is appended to as it comes, without passwords.
+
+    The output comes in whole lines, so that no password is cut in two.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._stream = path.open("ab", buffering=0)
+
+    def write(self, raw: bytes) -> None:
+        rest = redact_bytes(raw)
+        while rest:
+            rest = rest[self._stream.write(rest) :]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+
 def run(
     argv: Sequence[Arg],
     *,
@@ -189,12 +211,11 @@ def run(
     out, err = bytearray(), bytearray()
     pending = bytearray()
     with contextlib.ExitStack() as stack:
-        sink: BinaryIO | None = None
+        sink: _Log | None = None
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
-            sink = stack.enter_context(log.open("ab"))
-            sink.write(f"$ {shlex.join(text)}\n".encode())
-            sink.flush()
+            sink = stack.enter_context(_Log(log))
+            sink.write(os.fsencode(f"$ {shlex.join(text)}\n"))
         process = start(
             argv,
             cwd=cwd,
@@ -233,13 +254,14 @@ def run(
                         selector.unregister(key.fileobj)
                         continue
                     key.data.extend(chunk)
-                    if sink is not None:
-                        sink.write(chunk)
-                        sink.flush()
+                    if not merged:
+                        continue
+                    pending.extend(chunk)
+                    *lines, rest = bytes(pending).split(b"\n")
+                    pending[:] = rest
+                    if sink is not None and lines:
+                        sink.write(b"\n".join([*lines, b""]))
                     if on_line is not None:
-                        pending.extend(chunk)
-                        *lines, rest = bytes(pending).split(b"\n")
-                        pending[:] = rest
                         for line in lines:
                             on_line(line.decode(errors="replace"))
             process.wait(timeout=max(0.1, began + timeout_s - time.monotonic()))
@@ -259,6 +281,8 @@ def run(
                 if stream is not None:
                     with contextlib.suppress(OSError):
                         stream.close()
+            if sink is not None:
+                sink.write(bytes(pending))
     if on_line is not None and pending:
         on_line(pending.decode(errors="replace"))
     completed = Completed(
