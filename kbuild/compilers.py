@@ -23,6 +23,7 @@ from kbuild import fs, roots, run, suites
 from kbuild.errors import BuildError, InfrastructureError, KbuildError, UserError
 from kbuild.model import Root, Settings
 from kbuild.roots import Bind
+from kbuild.secrets import redact_url
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +42,10 @@ _ANSWER_TIMEOUT_S = 5.0
 _DAEMON_TIMEOUT_S = 20.0
 # What ccache calls its backends in "ccache --version", by the scheme of a URL.
 _FEATURES = {"redis": "redis-storage", "redis+unix": "redis+unix-storage", "http": "http-storage"}
+_HOST_LENGTH = 253  # RFC 1035
 _USER = "icecc"  # that Debian's package makes, for the daemon
 # What iceccd says when its scheduler has taken it.
 _CONNECTED = "Connected to scheduler"
-_CREDENTIALS = re.compile(r"//[^/]*@")
 _HOST = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::(?P<port>\d{1,5}))?")
 
 
@@ -63,9 +64,9 @@ class CacheServer:
 
     scheme: str
     address: str | tuple[str, int]  # a socket's path, or host and port
-    url: str  # as ccache in the root is given it
-    password: str | None = None
-    attributes: tuple[str, ...] = ()
+    url: str = field(repr=False)  # as ccache in the root is given it
+    password: str | None = field(default=None, repr=False)
+    attributes: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def option(self) -> str:
@@ -106,22 +107,26 @@ def parse_cache(url: str) -> CacheServer:
     http://host[:port]/path, and ccache's attributes after a "|".
     """
     bare, *attributes = url.split("|")
+    if " " in url or not url.isprintable():
+        raise _bad_cache(url, "a space, or a character that is none: one server at a time")
     try:
         parts = urlsplit(bare)
         port = parts.port
-    except ValueError as error:
-        raise _bad_cache(url, str(error)) from None
-    if any(c.isspace() for c in url):
-        raise _bad_cache(url, "a space: one server at a time")
+    except ValueError:
+        # The exception's own text may quote the password.
+        raise _bad_cache(url, "no host with a port from 1 to 65535") from None
     if parts.scheme == "redis+unix":
-        if parts.netloc or not parts.path.startswith("/") or parts.path == "/":
+        path = unquote(parts.path)
+        if parts.netloc or not path.startswith("/") or path == "/" or "\0" in path:
             raise _bad_cache(url, "no absolute path of a socket (three slashes)")
         inner = f"redis+unix://{_SOCKET}" + (f"?{parts.query}" if parts.query else "")
-        return CacheServer("redis+unix", unquote(parts.path), inner, None, tuple(attributes))
+        return CacheServer("redis+unix", path, inner, None, tuple(attributes))
     if parts.scheme not in _SCHEMES:
         raise _bad_cache(url, f"the scheme {parts.scheme or 'none'!r}")
-    if not parts.hostname:
-        raise _bad_cache(url, "no host")
+    if not parts.hostname or not _is_host(parts.hostname):
+        raise _bad_cache(url, "no host name")
+    if port == 0:
+        raise _bad_cache(url, "no port from 1 to 65535")
     address = (parts.hostname, port or _SCHEMES[parts.scheme])
     return CacheServer(parts.scheme, address, bare, _password(parts), tuple(attributes))
 
@@ -131,13 +136,20 @@ def _password(parts: SplitResult) -> str | None:
 
 
 def _bad_cache(url: str, found: str) -> UserError:
-    # A password stays off the screen and out of whatever keeps what was on it.
-    shown = _CREDENTIALS.sub("//...@", url)
     return UserError(
-        f"--cache {shown} is no cache server that ccache can use",
+        f"--cache {redact_url(url)} is no cache server that ccache can use",
         expected="redis://host[:port], redis+unix:///path/of/socket or http://host[:port]/path",
         found=found,
+        hint="in a password, write / as %2F and @ as %40" if "@" in url else None,
     )
+
+
+def _is_host(name: str) -> bool:
+    """Say whether a name could be looked up: no part of it is empty or too long."""
+    try:
+        return len(name.encode("idna")) <= _HOST_LENGTH
+    except UnicodeError:
+        return False
 
 
 def answers(server: CacheServer) -> str | None:
@@ -191,9 +203,7 @@ def _cache_help(root: Root, server: CacheServer, place: Path) -> Help | None:
         return None
     why = answers(server)
     if why is not None:
-        logger.warning(
-            "the remote cache is left out: %s: %s", _CREDENTIALS.sub("//", server.url), why
-        )
+        logger.warning("the remote cache is left out: %s: %s", redact_url(server.url), why)
         return None
     # In a file: command lines are seen by every user of the machine, and kept in logs.
     fs.write_atomic(place / _CONFIG, f"remote_storage = {server.option}\n", mode=0o600)
@@ -221,11 +231,12 @@ def parse_scheduler(text: str) -> tuple[str, int]:
     """Read host[:port] of an icecream scheduler; raises UserError for anything else."""
     match = _HOST.fullmatch(text)
     port = int(match["port"] or SCHEDULER_PORT) if match else 0
-    if match is None or not 0 < port < 65536:
+    if match is None or not 0 < port < 65536 or not _is_host(match["host"].strip("[]")):
+        shown = redact_url(text)
         raise UserError(
-            f"--scheduler {text} is no icecream scheduler",
+            f"--scheduler {shown} is no icecream scheduler",
             expected=f"HOST or HOST:PORT; the usual port is {SCHEDULER_PORT}",
-            found=text,
+            found=shown,
         )
     return match["host"].strip("[]"), port
 
@@ -367,6 +378,8 @@ def ready(settings: Settings, root: Root, home: Path) -> Iterator[Help]:
         if settings.scheduler:
             workers = stack.enter_context(_icecream_help(settings, root, home))
             parts += [workers] if workers else []
+        # The server's password is not left behind in build/.
+        stack.callback((place / _CONFIG).unlink, missing_ok=True)
         if server and (cache := _cache_help(root, server, place)):
             parts.append(cache)
         yield together(parts)

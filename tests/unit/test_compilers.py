@@ -101,6 +101,16 @@ def test_a_cache_is_read_from_its_url(url: str, scheme: str, address: object, in
         "redis+unix:",
         "http:///k",
         "redis://a redis://b",
+        "redis://a\xa0b",
+        "redis://\udcff",
+        "http://cache/\udcff",
+        f"redis://{64 * 'a'}.example",
+        f"redis://{130 * 'a.'}example",
+        "redis://a..example",
+        "redis://[::1",
+        "redis://a\u2100b",
+        "redis://cache:0",
+        "redis+unix:///a%00b",
     ],
 )
 def test_a_senseless_cache_is_the_users_error(url: str) -> None:
@@ -122,7 +132,30 @@ def test_a_scheduler_is_a_host_and_a_port(text: str, address: tuple[str, int]) -
     assert compilers.parse_scheduler(text) == address
 
 
-@pytest.mark.parametrize("text", ["farm:", "farm:0", "farm:70000", "tcp://farm", "a b", "-x y"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:geheim/w@cache.example",
+        "redis://user:geheim/w@cache.example",
+        "redis://user:geheim@cache.example:x",
+        "redis://user:geheim w@cache.example",
+        "http://user:geheim\u2100@cache.example",
+        "user:geheim@cache.example",
+    ],
+)
+def test_no_password_is_in_what_is_said_of_an_address(url: str) -> None:
+    for parse in (compilers.parse_cache, compilers.parse_scheduler):
+        with pytest.raises(UserError) as caught:
+            parse(url)
+        assert "***@cache.example" in str(caught.value)
+        assert "geheim" not in f"{caught.value} {caught.value!r}"
+        assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["farm:", "farm:0", "farm:70000", "tcp://farm", "a b", "-x y", 64 * "a", "a..example"],
+)
 def test_a_senseless_scheduler_is_the_users_error(text: str) -> None:
     with pytest.raises(UserError, match="no icecream scheduler"):
         compilers.parse_scheduler(text)
@@ -282,6 +315,8 @@ def test_a_password_is_on_no_command_line(tmp_path: Path, monkeypatch: pytest.Mo
             line = roots.command(root, ["make"], binds=help.binds, env=help.env)
     assert "CCACHE_CONFIGPATH" in line
     assert not [word for word in line if "secret" in str(word)]
+    left = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    assert not [path for path in left if b"secret" in path.read_bytes()]
 
 
 def test_no_statistics_are_none(tmp_path: Path) -> None:
