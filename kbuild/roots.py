@@ -21,6 +21,7 @@ from kbuild import fs, mirror, stamp, suites
 from kbuild.errors import BuildError, InfrastructureError, TrustError, UserError
 from kbuild.model import Root, Settings
 from kbuild.run import Arg, Completed, run
+from kbuild.secrets import redact_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -185,6 +186,7 @@ def _bootstrap(
     # A root that is there stays until the new one is whole: a mirror may be away.
     with fs.fresh_directory(home) as scratch:
         completed = _debootstrap(settings, suite, kind, packages, scratch / "root", log)
+        _hide_passwords(scratch / "root/etc/apt")
         listing = run(
             ["chroot", scratch / "root", "dpkg-query", "-W", "-f", "${Package} ${Version}\\n"],
             timeout_s=60,
@@ -193,6 +195,13 @@ def _bootstrap(
         fs.write_json(scratch / "packages.json", versions)
         outputs = [scratch / "root", scratch / "packages.json"]
         stamp.write(scratch / "stamp.json", inputs, outputs, completed.seconds)
+
+
+def _hide_passwords(apt: Path) -> None:
+    """Leave no password of a mirror or a proxy in apt's configuration of a root, which stays."""
+    for name in ("sources.list", "sources.list.d/*", "apt.conf", "apt.conf.d/*"):
+        for path in apt.glob(name):
+            fs.write_if_changed(path, redact_bytes(path.read_bytes()))
 
 
 def _debootstrap(

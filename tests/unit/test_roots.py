@@ -58,6 +58,22 @@ def test_a_root_is_made_once_and_says_what_it_holds(settings: Settings) -> None:
     assert (other.path, other.digest) != (first.path, first.digest)
 
 
+def test_a_root_keeps_no_password(settings: Settings) -> None:
+    program = settings.project / "bin/mmdebstrap"
+    keep = """
+mkdir -p "$1/etc/apt/apt.conf.d" "$1/etc/apt/sources.list.d"
+echo "deb http://user:pw@m.example/debian bookworm main" > "$1/etc/apt/sources.list"
+echo "URIs: http://user:p/w@m.example/debian" > "$1/etc/apt/sources.list.d/0000m.sources"
+echo 'Acquire::http::Proxy "http://user:pw@proxy.example:3128";' > "$1/etc/apt/apt.conf.d/99m"
+"""
+    program.write_text(program.read_text().replace('mkdir -p "$1"\n', keep))
+    apt = roots.make_root(settings, "bookworm", "compile", ["make"]).path / "etc/apt"
+    assert (apt / "sources.list").read_text() == "deb http://***@m.example/debian bookworm main\n"
+    texts = [path.read_text() for path in apt.rglob("*") if path.is_file()]
+    assert [text.count("***@") for text in texts] == [1, 1, 1]
+    assert "user" not in "".join(texts)
+
+
 def test_a_root_is_made_again_on_request(settings: Settings) -> None:
     roots.make_root(settings, "bookworm", "compile", ["make"])
     roots.make_root(settings, "bookworm", "compile", ["make"], refresh=True)
