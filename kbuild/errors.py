@@ -7,7 +7,12 @@ raises; it never exits.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from kbuild.secrets import redact
@@ -17,6 +22,7 @@ from kbuild.secrets import redact
 _MACHINE = (
     errno.ENOSPC,
     errno.EDQUOT,
+    errno.EFBIG,
     errno.EROFS,
     errno.EACCES,
     errno.EPERM,
@@ -24,6 +30,10 @@ _MACHINE = (
     errno.EMFILE,
     errno.ENFILE,
 )
+# Those of them that making room helps against.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NUMBER = re.compile(r"\[Errno (\d+)\]")
+_HINT = "'./inv doctor' shows space, owners, and what is lacking"
 
 
 class KbuildError(Exception):
@@ -109,12 +119,13 @@ class DefectError(KbuildError):
     kind = "internal"
 
     @classmethod
-    def of(cls, error: Exception) -> KbuildError:
+    def of(cls, error: Exception, places: Iterable[str | os.PathLike[str]] = ()) -> KbuildError:
         """Wrap such an exception, where the rest of a run must not be lost to it.
 
-        An error of the disk or the system is one of the infrastructure.
+        An error of the disk or the system is one of the infrastructure; ``places`` are what the
+        run writes to.
         """
-        known = of_the_machine(error) if isinstance(error, OSError) else None
+        known = of_the_machine(error, places) if isinstance(error, OSError) else None
         return known or cls(
             f"{type(error).__name__}: {error}",
             hint="this is a defect of the pipeline: report it with the traceback above",
@@ -127,11 +138,52 @@ class LostDependencyError(InfrastructureError):
     kind = "missing program"
 
 
-def of_the_machine(error: OSError) -> InfrastructureError | None:
-    """Return what to say of an error of the disk or the system, None for a mistake of ours."""
-    if error.errno not in _MACHINE:
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError of the block name ``path``: one of a write or a flush names no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def of_the_machine(
+    error: OSError, places: Iterable[str | os.PathLike[str]] = ()
+) -> InfrastructureError | None:
+    """Return what to say of an error of the disk or the system, None for a mistake of ours.
+
+    ``places`` are what the run writes to; the fullest is named when the error names no file.
+    """
+    text = str(error)
+    number, why = error.errno, error.strerror
+    if isinstance(error, shutil.Error) and (found := _NUMBER.search(text)):
+        # copytree's error has one error in words for each file.
+        number, why = int(found[1]), text
+    elif number == errno.ENOENT and "No usable temporary directory" in text:
+        number = errno.ENOSPC
+    if number not in _MACHINE:
         return None
-    place = f"{error.filename}: " if error.filename else ""
-    return InfrastructureError(
-        f"{place}{error.strerror}", hint="'./inv doctor' shows space, owners, and what is lacking"
-    )
+    files = [str(name) for name in (error.filename, error.filename2) if name]
+    if not files and number in _NO_ROOM:
+        files = [path for _, path in room(places)][:1]
+    return InfrastructureError(": ".join([*files[-1:], str(why)]), hint=_HINT)
+
+
+def room(places: Iterable[str | os.PathLike[str]]) -> list[tuple[int, str]]:
+    """Return the free bytes at each of some places that exist, the fullest first.
+
+    File systems without blocks (proc) and those that are read-only do not count, and a file
+    system without a free inode has no free bytes.
+    """
+    found = {}
+    for place in places:
+        with contextlib.suppress(OSError, ValueError):
+            status = os.statvfs(place)
+            if status.f_blocks and not status.f_flag & os.ST_RDONLY:
+                # The reserve of a file system is for root.
+                blocks = status.f_bfree if os.geteuid() == 0 else status.f_bavail
+                left = blocks if status.f_ffree or not status.f_files else 0
+                found[os.fspath(place)] = left * status.f_frsize
+    return sorted((free, path) for path, free in found.items())

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from kbuild.errors import InfrastructureError
+from kbuild.errors import InfrastructureError, naming
 from kbuild.secrets import redact
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o644) -> None
     raw = content.encode() if isinstance(content, str) else content
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "wb") as stream:
+        with naming(path), os.fdopen(descriptor, "wb") as stream:
             stream.write(raw)
             stream.flush()
             os.fsync(stream.fileno())

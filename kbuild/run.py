@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import selectors
 import shlex
 import shutil
@@ -21,7 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
 
-from kbuild.errors import BuildError, KbuildError, LostDependencyError
+from kbuild.errors import (
+    BuildError,
+    InfrastructureError,
+    KbuildError,
+    LostDependencyError,
+    naming,
+    room,
+)
 from kbuild.secrets import redact_bytes
 
 logger = logging.getLogger(__name__)
@@ -47,6 +55,14 @@ _INHERITED = (
 )
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _TAIL_BYTES = 4096
+# How programs say in the C locale that there is no room for what they write, and apt in its own
+# words.
+_NO_ROOM = re.compile(
+    rb"No space left on device|Disk quota exceeded|File too large|File size limit exceeded"
+    rb"|You don't have enough free space|Wrote only \d+ of \d+ bytes"
+)
+# With less than this at hand, a program that failed has met a full disk, whatever it says.
+_FULL = 64 * 1024  # bytes
 _GRACE_S = 5.0
 
 Arg = str | os.PathLike[str]
@@ -171,12 +187,15 @@ class _Log:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        # Unbuffered: what cannot be written is not tried again when the file is closed.
         self._stream = path.open("ab", buffering=0)
 
     def write(self, raw: bytes) -> None:
         rest = redact_bytes(raw)
-        while rest:
-            rest = rest[self._stream.write(rest) :]
+        with naming(self._path):
+            while rest:
+                rest = rest[self._stream.write(rest) :]
 
     def __enter__(self) -> Self:
         return self
@@ -204,6 +223,7 @@ def run(
     file, whole, and ``stdout`` holds them merged; ``on_line`` sees each line as it comes.
     With ``check`` a status other than 0 raises ``error``, with the tail of the output.
     A run over ``timeout_s`` seconds is ended, its children too, and raises ``error``.
+    A program that failed because a disk is full raises InfrastructureError in any case.
     """
     text = tuple(os.fspath(a) for a in argv)
     merged = log is not None or on_line is not None
@@ -292,6 +312,8 @@ def run(
         stderr=err.decode(errors="replace"),
         seconds=time.monotonic() - began,
     )
+    if completed.returncode != 0:
+        _check_room(completed, cwd, bytes(out + err), check, log)
     if check and completed.returncode != 0:
         raise error(
             f"{shlex.join(text)} failed: {describe_status(completed.returncode)}",
@@ -300,6 +322,33 @@ def run(
             hint=hint,
         )
     return completed
+
+
+def _check_room(
+    completed: Completed, cwd: Path | None, said: bytes, check: bool, log: Path | None
+) -> None:
+    """Raise InfrastructureError if a program failed because there was no room for a file."""
+    # A command line names the places that it writes to, those that a root shows too.
+    words = [word.rpartition("=")[2] for word in completed.argv]
+    known = [os.fspath(one) for one in (cwd, log) if one]
+    places = [*words, *known, os.environ.get("TMPDIR", "/tmp")]
+    fullest = room(place for place in places if place.startswith("/"))[:1]
+    full = bool(fullest) and fullest[0][0] < _FULL
+    lines = [line for line in said.splitlines() if _NO_ROOM.search(line)]
+    killed = completed.returncode in (-signal.SIGXFSZ, 128 + signal.SIGXFSZ)
+    # A file that is written through a mapping ends its writer with SIGBUS.
+    if not (lines or killed or (full and (check or b"Bus error" in said))):
+        return
+    found = [line.decode(errors="replace").strip() for line in (lines or said.splitlines())[-3:]]
+    found += [describe_status(-signal.SIGXFSZ)] if killed else []
+    found += [f"{free / 1e6:.1f} MB free at {place}" for free, place in fullest]
+    raise InfrastructureError(
+        f"{Path(completed.argv[0]).name} found no room for a file",
+        found="\n".join(found),
+        log=log,
+        hint="make room ('./inv clean --unused 30', or another disk for build_dir or cache_dir);"
+        " './inv doctor' shows what is left",
+    )
 
 
 def _tail(out: bytearray, err: bytearray) -> str | None:
