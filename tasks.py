@@ -7,14 +7,19 @@ defaults, in Invoke's own order.
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import functools
 import inspect
+import io
+import locale
 import logging
 import os
 import random
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from json import dumps as dump_json
 from pathlib import Path
@@ -36,6 +41,7 @@ from kbuild import (
     progress,
     report_text,
     request,
+    roots,
     source,
     suites,
     testing,
@@ -45,7 +51,7 @@ from kbuild import doctor as doctor_checks
 from kbuild import mutants as mutations
 from kbuild import report as reports
 from kbuild import stress as stresses
-from kbuild.errors import KbuildError, LostDependencyError, UserError, of_the_machine
+from kbuild.errors import DefectError, KbuildError, LostDependencyError, UserError, naming
 from kbuild.generations import Step
 from kbuild.model import Settings, Target
 from kbuild.secrets import redact
@@ -103,15 +109,14 @@ _SEVERAL = ("mirror", "fragment", "workload", "load", "case")
 def _settings(c: Context, given: dict[str, object]) -> Settings:
     config = c.config
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    cache = Path(str(config.cache_dir) or caches / "cplayground-kernel")
+    cache = str(config.cache_dir) or str(caches / "cplayground-kernel")
     mirrors = [*_strings(given.get("mirror")), *_strings(config.mirrors)]
     jobs = _number("jobs", given.get("jobs") or config.jobs or 0)
-    # Of a relative place it does not matter from where the task is called.
-    build = PROJECT / Path(str(config.build_dir)).expanduser()
     settings = Settings(
         project=PROJECT,
-        build=build.resolve(),
-        cache=(PROJECT / cache.expanduser()).resolve(),
+        # Relative places are resolved against the checkout.
+        build=request.place("build_dir", str(config.build_dir), PROJECT),
+        cache=request.place("cache_dir", cache, PROJECT),
         jobs=jobs or len(os.sched_getaffinity(0)),
         offline=bool(given.get("offline")) or _flag("offline", config.offline),
         dry=bool(config.run.dry),
@@ -134,7 +139,7 @@ def _target(c: Context, given: dict[str, object]) -> Target:
         flavour=str(given.get("flavour") or config.flavour or suites.own_flavour()),
         variant=str(given.get("variant") or config.variant),
         version=str(given.get("version") or config.kernel_version) or None,
-        fragments=tuple(Path(name).resolve() for name in fragments),
+        fragments=tuple(request.place("fragment", name, Path.cwd()) for name in fragments),
     )
 
 
@@ -186,17 +191,43 @@ def _set_up_log(c: Context) -> None:
     root.propagate = False
 
 
+def _set_up_output() -> None:
+    """Let every name be printed; refuse a locale in which files are not read as UTF-8."""
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    encoding = locale.getpreferredencoding(False)
+    if codecs.lookup(encoding).name != "utf-8":
+        raise UserError(
+            f"Python reads and writes files as {encoding} in this locale",
+            expected="UTF-8",
+            hint="run ./inv, which sees to it; or set PYTHONUTF8=1",
+        )
+
+
+def _known(error: Exception, places: Iterable[Path]) -> KbuildError:
+    """Return an exception as an error of ours; the traceback of one nobody foresaw is logged."""
+    if isinstance(error, KbuildError):
+        return error
+    known = DefectError.of(error, places)
+    if isinstance(known, DefectError):
+        logging.getLogger("kbuild").error("an exception that nobody foresaw", exc_info=error)
+    return known
+
+
 def _command(
     *groups: dict[str, str],
     options: dict[str, str] | None = None,
     every_suite: bool = False,
     repairs: bool = False,
+    root: Callable[[dict[str, object]], bool] | None = None,
 ) -> Callable[[Callable[..., int | None]], Task[Callable[..., None]]]:
     """Make a task of ``body(settings, target, ...)``, with the common options of ``groups``.
 
     ``options`` is the help for the body's own keyword-only parameters; ``every_suite`` is for a
     body that takes the suite "all", ``repairs`` for one that is to run where nothing else does.
-    What makes no sense is refused before the body begins.  A KbuildError becomes its text on
+    ``root`` says for a body's own parameters if it needs root privileges.
+    What makes no sense is refused before the body begins.  An exception becomes its text on
     standard error and its own exit status.
     """
     common = {name.replace("-", "_"): text for group in groups for name, text in group.items()}
@@ -211,26 +242,32 @@ def _command(
             # Results have the same modes for every user; apt reads them as one of its own.
             os.umask(0o022)
             _set_up_log(c)
+            places: list[Path] = []
             try:
+                _set_up_output()
                 extra = {one.name: _own(one, given[one.name]) for one in own}
                 if "modules" in parameters:
                     extra["modules"] = given["modules"] or c.config.modules
                 settings, target = _settings(c, given), _target(c, given)
+                places += [settings.build, settings.cache]
                 for name, value in extra.items():
                     request.check_choice(name, value)
                 if "suite" in common:
                     request.check_target(target, every=every_suite)
                 if not repairs:
                     request.check_places(settings)
+                if root is not None and not settings.dry and root(extra):
+                    roots.check_privileges()
                 status = body(settings, target, **extra)
-            except KbuildError as error:
-                raise Exit(f"{error.kind} error: {error}", error.exit_status) from error
-            except OSError as error:
-                if (known := of_the_machine(error)) is None:
-                    raise
-                raise Exit(f"{known.kind} error: {known}", known.exit_status) from error
+            except Exit:
+                raise
             except KeyboardInterrupt:
                 raise Exit("interrupted; the same command takes it up again", 130) from None
+            except Exception as error:
+                known = _known(error, places)
+                with contextlib.suppress(OSError):
+                    print(f"{known.kind} error: {known}", file=sys.stderr)
+                raise Exit(code=known.exit_status) from error
             if status:
                 raise Exit(code=status)
 
@@ -269,7 +306,20 @@ def _own(parameter: inspect.Parameter, value: object) -> object:
 
 
 def _say(text: str) -> None:
-    print(redact(text), flush=True)
+    try:
+        with naming(Path("standard output")):
+            print(redact(text), flush=True)
+    except OSError as error:
+        # Python would try to write the rest when it ends, and complain.
+        with Path(os.devnull).open("w") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise Exit(code=128 + signal.SIGPIPE) from None
+        raise
+
+
+def _always(_: dict[str, object]) -> bool:
+    return True
 
 
 def _dry(settings: Settings, target: Target, modules: str) -> bool:
@@ -310,7 +360,7 @@ def fetch(settings: Settings, target: Target) -> None:
     _say(f"linux {base.version} ({base.release}), signed by {', '.join(base.signers)}")
 
 
-@_command(_TARGET_OPTIONS, _BUILD_OPTIONS, _RUN_OPTIONS, every_suite=True)
+@_command(_TARGET_OPTIONS, _BUILD_OPTIONS, _RUN_OPTIONS, every_suite=True, root=_always)
 def build_kernel(settings: Settings, target: Target, modules: str) -> int:
     """Fetch, patch, configure and compile a kernel, or with --suite all one of each suite."""
     if target.suite == generations.ALL:
@@ -321,7 +371,7 @@ def build_kernel(settings: Settings, target: Target, modules: str) -> int:
     return 0
 
 
-@_command(_TARGET_OPTIONS, _BUILD_OPTIONS, _RUN_OPTIONS)
+@_command(_TARGET_OPTIONS, _BUILD_OPTIONS, _RUN_OPTIONS, root=_always)
 def build_module(settings: Settings, target: Target, modules: str) -> None:
     """Build the module against the headers package of the kernel."""
     if not _dry(settings, target, modules):
@@ -329,7 +379,7 @@ def build_module(settings: Settings, target: Target, modules: str) -> None:
         _say(f"{made.path} for {made.release}, backends: {', '.join(made.backends)}")
 
 
-@_command(_TARGET_OPTIONS, _BUILD_OPTIONS, _RUN_OPTIONS)
+@_command(_TARGET_OPTIONS, _BUILD_OPTIONS, _RUN_OPTIONS, root=_always)
 def package(settings: Settings, target: Target, modules: str) -> None:
     """Do the main job: fetch, patch, build, and make packages and an apt repository."""
     if _dry(settings, target, modules):
@@ -353,6 +403,7 @@ def package(settings: Settings, target: Target, modules: str) -> None:
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
     every_suite=True,
+    root=lambda own: own["tier"] != "unit",
 )
 def test(
     settings: Settings,
@@ -411,6 +462,7 @@ def test(
         "refresh": "write the patches anew for kmod/ as it is now, and try none",
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
+    root=lambda own: not own["refresh"],
 )
 def mutants(
     settings: Settings,
@@ -444,6 +496,7 @@ def mutants(
         "stock": "boot Debian's own kernel instead of ours, of which none is compiled then",
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
+    root=_always,
 )
 def vm(
     settings: Settings,
@@ -484,6 +537,7 @@ def vm(
         "seed": "what decides the choice and the loads; default: drawn, and shown",
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
+    root=_always,
 )
 def stress(
     settings: Settings,
@@ -531,6 +585,7 @@ def stress(
         "before": "of build: the version that was built before a point release",
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
+    root=_always,
 )
 def bench(
     settings: Settings,
@@ -579,6 +634,7 @@ def bench(
         "kmemleak": "let kmemleak scan too, beside counting objects: twice the time or more",
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
+    root=_always,
 )
 def try_(
     settings: Settings,
@@ -663,7 +719,7 @@ def clean(
 def doctor(settings: Settings, target: Target) -> int:
     """Say what is missing on this machine, and how to get it."""
     findings = doctor_checks.check(settings)
-    _say(doctor_checks.render(findings))
+    _say(doctor_checks.render(findings).rstrip("\n"))
     return 0 if doctor_checks.healthy(findings) else LostDependencyError.exit_status
 
 
@@ -693,3 +749,8 @@ ns = Collection(
     **{"try": try_},
 )
 ns.configure(DEFAULTS)
+
+if Path(sys.argv[0]).name == "invoke":
+    # Invoke's --list and --help end as other programs do when nobody reads on; tasks see to it
+    # themselves, and a server that hangs up must not end them.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ _DEFINITION = re.compile(r"^\s*(?:menu)?config (\w+)\s*$")
 _EXPLAINER = Path(__file__).with_name("kconfig_reasons.py")
 _EXPLAIN_TIMEOUT_S = 300
 _SEARCH_TIMEOUT_S = 120
+# Debian's own have a quarter of this.
+_LARGEST = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,27 @@ def parse(text: str, *, name: str, strict: bool = False) -> Fragment:
 
 
 def read(path: Path, *, strict: bool = True) -> Fragment:
-    """Read a fragment's or a kernel's configuration file."""
+    """Read a fragment's or a kernel's configuration file.
+
+    Raises UserError for anything but a text file of usual size: a pipe would give its content
+    once, and a device without an end.
+    """
     try:
-        return parse(path.read_text(), name=str(path), strict=strict)
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise UserError(f"the configuration {path} cannot be read: {why}") from error
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise _unreadable(path, "it is no regular file")
+        with path.open("rb") as stream:
+            raw = stream.read(_LARGEST + 1)
+        if len(raw) > _LARGEST:
+            raise _unreadable(path, f"it is larger than {_LARGEST} bytes")
+        return parse(raw.decode(), name=str(path), strict=strict)
+    except UnicodeDecodeError:
+        raise _unreadable(path, "it is no text in UTF-8") from None
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from error
+
+
+def _unreadable(path: Path, why: str) -> UserError:
+    return UserError(f"the configuration {path} cannot be read: {why}")
 
 
 def settle(fragment: Fragment, kernel: Path) -> Fragment:

@@ -5,6 +5,8 @@ The stages refuse senseless values too, but some of them come after hours of bui
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +24,9 @@ CHOICES: Mapping[str, Sequence[str]] = {
     "backend": stress.BACKENDS,
     "kernel": bench_procfile.KERNELS,
 }
+
+# Of Linux's file systems; a temporary file beside a result has a longer name than it.
+_NAME_LENGTH, _PATH_LENGTH = 200, 3000
 
 
 def check_choice(option: str, value: object) -> None:
@@ -55,13 +60,39 @@ def check_target(target: Target, *, every: bool = False) -> None:
         kconfig.read(path)
 
 
+def place(key: str, text: str, base: Path) -> Path:
+    """Return a path that the user wrote, made absolute; a relative one starts at ``base``.
+
+    Raises UserError for one that no file can have: ``~nouser``, a loop of links, a NUL.
+    """
+    try:
+        path = (base / Path(text).expanduser()).resolve()
+        str(path).encode()
+        if len(str(path)) > _PATH_LENGTH or any(
+            len(os.fsencode(x)) > _NAME_LENGTH for x in path.parts
+        ):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    except UnicodeEncodeError:
+        found = "a name that is not UTF-8"
+    except (RuntimeError, ValueError, OSError) as error:
+        found = error.strerror or "" if isinstance(error, OSError) else str(error)
+    else:
+        return path
+    raise UserError(
+        f"{key} is {os.fsencode(text).decode(errors='backslashreplace')}, which is no usable path",
+        found=found,
+        hint="give another: as an option, in an INVOKE_ variable, in invoke.yaml, or for caches"
+        " in XDG_CACHE_HOME",
+    )
+
+
 def check_places(settings: Settings) -> None:
     """Raise when results or caches cannot lie where they are to, or would take something along.
 
     ``clean`` removes both directories whole, so neither may hold the checkout or a home.
     """
     for key, path in (("build_dir", settings.build), ("cache_dir", settings.cache)):
-        for precious in (settings.project, Path.home()):
+        for precious in _precious(settings):
             if precious.resolve().is_relative_to(path):
                 raise UserError(
                     f"{key} is {path}, which 'clean' would remove",
@@ -76,3 +107,10 @@ def check_places(settings: Settings) -> None:
                 found=f"{there} is there, and is none",
                 hint=f"correct {key}: in INVOKE_{key.upper()}, or in invoke.yaml",
             )
+
+
+def _precious(settings: Settings) -> tuple[Path, ...]:
+    # A user without a name, as in a container, has no home.
+    with contextlib.suppress(RuntimeError):
+        return settings.project, Path.home()
+    return (settings.project,)

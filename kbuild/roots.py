@@ -163,6 +163,16 @@ def make_root(
     )
 
 
+def check_privileges() -> None:
+    """Raise UserError without root privileges, before anything is downloaded in vain."""
+    if os.geteuid() != 0:
+        raise UserError(
+            "making a root and entering it needs root privileges",
+            found=f"uid {os.geteuid()}",
+            hint="run the same command with sudo; what it downloads and runs is verified first",
+        )
+
+
 def _bootstrap(
     settings: Settings,
     suite: str,
@@ -171,12 +181,7 @@ def _bootstrap(
     home: Path,
     inputs: Mapping[str, str],
 ) -> None:
-    if os.geteuid() != 0:
-        raise UserError(
-            "making a root and entering it needs root privileges",
-            found=f"uid {os.geteuid()}",
-            hint="run the same command with sudo; what it downloads and runs is verified first",
-        )
+    check_privileges()
     logger.info("making the %s root of %s with mmdebstrap (about a minute)", kind, suite)
     # Scratch of a run that was killed; the lock says that nobody is at work in it.
     for left in home.parent.glob(f".{home.name}.*"):

@@ -15,7 +15,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("guests", "tests that boot a guest")
     group.addoption("--suite", default=USUAL_SUITE, help="of the kernel, and of its roots")
     group.addoption("--kernel-version", help="Debian version of its source; default: the newest")
-    caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    # Not Path.home(): a user without a name has none.
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or f"{os.environ.get('HOME', '')}/.cache")
     group.addoption(
         "--cache", type=Path, default=caches / "cplayground-kernel", help="roots, what accel works"
     )

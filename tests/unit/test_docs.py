@@ -111,8 +111,8 @@ def test_every_exit_status_is_documented() -> None:
         for value in vars(errors).values()
         if isinstance(value, type) and issubclass(value, KbuildError)
     }
-    interrupted = 128 + signal.SIGINT
-    assert {int(row) for row in rows} == statuses | {interrupted}
+    interrupted, closed = 128 + signal.SIGINT, 128 + signal.SIGPIPE
+    assert {int(row) for row in rows} == statuses | {interrupted, closed}
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

@@ -66,6 +66,7 @@ case "$*" in
     cat > "$(dirname "$0")/invoke" <<'END'
 #!/bin/sh
 pwd > "$STATE/cwd"
+echo "$PYTHONUTF8" > "$STATE/utf8"
 if [ "$1" = --search-root ] && [ -x "$2/inv" ]; then shift 2; else echo "in no checkout"; fi
 echo "invoke $*"
 END
@@ -95,7 +96,8 @@ class Checkout:
             self.real(tool)
         for tool in ("sed", "awk", "grep", "rm", "mv", "find", "flock", "touch", "cp", "chmod"):
             self.real(tool)
-        self.real("sleep")
+        for tool in ("sleep", "iconv"):
+            self.real(tool)
         (self.state / "uid").write_text("0\n")
         (self.state / "installed").write_text("first\n")
 
@@ -303,3 +305,17 @@ def test_it_can_be_called_through_a_link_from_anywhere(checkout: Checkout, tmp_p
     assert done.stdout == "invoke --list\n"
     # A relative path that is given to a task is the caller's.
     assert (checkout.state / "cwd").read_text() == f"{tmp_path}\n"
+
+
+def test_the_locale_does_not_decide_how_files_are_read(checkout: Checkout) -> None:
+    assert checkout.inv("--list")[0] == 0
+    assert (checkout.state / "utf8").read_text() == "1\n"
+
+
+def test_a_path_that_python_cannot_write_down_is_refused(checkout: Checkout) -> None:
+    checkout.path = checkout.path.rename(checkout.path.with_name("caf\udce9"))
+    status, out, err = checkout.inv("--list")
+    assert (status, out) == (2, "")
+    assert "not UTF-8: move it" in err
+    assert checkout.calls() == []
+    assert not (checkout.path / ".venv").exists()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import pwd
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +20,7 @@ from invoke.parser import Parser
 from invoke.program import Program
 
 import tasks
-from kbuild import pipeline
+from kbuild import pipeline, source, testing
 from kbuild.errors import BuildError
 from kbuild.model import Settings, Target
 from kbuild.testing import FailedTestsError, TierResult, _judge, read_junit
@@ -309,3 +312,195 @@ def test_the_counts_come_from_the_junit_file(tmp_path: Path) -> None:
     path.write_text("<testsuites><tests")
     assert read_junit(path) == (0, 0)
     assert read_junit(tmp_path / "none") == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["~nouser/x", "/tmp/\udcff", "x" * 300, "/" + "x/" * 2000, "loop/x"],
+    ids=["a home of nobody's", "not UTF-8", "a long name", "a long path", "a loop"],
+)
+@pytest.mark.parametrize("key", ["build_dir", "cache_dir", "fragment"])
+def test_a_path_that_cannot_be_is_the_users_error(
+    key: str, name: str, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    name = name.replace("loop", f"{tmp_path}/loop")
+    if key != "fragment":
+        monkeypatch.setenv(f"INVOKE_{key.upper()}", name)
+    status, out, err = here("explain", *(["--fragment", name] if key == "fragment" else []))
+    assert (status, out) == (2, "")
+    assert f"{key} is " in err
+    assert "which is no usable path" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "directory", "large", "latin-1"])
+def test_a_fragment_that_is_no_text_file_is_the_users_error(
+    kind: str, here: Here, tmp_path: Path
+) -> None:
+    path = tmp_path / "own.config"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "large":
+        path.write_text("# CONFIG_X is not set\n" * 100000)
+    elif kind == "latin-1":
+        path.write_bytes(b"# caf\xe9\n")
+    else:
+        path = Path("/dev/zero")
+    status, _, err = here("explain", "--fragment", str(path))
+    assert status == 2
+    assert f"the configuration {path} cannot be read" in err
+
+
+def test_a_user_without_a_home_hears_of_it(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.delenv("HOME")
+    assert here("fetch", "--offline")[0] == 69  # the places are given, and no home is needed
+    monkeypatch.delenv("INVOKE_CACHE_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    status, _, err = here("explain")
+    assert status == 2
+    assert "home directory" in err
+    assert "XDG_CACHE_HOME" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["build-kernel"],
+        ["build-kernel", "--suite", "all"],
+        ["build-module"],
+        ["package"],
+        ["test"],
+        ["test", "--tier", "vm", "--stock"],
+        ["test", "--suite", "all"],
+        ["mutants"],
+        ["vm", "--command", "true"],
+        ["stress"],
+        ["bench", "procfile"],
+        ["bench", "build"],
+        ["try"],
+    ],
+    ids=" ".join,
+)
+def test_without_root_nothing_is_fetched_in_vain(
+    arguments: list[str], here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: object, **__: object) -> None:
+        raise AssertionError("the archive was asked")
+
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    for name in ("fetch", "resolve"):
+        monkeypatch.setattr(source, name, asked)
+    status, out, err = here(*arguments)
+    assert (status, out) == (2, "")
+    assert "needs root privileges" in err
+    assert "sudo" in err
+
+
+def test_root_is_asked_for_where_it_is_needed(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(testing, "run_tests", lambda *_, **__: ())
+    assert here("test", "--tier", "unit")[0] == 0
+    assert here("--dry", "bench", "procfile")[0] == 0
+    assert here("--dry", "mutants")[0] == 0
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
+    """Let ``explain`` end with an exception of the library's."""
+
+    def fail(error: Exception) -> None:
+        def explain(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(pipeline, "explain", explain)
+
+    return fail
+
+
+def test_a_full_disk_is_the_machines_failure_with_the_place(
+    here: Here, failing: Callable[[Exception], None], tmp_path: Path
+) -> None:
+    failing(OSError(errno.ENOSPC, "No space left on device"))
+    (tmp_path / "build").mkdir()
+    status, _, err = here("explain")
+    assert status == 69
+    assert f"infrastructure error: {tmp_path}/build: No space left on device" in err
+    assert "Traceback" not in err
+
+
+def test_what_nobody_foresaw_is_a_defect_with_its_traceback_and_without_passwords(
+    here: Here, failing: Callable[[Exception], None]
+) -> None:
+    failing(ValueError("from http://user:pw@mirror.example"))
+    status, _, err = here("explain")
+    assert status == 70
+    assert "internal error: ValueError: from http://***@mirror.example" in err
+    assert "Traceback" in err
+    assert "pw" not in err
+
+
+@pytest.mark.parametrize("arguments", ["doctor", "--list", "--help doctor"])
+def test_a_reader_that_has_gone_ends_it_quietly(arguments: str, tmp_path: Path) -> None:
+    invoke = Path(sys.executable).with_name("invoke")
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing) as closed:
+        done = subprocess.run(
+            [invoke, *arguments.split()],
+            cwd=PROJECT,
+            env={**os.environ, "HOME": str(tmp_path), "INVOKE_CACHE_DIR": str(tmp_path / "cache")},
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=100,
+        )
+    assert done.returncode in (141, -signal.SIGPIPE)
+    assert done.stderr == ""
+
+
+def test_an_output_that_is_full_is_said(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "invoke", "doctor"],
+            cwd=PROJECT,
+            env={**os.environ, "HOME": str(tmp_path), "INVOKE_CACHE_DIR": str(tmp_path / "cache")},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=100,
+        )
+    assert done.returncode == 69
+    assert done.stderr.startswith(
+        "infrastructure error: standard output: No space left on device\n"
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_a_locale_without_utf_8_is_refused_and_not_stumbled_over(tmp_path: Path) -> None:
+    strange = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = invoke("explain", home=tmp_path, **strange)
+    assert done.returncode == 2
+    assert "PYTHONUTF8=1" in done.stderr
+    assert "Traceback" not in done.stderr
+    told = invoke("explain", home=tmp_path, **(strange | {"PYTHONUTF8": "1"}))
+    assert told.returncode == 0
+
+
+def test_a_name_of_any_bytes_can_be_printed(tmp_path: Path) -> None:
+    done = invoke(
+        "--dry", "test", "--tier", "unit", "-k", "\udcff", home=tmp_path, LC_ALL="C.UTF-8"
+    )
+    assert done.returncode == 0
+    assert "-k '\\udcff'" in done.stdout
+    assert invoke("explain", "--suite", "\udcff", home=tmp_path).returncode == 2
