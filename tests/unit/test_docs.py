@@ -18,7 +18,11 @@ from kbuild.errors import KbuildError
 from kbuild.vm import outcome
 
 PROJECT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    PROJECT / "README.md",
+    PROJECT / "SECURITY.md",
+    *sorted((PROJECT / "docs").glob("*.md")),
+]
 
 
 def documentation() -> str:

@@ -88,7 +88,7 @@ class Checkout:
         (self.path / "host-packages.txt").write_text(
             "# a comment\nfirst first does things\n\nseen - was here once\nthird a,b c\n"
         )
-        (self.path / "pyproject.toml").write_text("[project]\n")
+        (self.path / "requirements.lock").write_text("one==1 --hash=sha256:00\n")
         fakes = {"dpkg-query": DPKG_QUERY, "apt-get": APT_GET, "sudo": SUDO, "id": ID}
         for name, text in {**fakes, "dpkg": "#!/bin/sh\n", "fakepython": PYTHON}.items():
             self.fake(name, text)
@@ -163,7 +163,10 @@ def test_the_first_run_installs_what_is_missing_and_then_is_invoke(checkout: Che
     assert all(call.endswith("--no-install-recommends seen third") for call in installs)
     assert [call.split()[-1] for call in calls if "update" in call] == ["update"]
     assert calls[-2] == "venv"
+    # Nothing is installed but what the lock has the hash of, and no package's own program is run.
     assert calls[-1].startswith("pip -m pip install")
+    for option in ("--require-hashes", "--only-binary :all:", "--requirement requirements.lock"):
+        assert option in calls[-1]
     assert "installing Debian packages: seen third" in err
     assert "apt-get" in (checkout.path / "build/logs/inv-apt.log").read_text()
 
@@ -195,7 +198,7 @@ def test_current_lists_are_not_fetched_again(checkout: Checkout) -> None:
     assert not [call for call in checkout.calls() if "update" in call]
 
 
-@pytest.mark.parametrize("name", ["host-packages.txt", "pyproject.toml"])
+@pytest.mark.parametrize("name", ["host-packages.txt", "requirements.lock"])
 def test_a_changed_list_is_noticed(checkout: Checkout, name: str) -> None:
     checkout.inv()
     checkout.calls()
