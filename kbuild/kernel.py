@@ -20,6 +20,7 @@ from kbuild import (
     compilers,
     fastpath,
     fs,
+    interrupted,
     kconfig,
     progress,
     roots,
@@ -63,6 +64,8 @@ _QUIET_LINE = re.compile(r"^  [A-Z0-9_]+(?: \[M\])?\s")
 _ERROR = re.compile(
     r"(?:\b(?:fatal )?error: |^ERROR: |undefined reference to|\*\*\* |: No such file or directory)"
 )
+# make's own statuses; with any other it was ended by something else.
+_MAKE_ENDS = (0, 1, 2)
 _MAKE_ERROR = re.compile(r"^make(?:\[\d+\])?: \*\*\* ")
 
 
@@ -207,9 +210,10 @@ def build(
 ) -> BuiltKernel:
     """Compile the kernel of ``plan`` below ``home``, or return what lies there when it is current.
 
-    ``distro_image`` and ``distro_headers`` are the unpacked packages of the base.  An
-    interrupted build is taken up where it stopped.  Raises BuildError with the first
-    error of the log, or GuardError when the fast path's proof does not hold.
+    ``distro_image`` and ``distro_headers`` are the unpacked packages of the base.  A build
+    that failed is taken up where it stopped, and one that was cut short where it began: the
+    compiler cache has what it compiled.  Raises BuildError with the first error of the log, or
+    GuardError when the fast path's proof does not hold.
     """
     inputs = plan_inputs(plan, tree.digest, root.digest)
     mark = home / "kernel.json"
@@ -372,6 +376,7 @@ def _compile(
         )
         pahole = int(config.options.get("PAHOLE_VERSION", "0"))
         fastpath.write_pahole(shop.given / "pahole", pahole)
+    interrupted.recover(output)
     _configure(shop)
     exported = shop.home / "Module.symvers"
     if plan.method == "fast":
@@ -426,14 +431,15 @@ def _configure(shop: _Workshop) -> None:
         goal, extra = "olddefconfig", {}
     else:
         goal, extra = "allnoconfig", {"KCONFIG_ALLCONFIG": "/mnt/input/config"}
-    roots.enter(
-        shop.root,
-        [*shop.make, goal],
-        timeout_s=_CONFIGURE_TIMEOUT_S,
-        binds=shop.binds,
-        env={**shop.env, **extra},
-        log=shop.log,
-    )
+    with interrupted.noted(shop.output):
+        roots.enter(
+            shop.root,
+            [*shop.make, goal],
+            timeout_s=_CONFIGURE_TIMEOUT_S,
+            binds=shop.binds,
+            env={**shop.env, **extra},
+            log=shop.log,
+        )
     final = kconfig.read(config, strict=False)
     kconfig.verify(
         final,
@@ -481,7 +487,10 @@ def _make(shop: _Workshop, goals: Sequence[str]) -> None:
     final = kconfig.read(shop.output / ".config", strict=False)
     ccache.write_options(shop.given, final)
     versions = symbol_versions.arguments(shop.source, final.options)
-    with compiling(f"compiling {release}", shop.expected, there=there) as on_line:
+    with (
+        interrupted.noted(shop.output),
+        compiling(f"compiling {release}", shop.expected, there=there) as on_line,
+    ):
         completed = roots.enter(
             shop.root,
             [*shop.make, *versions, *goals],
@@ -493,13 +502,16 @@ def _make(shop: _Workshop, goals: Sequence[str]) -> None:
             on_line=on_line,
             network=shop.help.network,
         )
-    if completed.returncode != 0:
-        raise BuildError(
+        failed = BuildError(
             f"the kernel {release} does not build",
             found=first_error(completed.stdout),
             log=shop.log,
             hint="mend it and run the same command again: what is built stays built",
         )
+        if completed.returncode not in _MAKE_ENDS:
+            raise failed
+    if completed.returncode != 0:
+        raise failed
     fs.write_atomic(shop.counts, f"{_count_objects(shop.output)}\n")
 
 

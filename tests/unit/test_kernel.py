@@ -175,7 +175,7 @@ def test_another_revision_is_another_kernel(bench: Bench) -> None:
     assert image.read_text() == "6.1.192-2+cplayground2 (2025-11-16)"
 
 
-def test_an_interrupted_build_goes_on_where_it_stopped(bench: Bench) -> None:
+def test_a_failed_build_goes_on_where_it_stopped(bench: Bench) -> None:
     broken = bench.distro.pristine / "lib/zlast.c"
     toy.write(broken, "int x;\nvoid broken(void)\n#error on purpose\n")
     with pytest.raises(BuildError):
@@ -187,6 +187,22 @@ def test_an_interrupted_build_goes_on_where_it_stopped(bench: Bench) -> None:
     bench.build()
     assert "  CC      lib/zlast.o" in bench.log()
     assert "  CC      fs/open.o" not in bench.log()
+
+
+def test_an_object_of_a_build_that_was_cut_short_is_made_again(bench: Bench) -> None:
+    built = bench.build()
+    whole = (built.output / "fs/open.o").read_bytes()
+    header = bench.home / "tree/include/linux/fdtable.h"
+    os.utime(header)  # every object is to be made again
+    toy.write(bench.home / "tree/cut", "open.o\n")
+    (bench.home / "cloud-amd64/kernel.json").unlink()
+    with pytest.raises(BuildError, match="does not build"):
+        bench.build()
+    assert (built.output / "fs/open.o").read_bytes() != whole
+    (bench.home / "tree/cut").unlink()
+    again = bench.build()
+    assert (again.output / "fs/open.o").read_bytes() == whole
+    assert not list((bench.home / "cloud-amd64").glob("*.making"))
 
 
 def test_the_first_error_is_shown_with_its_lines(bench: Bench) -> None:
