@@ -32,12 +32,20 @@ _PYTHON_NEEDED = (3, 11)
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; ``remedy`` says what to do when it is not ``ok``."""
+    """One thing that was looked at.
+
+    ``detail`` is a fact, or the reason in sentences when it is not ``ok``; ``remedy`` then says
+    in sentences what to do.
+    """
 
     name: str
     ok: bool
     detail: str
     remedy: str = ""
+
+
+def _judged(name: str, ok: bool, fact: str, reason: str, remedy: str) -> Finding:
+    return Finding(name, True, fact) if ok else Finding(name, False, reason, remedy)
 
 
 @dataclass(frozen=True)
@@ -90,8 +98,11 @@ def check(settings: Settings) -> tuple[Finding, ...]:
             findings.extend(section(settings))
         except (KbuildError, OSError, ValueError, KeyError) as error:
             name = section.__name__.strip("_").replace("_", " ")
-            hint = error.hint if isinstance(error, KbuildError) else None
-            findings.append(Finding(name, False, f"could not be checked: {error}", hint or ""))
+            what, hint = f"{type(error).__name__}: {error}", ""
+            if isinstance(error, KbuildError):
+                what, hint = error.what, error.hint or ""
+            reason = f"This could not be checked. {_sentence(what)}"
+            findings.append(Finding(name, False, reason, _sentence(hint)))
     return tuple(findings)
 
 
@@ -119,42 +130,46 @@ def render(findings: tuple[Finding, ...], *, width: int | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _sentence(text: str) -> str:
+    """Return an error's words, which begin small and end without a stop, as a sentence."""
+    text = text.strip().rstrip(".")
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
 def _programs(settings: Settings) -> Iterator[Finding]:
-    lacking: list[str] = []
     for package in host_packages(settings.project / "host-packages.txt"):
         for need in package.needs:
             found = Path(need) if need.startswith("/") and Path(need).exists() else which(need)
-            if found is None:
-                lacking.append(package.name)
-                yield Finding(
-                    need,
-                    False,
-                    f"not found; it {package.why}",
-                    f"apt-get install --no-install-recommends {package.name}"
-                    " (as root), or let ./inv do it",
-                )
-            else:
-                yield Finding(need, True, str(found))
+            yield _judged(
+                need,
+                found is not None,
+                str(found),
+                f"It is not there. It belongs to {package.name}, which {package.why}.",
+                f"Run 'apt-get install --no-install-recommends {package.name}' as root,"
+                " or let ./inv do it.",
+            )
 
 
 def _python(settings: Settings) -> Iterator[Finding]:
     running = ".".join(str(part) for part in sys.version_info[:3])
     wanted = ".".join(str(part) for part in _PYTHON_NEEDED)
-    yield Finding(
+    yield _judged(
         "Python",
         sys.version_info >= _PYTHON_NEEDED,
         f"{running} at {sys.executable}",
-        f"Python {wanted} or newer is needed; Debian 12 has it: remove .venv and run ./inv",
+        f"{sys.executable} is Python {running}, and the tasks need {wanted} or newer.",
+        "Debian 12 has it. Remove .venv and run ./inv.",
     )
 
 
 def _privileges(settings: Settings) -> Iterator[Finding]:
     uid = os.geteuid()
-    yield Finding(
+    yield _judged(
         "privileges",
         uid == 0,
-        "root" if uid == 0 else f"uid {uid}",
-        "making and entering the roots that compilers run in needs root: sudo ./inv ...",
+        "root",
+        f"The user {uid} is not root, who makes and enters the roots that compilers run in.",
+        "Run 'sudo ./inv ...'.",
     )
 
 
@@ -162,24 +177,29 @@ def _places(settings: Settings) -> Iterator[Finding]:
     try:
         request.check_places(settings)
     except KbuildError as error:
-        yield Finding("places", False, error.what, error.hint or "")
+        yield Finding("places", False, _sentence(error.what), _sentence(error.hint or ""))
 
 
 def _resources(settings: Settings) -> Iterator[Finding]:
     for what, path in (("disk for build/", settings.build), ("disk for caches", settings.cache)):
         free = shutil.disk_usage(_existing(path)).free
-        yield Finding(
+        fact = f"{progress.size(free)} free at {path}, about {progress.size(DISK_NEEDED)} needed"
+        yield _judged(
             what,
             free >= DISK_NEEDED,
-            f"{progress.size(free)} free at {path}, about {progress.size(DISK_NEEDED)} needed",
-            "make room ('invoke clean --unused 30'), or put XDG_CACHE_HOME on another disk",
+            fact,
+            f"{path} has {progress.size(free)} free, and a cold build needs about"
+            f" {progress.size(DISK_NEEDED)}.",
+            "Make room ('./inv clean --unused 30'), or put XDG_CACHE_HOME on another disk.",
         )
     memory = memory_available(Path("/proc/meminfo").read_text(encoding="ascii"))
-    yield Finding(
+    needed = progress.size(MEMORY_NEEDED)
+    yield _judged(
         "memory",
         memory >= MEMORY_NEEDED,
-        f"{progress.size(memory)} available, {progress.size(MEMORY_NEEDED)} needed",
-        "end other programs, or use fewer --jobs",
+        f"{progress.size(memory)} available, {needed} needed",
+        f"Only {progress.size(memory)} is available, and compilers and guests need {needed}.",
+        "End other programs, or use fewer --jobs.",
     )
     cores = len(os.sched_getaffinity(0))
     yield Finding("cores", True, f"{cores} usable, {settings.jobs} jobs asked for")
@@ -213,22 +233,24 @@ def _mirrors(settings: Settings) -> Iterator[Finding]:
     """The archives that fetch would ask; none of them is asked now."""
     found = mirror.find(settings)
     for name, urls in (("mirror", found.main), ("mirror (security)", found.security)):
-        yield Finding(
+        yield _judged(
             name,
             bool(urls),
-            ", ".join(urls) or "none in apt's configuration",
-            "give one with --mirror URL",
+            ", ".join(urls),
+            "Apt's configuration names none.",
+            "Give one with --mirror URL.",
         )
 
 
 def _caches(settings: Settings) -> Iterator[Finding]:
     parts = sorted(settings.cache.iterdir()) if settings.cache.is_dir() else []
     sizes = [f"{part.name} {progress.size(fs.disk_usage(part))}" for part in parts if part.is_dir()]
-    yield Finding(
+    yield _judged(
         "caches",
         os.access(_existing(settings.cache), os.W_OK),
         f"{settings.cache}: {', '.join(sizes) or 'empty'}; safe to delete",
-        f"{settings.cache} cannot be written: correct its owner, or set XDG_CACHE_HOME",
+        f"{settings.cache} cannot be written.",
+        "Correct its owner, or set XDG_CACHE_HOME.",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -88,7 +89,7 @@ def test_a_check_that_fails_itself_is_a_finding(settings: Settings) -> None:
     (settings.project / "host-packages.txt").unlink()
     found = by_name(settings)
     assert not found["programs"].ok
-    assert "could not be checked" in found["programs"].detail
+    assert found["programs"].detail.startswith("This could not be checked. FileNotFoundError: ")
     assert found["Python"].ok  # and the others are made all the same
 
 
@@ -96,11 +97,11 @@ def test_no_mirror_is_a_finding_with_the_errors_own_hint(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none(settings: Settings) -> Mirrors:
-        raise InfrastructureError("no mirror is configured", hint="give one with --mirror")
+        raise InfrastructureError("no mirror is configured", hint="give one with --mirror URL")
 
     monkeypatch.setattr(mirror, "find", none)
     finding = by_name(settings)["mirrors"]
-    assert (finding.ok, finding.remedy) == (False, "give one with --mirror")
+    assert (finding.ok, finding.remedy) == (False, "Give one with --mirror URL.")
 
 
 def test_mirrors_are_shown_and_a_missing_half_is_named(settings: Settings) -> None:
@@ -121,7 +122,7 @@ def test_disk_space(
     found = by_name(settings)
     assert found["disk for build/"].ok is ok
     assert found["disk for caches"].ok is ok
-    assert bool(found["disk for caches"].remedy)
+    assert bool(found["disk for caches"].remedy) is not ok
 
 
 def test_memory() -> None:
@@ -181,6 +182,31 @@ def test_rendering() -> None:
     )
     assert not doctor.healthy(findings)
     assert doctor.healthy(findings[:1])
+
+
+def test_what_is_wrong_is_said_in_sentences(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(settings: Settings) -> Mirrors:
+        raise InfrastructureError("no mirror is configured")
+
+    project_list = (PROJECT / "host-packages.txt").read_text()
+    (settings.project / "host-packages.txt").write_text(project_list.replace("/usr/", "/none/"))
+    settings.cache.touch()
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(shutil, "disk_usage", usage(5))
+    monkeypatch.setattr(doctor, "MEMORY_NEEDED", 1 << 60)
+    monkeypatch.setattr(doctor, "_PYTHON_NEEDED", (4, 0))
+    for find in (none, lambda settings: Mirrors((), ())):
+        monkeypatch.setattr(mirror, "find", find)
+        bad = [finding for finding in doctor.check(settings) if not finding.ok]
+        assert len(bad) > 30
+        for finding in bad:
+            for said in (finding.detail, finding.remedy):
+                assert re.fullmatch(r"([A-Z/].*\w.*\.)?", said), finding
+            assert len(finding.detail.split()) > 3, finding
+            assert not re.search(r"\.\.$|; it |which (the|a|children)\b", finding.detail), finding
 
 
 def test_a_place_that_cannot_be_is_named(settings: Settings) -> None:
