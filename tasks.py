@@ -8,7 +8,6 @@ defaults, in Invoke's own order.
 from __future__ import annotations
 
 import codecs
-import contextlib
 import functools
 import inspect
 import io
@@ -54,6 +53,7 @@ from kbuild import stress as stresses
 from kbuild.errors import DefectError, KbuildError, LostDependencyError, UserError, naming
 from kbuild.generations import Step
 from kbuild.model import Settings, Target
+from kbuild.run import Interrupted, interruptible
 from kbuild.secrets import redact
 from kbuild.vm import session, shell
 
@@ -258,15 +258,17 @@ def _command(
                     request.check_places(settings)
                 if root is not None and not settings.dry and root(extra):
                     roots.check_privileges()
-                status = body(settings, target, **extra)
+                with interruptible():
+                    status = body(settings, target, **extra)
             except Exit:
                 raise
-            except KeyboardInterrupt:
-                raise Exit("interrupted; the same command takes it up again", 130) from None
+            except KeyboardInterrupt as error:
+                signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+                _say_last("interrupted; the same command takes it up again")
+                raise Exit(code=128 + signum) from None
             except Exception as error:
                 known = _known(error, places)
-                with contextlib.suppress(OSError):
-                    print(f"{known.kind} error: {known}", file=sys.stderr)
+                _say_last(f"{known.kind} error: {known}")
                 raise Exit(code=known.exit_status) from error
             if status:
                 raise Exit(code=status)
@@ -292,6 +294,15 @@ def _command(
         )
 
     return decorate
+
+
+def _say_last(text: str) -> None:
+    """Write a line to standard error, if there still is one: a terminal may be gone."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        # Python would try again at its end, and exit with a status of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _is_number(parameter: inspect.Parameter) -> bool:

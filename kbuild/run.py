@@ -17,9 +17,10 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import BinaryIO, Self
 
 from kbuild.errors import (
@@ -64,6 +65,8 @@ _NO_ROOM = re.compile(
 # With less than this at hand, a program that failed has met a full disk, whatever it says.
 _FULL = 64 * 1024  # bytes
 _GRACE_S = 5.0
+_EMPTYING_S = 5.0
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 Arg = str | os.PathLike[str]
 
@@ -79,6 +82,38 @@ class Completed:
     seconds: float
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal that ends a run as Ctrl-C does: children end, and scratch is removed."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise :class:`Interrupted` in the block for SIGTERM and SIGHUP; for the main thread only.
+
+    Only the first signal counts: another must not disturb the cleaning up.  A signal that is
+    ignored on entry, as by nohup(1), stays ignored.
+    """
+    over = False
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        nonlocal over
+        if not over:
+            over = True
+            raise Interrupted(signum)
+
+    caught = [one for one in _ENDING if signal.getsignal(one) is not signal.SIG_IGN]
+    before = {one: signal.signal(one, end) for one in caught}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the allow-listed environment, in the C.UTF-8 locale, with ``extra`` on top."""
     env = {name: os.environ[name] for name in _INHERITED if name in os.environ}
@@ -92,6 +127,17 @@ def which(program: str) -> Path | None:
     """Find ``program`` where :func:`run` would, the administrator's directories included."""
     found = shutil.which(program, path=environment()["PATH"])
     return Path(found) if found else None
+
+
+def need(program: str, *, cwd: Path | None = None) -> str:
+    """Return ``program``; raises LostDependencyError when it is not on this machine."""
+    there = Path(cwd or ".", program).exists() if "/" in program else which(program) is not None
+    if not there:
+        raise LostDependencyError(
+            f"the program {program!r} is not on this machine",
+            hint="run 'invoke doctor', which names the package",
+        )
+    return program
 
 
 def describe_status(returncode: int) -> str:
@@ -123,14 +169,8 @@ def start(
     command = [os.fspath(a) for a in argv]
     if die_with_parent:
         command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
-    program = os.fspath(argv[0])
     # setpriv would turn a missing program into an exit status of its own.
-    there = Path(cwd or ".", program).exists() if "/" in program else which(program) is not None
-    if not there:
-        raise LostDependencyError(
-            f"the program {program!r} is not on this machine",
-            hint="run 'invoke doctor', which names the package",
-        )
+    program = need(os.fspath(argv[0]), cwd=cwd)
     logger.debug("run: %s", shlex.join(os.fspath(a) for a in argv))
     try:
         return subprocess.Popen(
@@ -156,7 +196,8 @@ def stop(process: subprocess.Popen[bytes], *, grace_s: float = _GRACE_S) -> int:
     """End a program started by :func:`start`, children included, and return its status.
 
     The whole session is asked with SIGTERM; ``grace_s`` seconds later, or as soon as the
-    program itself is gone, SIGKILL ends what is left of it.
+    program itself is gone, SIGKILL ends what is left of it.  Nothing of it writes any more
+    when this returns.
     """
     if process.returncode is None:
         _signal_session(process, signal.SIGTERM)
@@ -165,12 +206,27 @@ def stop(process: subprocess.Popen[bytes], *, grace_s: float = _GRACE_S) -> int:
         while not _ended(process) and time.monotonic() < deadline:
             time.sleep(0.02)
         _signal_session(process, signal.SIGKILL)
-    return process.wait(timeout=grace_s)
+        process.wait(timeout=grace_s)
+        # A PID namespace ends after the program that made it.
+        deadline = time.monotonic() + _EMPTYING_S
+        while _works(process) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    return process.returncode
 
 
 def _signal_session(process: subprocess.Popen[bytes], signum: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signum)
+
+
+def _works(process: subprocess.Popen[bytes]) -> bool:
+    """Tell whether a session has a process that has not ended; init(1) may be slow to reap."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(group) == process.pid and state not in "ZX":
+                return True
+    return False
 
 
 def _ended(process: subprocess.Popen[bytes]) -> bool:

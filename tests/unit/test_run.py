@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from kbuild.errors import BuildError, InfrastructureError, LostDependencyError
-from kbuild.run import describe_status, environment, run, start, stop, which
+from kbuild.run import (
+    Interrupted,
+    describe_status,
+    environment,
+    interruptible,
+    run,
+    start,
+    stop,
+    which,
+)
 
 SH = ("sh", "-c")
 
@@ -234,3 +243,39 @@ def test_a_program_beside_the_working_directory(tmp_path: Path) -> None:
 
 def test_arguments_are_not_a_shell_string() -> None:
     assert run(["echo", "$HOME; `id` *"], timeout_s=20).stdout == "$HOME; `id` *\n"
+
+
+def test_a_signal_interrupts_once_and_the_former_handler_comes_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    cleaned = False
+    with pytest.raises(Interrupted) as caught, interruptible():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            # An impatient second one does not disturb the cleaning up.
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGHUP)
+            cleaned = True
+    assert cleaned
+    assert caught.value.signum == signal.SIGTERM
+    assert isinstance(caught.value, KeyboardInterrupt)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_child_hears_signals_that_its_parent_has_caught(tmp_path: Path) -> None:
+    with interruptible():
+        assert run([*SH, "kill -TERM $$"], timeout_s=20, check=False).returncode == -15
+
+
+def test_a_namespace_has_ended_when_stop_returns(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("a PID namespace needs root privileges")
+    inside = "trap '' TERM; while :; do echo >> alive; done"
+    process = start(["unshare", "--pid", "--fork", "--kill-child", *SH, inside], cwd=tmp_path)
+    deadline = time.monotonic() + 10
+    while not (tmp_path / "alive").exists():
+        assert time.monotonic() < deadline
+    stop(process, grace_s=0.2)
+    (tmp_path / "alive").unlink()
+    time.sleep(0.3)
+    assert not (tmp_path / "alive").exists()

@@ -10,6 +10,7 @@ import pwd
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -504,3 +505,81 @@ def test_a_name_of_any_bytes_can_be_printed(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "-k '\\udcff'" in done.stdout
     assert invoke("explain", "--suite", "\udcff", home=tmp_path).returncode == 2
+
+
+# Fetches as a run does that is at work: a child runs, and there is scratch.
+AT_WORK = """
+import logging
+from invoke.program import Program
+import tasks
+from kbuild import fs
+from kbuild.run import run
+def fetch(settings, target):
+    with fs.fresh_directory(settings.cache / "tree"):
+        run(["sh", "-c", "echo $$ > {0}; trap 'exit 0' TERM; while :; do sleep 0.1; done"],
+            timeout_s=60)
+tasks.source.fetch = fetch
+Program(namespace=tasks.ns).run(["invoke", "fetch"])
+"""
+
+
+def at_work(home: Path, **options: object) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a run, and return it with the number of its child once there is one."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", AT_WORK.replace("{0}", str(home / "pid"))],
+        cwd=PROJECT,
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "INVOKE_BUILD_DIR": str(home / "build"),
+            "INVOKE_CACHE_DIR": str(home / "cache"),
+        },
+        start_new_session=True,
+        **options,  # type: ignore[call-overload]
+    )
+    deadline = time.monotonic() + 60
+    while not ((home / "pid").exists() and (home / "pid").read_text().strip()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    return process, int((home / "pid").read_text())
+
+
+def is_over(home: Path, child: int) -> bool:
+    """Tell whether a run's child has ended, and whether its scratch is gone."""
+    return not Path(f"/proc/{child}").exists() and not list((home / "cache").glob(".tree.*"))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_run_its_children_and_its_scratch(
+    signum: signal.Signals, tmp_path: Path
+) -> None:
+    process, child = at_work(tmp_path, stderr=subprocess.PIPE)
+    assert list((tmp_path / "cache").glob(".tree.*"))
+    process.send_signal(signum)
+    said = process.communicate(timeout=30)[1].decode()
+    assert process.returncode == 128 + signum
+    assert is_over(tmp_path, child)
+    assert said.splitlines()[-1:] == ["interrupted; the same command takes it up again"]
+    assert "Traceback" not in said
+
+
+def test_a_run_whose_terminal_is_gone_ends_the_same(tmp_path: Path) -> None:
+    ours, its = os.openpty()
+    process, child = at_work(tmp_path, stdin=its, stdout=its, stderr=its)
+    os.close(its)
+    os.close(ours)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=30) == 128 + signal.SIGHUP
+    assert is_over(tmp_path, child)
+
+
+def test_a_run_that_ignores_sighup_goes_on(tmp_path: Path) -> None:
+    process, child = at_work(
+        tmp_path, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    )
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert is_over(tmp_path, child)
