@@ -251,7 +251,8 @@ def compile_bpf(settings: Settings, place: Lab, btf: bytes, out: Path) -> Path:
             timeout_s=60,
             binds=binds,
         )
-        (scratch / "vmlinux.h").write_text(types.stdout)
+        # By rename: the root could write there, and may have left a link.
+        fs.write_atomic(scratch / "vmlinux.h", types.stdout)
         roots.enter(
             root,
             [

@@ -374,8 +374,18 @@ def read_changes(path: Path) -> tuple[Package, ...]:
 
 
 def _listed(changes: Path) -> list[str]:
+    """Return the names in a .changes file; they and the files come out of the root, unchecked."""
     with changes.open() as stream:
-        return [entry["name"] for entry in Changes(stream)["Checksums-Sha256"]]
+        names = [entry["name"] for entry in Changes(stream)["Checksums-Sha256"]]
+    for name in names:
+        file = changes.parent / name
+        if Path(name).name != name or file.is_symlink() or not file.is_file():
+            raise BuildError(
+                f"{changes.name} lists what is no file beside it",
+                expected="names of plain files",
+                found=name,
+            )
+    return names
 
 
 def lint(root: Root, changes: Sequence[Path], *, log: Path) -> None:

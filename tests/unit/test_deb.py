@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -248,7 +249,9 @@ class FakeBuilder:
 ROOT = Root("bookworm", Path("/nowhere"), "digest")
 
 
-def build(tmp_path: Path, builder: FakeBuilder, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def build(
+    tmp_path: Path, builder: Callable[..., Completed], monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
     monkeypatch.setattr(roots, "enter", builder)
     kernel = fake_kernel.kernel(tmp_path)
     packages = deb.build_kernel_packages(
@@ -502,3 +505,33 @@ def test_control_lines_fit() -> None:
         for line in path.read_text().splitlines():
             if re.match(r"^ \S", line) and "{{" not in line:
                 assert len(line) <= 80, f"{path}: {line}"
+
+
+@pytest.mark.parametrize(
+    "planted", ["../precious", "/{0}/precious", "link", "pipe", "away/precious"]
+)
+def test_a_root_names_no_file_of_the_host_as_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
+) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("of the host")
+    name = planted.format(tmp_path)
+    usual = FakeBuilder()
+
+    def enter(
+        root: Root, argv: Sequence[Arg], *, binds: Sequence[roots.Bind], **options: object
+    ) -> Completed:
+        done = usual(root, argv, binds=binds, **options)  # type: ignore[arg-type]
+        work = binds[0].source
+        (work / "link").symlink_to(precious)
+        (work / "away").symlink_to(tmp_path)
+        os.mkfifo(work / "pipe")
+        (changes,) = work.glob("*.changes")
+        changes.write_text(changes.read_text() + f" {'0' * 64} 11 {name}\n")
+        return done
+
+    with pytest.raises(BuildError, match="no file beside it") as caught:
+        build(tmp_path, enter, monkeypatch)
+    assert caught.value.found == name
+    assert precious.read_text() == "of the host"
+    assert not (tmp_path / "debs").exists()
