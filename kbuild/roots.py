@@ -20,7 +20,7 @@ from pathlib import Path
 from kbuild import fs, mirror, stamp, suites
 from kbuild.errors import BuildError, InfrastructureError, TrustError, UserError
 from kbuild.model import Root, Settings
-from kbuild.run import Arg, Completed, run
+from kbuild.run import Arg, Completed, need, run
 from kbuild.secrets import redact_bytes
 
 logger = logging.getLogger(__name__)
@@ -75,6 +75,12 @@ GUEST_PACKAGES = (
 )
 
 _MAKE_TIMEOUT_S = 1800.0
+# The kernel undoes mounts of a namespace when the last process in it is gone, killed or not.
+# The end of the first process, at the latest with ours, ends all the others.
+_OWN_PROCESSES = (
+    *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc"),
+    *("--mount", "--propagation", "private", "--"),
+)
 _FORMAT = "1"
 # What apt says of an InRelease that is past its Valid-Until.
 _EXPIRED = re.compile(r"Release file for \S+ is expired[^\n]*")
@@ -192,10 +198,9 @@ def _bootstrap(
     with fs.fresh_directory(home) as scratch:
         completed = _debootstrap(settings, suite, kind, packages, scratch / "root", log)
         _hide_passwords(scratch / "root/etc/apt")
-        listing = run(
-            ["chroot", scratch / "root", "dpkg-query", "-W", "-f", "${Package} ${Version}\\n"],
-            timeout_s=60,
-        ).stdout
+        database = scratch / "root/var/lib/dpkg"
+        query = ["dpkg-query", f"--admindir={database}", "-W", "-f", "${Package} ${Version}\\n"]
+        listing = run(query, timeout_s=60).stdout
         versions = dict(line.split(" ", 1) for line in listing.splitlines())
         fs.write_json(scratch / "packages.json", versions)
         outputs = [scratch / "root", scratch / "packages.json"]
@@ -223,7 +228,8 @@ def _debootstrap(
     try:
         return run(
             [
-                "mmdebstrap",
+                *_OWN_PROCESSES,
+                need("mmdebstrap"),
                 "--mode=root",
                 "--variant=apt",
                 f"--include={','.join(packages)}",

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from kbuild import cleaning, mirror, roots
-from kbuild.errors import InfrastructureError, TrustError, UserError
+from kbuild import cleaning, fs, mirror, roots, run
+from kbuild.errors import InfrastructureError, LostDependencyError, TrustError, UserError
 from kbuild.model import Root, Settings
 from kbuild.roots import Bind
 from tests.unit import toy
@@ -18,7 +22,11 @@ from tests.unit import toy
 MMDEBSTRAP = """#!/bin/sh
 cat >> "$FAKE_LOG"
 while [ $# -gt 2 ]; do shift; done
-mkdir -p "$1"
+mkdir -p "$1/var/lib/dpkg"
+for package in "gcc-12 12.2.0-14" "make 4.3"; do
+    printf 'Package: %s\nVersion: %s\nArchitecture: amd64\n' $package
+    printf 'Status: install ok installed\nMaintainer: x\nDescription: x\n\n'
+done > "$1/var/lib/dpkg/status"
 echo "E: no such mirror"
 exit "$(cat "$FAKE_STATUS")"
 """
@@ -29,12 +37,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     tools = tmp_path / "bin"
     log, status = tmp_path / "sources", tmp_path / "status"
     script = MMDEBSTRAP.replace("$FAKE_LOG", str(log)).replace("$FAKE_STATUS", str(status))
-    for name, text in (
-        ("mmdebstrap", script),
-        ("chroot", "#!/bin/sh\nprintf 'gcc-12 12.2.0-14\\nmake 4.3\\n'\n"),
-    ):
-        toy.write(tools / name, text)
-        (tools / name).chmod(0o755)
+    toy.write(tools / "mmdebstrap", script)
+    (tools / "mmdebstrap").chmod(0o755)
     status.write_text("0")
     monkeypatch.setenv("PATH", f"{tools}:{toy.FAKE_TOOLS}:{os.environ['PATH']}")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
@@ -150,3 +154,92 @@ def test_a_command_sees_what_is_bound_and_the_environment_that_is_given(
         timeout_s=20,
     )
     assert done.stdout == "content 42 UTC\n"
+
+
+# Mounts as mmdebstrap does, the host's own files among them, and then is long at work.
+MOUNTS = """#!/bin/sh
+cat > /dev/null
+while [ $# -gt 2 ]; do shift; done
+mkdir -p "$1/dev/shm" "$1/sys"
+mount --rbind {precious} "$1/dev/shm" && mount -t tmpfs tmpfs "$1/sys" || exit 1
+touch {begun}
+while :; do date > "$1/alive" && sleep 0.02; done
+"""
+MAKES_A_ROOT = """
+import sys
+from pathlib import Path
+from kbuild import mirror, roots
+from kbuild.model import Settings
+from kbuild.run import interruptible
+mirror.sources_list = lambda settings, suite: ""
+here = Path(sys.argv[1])
+settings = Settings(project=here, build=here / "build", cache=here / "cache")
+with interruptible():
+    roots.make_root(settings, "bookworm", "compile", ["make"])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root privileges")
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_run_that_ends_while_it_makes_a_root_leaves_nothing_mounted(
+    signum: signal.Signals, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, precious = settings.project, settings.project / "precious"
+    toy.write(precious / "shared memory", "of the host")
+    tool = here / "bin/mmdebstrap"
+    usual = tool.read_text()
+    tool.write_text(MOUNTS.format(precious=precious, begun=here / "begun"))
+    path = os.environ["PATH"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAKES_A_ROOT, str(here)],
+        cwd=Path(__file__).parents[2],
+        env={"PATH": path.replace(str(toy.FAKE_TOOLS), "/usr/bin"), "HOME": str(here)},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not (here / "begun").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    assert fs.mounts_below(here) == []
+    process.send_signal(signum)
+    process.wait(timeout=30)
+    roots_there = settings.cache / "roots"
+    if signum is not signal.SIGKILL:
+        assert [one.name for one in roots_there.iterdir() if one.suffix != ".lock"] == []
+    # The next run takes up what is left of a killed one.
+    tool.write_text(usual)
+    made = roots.make_root(settings, "bookworm", "compile", ["make"])
+    assert sorted(one.name for one in roots_there.iterdir()) == [
+        made.path.parent.name,
+        f"{made.path.parent.name}.lock",
+    ]
+    assert (precious / "shared memory").read_text() == "of the host"
+    assert fs.mounts_below(here) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root privileges")
+def test_a_leftover_with_something_mounted_is_named_and_stays(settings: Settings) -> None:
+    precious = settings.project / "precious"
+    toy.write(precious / "file", "of the host")
+    home = roots.root_path(settings, "bookworm", "compile", ["make"])
+    point = home.with_name(f".{home.name}.old") / "root/dev/shm"
+    point.mkdir(parents=True)
+    subprocess.run(["mount", "--bind", precious, point], check=True)
+    try:
+        with pytest.raises(InfrastructureError, match="is not removed") as caught:
+            roots.make_root(settings, "bookworm", "compile", ["make"])
+    finally:
+        subprocess.run(["umount", point], check=True)
+    assert str(point) in (caught.value.found or "")
+    assert (precious / "file").read_text() == "of the host"
+    assert bootstraps(settings) == 0
+
+
+def test_a_tool_that_is_not_there_is_named_before_anything_is_made(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "which", lambda program: None)
+    with pytest.raises(LostDependencyError, match="mmdebstrap"):
+        roots.make_root(settings, "bookworm", "compile", ["make"])
+    with pytest.raises(LostDependencyError, match="bwrap"):
+        roots.enter(Root("bookworm", settings.project, "digest"), ["true"], timeout_s=20)
