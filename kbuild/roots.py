@@ -76,11 +76,11 @@ GUEST_PACKAGES = (
 
 _MAKE_TIMEOUT_S = 1800.0
 # The kernel undoes mounts of a namespace when the last process in it is gone, killed or not.
+_OWN_MOUNTS = ("unshare", "--mount", "--propagation", "private", "--")
 # The end of the first process, at the latest with ours, ends all the others.
-_OWN_PROCESSES = (
-    *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc"),
-    *("--mount", "--propagation", "private", "--"),
-)
+_OWN_PROCESSES = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *_OWN_MOUNTS[1:])
+# Debian's own Python: the bindings of libseccomp are a package of its.
+_SANDBOX = ("/usr/bin/python3", "-I", Path(__file__).with_name("sandbox.py"))
 _FORMAT = "1"
 # What apt says of an InRelease that is past its Valid-Until.
 _EXPIRED = re.compile(r"Release file for \S+ is expired[^\n]*")
@@ -300,15 +300,19 @@ def command(
     network: bool = False,
 ) -> list[Arg]:
     """Return the command line that :func:`enter` runs; ``network`` leaves it the host's."""
-    command: list[Arg] = ["bwrap", "--bind" if writable else "--ro-bind", root.path, "/"]
-    command += ["--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp"]
+    command: list[Arg] = [*_OWN_MOUNTS, *_SANDBOX]
+    command += ["--writable-root", "--"] if writable else ["--"]
+    command += [need("bwrap"), "--bind" if writable else "--ro-bind", root.path, "/"]
+    command += ["--dev", "/dev", "--proc", "/proc", "--remount-ro", "/proc"]
+    command += ["--perms", "1777", "--tmpfs", "/tmp"]
     # Only tmpfs gives a read-only root the mount points that the binds need.
     command += [] if writable else ["--tmpfs", "/mnt"]
     for bind in binds:
         command += ["--bind" if bind.writable else "--ro-bind", bind.source, bind.target]
+    # The sandbox takes no bind after this one.
+    command += ["--clearenv", "--chdir", cwd]
     command += [] if network else ["--unshare-net"]
-    command += ["--unshare-pid", "--unshare-ipc", "--unshare-uts"]
-    command += ["--die-with-parent", "--cap-add", "ALL", "--clearenv", "--chdir", cwd]
+    command += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--die-with-parent"]
     base = {
         "HOME": "/tmp",
         "LANG": "C.UTF-8",
