@@ -148,17 +148,23 @@ def _mapped(source: str, namespace: int, *, writable: bool) -> int:
     return int(tree)
 
 
-def _stage(arguments: list[str], namespace: int) -> list[str]:
-    """Mount what the options bind below one directory, and return the options with these paths."""
+def _mapped_binds(arguments: list[str], namespace: int) -> dict[int, int]:
+    """Return a mapped mount for each bind of the options, by the place of its source there."""
+    return {
+        at + 1: _mapped(arguments[at + 1], namespace, writable=word == "--bind")
+        for at, word in enumerate(arguments[: arguments.index("--clearenv")])
+        if word in ("--bind", "--ro-bind")
+    }
+
+
+def _stage(arguments: list[str], trees: dict[int, int]) -> list[str]:
+    """Attach the mounts below one directory, and return the options with their paths there."""
     staged = list(arguments)
-    trees: dict[int, int] = {}
-    for at, word in enumerate(arguments[: arguments.index("--clearenv")]):
-        if word in ("--bind", "--ro-bind"):
-            trees[at + 1] = _mapped(arguments[at + 1], namespace, writable=word == "--bind")
+    # From here on, sources below this directory are hidden.
     _checked(_libc.mount(b"tmpfs", _STAGE.encode(), b"tmpfs", 0, b"mode=755"), _STAGE)
     for at, tree in trees.items():
         point = Path(_STAGE, str(at))
-        if Path(arguments[at]).is_dir():
+        if stat.S_ISDIR(os.fstat(tree).st_mode):
             point.mkdir()
         else:
             point.touch()
@@ -190,10 +196,12 @@ def main(options: list[str], command: list[str]) -> None:
     capabilities = [*_FILES, *_PACKAGES] if writable else []
     try:
         namespace = _user_namespace()
-        arguments = _stage(arguments, namespace)
+        trees = _mapped_binds(arguments, namespace)
     except OSError:
+        # bwrap itself says what is wrong with a source that is not there.
         pass
     else:
+        arguments = _stage(arguments, trees)
         _become_root_of(namespace)
         capabilities = capabilities or [*_FILES]
     calls = call_filter(set_user_id=writable)

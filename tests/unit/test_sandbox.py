@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from kbuild import roots, run
+from kbuild.errors import BuildError
 from kbuild.model import Root
 from kbuild.roots import Bind
 
@@ -96,6 +97,52 @@ def test_it_is_nobody_on_the_host_and_its_files_are_roots(place: Path) -> None:
     assert (place / "out/old").read_text() == "new\n"
     made = [path.stat() for path in (place / "out/old", place / "out/d")]
     assert [(one.st_uid, one.st_gid) for one in made] == [(0, 0)] * 2
+
+
+def test_a_checkout_below_mnt_is_found(place: Path) -> None:
+    # Where the sandbox attaches its mounts; in a namespace of our own, for the host may have one.
+    code = textwrap.dedent("""
+        from pathlib import Path
+        from kbuild import roots
+        from kbuild.model import Root
+        from kbuild.roots import Bind
+        done = roots.enter(
+            Root("bookworm", Path("/mnt/root"), "digest"),
+            ["sh", "-c", "cat /mnt/given /mnt/dir/file /proc/self/uid_map"],
+            binds=[
+                Bind(Path("/usr"), "/usr"),
+                Bind(Path("/mnt/given/file"), "/mnt/given"),
+                Bind(Path("/mnt/given"), "/mnt/dir"),
+            ],
+            timeout_s=60,
+        )
+        print(done.stdout)
+    """)
+    script = 'mount --bind "$1" /mnt && exec "$2" -c "$3"'
+    done = subprocess.run(
+        [
+            *("unshare", "--mount", "--propagation", "private"),
+            *("sh", "-c", script, "sh", place, sys.executable, code),
+        ],
+        cwd=PROJECT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith("as it wasas it was")
+    assert int(done.stdout.split()[-2]) >= 1 << 31
+
+
+def test_what_is_not_there_is_named(place: Path) -> None:
+    with pytest.raises(BuildError, match="exit status 1") as caught:
+        roots.enter(
+            Root("bookworm", place / "root", "digest"),
+            ["true"],
+            binds=[Bind(place / "gone", "/mnt/gone")],
+            timeout_s=60,
+        )
+    assert str(place / "gone") in (caught.value.found or "")
+    assert "Traceback" not in (caught.value.found or "")
 
 
 def test_without_mapped_ids_it_has_no_capabilities(place: Path) -> None:
