@@ -12,16 +12,24 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 from kbuild.errors import InfrastructureError, naming
+from kbuild.run import run
 from kbuild.secrets import redact
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 # How mountinfo writes a space, a tab, a newline and a backslash.
 _OCTAL = re.compile(rb"\\([0-7]{3})")
+# A directory with more entries is brought to the disk with its whole file system: one flush of
+# a kernel tree takes seconds, one for each of its 75,000 files takes minutes.
+_SYNCED_ONE_BY_ONE = 64
+_SYNC_TIMEOUT_S = 3600.0
 
 
 def sha256_file(path: Path) -> str:
@@ -47,7 +55,10 @@ def sha256_tree(root: Path) -> str:
 
 
 def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:
-    """Write a file by rename, so that a reader never sees half of it, not even after a crash."""
+    """Write a file by rename, so that a reader never sees half of it, not even after a crash.
+
+    The file and its name are on the disk when this returns.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = content.encode() if isinstance(content, str) else content
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -57,7 +68,7 @@ def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o644) -> None
             stream.flush()
             os.fsync(stream.fileno())
         Path(name).chmod(mode)
-        Path(name).replace(path)
+        rename(Path(name), path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -75,10 +86,69 @@ def write_json(path: Path, value: object) -> None:
     write_atomic(path, redact(json.dumps(value, indent=2, sort_keys=True)) + "\n")
 
 
+def read_json(path: Path, parse: Callable[[Any], T]) -> T | None:
+    """Return what ``parse`` makes of a JSON file of ours; None if it is missing or damaged.
+
+    Damage is logged.  The caller makes the file again, or names the run that does.
+    """
+    try:
+        return parse(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (
+        *(ValueError, LookupError, TypeError, AttributeError, RecursionError),
+        IsADirectoryError,
+    ) as error:
+        logger.warning("%s is damaged: %s", path, error or type(error).__name__)
+        return None
+
+
+def rename(source: Path, path: Path) -> None:
+    """Give a synced file or directory its name, and bring the name to the disk too."""
+    source.rename(path)
+    _sync_one(path.parent)
+
+
+def sync(*paths: Path) -> None:
+    """Bring files, and directories with all below them, to the disk.
+
+    After a power cut a file may be empty that was renamed before its content was written.
+    Raises InfrastructureError when the disk does not take it.
+    """
+    for path in paths:
+        if not path.is_dir():
+            _sync_one(path)
+            continue
+        below = [path]
+        for directory, names, files in os.walk(path):
+            below += (Path(directory, name) for name in (*names, *files))
+            if len(below) > _SYNCED_ONE_BY_ONE:
+                run(
+                    ["sync", "--file-system", path],
+                    timeout_s=_SYNC_TIMEOUT_S,
+                    error=InfrastructureError,
+                )
+                break
+        else:
+            for one in below:
+                if not one.is_symlink() and (one.is_dir() or one.is_file()):
+                    _sync_one(one)
+
+
+def _sync_one(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 @contextlib.contextmanager
 def fresh_directory(path: Path) -> Iterator[Path]:
     """Yield a new directory beside ``path`` that takes its place when the block succeeds.
 
+    Its contents are on the disk before it has the name, so that the name vouches for them.
     An exception removes the new directory and leaves what stood at ``path`` as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,14 +162,15 @@ def fresh_directory(path: Path) -> Iterator[Path]:
 
 
 def replace_directory(new: Path, path: Path) -> None:
-    """Put directory ``new`` at ``path``; what stood there goes away after the swap."""
+    """Put directory ``new``, synced, at ``path``; what stood there goes away after the swap."""
+    sync(new)
     if not path.exists():
-        new.rename(path)
+        rename(new, path)
         return
     old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
     path.rename(old / "content")
     try:
-        new.rename(path)
+        rename(new, path)
     except BaseException:
         (old / "content").rename(path)
         old.rmdir()

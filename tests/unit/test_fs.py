@@ -133,6 +133,120 @@ def test_a_failed_swap_puts_the_old_directory_back(
     assert names(tmp_path) == ["new", "result"]
 
 
+# What lies on a disk at this moment is what a power cut would leave: the image is copied while the
+# file system is in use.  ext4 then has a file's name, and writes its content half a minute later.
+_POWER_CUT = """
+import pathlib, shutil, subprocess, sys
+from kbuild import fs, stamp
+top, entries, how = pathlib.Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+disk, after, here, there = (top / name for name in ("disk", "after", "here", "there"))
+def mount(image, place):
+    place.mkdir()
+    subprocess.run(["mount", "-o", "loop", image, place], check=True)
+with disk.open("wb") as stream:
+    stream.truncate(64 << 20)
+subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", disk], check=True)
+mount(disk, here)
+def fill(tree):
+    for number in range(entries):
+        path = tree / str(number % 7) / str(number)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x" * (number + 1))
+if how == "replaced":
+    with fs.fresh_directory(here / "tree") as tree:
+        fill(tree)
+elif how == "stamped":
+    (here / "tree").mkdir()
+    fill(here / "tree")
+    stamp.write(here / "tree.json", {}, [here / "tree"], 1)
+else:
+    (here / ".tree").mkdir()
+    fill(here / ".tree")
+    (here / ".tree").rename(here / "tree")
+fs.write_atomic(here / "proof", "there")
+shutil.copyfile(disk, after)
+mount(after, there)
+files = [path for path in (there / "tree").rglob("*") if path.is_file()]
+print((there / "proof").read_text(), len(files), sum(not path.stat().st_size for path in files))
+subprocess.run(["umount", here, there], check=True)
+"""
+
+
+def power_cut(top: Path, entries: int, how: str) -> list[str]:
+    if os.geteuid() or not Path("/dev/loop-control").exists():
+        pytest.skip("a file system in a file needs root and loop devices")
+    done = subprocess.run(
+        [
+            *("unshare", "--mount", "--propagation", "private", sys.executable, "-c", _POWER_CUT),
+            *(str(top), str(entries), how),
+        ],
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return done.stdout.split()
+
+
+# One below and one above the number of files from which on the file system is flushed whole.
+@pytest.mark.parametrize("entries", [35, 350])
+@pytest.mark.parametrize("how", ["replaced"])
+def test_a_power_cut_leaves_no_empty_files(tmp_path: Path, entries: int, how: str) -> None:
+    assert power_cut(tmp_path, entries, how) == ["there", str(entries), "0"]
+
+
+def test_a_power_cut_does_leave_empty_files_in_a_directory_that_was_only_renamed(
+    tmp_path: Path,
+) -> None:
+    assert power_cut(tmp_path, 35, "renamed") == ["there", "35", "35"]
+
+
+def test_a_name_is_on_the_disk_after_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+    fsync, rename = os.fsync, Path.rename
+
+    def note_sync(descriptor: int) -> None:
+        steps.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def note_rename(self: Path, target: Path) -> Path:
+        steps.append("rename")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "rename", note_rename)
+    fs.write_atomic(tmp_path / "file", "x")
+    written, *after = steps
+    assert written.startswith(".file.")
+    assert after == ["rename", tmp_path.name]
+
+
+@pytest.mark.parametrize(
+    ("content", "logged"),
+    [
+        (b"[1, 2]", False),
+        (b"", True),
+        (b"[1,", True),
+        (b"{}", True),
+        (b"null", True),
+        (b"\xff\xfe\x00", True),
+        (b"[" * 100_000, True),
+        (None, False),
+    ],
+)
+def test_a_record_is_read_or_counts_as_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | None, logged: bool
+) -> None:
+    path = tmp_path / "record.json"
+    if content is not None:
+        path.write_bytes(content)
+    found = fs.read_json(path, lambda raw: int(raw[1]))
+    assert found == (2 if content and not logged else None)
+    assert (f"{path} is damaged" in caplog.text) == logged
+
+
 def test_a_lock_excludes_another_process(tmp_path: Path) -> None:
     path = tmp_path / "x.lock"
     code = (
