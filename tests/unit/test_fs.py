@@ -190,7 +190,7 @@ def power_cut(top: Path, entries: int, how: str) -> list[str]:
 
 # One below and one above the number of files from which on the file system is flushed whole.
 @pytest.mark.parametrize("entries", [35, 350])
-@pytest.mark.parametrize("how", ["replaced"])
+@pytest.mark.parametrize("how", ["replaced", "stamped"])
 def test_a_power_cut_leaves_no_empty_files(tmp_path: Path, entries: int, how: str) -> None:
     assert power_cut(tmp_path, entries, how) == ["there", str(entries), "0"]
 
