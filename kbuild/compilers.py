@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from kbuild import fs, roots, run, suites
+from kbuild import fs, roots, run, stamp, suites
 from kbuild.errors import BuildError, InfrastructureError, KbuildError, UserError
 from kbuild.model import Root, Settings
 from kbuild.roots import Bind
@@ -247,8 +247,9 @@ def compiler_environment(settings: Settings, root: Root) -> Path:
     Made once by icecc-create-env for each root, and kept in the cache.
     """
     home = settings.cache / "icecream" / root.digest[:16]
+    mark, inputs = home / "stamp.json", {"root": root.digest}
     with fs.lock(settings.cache / "locks" / f"icecream-{root.digest[:16]}.lock"):
-        if not home.exists():
+        if stamp.due(mark, inputs) is not None:
             compiler = suites.suite(root.suite).compiler
             with fs.fresh_directory(home) as scratch:
                 roots.enter(
@@ -258,6 +259,7 @@ def compiler_environment(settings: Settings, root: Root) -> Path:
                     binds=[Bind(scratch, _ICECREAM, writable=True)],
                     cwd=_ICECREAM,
                 )
+                stamp.write(scratch / mark.name, inputs, scratch.glob("*.tar.*"), 0.0)
     fs.mark_used(home)
     # Workers tell environments apart by the name, which holds a digest of the content.
     made = list(home.glob("*.tar.*"))

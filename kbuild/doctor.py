@@ -7,7 +7,6 @@ first illness names no second one.
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 import sys
@@ -22,6 +21,7 @@ from kbuild import fs, mirror, progress, request
 from kbuild.errors import KbuildError, UserError
 from kbuild.model import Settings
 from kbuild.run import which
+from kbuild.vm import qemu
 
 # A cloud-amd64 build, its root, the guest's and the packages, from empty caches.
 DISK_NEEDED = 15 * 10**9  # bytes
@@ -225,8 +225,13 @@ def _accelerator(settings: Settings) -> Iterator[Finding]:
     yield Finding("accelerator", True, detail)
     # What kbuild.vm.qemu found when it tried; a new kernel or QEMU is tried again.
     for path in sorted((settings.cache / "accelerator").glob("*.json")):
-        tried = json.loads(path.read_text(encoding="utf-8"))
-        yield Finding("accelerator tried", True, f"{tried['accelerator']}: {tried['evidence']}")
+        tried = qemu.read_choice(path)
+        detail = (
+            f"{tried.accelerator.name}: {tried.evidence}"
+            if tried
+            else f"{path} is damaged: the next guest tries again"
+        )
+        yield Finding("accelerator tried", True, detail)
 
 
 def _mirrors(settings: Settings) -> Iterator[Finding]:

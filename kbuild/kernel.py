@@ -54,6 +54,22 @@ _NO_SALT = Fragment("no salt in build IDs", {"BUILD_SALT": '""'})
 # Objects of a build that nobody has counted, here or for the table of suites.
 _MANY_OBJECTS = 20000
 
+# What is taken from make's output afterwards: for packages, for the next stage, to decode a crash.
+_USED = (
+    ".config",
+    "System.map",
+    "arch/x86/boot/bzImage",
+    "arch/x86/include/generated",
+    "include",
+    "modules.builtin",
+    "modules.builtin.modinfo",
+    "modules.order",
+    "scripts",
+    "tools/bpf/resolve_btfids/resolve_btfids",
+    "tools/objtool/objtool",
+    "vmlinux",
+)
+
 _COMPILE_TIMEOUT_S = 12 * 3600
 _CONFIGURE_TIMEOUT_S = 600
 
@@ -207,22 +223,28 @@ def build(
     distro_image: Path,
     distro_headers: Path,
     home: Path,
+    before: Callable[[], object] = lambda: None,
 ) -> BuiltKernel:
     """Compile the kernel of ``plan`` below ``home``, or return what lies there when it is current.
 
-    ``distro_image`` and ``distro_headers`` are the unpacked packages of the base.  A build
-    that failed is taken up where it stopped, and one that was cut short where it began: the
-    compiler cache has what it compiled.  Raises BuildError with the first error of the log, or
-    GuardError when the fast path's proof does not hold.
+    ``distro_image`` and ``distro_headers`` are the unpacked packages of the base; ``before`` is
+    called if there is something to compile.  A build that failed is taken up where it stopped.
+    One that was cut short or damaged begins anew: the compiler cache has what it compiled.
+    Raises BuildError with the first error of the log, or GuardError when the fast path's proof
+    does not hold.
     """
     inputs = plan_inputs(plan, tree.digest, root.digest)
     mark = home / "kernel.json"
     with fs.lock(home / ".lock"):
-        why = stamp.reason(mark, inputs)
+        why = stamp.due(mark, inputs)
         if why is not None:
             logger.info(
                 "building %s (%s path: %s): %s", plan.release, plan.method, plan.reason, why
             )
+            before()
+            # make goes by times: it takes an empty object for a finished one.
+            if stamp.damage(mark):
+                fs.remove_tree(home / "out")
             mark.unlink(missing_ok=True)
             began = time.monotonic()
             with compilers.ready(settings, root, home) as help:
@@ -399,7 +421,9 @@ def _compile(
         _check_exports(output / "Module.symvers", tree)
         fs.write_atomic(exported, (output / "Module.symvers").read_bytes())
     fs.write_atomic(shop.home / "compiler", compiler + "\n")
-    return (exported, shop.home / "compiler", output / "arch/x86/boot/bzImage")
+    used = [output / name for name in _USED if (output / name).exists()]
+    modules = [] if plan.method == "fast" else [shop.home / "modules"]
+    return (exported, shop.home / "compiler", *used, *modules)
 
 
 def compiler_version(root: Root) -> str:

@@ -7,6 +7,7 @@ are still the ones that it speaks of.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from kbuild import fs, versions
 from kbuild.errors import BuildError, LostDependencyError
 from kbuild.model import BuiltKernel, Package, Settings, VerifiedFile
 from kbuild.run import run
+
+logger = logging.getLogger(__name__)
 
 # Changes when the meaning of a field does.
 FORMAT = 1
@@ -154,6 +157,15 @@ def read(path: Path) -> Manifest:
         raise BuildError(f"cannot read {path}: {error.strerror}", hint="package first") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BuildError(f"{path} is no manifest: {error}", hint="package again") from error
+
+
+def read_if_whole(path: Path) -> Manifest | None:
+    """Read a manifest; None, with a line in the log, where :func:`read` would raise."""
+    try:
+        return read(path)
+    except BuildError as error:
+        logger.warning("%s", error)
+        return None
 
 
 def verify(path: Path) -> Manifest:

@@ -9,7 +9,6 @@ in the suite, or a bug that is none.
 from __future__ import annotations
 
 import enum
-import json
 import logging
 import re
 import tempfile
@@ -18,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from debian.deb822 import Deb822
 
@@ -399,12 +398,14 @@ def save(path: Path, trials: Sequence[Trial]) -> None:
 
 
 def load(path: Path) -> tuple[Trial, ...]:
-    """Read what :func:`save` wrote; nothing when there is no such file."""
-    if not path.exists():
-        return ()
+    """Read what :func:`save` wrote; nothing when there is no such file, or it is damaged."""
+    return fs.read_json(path, _trials) or ()
+
+
+def _trials(raw: list[dict[str, Any]]) -> tuple[Trial, ...]:
     return tuple(
         Trial(**{**one, "expected": tuple(tuple(names) for names in one["expected"])})
-        for one in json.loads(path.read_text())
+        for one in raw
     )
 
 

@@ -8,10 +8,11 @@ is read again, and each declared export must directly follow its own function.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
+import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from unidiff.errors import UnidiffParseError
 from unidiff.patch import Hunk, PatchedFile, PatchSet
 
-from kbuild import fs, versions
+from kbuild import contents, fs, versions
 from kbuild.errors import BuildError, UserError
 from kbuild.model import Patch, Series, Tree
 from kbuild.run import run
@@ -45,6 +46,7 @@ _CONTEXT_DIFF = re.compile(r"^\*{15}", re.MULTILINE)
 # What patch(1) says of the file that it is at, and of a hunk that found no place.
 _SAID = re.compile(r"^(?:checking|patching) file (?P<file>.+)|^Hunk #(?P<hunk>\d+) FAILED at")
 _PATCH_TIMEOUT_S = 60
+_MENDED_SAID = 5  # names in a line
 # Of the lines in which a hunk differs from the source, those that a message shows.
 _DIFFERENCES_SAID = 3
 
@@ -184,12 +186,11 @@ def apply(pristine: Path, series: Series, tree: Path, *, base_version: str) -> T
             _patch_aside(pristine, series, names, scratch)
             check_effect(pristine, scratch, series, names)
             state = tree.with_name(f".{tree.name}.json")
-            if not tree.is_dir() or not state.is_file():
+            before = fs.read_json(state, _names)
+            if before is None or not tree.is_dir():
                 state.unlink(missing_ok=True)
                 _link_tree(pristine, tree)
-                before: tuple[str, ...] = ()
-            else:
-                before = tuple(json.loads(state.read_text()))
+                before = ()
             # Recorded before the first change: a run that dies half-way must still be able
             # to take every file back.
             fs.write_json(state, sorted({*before, *names}))
@@ -200,6 +201,85 @@ def apply(pristine: Path, series: Series, tree: Path, *, base_version: str) -> T
         finally:
             fs.remove_tree(scratch)
     return Tree(path=tree, base_version=base_version, series=series, digest=digest)
+
+
+def _names(raw: list[str]) -> tuple[str, ...]:
+    return tuple(str(name) for name in raw)
+
+
+def mend(pristine: Path, tree: Tree) -> tuple[str, ...]:
+    """Bring the files of ``tree`` that its series leaves alone to what ``pristine`` has.
+
+    To be done before the tree is compiled.  Files that share an inode are the same, all others
+    are compared by content.  A file that was damaged gets a new time, so that make compiles
+    again what was compiled from it.  Returns what was mended, sorted.
+    """
+    patched = set(touched(tree.series))
+    mended = []
+    with fs.lock(tree.path.with_name(f".{tree.path.name}.lock")):
+        wanted, there = dict(contents.walk(pristine)), dict(contents.walk(tree.path))
+        # A directory that is not in the source goes after what lies in it.
+        for name in sorted(there.keys() - wanted.keys() - patched, reverse=True):
+            path = tree.path / name
+            if not stat.S_ISDIR(there[name].st_mode):
+                path.unlink()
+                mended.append(name)
+            elif not any(path.iterdir()):
+                path.rmdir()
+        for name in sorted(wanted.keys() - patched):
+            if _mend(pristine / name, wanted[name], tree.path / name, there.get(name)):
+                mended.append(name)
+    if mended:
+        logger.warning(
+            "%s: %d files were not those of the source, and were made again: %s%s",
+            tree.path,
+            len(mended),
+            ", ".join(sorted(mended)[:_MENDED_SAID]),
+            " …" if len(mended) > _MENDED_SAID else "",
+        )
+    return tuple(sorted(mended))
+
+
+def _mend(origin: Path, wanted: os.stat_result, path: Path, there: os.stat_result | None) -> bool:
+    """Make ``path`` what ``origin`` is; returns whether it was something else."""
+    kind = stat.S_IFMT(wanted.st_mode)
+    if there is not None and stat.S_IFMT(there.st_mode) != kind:
+        fs.remove_tree(path) if stat.S_ISDIR(there.st_mode) else path.unlink()
+        there = None
+    if kind == stat.S_IFDIR:
+        path.mkdir(exist_ok=True)
+        return False
+    if there is not None and (there.st_dev, there.st_ino) == (wanted.st_dev, wanted.st_ino):
+        return False
+    same = (
+        there is not None
+        and there.st_mode == wanted.st_mode
+        and there.st_size == wanted.st_size
+        and contents.content(path, kind) == contents.content(origin, kind)
+    )
+    if same and there is not None and there.st_mtime_ns != wanted.st_mtime_ns:
+        # It was mended once, and has its own time since.
+        return False
+    scratch = path.with_name(f".{path.name}.mending")
+    scratch.unlink(missing_ok=True)
+    # Linked again, the next look tells by the inode.
+    if not (same and _link(origin, scratch)):
+        if same:
+            return False
+        shutil.copy2(origin, scratch, follow_symlinks=False)
+        os.utime(scratch, follow_symlinks=False)
+        fs.sync(scratch)
+    scratch.replace(path)
+    return not same
+
+
+def _link(origin: Path, path: Path) -> bool:
+    try:
+        os.link(origin, path, follow_symlinks=False)
+    except OSError:
+        # Another file system, or one without hard links.
+        return False
+    return True
 
 
 def foresee(pristine: Path, series: Series, tree: Path, *, base_version: str) -> Tree:

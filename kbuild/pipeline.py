@@ -8,12 +8,12 @@ knows where the results lie and what goes into each.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kbuild import (
     deb,
@@ -25,6 +25,7 @@ from kbuild import (
     module,
     patches,
     progress,
+    publishing,
     repo,
     roots,
     source,
@@ -78,6 +79,7 @@ class Prepared:
     """Everything that a kernel is compiled from."""
 
     base: Base
+    pristine: Path  # the distro's source
     distro_image: Path  # unpacked
     distro_headers: Path  # unpacked
     tree: Tree
@@ -124,13 +126,15 @@ def prepare(settings: Settings, target: Target, base: Base, *, modules: str = "a
     )
     for used in (tree.path, places(settings, target, base).version):
         fs.mark_used(used)
-    prepared = _plan(settings, target, base, tree, modules)
+    prepared = _plan(settings, target, base, pristine, tree, modules)
     if prepared.plan.method == "fast":
         fastpath.check_types(pristine, tree.path, patches.touched(series))
     return prepared
 
 
-def _plan(settings: Settings, target: Target, base: Base, tree: Tree, modules: str) -> Prepared:
+def _plan(
+    settings: Settings, target: Target, base: Base, pristine: Path, tree: Tree, modules: str
+) -> Prepared:
     distro_image = source.unpack_image(settings, base)
     distro_headers = source.unpack_deb(settings, base.headers)
     epoch = deb.changelog_epoch(distro_image, base.image.name)
@@ -142,10 +146,10 @@ def _plan(settings: Settings, target: Target, base: Base, tree: Tree, modules: s
         package_version=versions.package_version(base.version, settings.revision),
         distro_config=distro_headers / "usr/src" / f"linux-headers-{base.release}" / ".config",
         timestamp=epoch,
-        pristine=source.unpack(settings, base),
+        pristine=pristine,
         modules=modules,
     )
-    return Prepared(base, distro_image, distro_headers, tree, plan, epoch)
+    return Prepared(base, pristine, distro_image, distro_headers, tree, plan, epoch)
 
 
 def build_kernel(settings: Settings, target: Target, *, modules: str = "auto") -> BuiltKernel:
@@ -178,6 +182,7 @@ def compile_kernel(settings: Settings, root: Root, prepared: Prepared) -> BuiltK
         distro_image=prepared.distro_image,
         distro_headers=prepared.distro_headers,
         home=places(settings, prepared.plan.target, prepared.base).version,
+        before=lambda: patches.mend(prepared.pristine, prepared.tree),
     )
 
 
@@ -195,13 +200,20 @@ def pack_kernel(
 ) -> tuple[Package, ...]:
     """Make the packages of a compiled kernel, or return those that are current."""
     where = places(settings, built.target, built.base)
+
+    def make(out: Path) -> tuple[Package, ...]:
+        # The headers are copied from the source.
+        patches.mend(prepared.pristine, prepared.tree)
+        log = where.log("packages-kernel")
+        return deb.build_kernel_packages(
+            settings, root, built, epoch=prepared.epoch, log=log, out=out
+        )
+
     return _packages(
         where.version / "packages-kernel",
         f"the kernel {built.release}",
         _kernel_package_inputs(settings, built.digest, root, prepared.epoch),
-        lambda out: deb.build_kernel_packages(
-            settings, root, built, epoch=prepared.epoch, log=where.log("packages-kernel"), out=out
-        ),
+        make,
     )
 
 
@@ -311,19 +323,42 @@ def _packages(
     inputs: Mapping[str, str],
     make: Callable[[Path], tuple[Package, ...]],
 ) -> tuple[Package, ...]:
-    """Return the packages in ``out``, made by ``make`` when their inputs changed."""
-    mark, listing = _mark(out), out.with_name(f"{out.name}.list")
+    """Return the packages in ``out``, made by ``make`` if inputs changed or one is damaged."""
+    mark, listing = _mark(out), _listing(out)
     with fs.lock(out.with_name(f".{out.name}.lock")):
-        why = stamp.reason(mark, inputs)
-        if why is not None:
-            logger.info("packaging %s: %s", what, why)
-            began = time.monotonic()
-            mark.unlink(missing_ok=True)
-            made = make(out)
-            fs.write_json(listing, [dataclasses.asdict(p) | {"path": str(p.path)} for p in made])
-            stamp.write(mark, inputs, [listing, *(p.path for p in made)], time.monotonic() - began)
-        raw = json.loads(listing.read_text())
-    return tuple(Package(**{**one, "path": Path(one["path"])}) for one in raw)
+        why = stamp.due(mark, inputs)
+        known = None if why else _listed(out)
+        if known is not None:
+            return known
+        logger.info("packaging %s: %s", what, why or "what is known of them is damaged")
+        began = time.monotonic()
+        mark.unlink(missing_ok=True)
+        made = make(out)
+        fs.write_json(listing, [dataclasses.asdict(p) | {"path": str(p.path)} for p in made])
+        stamp.write(mark, inputs, [listing, *sorted(out.iterdir())], time.monotonic() - began)
+    return made
+
+
+def _listed(out: Path) -> tuple[Package, ...] | None:
+    """Return the packages that the list next to ``out`` names; None unless they are these."""
+
+    def parse(raw: list[dict[str, Any]]) -> tuple[Package, ...]:
+        # A checkout may have been moved since.
+        return tuple(Package(**{**one, "path": out / Path(one["path"]).name}) for one in raw)
+
+    packages, last = fs.read_json(_listing(out), parse), stamp.read(_mark(out))
+    if packages is None or last is None:
+        return None
+    for package in packages:
+        recorded = last.outputs.get(f"{out.name}/{package.path.name}")
+        # A stamp that was written anew knows the files as they were then.
+        if recorded and recorded.entry and recorded.entry.sha256 != package.sha256:
+            return None
+    return packages
+
+
+def _listing(out: Path) -> Path:
+    return out.with_name(f"{out.name}.list")
 
 
 def _mark(out: Path) -> Path:
@@ -346,7 +381,7 @@ def kernel_headers(settings: Settings, done: PackagedKernel) -> Path:
     out = where.version / "headers"
     mark, inputs = _mark(out), {"headers": headers.sha256}
     with fs.lock(where.version / ".headers.lock"):
-        if stamp.reason(mark, inputs) is not None:
+        if stamp.due(mark, inputs) is not None:
             mark.unlink(missing_ok=True)
             with fs.fresh_directory(out) as unpacked:
                 source.extract(headers.path, unpacked)
@@ -360,7 +395,7 @@ def debian_headers(settings: Settings, base: Base) -> Headers:
     files = (base.headers, *base.support)
     mark, inputs = _mark(out), {file.path.name: file.sha256 for file in files}
     with fs.lock(out.with_name(f".{out.name}.lock")):
-        if stamp.reason(mark, inputs) is not None:
+        if stamp.due(mark, inputs) is not None:
             mark.unlink(missing_ok=True)
             with fs.fresh_directory(out) as unpacked:
                 for file in files:
@@ -377,69 +412,71 @@ def _build_module(settings: Settings, where: Places, done: PackagedKernel) -> Bu
     out = where.version / "module"
     mark, state = _mark(out), where.version / "module.built"
     with fs.lock(where.version / ".module.lock"):
-        why = stamp.reason(mark, inputs)
-        if why is not None:
-            logger.info("building the module for %s: %s", built.release, why)
-            mark.unlink(missing_ok=True)
-            made = module.build(
-                settings,
-                root,
-                headers=kernel_headers(settings, done),
-                release=built.release,
-                out=out,
-                log=where.log("module"),
-            )
-            fs.write_json(state, dataclasses.asdict(made) | {"path": str(made.path)})
-            stamp.write(mark, inputs, [state, made.path], made.seconds)
-        raw = json.loads(state.read_text())
-    return BuiltModule(**{**raw, "path": Path(raw["path"]), "backends": tuple(raw["backends"])})
+        why = stamp.due(mark, inputs)
+        known = None if why else _built(where)
+        if known is not None:
+            return known
+        logger.info(
+            "building the module for %s: %s", built.release, why or "what is known of it is damaged"
+        )
+        mark.unlink(missing_ok=True)
+        made = module.build(
+            settings,
+            root,
+            headers=kernel_headers(settings, done),
+            release=built.release,
+            out=out,
+            log=where.log("module"),
+        )
+        fs.write_json(state, dataclasses.asdict(made) | {"path": str(made.path)})
+        stamp.write(mark, inputs, [state, made.path], made.seconds)
+    return made
+
+
+def _built(where: Places) -> BuiltModule | None:
+    """Return what is known of the module that was built last; None if that is damaged."""
+
+    def parse(raw: dict[str, Any]) -> BuiltModule:
+        path = where.version / "module" / Path(raw["path"]).name
+        return BuiltModule(**{**raw, "path": path, "backends": tuple(raw["backends"])})
+
+    return fs.read_json(where.version / "module.built", parse)
 
 
 def _publish(settings: Settings, where: Places, mine: Manifest) -> None:
     """Bring the repository and the manifest to hold a target's packages, beside the others'.
 
     Each target keeps a record of its own, in the manifest's format; the manifest is their
-    sum.  An output of another target that is no longer what its record says is left out.
+    sum.  Raises BuildError, and leaves the repository as it was, where the packages of
+    another target would be missing from it.
     """
     with fs.lock(settings.build / ".publish.lock"):
         manifest.write(where.home / manifest.RECORD, mine)
-        parts = [mine, *_other_records(settings, where, mine)]
+        parts = publishing.whole(settings, where.home, mine)
         everything = dataclasses.replace(
             mine,
-            kernels=tuple(one for part in parts for one in part.kernels),
-            outputs=tuple(one for part in parts for one in part.outputs),
+            kernels=tuple(one for part in parts for one in part.record.kernels),
+            outputs=tuple(one for part in parts for one in part.record.outputs),
         )
         inputs = {one.path: one.sha256 for one in everything.outputs}
         inputs["recipe"] = _recipe("repo.py")
         mark = settings.build / "repo.json"
-        if stamp.reason(mark, inputs) is not None:
+        if stamp.due(mark, inputs) is not None:
             began = time.monotonic()
             by_suite: dict[str, list[Package]] = {}
-            for one in everything.outputs:
-                path = settings.build / one.path
-                by_suite.setdefault(Path(one.path).parts[0], []).append(
-                    Package(one.name, one.version, one.architecture, path, one.sha256)
+            for part in parts:
+                by_suite.setdefault(part.suite, []).extend(
+                    Package(
+                        one.name,
+                        one.version,
+                        one.architecture,
+                        settings.build / one.path,
+                        one.sha256,
+                    )
+                    for one in part.record.outputs
                 )
             stamp.write(mark, inputs, [repo.publish(settings, by_suite)], time.monotonic() - began)
         manifest.write(settings.build / "manifest.json", everything)
-
-
-def _other_records(settings: Settings, where: Places, mine: Manifest) -> Iterator[Manifest]:
-    have = {one.path for one in mine.outputs}
-    for path in sorted(settings.build.glob(f"*/*/{manifest.RECORD}")):
-        if path.parent == where.home:
-            continue
-        record = manifest.read(path)
-        outputs = []
-        for one in record.outputs:
-            file = settings.build / one.path
-            if one.path in have:
-                continue
-            if file.is_file() and fs.sha256_file(file) == one.sha256:
-                outputs.append(one)
-            else:
-                logger.info("%s is gone or changed; it is left out of the repository", one.path)
-        yield dataclasses.replace(record, outputs=tuple(outputs))
 
 
 def prebuilt_module(done: Packaged) -> Path:
@@ -618,25 +655,29 @@ def _reasons(settings: Settings, target: Target, modules: str) -> Iterator[tuple
     packed = [file.path.name for file in source.not_unpacked(settings, base)]
     yield unpack, f"not unpacked: {', '.join(packed)}" if packed else None
     series = patches.choose(settings.project / "patches", base.upstream)
+    pristine = source.unpack(quiet, base)
     tree = patches.foresee(
-        source.unpack(quiet, base),
+        pristine,
         series,
         _tree_path(settings, target, base),
         base_version=base.version,
     )
-    prepared = _plan(quiet, target, base, tree, modules)
+    prepared = _plan(quiet, target, base, pristine, tree, modules)
     where = places(settings, target, base)
     inputs = kernel.plan_inputs(prepared.plan, tree.digest, root.digest)
     yield kernel_stage, stamp.reason(where.version / "kernel.json", inputs)
     out = where.version / "packages-kernel"
     digest = stamp.digest(inputs)
     inputs = _kernel_package_inputs(settings, digest, root, prepared.epoch)
-    yield packaging, stamp.reason(_mark(out), inputs)
-    packages = _packages(out, "", inputs, lambda _: ())
+    packages = _listed(out)
+    why = stamp.reason(_mark(out), inputs)
+    yield packaging, why or (None if packages else "what is known of them is damaged")
+    assert packages is not None
     headers = _headers_package(packages, prepared.plan.release)
     inputs = _module_inputs(settings, headers.sha256, root)
-    yield module_stage, stamp.reason(where.version / "module.json", inputs)
-    raw = json.loads((where.version / "module.built").read_text())
-    made = BuiltModule(**{**raw, "path": Path(raw["path"])})
+    made = _built(where)
+    why = stamp.reason(where.version / "module.json", inputs)
+    yield module_stage, why or (None if made else "what is known of it is damaged")
+    assert made is not None
     inputs = _module_package_inputs(settings, made, root, prepared.epoch)
     yield module_packaging, stamp.reason(_mark(where.version / "packages-module"), inputs)

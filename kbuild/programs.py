@@ -34,7 +34,7 @@ def compile_programs(settings: Settings, suite_name: str, names: Sequence[str]) 
         }
         mark = out / f"{name}.json"
         with fs.lock(out / f".{name}.lock"):
-            if stamp.reason(mark, inputs) is None:
+            if stamp.due(mark, inputs) is None:
                 continue
             mark.unlink(missing_ok=True)
             roots.enter(

@@ -266,7 +266,7 @@ def _needed(settings: Settings, base: Base, headers: module.Headers) -> frozense
         "recipe": fs.sha256_file(Path(module.__file__)),
         "root": root.digest,
     }
-    if stamp.reason(mark, inputs) is not None:
+    if stamp.due(mark, inputs) is not None:
         mark.unlink(missing_ok=True)
         built = module.compile_unchecked(
             settings,
@@ -533,7 +533,8 @@ def last_built(settings: Settings, base: Base) -> manifest.KernelRecord | None:
     records = [
         kernel
         for path in sorted((settings.build / base.suite).glob(f"*/{manifest.RECORD}"))
-        for kernel in manifest.read(path).kernels
+        if (record := manifest.read_if_whole(path)) is not None
+        for kernel in record.kernels
     ]
     same = [one for one in records if one.flavour == base.flavour]
     return max(same or records, key=lambda one: Version(one.base_version), default=None)

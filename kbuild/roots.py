@@ -9,7 +9,6 @@ Making a root and entering it needs root privileges.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -151,22 +150,32 @@ def make_root(
     inputs = root_inputs(suite, kind, packages)
     home = root_path(settings, suite, kind, packages)
     with fs.lock(home.with_name(home.name + ".lock")):
-        if refresh or why_make(settings, suite, kind, packages) is not None:
+        why = stamp.due(home / "stamp.json", inputs)
+        versions = None if refresh or why else _versions(home)
+        if versions is None:
             if settings.offline:
                 raise InfrastructureError(
-                    f"the {kind} root of {suite} is not in the cache, and this run is offline",
+                    f"the {kind} root of {suite} is not in the cache, or damaged, and this run is "
+                    "offline",
                     expected=str(home),
+                    found=why,
                     hint="run once without --offline",
                 )
+            if why and home.is_dir():
+                logger.info("%s: %s", home, why)
             _bootstrap(settings, suite, kind, packages, home, inputs)
+            versions = _versions(home) or {}
     fs.mark_used(home)
-    versions = json.loads((home / "packages.json").read_text())
     return Root(
         suite=suite,
         path=home / "root",
         digest=stamp.digest(inputs | {f"version of {k}": v for k, v in versions.items()}),
         versions=versions,
     )
+
+
+def _versions(home: Path) -> dict[str, str] | None:
+    return fs.read_json(home / "packages.json", dict)
 
 
 def check_privileges() -> None:

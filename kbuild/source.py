@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import operator
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ _ABI = r"\d[\w.+~]*(?:-\d+)?"
 _UNPACK_TIMEOUT_S = 1800.0
 # Shelves of the cache: kernel trees, packages' files, and images put together from several.
 _TREES, _DEBS, _IMAGES = "trees", "debs", "images"
+# What is unpacked lies in a directory of its own, with its stamp next to it.
+_CONTENT, _STAMP, _INPUT = "content", "stamp.json", "packages"
 
 
 @dataclass(frozen=True)
@@ -370,17 +373,17 @@ def unpack(settings: Settings, base: Base) -> Path:
                 expected="one file usr/src/linux-source-*.tar.xz",
                 found=", ".join(t.name for t in tarballs) or "none",
             )
-        (into / "content").mkdir()
+        (into / _CONTENT).mkdir()
         run(
             [
                 *("tar", "--extract", "--no-same-owner", "--strip-components=1"),
-                *("--directory", into / "content", "--file", tarballs[0]),
+                *("--directory", into / _CONTENT, "--file", tarballs[0]),
             ],
             timeout_s=_UNPACK_TIMEOUT_S,
         )
         fs.remove_tree(scratch)
 
-    return _unpacked(settings, settings.cache / _TREES, base.source, fill)
+    return _unpacked(settings, _TREES, (base.source,), fill)
 
 
 def unpack_deb(settings: Settings, file: VerifiedFile) -> Path:
@@ -388,12 +391,7 @@ def unpack_deb(settings: Settings, file: VerifiedFile) -> Path:
 
     Raises as :func:`unpack` does.
     """
-    return _unpacked(
-        settings,
-        settings.cache / _DEBS,
-        file,
-        lambda into: extract(file.path, into / "content"),
-    )
+    return _unpacked(settings, _DEBS, (file,), lambda into: extract(file.path, into / _CONTENT))
 
 
 def unpack_image(settings: Settings, base: Base) -> Path:
@@ -405,29 +403,16 @@ def unpack_image(settings: Settings, base: Base) -> Path:
     """
 
     def fill(into: Path) -> None:
-        extract(base.image.path, into / "content")
-        _arrange(into / "content", base.release)
+        for file in (base.image, *base.parts):
+            extract(file.path, into / _CONTENT)
+        _arrange(into / _CONTENT, base.release)
 
-    if not base.parts:
-        return _unpacked(settings, settings.cache / _DEBS, base.image, fill)
-    home = settings.cache / _IMAGES / _image_key(base)
-    content = home / "content"
-    if content.is_dir():
-        fs.mark_used(home)
-        return content
-    with fs.lock(settings.cache / "locks" / f"unpack-{home.name}.lock"):
-        if content.is_dir():
-            return content
-        with fs.fresh_directory(home) as scratch:
-            for file in (base.image, *base.parts):
-                _check_unchanged(file)
-                extract(file.path, scratch / "content")
-            _arrange(scratch / "content", base.release)
-    return content
+    return _unpacked(settings, *_parts(base), fill)
 
 
-def _image_key(base: Base) -> str:
-    return stamp.digest({file.name: file.sha256 for file in (base.image, *base.parts)})
+def _parts(base: Base) -> tuple[str, tuple[VerifiedFile, ...]]:
+    """Return the shelf of the distro's kernel, and the packages that it is put together from."""
+    return (_IMAGES if base.parts else _DEBS), (base.image, *base.parts)
 
 
 def _arrange(content: Path, release: str) -> None:
@@ -449,45 +434,59 @@ def _arrange(content: Path, release: str) -> None:
 
 def not_unpacked(settings: Settings, base: Base) -> tuple[VerifiedFile, ...]:
     """Return the packages of a base that are yet to be unpacked before a kernel is planned."""
-    image = (base.image, *base.parts)
-    if base.parts and (settings.cache / _IMAGES / _image_key(base) / "content").is_dir():
-        image = ()
-    return tuple(f for f in (base.source, *image, base.headers) if not is_unpacked(settings, f))
-
-
-def is_unpacked(settings: Settings, file: VerifiedFile) -> bool:
-    """Whether :func:`unpack` or :func:`unpack_deb` has nothing more to do for a file."""
-    shelves = (settings.cache / shelf / file.sha256 / "content" for shelf in (_TREES, _DEBS))
-    return any(content.is_dir() for content in shelves)
+    shelves = ((_TREES, (base.source,)), _parts(base), (_DEBS, (base.headers,)))
+    return tuple(
+        file
+        for shelf, files in shelves
+        if _why_unpack(settings, shelf, files) is not None
+        for file in files
+    )
 
 
 def kept_tree(settings: Settings, sha256: str) -> Path | None:
     """Return the pristine tree of a source package, by its digest, if the cache still has it."""
-    content = settings.cache / _TREES / sha256 / "content"
-    return content if content.is_dir() else None
+    home = settings.cache / _TREES / sha256
+    return None if stamp.reason(home / _STAMP, {_INPUT: sha256}) else home / _CONTENT
+
+
+def _home(settings: Settings, shelf: str, files: Sequence[VerifiedFile]) -> Path:
+    digests = {file.name: file.sha256 for file in files}
+    return settings.cache / shelf / (files[0].sha256 if len(files) == 1 else stamp.digest(digests))
+
+
+def _why_unpack(settings: Settings, shelf: str, files: Sequence[VerifiedFile]) -> str | None:
+    home = _home(settings, shelf, files)
+    return stamp.reason(home / _STAMP, {_INPUT: home.name})
 
 
 def _unpacked(
-    settings: Settings, shelf: Path, file: VerifiedFile, fill: Callable[[Path], None]
+    settings: Settings,
+    shelf: str,
+    files: Sequence[VerifiedFile],
+    fill: Callable[[Path], None],
 ) -> Path:
-    """Return ``shelf/<sha256>/content``, made by ``fill`` in a directory that is then renamed."""
-    home = shelf / file.sha256
-    content = home / "content"
-    # The directory got its name when it was complete, so that its being there is the stamp.
-    if content.is_dir():
-        fs.mark_used(home)
-        return content
-    with fs.lock(settings.cache / "locks" / f"unpack-{file.sha256}.lock"):
-        if content.is_dir():
-            return content
-        # Scratch of a run that was killed; the lock says that nobody is at work in it.
-        for left in shelf.glob(f".{file.sha256}.*"):
-            fs.remove_tree(left)
-        _check_unchanged(file)
-        logger.info("unpacking %s", file.path.name)
-        with fs.fresh_directory(home) as scratch:
-            fill(scratch)
-    return content
+    """Return the directory that ``fill`` makes of packages, made again if it is damaged."""
+    home = _home(settings, shelf, files)
+    inputs = {_INPUT: home.name}
+    with fs.lock(settings.cache / "locks" / f"unpack-{home.name}.lock"):
+        why = stamp.due(home / _STAMP, inputs)
+        if why is not None:
+            # Scratch of a run that was killed; the lock says that nobody is at work in it.
+            for left in home.parent.glob(f".{home.name}.*"):
+                fs.remove_tree(left)
+            for file in files:
+                _check_unchanged(file)
+            began = time.monotonic()
+            if home.is_dir() and not (home / _STAMP).exists():
+                why = "an earlier version kept no record of its files"
+            again = f": {why}" if home.is_dir() else ""
+            logger.info("unpacking %s%s", files[0].path.name, again)
+            with fs.fresh_directory(home) as scratch:
+                fill(scratch)
+                seconds = time.monotonic() - began
+                stamp.write(scratch / _STAMP, inputs, [scratch / _CONTENT], seconds)
+    fs.mark_used(home)
+    return home / _CONTENT
 
 
 def _check_unchanged(file: VerifiedFile) -> None:

@@ -124,7 +124,7 @@ def make(
         **inputs,
     }
     with fs.lock(home.with_name(home.name + ".lock")):
-        why = stamp.reason(home / "stamp.json", manifest)
+        why = stamp.due(home / "stamp.json", manifest)
         if why is not None:
             logger.info("making the guest image: %s", why)
             began = time.monotonic()

@@ -465,9 +465,9 @@ def choose_accelerator(cache: Path, kernel: Kernel, wanted: str | None = None) -
     }
     kept = cache / "accelerator" / f"{stamp.digest(inputs)[:16]}.json"
     with fs.lock(kept.with_suffix(".lock")):
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            known = json.loads(kept.read_text())
-            return Choice(ACCELERATORS[known["accelerator"]], known["evidence"])
+        known = read_choice(kept)
+        if known is not None:
+            return known
         choice = _try_kvm(kernel)
         fs.write_json(
             kept,
@@ -475,6 +475,13 @@ def choose_accelerator(cache: Path, kernel: Kernel, wanted: str | None = None) -
         )
     logger.info("accelerator: %s (%s)", choice.accelerator.name, choice.evidence)
     return choice
+
+
+def read_choice(path: Path) -> Choice | None:
+    """Read a choice that was kept; None if there is none, or it is damaged."""
+    return fs.read_json(
+        path, lambda raw: Choice(ACCELERATORS[raw["accelerator"]], str(raw["evidence"]))
+    )
 
 
 def _try_kvm(kernel: Kernel) -> Choice:

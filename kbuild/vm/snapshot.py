@@ -64,7 +64,7 @@ def ensure(
     shelf = cache / "snapshots"
     home = shelf / stamp.digest(inputs)[:16]
     with fs.lock(shelf / f"{home.name}.lock"):
-        if stamp.reason(home / _MARK, inputs) is not None:
+        if stamp.due(home / _MARK, inputs) is not None:
             began = time.monotonic()
             logger.info("booting %s once, for a snapshot", spec.kernel.release)
             with fs.fresh_directory(home) as scratch:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from kbuild import cleaning, fs, kernel, manifest, pipeline, repo, roots, source
+from kbuild import cleaning, fs, kernel, pipeline, roots, source
 from kbuild.errors import GuardError, UserError
 from kbuild.kconfig import Fragment
-from kbuild.manifest import Manifest, Output
 from kbuild.model import Package, Root, Settings, Target
-from kbuild.pipeline import Places
-from tests.unit import toy
+from tests.unit import damage, toy
 
 
 @pytest.fixture
@@ -37,6 +36,7 @@ class Maker:
 
     def __call__(self, out: Path) -> tuple[Package, ...]:
         self.runs += 1
+        fs.write_atomic(out / "a.changes", "a.deb is what it is")
         return (deb(out, "a"),)
 
 
@@ -113,41 +113,47 @@ def test_a_failed_packaging_is_not_taken_for_done(tmp_path: Path) -> None:
     assert make.runs == 2
 
 
-def record(settings: Settings, flavour: str, names: tuple[str, ...]) -> tuple[Places, Manifest]:
-    home = settings.build / "bookworm" / flavour
-    outputs = []
-    for name in names:
-        shared = name == "cplayground-dkms"
-        made = deb(settings.build / "bookworm/packages-dkms" if shared else home / "p", name)
-        relative = made.path.relative_to(settings.build).as_posix()
-        outputs.append(Output(name, "1", "amd64", relative, made.sha256, 3))
-    where = Places(home, home / "6.1.192-2", settings.build / "logs", flavour)
-    return where, Manifest(manifest.FORMAT, None, "0.1.0", (), tuple(outputs), {})
-
-
-def test_the_repository_holds_every_target_and_leaves_out_what_is_gone(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("victim", ["a.deb", "a.changes", "../packages.list"])
+@pytest.mark.parametrize("harm", damage.EVERY.values(), ids=damage.EVERY)
+def test_damaged_packages_are_made_again(
+    tmp_path: Path, victim: str, harm: Callable[[Path], None]
 ) -> None:
-    published: list[list[str]] = []
+    make, out = Maker(), tmp_path / "packages"
+    first = pipeline._packages(out, "it", {}, make)
+    harm(out / victim)
+    assert pipeline._packages(out, "it", {}, make) == first
+    assert make.runs == 2
+    assert fs.sha256_file(out / "a.deb") == first[0].sha256
+    pipeline._packages(out, "it", {}, make)
+    assert make.runs == 2
 
-    def publish(settings: Settings, suites: dict[str, list[Package]]) -> Path:
-        published.append(sorted(p.path.name for packages in suites.values() for p in packages))
-        (settings.build / "repo").mkdir(exist_ok=True)
-        return settings.build / "repo"
 
-    monkeypatch.setattr(repo, "publish", publish)
-    lab = record(settings, "lab", ("image-lab", "cplayground-dkms"))
-    pipeline._publish(settings, *lab)
-    pipeline._publish(settings, *lab)
-    assert published == [["cplayground-dkms.deb", "image-lab.deb"]]
-    cloud = record(settings, "cloud", ("image-cloud", "cplayground-dkms"))
-    pipeline._publish(settings, *cloud)
-    assert published[-1] == ["cplayground-dkms.deb", "image-cloud.deb", "image-lab.deb"]
-    (settings.build / lab[1].outputs[0].path).write_text("changed")
-    pipeline._publish(settings, *cloud)
-    assert published[-1] == ["cplayground-dkms.deb", "image-cloud.deb"]
-    whole = manifest.read(settings.build / "manifest.json")
-    assert sorted(one.name for one in whole.outputs) == ["cplayground-dkms", "image-cloud"]
+@pytest.mark.parametrize("harm", damage.EVERY.values(), ids=damage.EVERY)
+@pytest.mark.parametrize("victim", ["packages/a.deb", "packages.list"])
+def test_what_an_earlier_version_packaged_is_kept_unless_it_is_damaged(
+    tmp_path: Path, victim: str, harm: Callable[[Path], None]
+) -> None:
+    make, out = Maker(), tmp_path / "packages"
+    first = pipeline._packages(out, "it", {}, make)
+    mark = tmp_path / "packages.json"
+    outputs = ["packages.list", "packages/a.deb"]
+    earlier = {"format": 1, "inputs": {}, "outputs": outputs, "seconds": 1.0}
+    fs.write_json(mark, earlier)
+    assert pipeline._packages(out, "it", {}, make) == first
+    assert make.runs == 1
+    fs.write_json(mark, earlier)
+    harm(tmp_path / victim)
+    assert pipeline._packages(out, "it", {}, make) == first
+    # One changed bit of a record that says nothing of itself may leave it right.
+    assert make.runs == 2 or victim == "packages.list"
+
+
+def test_packages_are_found_after_the_checkout_was_moved(tmp_path: Path) -> None:
+    make, old, new = Maker(), tmp_path / "old", tmp_path / "new"
+    pipeline._packages(old / "packages", "it", {}, make)
+    old.rename(new)
+    (moved,) = pipeline._packages(new / "packages", "it", {}, make)
+    assert (moved.path, make.runs) == (new / "packages/a.deb", 1)
 
 
 def test_explain_with_an_empty_cache_says_what_comes_first(settings: Settings) -> None:

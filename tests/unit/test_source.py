@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from kbuild import cleaning, source, suites
 from kbuild.download import GoneError
 from kbuild.errors import BuildError, InfrastructureError, TrustError, UserError
 from kbuild.model import Base, Settings, Target, VerifiedFile
-from tests.unit import signed_archive
+from tests.unit import damage, signed_archive
 from tests.unit.signed_archive import NOTHING, Fault, Server, SignedArchive, Waits, flip, settings
 
 DISTS = ("bookworm", "bookworm-updates", "bookworm-security")
@@ -451,12 +452,57 @@ def test_an_image_is_unpacked_as_it_would_be_installed(tmp_path: Path, server: S
 def test_what_is_unpacked_can_be_asked_beforehand(tmp_path: Path, server: Server) -> None:
     one = settings(tmp_path, server.url)
     base = fetch(one)
-    assert not source.is_unpacked(one, base.source)
+    assert source.not_unpacked(one, base) == (base.source, base.image, base.headers)
     source.unpack(one, base)
-    assert source.is_unpacked(one, base.source)
-    assert not source.is_unpacked(one, base.image)
-    source.unpack_deb(one, base.image)
-    assert source.is_unpacked(one, base.image)
+    assert source.not_unpacked(one, base) == (base.image, base.headers)
+    source.unpack_image(one, base)
+    assert source.not_unpacked(one, base) == (base.headers,)
+
+
+@pytest.mark.parametrize("harm", damage.VISIBLE.values(), ids=damage.VISIBLE)
+def test_what_is_damaged_is_unpacked_again_and_named(
+    tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture, harm: Callable[[Path], None]
+) -> None:
+    caplog.set_level(logging.INFO)
+    one = settings(tmp_path, server.url)
+    base = fetch(one)
+
+    def unpack() -> dict[Path, bytes]:
+        caplog.clear()
+        tops = (source.unpack, source.unpack_image)
+        trees = [use(one, base) for use in tops] + [source.unpack_deb(one, base.headers)]
+        files = (min(p for p in tree.rglob("*") if p.is_file()) for tree in trees)
+        return {file: file.read_bytes() for file in files}
+
+    whole = unpack()
+    assert len(whole) == 3
+    assert unpack() == whole
+    assert "unpacking" not in caplog.text
+    for path in whole:
+        harm(path)
+    assert len(source.not_unpacked(one, base)) == 3
+    assert unpack() == whole
+    assert caplog.text.count("unpacking") == 3
+    assert "its output content is damaged: 1 of 3 files: Makefile (" in caplog.text
+    assert source.not_unpacked(one, base) == ()
+
+
+def test_a_directory_of_an_earlier_version_is_made_again_once(
+    tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    one = settings(tmp_path, server.url)
+    base = fetch(one)
+    tree = source.unpack(one, base)
+    assert source.kept_tree(one, base.source.sha256) == tree
+    # As after a power cut: what is there now is no proof of what was there.
+    (tree.parent / "stamp.json").unlink()
+    damage.emptied(tree / "Makefile")
+    assert source.kept_tree(one, base.source.sha256) is None
+    source.unpack(one, base)
+    assert (tree / "Makefile").read_text() == f"# {NEW}\n"
+    source.unpack(one, base)
+    assert caplog.text.count("an earlier version kept no record of its files") == 1
 
 
 def test_a_file_that_is_no_package_is_an_error(tmp_path: Path) -> None:
