@@ -259,7 +259,7 @@ def compiler_environment(settings: Settings, root: Root) -> Path:
                     binds=[Bind(scratch, _ICECREAM, writable=True)],
                     cwd=_ICECREAM,
                 )
-                stamp.write(scratch / mark.name, inputs, scratch.glob("*.tar.*"), 0.0)
+                stamp.write(scratch / mark.name, inputs, scratch.glob("*.tar.*"), 0.0, sync=False)
     fs.mark_used(home)
     # Workers tell environments apart by the name, which holds a digest of the content.
     made = list(home.glob("*.tar.*"))

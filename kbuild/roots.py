@@ -213,7 +213,7 @@ def _bootstrap(
         versions = dict(line.split(" ", 1) for line in listing.splitlines())
         fs.write_json(scratch / "packages.json", versions)
         outputs = [scratch / "root", scratch / "packages.json"]
-        stamp.write(scratch / "stamp.json", inputs, outputs, completed.seconds)
+        stamp.write(scratch / "stamp.json", inputs, outputs, completed.seconds, sync=False)
 
 
 def _hide_passwords(apt: Path) -> None:

@@ -484,7 +484,7 @@ def _unpacked(
             with fs.fresh_directory(home) as scratch:
                 fill(scratch)
                 seconds = time.monotonic() - began
-                stamp.write(scratch / _STAMP, inputs, [scratch / _CONTENT], seconds)
+                stamp.write(scratch / _STAMP, inputs, [scratch / _CONTENT], seconds, sync=False)
     fs.mark_used(home)
     return home / _CONTENT
 

@@ -93,15 +93,24 @@ def _output(raw: dict[str, Any]) -> Output:
     return Output(**raw | {"entry": Entry(**raw["entry"]) if raw["entry"] else None})
 
 
-def write(path: Path, inputs: Mapping[str, str], outputs: Iterable[Path], seconds: float) -> None:
+def write(
+    path: Path,
+    inputs: Mapping[str, str],
+    outputs: Iterable[Path],
+    seconds: float,
+    *,
+    sync: bool = True,
+) -> None:
     """Record a good run; ``outputs`` must lie in the stamp's directory or below it.
 
-    They are brought to the disk first.
+    They are brought to the disk first, unless this is left to the :func:`kbuild.fs.fresh_directory`
+    that they and the stamp are in.
     """
     made = {output.relative_to(path.parent).as_posix(): output for output in outputs}
     recorded = {}
     for name, output in sorted(made.items()):
-        fs.sync(output)
+        if sync:
+            fs.sync(output)
         entries = contents.record(output)
         recorded[name] = (
             Output(

@@ -133,7 +133,9 @@ def make(
             with fs.fresh_directory(home) as scratch:
                 _fill(scratch, root, repo, packages, debs, guest_sources, log)
                 outputs = [scratch / name for name in ("disk.img", "kernels", _DESCRIPTION)]
-                stamp.write(scratch / "stamp.json", manifest, outputs, time.monotonic() - began)
+                stamp.write(
+                    scratch / "stamp.json", manifest, outputs, time.monotonic() - began, sync=False
+                )
     return read(home / _DESCRIPTION)
 
 

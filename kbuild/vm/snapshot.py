@@ -70,7 +70,9 @@ def ensure(
             with fs.fresh_directory(home) as scratch:
                 made = Snapshot(scratch, spec)
                 _make(made, workdir, provision)
-                stamp.write(scratch / _MARK, inputs, _files(made), time.monotonic() - began)
+                stamp.write(
+                    scratch / _MARK, inputs, _files(made), time.monotonic() - began, sync=False
+                )
             logger.info("snapshot %s: %s", home.name, size(fs.disk_usage(home)))
         fs.mark_used(home)
     prune(shelf, keep=_KEPT)

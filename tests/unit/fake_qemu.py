@@ -55,7 +55,7 @@ def main() -> None:
     if behaviour == "oops":
         sys.exit(0)
     if memory := re.search(r"mem-path=([^ ,]+),share=on", text):
-        Path(memory.group(1)).touch()
+        Path(memory.group(1)).write_text("the guest's memory")
     runs = threading.Event()
     threading.Thread(target=_monitor, args=(qmp, control, behaviour, runs), daemon=True).start()
     if behaviour in ("hang", "ignores SIGTERM"):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from kbuild import fastpath, kernel, patches, symvers
+from kbuild import fastpath, fs, kernel, patches, symvers
 from kbuild.errors import BuildError, GuardError, UserError
 from kbuild.kconfig import Fragment
 from kbuild.kernel import Plan
 from kbuild.model import BuiltKernel, Root, Settings, Target
-from tests.unit import toy
+from tests.unit import damage, toy
 
 CLOUD = Target("bookworm", "cloud-amd64")
 LAB = Target("bookworm", "lab")
@@ -55,7 +57,12 @@ class Bench:
             distro_image=self.distro.image,
             distro_headers=self.distro.headers,
             home=self.home / target.flavour,
+            before=lambda: patches.mend(self.distro.pristine, tree),
         )
+
+    def compiled(self) -> list[str]:
+        """Return the objects that the last build made."""
+        return [line.split()[1] for line in self.log().splitlines() if line.startswith("  CC ")]
 
     def log(self, flavour: str = "cloud-amd64") -> str:
         return (self.settings.build / f"logs/kernel-6.1.0-56-cplayground-{flavour}.log").read_text()
@@ -157,6 +164,67 @@ def test_a_guard_of_another_kind_looks_at_what_was_built_before(
     caplog.clear()
     bench.build(target)
     assert ("recipe changed" in caplog.text) == again
+
+
+ALL = ["fs/file.o", "fs/open.o", "kernel/module.o"]
+
+
+@pytest.mark.parametrize(
+    "victim",
+    ["Module.symvers", "compiler", "out/.config", "out/arch/x86/boot/bzImage", "out/vmlinux"],
+)
+@pytest.mark.parametrize("harm", damage.EVERY.values(), ids=damage.EVERY)
+def test_a_damaged_kernel_is_compiled_anew(
+    bench: Bench, victim: str, harm: Callable[[Path], None]
+) -> None:
+    bench.build()
+    home = bench.home / "cloud-amd64"
+    before = (home / victim).read_bytes()
+    # make would take this for a finished object.
+    damage.emptied(home / "out/fs/open.o")
+    bench.build()
+    assert (home / "out/fs/open.o").stat().st_size == 0
+    harm(home / victim)
+    bench.build()
+    assert (home / victim).read_bytes() == before
+    assert (home / "out/fs/open.o").stat().st_size > 0
+    assert bench.compiled() == ALL
+    log = bench.log()
+    bench.build()
+    assert bench.log() == log
+
+
+def test_a_kernel_whose_stamp_is_damaged_is_compiled_anew(bench: Bench) -> None:
+    bench.build()
+    damage.emptied(bench.home / "cloud-amd64/kernel.json")
+    damage.emptied(bench.home / "cloud-amd64/out/fs/open.o")
+    bench.build()
+    assert bench.compiled() == ALL
+
+
+def test_a_kernel_of_an_earlier_version_is_not_compiled_again(bench: Bench) -> None:
+    bench.build()
+    home = bench.home / "cloud-amd64"
+    raw = json.loads((home / "kernel.json").read_text())
+    fs.write_json(home / "kernel.json", raw | {"outputs": ["Module.symvers", "compiler"]})
+    inode, text = (home / "out").stat().st_ino, (home / "Module.symvers").read_text()
+    bench.build()
+    assert (home / "out").stat().st_ino == inode
+    damage.edited(home / "Module.symvers")
+    bench.build()
+    assert (home / "Module.symvers").read_text() == text
+
+
+def test_a_source_that_was_edited_is_not_compiled(bench: Bench) -> None:
+    bench.build()
+    victim = bench.home / "tree/fs/open.c"
+    victim.unlink()
+    victim.write_text("int backdoor;\n")
+    again = dataclasses.replace(bench, settings=dataclasses.replace(bench.settings, revision=2))
+    again.build()
+    assert victim.read_text() == (bench.distro.pristine / "fs/open.c").read_text()
+    # What may have been compiled from the other text is compiled again.
+    assert again.compiled() == ["fs/open.o"]
 
 
 def test_an_edited_patch_rebuilds_only_its_file(bench: Bench) -> None:

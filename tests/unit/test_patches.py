@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kbuild import patches
+from kbuild import fs, patches
 from kbuild.errors import BuildError, UserError
 from kbuild.model import Series
 from kbuild.run import run
-from tests.unit import toy
+from tests.unit import damage, toy
 
 DATA = Path(__file__).parent / "data"
 
@@ -70,6 +74,80 @@ def test_an_edited_patch_rewrites_only_what_it_changes(
     apply(distro, tree)
     changed = [p.name for p in times if p.stat().st_mtime_ns != times[p]]
     assert changed == ["file.c"]
+
+
+def mend(distro: toy.ToyDistro, tree: Path) -> tuple[str, ...]:
+    series = patches.choose(distro.patches, "6.1.192")
+    made = patches.apply(distro.pristine, series, tree, base_version="6.1.192-2")
+    return patches.mend(distro.pristine, made)
+
+
+@pytest.mark.parametrize("harm", damage.EVERY.values(), ids=damage.EVERY)
+def test_a_damaged_tree_is_mended_and_what_came_from_it_compiled_again(
+    distro: toy.ToyDistro, tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    tree = apply(distro, tmp_path / "tree")
+    assert mend(distro, tree) == ()
+    before, victim = content(tree), tree / "fs/open.c"
+    # The source was unpacked anew: until then, its file was the same one.
+    shutil.copy2(victim, tmp_path / "whole")
+    (tmp_path / "whole").replace(distro.pristine / "fs/open.c")
+    harm(victim)
+    began = time.time_ns()
+    assert mend(distro, tree) == ("fs/open.c",)
+    assert content(tree) == before
+    assert victim.stat().st_mtime_ns >= began - 10**9
+    assert mend(distro, tree) == ()
+    assert content(distro.pristine)["fs/open.c"] == before["fs/open.c"]
+
+
+def test_a_tree_gets_back_what_it_lost_and_loses_what_it_gained(
+    distro: toy.ToyDistro, tmp_path: Path
+) -> None:
+    (distro.pristine / "link").symlink_to("fs/open.c")
+    tree = apply(distro, tmp_path / "tree")
+    before = content(tree)
+    shutil.rmtree(tree / "include")
+    (tree / "link").unlink()
+    (tree / "link").symlink_to("kernel/module.c")
+    (tree / "fs/open.c").unlink()
+    (tree / "fs/open.c").mkdir()
+    toy.write(tree / "new/deep/file.c", "int x;\n")
+    mended = mend(distro, tree)
+    assert mended == ("fs/open.c", "include/linux/fdtable.h", "link", "new/deep/file.c")
+    assert content(tree) == before
+    assert (tree / "link").readlink() == Path("fs/open.c")
+    assert not (tree / "new").exists()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_source_that_was_unpacked_again_is_the_same_source(
+    distro: toy.ToyDistro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    tree = apply(distro, tmp_path / "tree")
+    times = {p: p.stat().st_mtime_ns for p in tree.rglob("*") if p.is_file()}
+    shutil.copytree(distro.pristine, tmp_path / "again")
+    fs.replace_directory(tmp_path / "again", distro.pristine)
+
+    def no_links(*_: object, **__: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    assert mend(distro, tree) == ()
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+    assert (tree / "fs/open.c").samefile(distro.pristine / "fs/open.c") == links
+
+
+@pytest.mark.parametrize("harm", damage.VISIBLE.values(), ids=damage.VISIBLE)
+def test_a_tree_whose_record_is_damaged_is_made_again(
+    distro: toy.ToyDistro, tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    tree = apply(distro, tmp_path / "tree")
+    before = content(tree)
+    harm(tmp_path / ".tree.json")
+    assert content(apply(distro, tree)) == before
+    assert content(apply(distro, tree)) == before
 
 
 def test_a_file_that_left_the_series_is_pristine_again(

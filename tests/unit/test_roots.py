@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from kbuild import cleaning, fs, mirror, roots, run
 from kbuild.errors import InfrastructureError, LostDependencyError, TrustError, UserError
 from kbuild.model import Root, Settings
 from kbuild.roots import Bind
-from tests.unit import toy
+from tests.unit import damage, toy
 
 # The last two arguments of mmdebstrap are the directory and "-", the sources on its input.
 MMDEBSTRAP = """#!/bin/sh
@@ -27,6 +29,8 @@ for package in "gcc-12 12.2.0-14" "make 4.3"; do
     printf 'Package: %s\nVersion: %s\nArchitecture: amd64\n' $package
     printf 'Status: install ok installed\nMaintainer: x\nDescription: x\n\n'
 done > "$1/var/lib/dpkg/status"
+mkdir -p "$1/usr/bin"
+echo gcc > "$1/usr/bin/gcc"
 echo "E: no such mirror"
 exit "$(cat "$FAKE_STATUS")"
 """
@@ -65,17 +69,59 @@ def test_a_root_is_made_once_and_says_what_it_holds(settings: Settings) -> None:
 def test_a_root_keeps_no_password(settings: Settings) -> None:
     program = settings.project / "bin/mmdebstrap"
     keep = """
+mkdir -p "$1/usr/bin"
 mkdir -p "$1/etc/apt/apt.conf.d" "$1/etc/apt/sources.list.d"
 echo "deb http://user:pw@m.example/debian bookworm main" > "$1/etc/apt/sources.list"
 echo "URIs: http://user:p/w@m.example/debian" > "$1/etc/apt/sources.list.d/0000m.sources"
 echo 'Acquire::http::Proxy "http://user:pw@proxy.example:3128";' > "$1/etc/apt/apt.conf.d/99m"
 """
-    program.write_text(program.read_text().replace('mkdir -p "$1"\n', keep))
+    program.write_text(program.read_text().replace('mkdir -p "$1/usr/bin"\n', keep))
     apt = roots.make_root(settings, "bookworm", "compile", ["make"]).path / "etc/apt"
     assert (apt / "sources.list").read_text() == "deb http://***@m.example/debian bookworm main\n"
     texts = [path.read_text() for path in apt.rglob("*") if path.is_file()]
     assert [text.count("***@") for text in texts] == [1, 1, 1]
     assert "user" not in "".join(texts)
+
+
+@pytest.mark.parametrize("victim", ["packages.json", "root/usr/bin/gcc", "stamp.json"])
+@pytest.mark.parametrize("harm", damage.VISIBLE.values(), ids=damage.VISIBLE)
+def test_a_damaged_root_is_made_again(
+    settings: Settings, victim: str, harm: Callable[[Path], None]
+) -> None:
+    first = roots.make_root(settings, "bookworm", "compile", ["make"])
+    harm(first.path.parent / victim)
+    if victim == "stamp.json" and harm is damage.edited:
+        (first.path.parent / victim).write_text("{")
+    offline = dataclasses.replace(settings, offline=True)
+    with pytest.raises(InfrastructureError, match="damaged, and this run is offline"):
+        roots.make_root(offline, "bookworm", "compile", ["make"])
+    assert roots.make_root(settings, "bookworm", "compile", ["make"]) == first
+    assert bootstraps(settings) == 2
+    assert roots.make_root(offline, "bookworm", "compile", ["make"]) == first
+
+
+def test_a_root_of_an_earlier_version_is_kept(settings: Settings) -> None:
+    first = roots.make_root(settings, "bookworm", "compile", ["make"])
+    mark = first.path.parent / "stamp.json"
+    raw = json.loads(mark.read_text())
+    fs.write_json(mark, raw | {"outputs": sorted(raw["outputs"])})
+    assert roots.make_root(settings, "bookworm", "compile", ["make"]) == first
+    assert bootstraps(settings) == 1
+    damage.emptied(first.path / "usr/bin/gcc")
+    roots.make_root(settings, "bookworm", "compile", ["make"])
+    assert bootstraps(settings) == 2
+
+
+def test_a_list_of_packages_that_an_earlier_version_left_damaged_is_no_traceback(
+    settings: Settings,
+) -> None:
+    first = roots.make_root(settings, "bookworm", "compile", ["make"])
+    mark = first.path.parent / "stamp.json"
+    raw = json.loads(mark.read_text())
+    fs.write_json(mark, raw | {"outputs": sorted(raw["outputs"])})
+    damage.cut(first.path.parent / "packages.json")
+    assert roots.make_root(settings, "bookworm", "compile", ["make"]) == first
+    assert bootstraps(settings) == 2
 
 
 def test_a_root_is_made_again_on_request(settings: Settings) -> None:

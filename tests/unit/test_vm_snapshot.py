@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from kbuild.vm.guest import Guest, GuestCommandError, GuestLost
 from kbuild.vm.outcome import Outcome
 from kbuild.vm.snapshot import Provision
 from kbuild.vm.spec import KVM, GuestSpec, Snapshot
+from tests.unit import damage
 from tests.unit.test_vm_guest import spec_at
 
 RELEASE = "6.1.0-fake"
@@ -27,7 +29,7 @@ def spec(tmp_path: Path, behave: Path) -> GuestSpec:
     (tmp_path / "boot" / f"vmlinuz-{RELEASE}").write_bytes(b"kernel")
     (tmp_path / "disk.img").write_bytes(bytes(4096))
     tool = behave.with_name("qemu-img")
-    tool.write_text('#!/bin/sh\nfor last; do :; done\n: >"$last"\n')
+    tool.write_text('#!/bin/sh\nfor last; do :; done\necho overlay >"$last"\n')
     tool.chmod(0o755)
     return spec_at(tmp_path, slowness=20.0)
 
@@ -187,11 +189,17 @@ def test_a_restore_that_never_runs_is_ended(
         Guest.restore(kept, workdir=tmp_path / "w")
 
 
-def test_a_snapshot_that_lost_a_file_is_made_again(spec: GuestSpec, tmp_path: Path) -> None:
+@pytest.mark.parametrize("victim", ["memory", "disk", "state"])
+@pytest.mark.parametrize("harm", damage.VISIBLE.values(), ids=damage.VISIBLE)
+def test_a_damaged_snapshot_is_made_again(
+    spec: GuestSpec, tmp_path: Path, victim: str, harm: Callable[[Path], None]
+) -> None:
     kept = ensure(spec, tmp_path)
-    kept.memory.unlink()
+    harm(getattr(kept, victim))
     assert ensure(spec, tmp_path) == kept
-    assert kept.memory.exists()
+    assert boots(tmp_path) == 2
+    ensure(spec, tmp_path)
+    assert boots(tmp_path) == 2
 
 
 def test_the_words_of_the_boot_are_no_evidence_for_a_restored_guest(
