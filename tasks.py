@@ -50,6 +50,7 @@ from kbuild import doctor as doctor_checks
 from kbuild import mutants as mutations
 from kbuild import report as reports
 from kbuild import stress as stresses
+from kbuild import verify as verification
 from kbuild.errors import DefectError, KbuildError, LostDependencyError, UserError, naming
 from kbuild.generations import Step
 from kbuild.model import Settings, Target
@@ -734,6 +735,21 @@ def doctor(settings: Settings, target: Target) -> int:
     return 0 if doctor_checks.healthy(findings) else LostDependencyError.exit_status
 
 
+@_command()
+def verify(settings: Settings, target: Target) -> None:
+    """Read everything that was kept and name what is damaged, which the next run makes again."""
+    if settings.dry:
+        for path in verification.places(settings):
+            _say(f"would read {path}")
+        return
+    found = []
+    for place in verification.check(settings):
+        found.append(place)
+        _say(f"{place.path}: {place.checked} checked, {len(place.damaged)} damaged")
+    if (error := verification.error(found)) is not None:
+        raise error
+
+
 @_command(_TARGET_OPTIONS, _BUILD_OPTIONS, _RUN_OPTIONS)
 def explain(settings: Settings, target: Target, modules: str) -> None:
     """Say which stages 'package' would run, and why; changes nothing."""
@@ -755,6 +771,7 @@ ns = Collection(
         clean,
         doctor,
         explain,
+        verify,
     ),
     # a keyword of Python's, so that the function cannot have the name
     **{"try": try_},

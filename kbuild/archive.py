@@ -365,6 +365,9 @@ def _read_extract(path: Path) -> list[Listed] | None:
         return [Listed(**one) for one in json.loads(body)]
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError, AttributeError) as error:
+        logger.warning("%s is damaged and is made again: %s", path, error)
+        return None
 
 
 def _listed(found: Release, path: str) -> Wanted:

@@ -242,7 +242,7 @@ def fetch(settings: Settings, wanted: Wanted, urls: Sequence[str], network: Netw
                 gone = gone and isinstance(error, UnavailableError) and error.status in _GONE
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                part.replace(path)
+                fs.rename(part, path)
                 return path
     if refused is not None:
         raise refused

@@ -225,10 +225,11 @@ def distrust(path: Path, damaged: Iterable[Damage]) -> None:
             entry = contents.distrusted({"": recorded.entry}, names)[""]
             outputs[one.output] = Output(entry=entry)
             continue
-        listing = contents.read(_listing(path, one.output), recorded.listing)
+        sha256 = recorded.listing
+        listing = contents.read(_listing(path, one.output), sha256)
         if listing is not None:
             sha256 = contents.write(_listing(path, one.output), contents.distrusted(listing, names))
-            outputs[one.output] = Output(listing=sha256, entries=recorded.entries)
+        outputs[one.output] = Output(listing=sha256, entries=recorded.entries)
     _write(path, Stamp(last.inputs, outputs, last.seconds))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import cleaning, fs, mirror, roots, run
+from kbuild import cleaning, fs, mirror, roots, run, verify
 from kbuild.errors import InfrastructureError, LostDependencyError, TrustError, UserError
 from kbuild.model import Root, Settings
 from kbuild.roots import Bind
@@ -92,6 +92,8 @@ def test_a_damaged_root_is_made_again(
     harm(first.path.parent / victim)
     if victim == "stamp.json" and harm is damage.edited:
         (first.path.parent / victim).write_text("{")
+    damaged = [line for place in verify.check(settings) for line in place.damaged]
+    assert len(damaged) == (harm is not damage.lost or victim != "stamp.json")
     offline = dataclasses.replace(settings, offline=True)
     with pytest.raises(InfrastructureError, match="damaged, and this run is offline"):
         roots.make_root(offline, "bookworm", "compile", ["make"])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import cleaning, source, suites
+from kbuild import cleaning, source, suites, verify
 from kbuild.download import GoneError
 from kbuild.errors import BuildError, InfrastructureError, TrustError, UserError
 from kbuild.model import Base, Settings, Target, VerifiedFile
@@ -478,8 +478,14 @@ def test_what_is_damaged_is_unpacked_again_and_named(
     assert len(whole) == 3
     assert unpack() == whole
     assert "unpacking" not in caplog.text
+    assert {p.path.name: (p.checked, p.damaged) for p in verify.check(one)} == {
+        "files": (9, ()),
+        "trees": (1, ()),
+        "debs": (2, ()),
+    }
     for path in whole:
         harm(path)
+    assert sum(len(place.damaged) for place in verify.check(one)) == 3
     assert len(source.not_unpacked(one, base)) == 3
     assert unpack() == whole
     assert caplog.text.count("unpacking") == 3
