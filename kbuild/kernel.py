@@ -445,8 +445,10 @@ def _configure(shop: _Workshop) -> None:
     # what touches include/config: so the result is compared with, not written over, the last.
     plan, config = shop.plan, shop.output / ".config"
     wanted, done = shop.given / "config", shop.given / "configured"
-    same = wanted.exists() and wanted.read_text() == plan.config
-    if same and config.exists() and done.exists():
+    same = wanted.exists() and wanted.read_bytes() == plan.config.encode()
+    # make wrote the result without syncing it: after a power cut it may be empty.
+    there = config.exists() and done.exists()
+    if same and there and done.read_bytes() == fs.sha256_file(config).encode():
         return
     done.unlink(missing_ok=True)
     fs.write_atomic(wanted, plan.config)
@@ -474,7 +476,7 @@ def _configure(shop: _Workshop) -> None:
         log=shop.log,
     )
     _check_strayed(plan, final, shop.log)
-    fs.write_atomic(done, "")
+    fs.write_atomic(done, fs.sha256_file(config))
 
 
 def _check_strayed(plan: Plan, final: Fragment, log: Path) -> None:

@@ -85,7 +85,7 @@ def read(description: Path) -> GuestImage:
             disk=home / raw["disk"],
             kernels=tuple(Kernel(k, flavour_of(k), home / "kernels") for k in raw["kernels"]),
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InfrastructureError(
             f"there is no guest image at {description}",
             found=str(error),

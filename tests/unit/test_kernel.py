@@ -249,9 +249,8 @@ def test_a_failed_build_goes_on_where_it_stopped(bench: Bench) -> None:
     with pytest.raises(BuildError):
         bench.build()
     assert "  CC      fs/open.o" in bench.log()
-    tree_file = bench.home / "tree/lib/zlast.c"
-    tree_file.unlink()
-    tree_file.write_text("int x;\n")
+    broken.unlink()
+    broken.write_text("int x;\n")
     bench.build()
     assert "  CC      lib/zlast.o" in bench.log()
     assert "  CC      fs/open.o" not in bench.log()
@@ -271,6 +270,22 @@ def test_an_object_of_a_build_that_was_cut_short_is_made_again(bench: Bench) -> 
     again = bench.build()
     assert (again.output / "fs/open.o").read_bytes() == whole
     assert not list((bench.home / "cloud-amd64").glob("*.making"))
+
+
+@pytest.mark.parametrize("victim", ["input/config", "input/configured", "out/.config"])
+@pytest.mark.parametrize("harm", damage.EVERY.values(), ids=damage.EVERY)
+def test_a_configuration_that_a_power_cut_damaged_is_made_again(
+    bench: Bench, victim: str, harm: Callable[[Path], None]
+) -> None:
+    broken = bench.distro.pristine / "lib/zlast.c"
+    toy.write(broken, "#error on purpose\n")
+    with pytest.raises(BuildError):
+        bench.build()
+    home = bench.home / "cloud-amd64"
+    before = (home / "out/.config").read_text()
+    harm(home / victim)
+    broken.unlink()
+    assert bench.build().config.read_text() == before
 
 
 def test_the_first_error_is_shown_with_its_lines(bench: Bench) -> None:
