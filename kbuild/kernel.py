@@ -229,7 +229,8 @@ def build(
 
     ``distro_image`` and ``distro_headers`` are the unpacked packages of the base; ``before`` is
     called if there is something to compile.  A build that failed is taken up where it stopped.
-    One that was cut short or damaged begins anew: the compiler cache has what it compiled.
+    Of one that was cut short, what changed since its start is made again.  A damaged one begins
+    anew, with what the compiler cache has.
     Raises BuildError with the first error of the log, or GuardError when the fast path's proof
     does not hold.
     """

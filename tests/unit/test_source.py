@@ -459,7 +459,7 @@ def test_what_is_unpacked_can_be_asked_beforehand(tmp_path: Path, server: Server
     assert source.not_unpacked(one, base) == (base.headers,)
 
 
-@pytest.mark.parametrize("harm", damage.VISIBLE.values(), ids=damage.VISIBLE)
+@pytest.mark.parametrize("harm", [damage.emptied, damage.edited, damage.lost])
 def test_what_is_damaged_is_unpacked_again_and_named(
     tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture, harm: Callable[[Path], None]
 ) -> None:
