@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kbuild import fs, versions
-from kbuild.errors import BuildError, LostDependencyError
+from kbuild.errors import BuildError, KbuildError
 from kbuild.model import BuiltKernel, Package, Settings, VerifiedFile
 from kbuild.run import run
 
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 # What a target's own part of the manifest is called, in the directory of its results.
 RECORD = "record.json"
+# Directories whose files reach an output even when git does not track them.
+_INPUTS = ("debian/", "dkms/", "fragments/", "kbuild/", "kmod/", "patches/")
 
 
 @dataclass(frozen=True)
@@ -120,16 +122,44 @@ def describe(
 
 
 def project_commit(project: Path) -> str | None:
-    """Return the commit that a checkout stands at, or None outside of git."""
-    git = ("git", "-C", str(project))
+    """Return the commit that a checkout stands at, or None with a warning that says why.
+
+    "-dirty" follows when tracked files were changed, or when a directory that outputs are made
+    of holds an untracked file.
+    """
     try:
-        head = run([*git, "rev-parse", "--verify", "HEAD"], timeout_s=60, check=False)
-        if head.returncode != 0:
-            return None
-        changed = run([*git, "status", "--porcelain"], timeout_s=60, check=False).stdout.strip()
-    except LostDependencyError:
+        head = _git(project, "rev-parse", "--verify", "HEAD").strip()
+        changes = _git(project, "status", "--porcelain", "-z", "--untracked-files=normal")
+    except KbuildError as error:
+        logger.warning("no commit is recorded: %s", error.found or error)
         return None
-    return head.stdout.strip() + ("-dirty" if changed else "")
+    untracked = "?? "
+    dirty = any(
+        not line.startswith(untracked) or line.removeprefix(untracked).startswith(_INPUTS)
+        for line in changes.split("\0")
+        if line
+    )
+    return head + "-dirty" * dirty
+
+
+def _git(project: Path, *arguments: str) -> str:
+    """Ask git about exactly this checkout, whoever owns it.
+
+    A repository that is named is neither searched for in the directories above, nor refused for
+    its owner.  git refuses because a repository's configuration can name programs.  Here that
+    gives nobody more than they have: the owner of the checkout wrote the Python that is running.
+    The programs that git would start for these questions are switched off all the same.
+    """
+    return run(
+        [
+            *("git", f"--git-dir={project / '.git'}", f"--work-tree={project}"),
+            *("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"),
+            # The index is not refreshed: it would belong to root afterwards.
+            "--no-optional-locks",
+            *arguments,
+        ],
+        timeout_s=60,
+    ).stdout
 
 
 def write(path: Path, manifest: Manifest) -> None:

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,17 +20,31 @@ _LARGEST = 1 << 20  # bytes; what is larger belongs in the cache, not in the his
 _BIN = Path(sys.executable).parent
 
 
-def committed_files() -> list[Path]:
-    """List what git tracks or would track, ignored files left out."""
-    listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=PROJECT,
-        capture_output=True,
-        check=True,
-        timeout=30,
-    ).stdout
-    names = [name for name in listing.decode().split("\0") if name]
-    return [PROJECT / name for name in names if (PROJECT / name).is_file()]
+def committed_files(project: Path = PROJECT) -> list[Path]:
+    """List what git tracks or would track, ignored files left out.
+
+    An empty repository is asked, because the project may be a tarball, lie inside another
+    repository, or be a clone of another owner, which git refuses.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        git = ["git", f"--git-dir={scratch}/.git", f"--work-tree={project}"]
+        listing = ["ls-files", "-z", "--others", "--exclude-standard"]
+        for arguments in (["init", "--quiet"], listing):
+            output = subprocess.run(
+                [*git, *arguments], cwd=project, capture_output=True, check=True, timeout=30
+            ).stdout
+    return [project / name for name in output.decode().split("\0") if (project / name).is_file()]
+
+
+def test_the_files_of_a_tarball_are_known(tmp_path: Path) -> None:
+    """A tarball has no repository, and must not be taken for a part of another one."""
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True, timeout=30)
+    project = tmp_path / "project"
+    for name in (".gitignore", "kbuild/run.py", "build/result", "kbuild/__pycache__/run.pyc"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("/build/\n__pycache__/\n")
+    found = sorted(str(path.relative_to(project)) for path in committed_files(project))
+    assert found == [".gitignore", "kbuild/run.py"]
 
 
 def shell_scripts(files: list[Path]) -> list[Path]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -113,23 +115,98 @@ def test_missing_manifest_is_refused(tmp_path: Path) -> None:
         manifest.verify(tmp_path / "manifest.json")
 
 
-def test_project_commit(tmp_path: Path) -> None:
-    def git(*arguments: str) -> str:
-        identity = ["-c", "user.name=Nobody", "-c", "user.email=nobody@example.org"]
-        done = subprocess.run(
-            ["git", "-C", tmp_path, *identity, *arguments],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        return done.stdout.strip()
+def git(where: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=Nobody", "-c", "user.email=nobody@example.org"]
+    done = subprocess.run(
+        ["git", "-C", where, *identity, *arguments], check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
 
-    assert manifest.project_commit(tmp_path) is None
-    git("init", "-q")
-    fake_kernel.write(tmp_path / "file", "1")
-    git("add", "file")
-    git("commit", "-q", "-m", "one")
-    head = git("rev-parse", "HEAD")
-    assert manifest.project_commit(tmp_path) == head
-    fake_kernel.write(tmp_path / "file", "2")
+
+def repository(where: Path) -> str:
+    """Make a repository with one commit; returns its name."""
+    fake_kernel.write(where / "file", "1")
+    fake_kernel.write(where / "kmod/main.c", "1")
+    git(where, "init", "-q")
+    git(where, "add", "--all")
+    git(where, "commit", "-q", "-m", "one")
+    return git(where, "rev-parse", "HEAD")
+
+
+@pytest.mark.parametrize(
+    ("path", "dirty"),
+    [
+        (None, False),
+        ("file", True),
+        # Untracked: only what an output is made of counts.
+        ("invoke.yaml", False),
+        ("notes/kmod/x", False),
+        ("kmod/new.c", True),
+        ("patches/5.11/new.patch", True),
+    ],
+)
+def test_a_commit_is_dirty_when_an_input_changed(
+    tmp_path: Path, path: str | None, dirty: bool
+) -> None:
+    head = repository(tmp_path)
+    if path:
+        fake_kernel.write(tmp_path / path, "2")
+    assert manifest.project_commit(tmp_path) == head + "-dirty" * dirty
+
+
+def test_a_removed_file_is_dirty(tmp_path: Path) -> None:
+    head = repository(tmp_path)
+    (tmp_path / "file").unlink()
     assert manifest.project_commit(tmp_path) == f"{head}-dirty"
+
+
+def test_the_commit_of_a_clone_of_another_owner_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A git that takes every owner for another, as root's does in a user's clone."""
+    head = repository(tmp_path / "clone")
+    program = shutil.which("git")
+    fake_kernel.write(
+        tmp_path / "bin/git",
+        f'#!/bin/sh\nGIT_TEST_ASSUME_DIFFERENT_OWNER=1 exec {program} "$@"\n',
+    )
+    (tmp_path / "bin/git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        git(tmp_path / "clone", "status")
+    assert "dubious ownership" in refused.value.stderr
+    assert manifest.project_commit(tmp_path / "clone") == head
+    fake_kernel.write(tmp_path / "clone/file", "2")
+    assert manifest.project_commit(tmp_path / "clone") == f"{head}-dirty"
+
+
+def test_asking_for_the_commit_starts_no_program_and_writes_nothing(tmp_path: Path) -> None:
+    head = repository(tmp_path)
+    for key in ("core.fsmonitor", "core.hooksPath"):
+        git(tmp_path, "config", key, str(tmp_path / "program"))
+    fake_kernel.write(tmp_path / "program", f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    (tmp_path / "program").chmod(0o755)
+    git(tmp_path, "status")
+    assert (tmp_path / "started").exists()
+    (tmp_path / "started").unlink()
+    os.utime(tmp_path / "file", (1, 1))  # the index has another time: git would refresh it
+    index = (tmp_path / ".git/index").read_bytes()
+    assert manifest.project_commit(tmp_path) == head
+    assert not (tmp_path / "started").exists()
+    assert (tmp_path / ".git/index").read_bytes() == index
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty .git", "a repository without a commit"])
+def test_a_checkout_without_a_commit_of_its_own_says_so(
+    tmp_path: Path, left: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tarball that was unpacked inside another repository has not that one's commit."""
+    repository(tmp_path)
+    project = tmp_path / "project"
+    fake_kernel.write(project / "kmod/main.c", "1")
+    if left == "an empty .git":
+        (project / ".git").mkdir()
+    elif left != "nothing":
+        git(project, "init", "-q")
+    assert manifest.project_commit(project) is None
+    assert "no commit is recorded: fatal: " in caplog.text
