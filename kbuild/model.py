@@ -147,6 +147,7 @@ class Tree:
     base_version: str
     series: Series
     digest: str  # of the tarball and of every patched file
+    changed: tuple[str, ...]  # the files that differ from the pristine ones, sorted
 
 
 @dataclass(frozen=True)

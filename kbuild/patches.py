@@ -7,13 +7,19 @@ is read again, and each declared export must directly follow its own function.
 
 from __future__ import annotations
 
+import bz2
+import contextlib
+import errno
+import gzip
 import hashlib
 import logging
+import lzma
 import os
 import re
 import shutil
 import stat
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +30,7 @@ from unidiff.errors import UnidiffParseError
 from unidiff.patch import Hunk, PatchedFile, PatchSet
 
 from kbuild import contents, fs, versions
-from kbuild.errors import BuildError, UserError
+from kbuild.errors import BuildError, InfrastructureError, UserError
 from kbuild.model import Patch, Series, Tree
 from kbuild.run import run
 
@@ -43,10 +49,28 @@ _EXPORT = re.compile(r"^EXPORT_SYMBOL(?:_GPL)?\((\w+)\);", re.MULTILINE)
 _FUNCTION_HEAD = re.compile(r"^(?!EXPORT_SYMBOL)[A-Za-z_][^;{}()]*?\b(\w+)\(", re.MULTILINE)
 # What separates the hunks of a context diff, diff -c.
 _CONTEXT_DIFF = re.compile(r"^\*{15}", re.MULTILINE)
+# A line that names the file which the next hunks change.
+_HEADER = re.compile(
+    rb"^[ \tX]*(?:---|\+\+\+|\*\*\*|Index:|diff --git)[ \t]+(.+?)\r?$", re.MULTILINE
+)
+_QUOTED = re.compile(rb'"((?:[^"\\]|\\.)*)"')
+_ESCAPE = re.compile(rb"\\([0-7]{1,3}|.)")
+_ESCAPES = dict(zip(b"abfnrtv", b"\a\b\f\n\r\t\v", strict=True))
+# Changes that patch(1) passes over, or cannot make, and has no hunks for.
+_UNSUPPORTED = re.compile(
+    rb"^(?:GIT binary patch|(?:Binary files|Symbolic links) .* differ|Only in \S+: .*"
+    rb"|File .* is an? .* while file .* is an? .*|.*\bmode 160000)\r?$",
+    re.MULTILINE,
+)
+_COMPRESSED = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
 # What patch(1) says of the file that it is at, and of a hunk that found no place.
-_SAID = re.compile(r"^(?:checking|patching) file (?P<file>.+)|^Hunk #(?P<hunk>\d+) FAILED at")
+_SAID = re.compile(
+    r"^patching (?:file|symbolic link) (?P<file>.+?)(?: \((?:renamed|copied) from .*\))?$"
+    r"|^Hunk #(?P<hunk>\d+) FAILED at"
+)
 _PATCH_TIMEOUT_S = 60
 _MENDED_SAID = 5  # names in a line
+_NAME_MAX = 255  # bytes of a file's name on Linux
 # Of the lines in which a hunk differs from the source, those that a message shows.
 _DIFFERENCES_SAID = 3
 
@@ -72,17 +96,18 @@ def read_series(directory: Path) -> Series:
     try:
         wanted = (directory / "range").read_text().strip()
         SpecifierSet(wanted)
-        names = [
-            line.split("#", 1)[0].strip()
-            for line in (directory / "series").read_text().splitlines()
-        ]
-    except (OSError, InvalidSpecifier) as error:
+        lines = os.fsdecode((directory / "series").read_bytes()).splitlines()
+    except (OSError, UnicodeDecodeError, InvalidSpecifier) as error:
         raise UserError(
             f"{directory} is not a series: {error}",
             expected="a file 'series' (quilt's format) and a file 'range' (a version specifier)",
             hint="a range looks like >=5.11,<8",
         ) from error
-    patches = tuple(_read_patch(directory / name) for name in names if name)
+    patches = tuple(
+        _read_patch(directory / name)
+        for line in lines
+        if (name := _patch_name(directory / "series", line))
+    )
     if not patches:
         raise UserError(f"{directory / 'series'} names no patch", hint="list the patch files in it")
     digest = hashlib.sha256()
@@ -91,14 +116,52 @@ def read_series(directory: Path) -> Series:
     return Series(name=directory.name, range=wanted, patches=patches, digest=digest.hexdigest())
 
 
-def _read_patch(path: Path) -> Patch:
-    try:
-        header = path.read_text().split("\n---", 1)[0]
-    except OSError as error:
+def _patch_name(series: Path, line: str) -> str:
+    """Return the patch that a line of a series names, "" for a line without one."""
+    name, *options = re.sub(r"(^|\s)#.*", "", line).split() or [""]
+    if options not in ([], ["-p1"]):
+        raise UserError(
+            f"{name} has options in {series} that are not supported",
+            expected="none, or -p1",
+            found=" ".join(options),
+            hint="rewrite the patch for -p1, forward",
+        )
+    return name
+
+
+def _content(path: Path) -> bytes:
+    """Return a patch as patch(1) takes it, decompressed where its name says that it must be."""
+    if not path.is_file():
         raise UserError(
             f"the series in {path.parent} names a patch that is not there",
-            found=f"{path.name}: {error.strerror}",
-        ) from error
+            expected="a file",
+            found=path.name,
+        )
+    try:
+        return _COMPRESSED.get(path.suffix, bytes)(path.read_bytes())
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _read_patch(path: Path) -> Patch:
+    content = _content(path)
+    raw = content.partition(b"\n---")[0]
+    try:
+        header = raw.decode()
+    except UnicodeDecodeError:
+        header = raw.decode("latin-1")
+    if not _HEADER.search(content):
+        raise UserError(
+            f"{path} holds no diff",
+            expected="a unified or context diff that names its files, as text, .gz, .bz2 or .xz",
+        )
+    if unsupported := _UNSUPPORTED.search(content):
+        raise UserError(
+            f"{path} changes what patch(1) cannot",
+            expected="changes of text files, modes and symbolic links",
+            found=unsupported[0].decode(errors="replace").strip(),
+            hint="write binary files as text, or leave them out",
+        )
     fields = Deb822(header)
     missing = [
         name
@@ -136,15 +199,43 @@ def choose(directory: Path, upstream: str) -> Series:
 
 
 def touched(series: Series) -> tuple[str, ...]:
-    """Return the files that a series changes, relative to the tree, sorted."""
-    return tuple(sorted({name for patch in series.patches for name in changes(patch)}))
+    """Return the files that a series speaks of, relative to the tree, sorted."""
+    return tuple(sorted({name for patch in series.patches for name in _named(patch)}))
+
+
+def _named(patch: Patch) -> set[str]:
+    """Return every name that patch(1) could choose for a file of this patch, and maybe more.
+
+    Headers are ambiguous: a name may end at a blank, at a tab, or with the line.
+    """
+    names: set[bytes] = set()
+    for header in _HEADER.findall(_content(patch.path)):
+        names |= {header, header.partition(b"\t")[0], *header.split()}
+        names |= {_unescaped(quoted) for quoted in _QUOTED.findall(header)}
+    stripped = {name.partition(b"/")[2].lstrip(b"/") for name in names if b"\0" not in name}
+    possible = {name for name in stripped if name and max(map(len, name.split(b"/"))) <= _NAME_MAX}
+    paths = {Path(os.fsdecode(name)) for name in possible}
+    return {path.as_posix() for path in paths if path.name and ".." not in path.parts}
+
+
+def _unescaped(quoted: bytes) -> bytes:
+    """Return a file name that diff or git wrote as a string of C."""
+
+    def character(match: re.Match[bytes]) -> bytes:
+        escaped = match[1]
+        if escaped[:1].isdigit():
+            return bytes([int(escaped, 8) & 0xFF])
+        return bytes([_ESCAPES.get(escaped[0], escaped[0])])
+
+    return _ESCAPE.sub(character, quoted)
 
 
 def changes(patch: Patch) -> dict[str, PatchedFile]:
     """Read a patch by the files that it changes: unified, or context as patch(1) takes it too."""
-    text = patch.path.read_text()
+    raw = _content(patch.path)
+    text = raw.decode(errors="surrogateescape")
     if _CONTEXT_DIFF.search(text):
-        text = run(["filterdiff", "--format=unified", patch.path], timeout_s=60).stdout
+        text = run(["filterdiff", "--format=unified"], data=raw, timeout_s=60).stdout
     try:
         return {_path(change): change for change in PatchSet(text)}
     except UnidiffParseError as error:
@@ -154,7 +245,10 @@ def changes(patch: Patch) -> dict[str, PatchedFile]:
 def _path(change: PatchedFile) -> str:
     """Return what -p1 leaves of the name of a changed file."""
     name = change.source_file if change.target_file == "/dev/null" else change.target_file
-    return str(name).partition("/")[2]
+    raw = str(name).encode(errors="surrogateescape")
+    if quoted := _QUOTED.fullmatch(raw):
+        raw = _unescaped(quoted[1])
+    return os.fsdecode(raw).partition("/")[2]
 
 
 def refusals(pristine: Path, series: Series) -> tuple[Refusal, ...]:
@@ -162,29 +256,25 @@ def refusals(pristine: Path, series: Series) -> tuple[Refusal, ...]:
 
     Empty when the series applies, which is not yet to say that it does what it declares.
     """
-    names = touched(series)
     with tempfile.TemporaryDirectory(prefix="cplayground-") as scratch:
-        refused, _ = _try_patches(pristine, series, names, Path(scratch))
-    return refused
+        return _try_patches(pristine, series, Path(scratch))[0]
 
 
 def apply(pristine: Path, series: Series, tree: Path, *, base_version: str) -> Tree:
     """Bring ``tree`` to ``pristine`` plus ``series``, whatever it was before.
 
     The patched files are made and proved aside; only then does the tree change, and only
-    in the files whose content differs, so that make rebuilds what depends on them and
-    nothing else.  A patch that does not apply, or has not the effect that it declares,
-    raises BuildError and leaves the tree alone.  Unchanged files are hard links into
-    ``pristine``: nobody may write to them.
+    in the files that differ in content, mode or type, so that make rebuilds what depends on
+    them and nothing else.  A patch that does not apply, or has not the effect that it
+    declares, raises BuildError and leaves the tree alone.  Unchanged files are hard links
+    into ``pristine``: nobody may write to them.
     """
     scratch = tree.with_name(f".{tree.name}.patching")
     with fs.lock(tree.with_name(f".{tree.name}.lock")):
         fs.remove_tree(scratch)
         try:
             scratch.mkdir(parents=True)
-            names = touched(series)
-            _patch_aside(pristine, series, names, scratch)
-            check_effect(pristine, scratch, series, names)
+            names = _patch_aside(pristine, series, scratch)
             state = tree.with_name(f".{tree.name}.json")
             before = fs.read_json(state, _names)
             if before is None or not tree.is_dir():
@@ -193,14 +283,21 @@ def apply(pristine: Path, series: Series, tree: Path, *, base_version: str) -> T
                 before = ()
             # Recorded before the first change: a run that dies half-way must still be able
             # to take every file back.
-            fs.write_json(state, sorted({*before, *names}))
-            for name in sorted({*before, *names}):
-                _install(scratch / name if name in names else pristine / name, tree / name)
+            every = sorted({*before, *names})
+            fs.write_json(state, every)
+            wanted = {name: (scratch if name in names else pristine) / name for name in every}
+            # Files go first: a directory may come where one was, or go with the last.
+            for name in every:
+                if _described(wanted[name]) is None:
+                    _remove(tree, name)
+            for name in every:
+                if _described(wanted[name]) not in (None, _described(tree / name)):
+                    _install(wanted[name], tree / name)
             fs.write_json(state, names)
             digest = _digest(scratch, names, base_version)
         finally:
             fs.remove_tree(scratch)
-    return Tree(path=tree, base_version=base_version, series=series, digest=digest)
+    return Tree(tree, base_version, series, digest, names)
 
 
 def _names(raw: list[str]) -> tuple[str, ...]:
@@ -214,7 +311,7 @@ def mend(pristine: Path, tree: Tree) -> tuple[str, ...]:
     are compared by content.  A file that was damaged gets a new time, so that make compiles
     again what was compiled from it.  Returns what was mended, sorted.
     """
-    patched = set(touched(tree.series))
+    patched = set(tree.changed)
     mended = []
     with fs.lock(tree.path.with_name(f".{tree.path.name}.lock")):
         wanted, there = dict(contents.walk(pristine)), dict(contents.walk(tree.path))
@@ -284,27 +381,32 @@ def _link(origin: Path, path: Path) -> bool:
 
 def foresee(pristine: Path, series: Series, tree: Path, *, base_version: str) -> Tree:
     """Return what :func:`apply` would, after the same checks, and change nothing."""
-    names = touched(series)
     with tempfile.TemporaryDirectory(prefix="cplayground-") as scratch:
-        _patch_aside(pristine, series, names, Path(scratch))
-        check_effect(pristine, Path(scratch), series, names)
+        names = _patch_aside(pristine, series, Path(scratch))
         digest = _digest(Path(scratch), names, base_version)
-    return Tree(path=tree, base_version=base_version, series=series, digest=digest)
+    return Tree(tree, base_version, series, digest, names)
 
 
 def _digest(patched: Path, names: tuple[str, ...], base_version: str) -> str:
     digest = hashlib.sha256(base_version.encode())
     for name in names:
-        digest.update(f"{name} {_digest_if_there(patched / name)}\n".encode())
+        digest.update(os.fsencode(f"{name} {_described(patched / name) or 'absent'}\n"))
     return digest.hexdigest()
 
 
-def _digest_if_there(path: Path) -> str:
-    return fs.sha256_file(path) if path.exists() else "absent"
+def _described(path: Path) -> str | None:
+    """Return what a file of a tree is, in type, mode and content; None where there is no file."""
+    if path.is_symlink():
+        return f"-> {path.readlink()}"
+    if not path.is_file():
+        return None
+    mode = path.stat().st_mode & 0o777
+    return ("" if mode == 0o644 else f"{mode:o} ") + fs.sha256_file(path)
 
 
-def _patch_aside(pristine: Path, series: Series, names: tuple[str, ...], scratch: Path) -> None:
-    refused, said = _try_patches(pristine, series, names, scratch)
+def _patch_aside(pristine: Path, series: Series, scratch: Path) -> tuple[str, ...]:
+    """Make the files that a series changes in ``scratch``, prove them, and return their names."""
+    refused, said = _try_patches(pristine, series, scratch)
     if refused or said:
         raise BuildError(
             f"the series {series.name} does not apply",
@@ -313,55 +415,104 @@ def _patch_aside(pristine: Path, series: Series, names: tuple[str, ...], scratch
             hint="compare the functions with the source, and refresh the patch; "
             "fuzz is never the answer: it exports what happens to stand in the same place",
         )
+    names = _changed(pristine, series, scratch)
+    check_effect(pristine, scratch, series, names)
+    return names
 
 
-def _try_patches(
-    pristine: Path, series: Series, names: tuple[str, ...], scratch: Path
-) -> tuple[tuple[Refusal, ...], str]:
+def _changed(pristine: Path, series: Series, scratch: Path) -> tuple[str, ...]:
+    known = set(touched(series))
+    made = {
+        path.relative_to(scratch).as_posix()
+        for path in scratch.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
+    for name in made:
+        path = scratch / name
+        if not os.path.lexists(pristine / name):
+            # The umask decided the mode, but for the bit that a patch can set.
+            if not path.is_symlink():
+                path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
+        elif name not in known:
+            raise UserError(
+                f"the series {series.name} changes {name}, which its patches do not name clearly",
+                hint="write the patch as 'git diff' or 'diff -u' does",
+            )
+    return tuple(
+        sorted(
+            name
+            for name in known | made
+            if _described(pristine / name) != _described(scratch / name)
+        )
+    )
+
+
+def _copy(pristine: Path, patch: Patch, name: str, scratch: Path) -> None:
+    """Copy a file with the directories that it lies in, or those of them that there are."""
+    path = Path(name)
+    for directory in (*reversed(path.parents), path):
+        source, copy = pristine / directory, scratch / directory
+        if source.is_symlink() and directory != path:
+            raise UserError(
+                f"{patch.path} changes {name}, which leads through the symbolic link {directory}",
+                hint="name the file by its own directory",
+            )
+        if os.path.lexists(copy):
+            continue
+        if source.is_dir() and not source.is_symlink():
+            copy.mkdir()
+        elif os.path.lexists(source):
+            shutil.copy2(source, copy, follow_symlinks=False)
+
+
+def _try_patches(pristine: Path, series: Series, scratch: Path) -> tuple[tuple[Refusal, ...], str]:
     """Apply a series to copies of its files; returns what was refused, and what patch(1) said.
 
     The latter is empty when all went well.
     """
-    for name in names:
-        if (pristine / name).exists():
-            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(pristine / name, scratch / name)
+    for patch in series.patches:
+        for name in sorted(_named(patch)):
+            _copy(pristine, patch, name, scratch)
     refused: list[Refusal] = []
     said = ""
     for patch in series.patches:
-        changed = changes(patch)
-        before = {name: _text(scratch / name) for name in changed}
+        before = {name: _text(scratch / name) for name in _named(patch)}
         completed = run(
             [
-                "patch",
-                "-p1",
-                "--fuzz=0",
-                "--batch",
-                "--forward",
-                "--no-backup-if-mismatch",
-                "--reject-file=-",
-                "-i",
-                patch.path.resolve(),
+                *("patch", "-p1", "--fuzz=0", "--batch", "--forward"),
+                *("--no-backup-if-mismatch", "--reject-file=-"),
             ],
             cwd=scratch,
+            env={"QUOTING_STYLE": "literal"},
+            data=_content(patch.path),
             timeout_s=_PATCH_TIMEOUT_S,
             check=False,
         )
-        logger.debug("patch %s: %s", patch.path.name, completed.stdout.strip())
+        words = (completed.stdout + completed.stderr).strip()
+        logger.debug("patch %s: %s", patch.path.name, words)
         if completed.returncode == 0:
             continue
-        said += completed.stdout + completed.stderr
+        if os.strerror(errno.ENOSPC) in words:
+            raise InfrastructureError(f"{patch.path.name} cannot be applied", found=words)
+        if completed.returncode != 1:
+            raise UserError(f"{patch.path} is no patch that patch(1) understands", found=words)
+        said += f"{patch.path.name}: {words}\n"
+        changed = changes(patch)
         for name, number in _failed(completed.stdout):
             if name in changed:
                 hunk = changed[name][number - 1]
                 function = _function_of(hunk)
-                reason = _what_is_there(before[name], hunk, function)
+                source = str(changed[name].source_file).partition("/")[2]
+                text = before.get(name) or before.get(source)
+                reason = _what_is_there(text, hunk, function)
                 refused.append(Refusal(patch.path.name, name, number, function, reason))
     return tuple(refused), said.strip()
 
 
 def _text(path: Path) -> str | None:
-    return path.read_text(errors="replace") if path.exists() else None
+    if path.is_symlink() or not path.is_file():
+        return None
+    return path.read_bytes().decode(errors="surrogateescape")
 
 
 def _failed(said: str) -> Iterator[tuple[str, int]]:
@@ -395,7 +546,7 @@ def _what_is_there(text: str | None, hunk: Hunk, function: str) -> str:
     if function and not _defines(text, function):
         return f"this kernel has no {function}() there"
     wanted = [str(line.value).rstrip("\n") for line in hunk if not line.is_added]
-    lines = text.splitlines()
+    lines = text.split("\n")
     starts = range(max(1, len(lines) - len(wanted) + 1))
 
     def likeness(start: int) -> int:
@@ -419,10 +570,7 @@ def check_effect(pristine: Path, patched: Path, series: Series, names: tuple[str
     """
     added: set[str] = set()
     for name in names:
-        if not (patched / name).exists():
-            continue
-        text = (patched / name).read_text(errors="replace")
-        old = (pristine / name).read_text(errors="replace") if (pristine / name).exists() else ""
+        text, old = _text(patched / name) or "", _text(pristine / name) or ""
         fresh = set(_EXPORT.findall(text)) - set(_EXPORT.findall(old))
         for symbol in sorted(fresh):
             owner = exported_function(text, symbol)
@@ -471,13 +619,27 @@ def _link_tree(pristine: Path, tree: Path) -> None:
             run(["cp", "-a", pristine, fresh], timeout_s=1800)
 
 
+def _remove(tree: Path, name: str) -> None:
+    """Remove a file, and as patch(1) does the directories that held nothing else."""
+    path = tree / name
+    if path.is_dir() and not path.is_symlink():
+        return
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        path.unlink()
+    for directory in list(Path(name).parents)[:-1]:
+        try:
+            (tree / directory).rmdir()
+        except OSError:
+            break
+
+
 def _install(source: Path, destination: Path) -> None:
-    if not source.exists():
-        destination.unlink(missing_ok=True)
-        return
-    if destination.exists() and source.read_bytes() == destination.read_bytes():
-        return
     destination.parent.mkdir(parents=True, exist_ok=True)
     # A new inode, never a write through the hard link; a new time, so that make sees it.
-    mode = source.stat().st_mode & 0o777
-    fs.write_atomic(destination, source.read_bytes(), mode=mode)
+    if source.is_symlink():
+        fresh = destination.with_name(f".{destination.name}.new")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(source.readlink())
+        fresh.replace(destination)
+    else:
+        fs.write_atomic(destination, source.read_bytes(), mode=source.stat().st_mode & 0o777)

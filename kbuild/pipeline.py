@@ -128,7 +128,8 @@ def prepare(settings: Settings, target: Target, base: Base, *, modules: str = "a
         fs.mark_used(used)
     prepared = _plan(settings, target, base, pristine, tree, modules)
     if prepared.plan.method == "fast":
-        fastpath.check_types(pristine, tree.path, patches.touched(series))
+        known = [name for name in tree.changed if (pristine / name).is_file()]
+        fastpath.check_types(pristine, tree.path, known)
     return prepared
 
 
