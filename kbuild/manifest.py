@@ -111,14 +111,15 @@ def describe(
         commit=project_commit(settings.project),
         module_version=versions.module_version(settings.project),
         kernels=tuple(sorted(map(_kernel, kernels), key=lambda kernel: kernel.release)),
-        outputs=tuple(
-            sorted(
-                (_output(settings.build, package) for package in packages),
-                key=lambda output: output.path,
-            )
-        ),
+        outputs=outputs(settings, packages),
         seconds={stage: round(seconds[stage], 3) for stage in sorted(seconds)},
     )
+
+
+def outputs(settings: Settings, packages: Sequence[Package]) -> tuple[Output, ...]:
+    """Describe packages as a manifest does; raises BuildError for one outside of build/."""
+    described = (_output(settings.build, package) for package in packages)
+    return tuple(sorted(described, key=lambda output: output.path))
 
 
 def project_commit(project: Path) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ from kbuild import (
     stamp,
     versions,
 )
-from kbuild.errors import InfrastructureError
-from kbuild.manifest import Manifest
+from kbuild.errors import BuildError, InfrastructureError
+from kbuild.manifest import Manifest, Output
 from kbuild.model import Base, BuiltKernel, Package, Root, Settings, Target, Tree
 from kbuild.module import BuiltModule, Headers
 from kbuild.vm import image
@@ -42,7 +42,19 @@ from kbuild.vm.image import GuestImage
 logger = logging.getLogger(__name__)
 
 _EARLIER = "an earlier stage runs first"
-STAGES = ("fetch", "root", "unpack", "kernel", "kernel packages", "module", "module packages")
+_UNKNOWN = "what is known of it is damaged"
+# Every stage of ``package``, in the order in which they run.
+STAGES = (
+    "fetch",
+    "unpack",
+    "root",
+    "kernel",
+    "kernel packages",
+    "module",
+    "module packages",
+    "DKMS packages",
+    "repository",
+)
 
 
 @dataclass(frozen=True)
@@ -166,11 +178,18 @@ def _compile_root(settings: Settings, plan: kernel.Plan) -> Root:
     A point release may bring a compiler with it, and the next kernel is built with that.
     """
     root = roots.compile_root(settings, plan.target.suite)
+    why = _why_refresh(settings, root, plan)
+    if why is None:
+        return root
+    logger.info("making the root again: %s", why)
+    return roots.compile_root(settings, plan.target.suite, refresh=True)
+
+
+def _why_refresh(settings: Settings, root: Root, plan: kernel.Plan) -> str | None:
     wanted = kernel.distro_compiler(plan)
     if wanted is None or kernel.compiler_version(root) == wanted or settings.offline:
-        return root
-    logger.info("the root's compiler is not the distro's (%s)", wanted)
-    return roots.compile_root(settings, plan.target.suite, refresh=True)
+        return None
+    return f"its compiler is not the distro's ({wanted})"
 
 
 def compile_kernel(settings: Settings, root: Root, prepared: Prepared) -> BuiltKernel:
@@ -300,11 +319,15 @@ def _dkms_inputs(settings: Settings, root: Root, epoch: int) -> dict[str, str]:
     }
 
 
+def _dkms_place(settings: Settings, suite: str) -> Path:
+    return settings.build / suite / "packages-dkms"
+
+
 def _dkms_packages(
     settings: Settings, where: Places, root: Root, epoch: int
 ) -> tuple[Package, ...]:
     return _packages(
-        settings.build / root.suite / "packages-dkms",
+        _dkms_place(settings, root.suite),
         dkms.PACKAGE,
         _dkms_inputs(settings, root, epoch),
         lambda out: dkms.build_package(
@@ -331,7 +354,7 @@ def _packages(
         known = None if why else _listed(out)
         if known is not None:
             return known
-        logger.info("packaging %s: %s", what, why or "what is known of them is damaged")
+        logger.info("packaging %s: %s", what, why or _UNKNOWN)
         began = time.monotonic()
         mark.unlink(missing_ok=True)
         made = make(out)
@@ -417,9 +440,7 @@ def _build_module(settings: Settings, where: Places, done: PackagedKernel) -> Bu
         known = None if why else _built(where)
         if known is not None:
             return known
-        logger.info(
-            "building the module for %s: %s", built.release, why or "what is known of it is damaged"
-        )
+        logger.info("building the module for %s: %s", built.release, why or _UNKNOWN)
         mark.unlink(missing_ok=True)
         made = module.build(
             settings,
@@ -459,9 +480,8 @@ def _publish(settings: Settings, where: Places, mine: Manifest) -> None:
             kernels=tuple(one for part in parts for one in part.record.kernels),
             outputs=tuple(one for part in parts for one in part.record.outputs),
         )
-        inputs = {one.path: one.sha256 for one in everything.outputs}
-        inputs["recipe"] = _recipe("repo.py")
-        mark = settings.build / "repo.json"
+        inputs = _repository_inputs(everything.outputs)
+        mark = _mark(settings.build / "repo")
         if stamp.due(mark, inputs) is not None:
             began = time.monotonic()
             by_suite: dict[str, list[Package]] = {}
@@ -478,6 +498,10 @@ def _publish(settings: Settings, where: Places, mine: Manifest) -> None:
                 )
             stamp.write(mark, inputs, [repo.publish(settings, by_suite)], time.monotonic() - began)
         manifest.write(settings.build / "manifest.json", everything)
+
+
+def _repository_inputs(outputs: Iterable[Output]) -> dict[str, str]:
+    return {one.path: one.sha256 for one in outputs} | {"recipe": _recipe("repo.py")}
 
 
 def prebuilt_module(done: Packaged) -> Path:
@@ -639,22 +663,18 @@ def explain(settings: Settings, target: Target, *, modules: str = "auto") -> tup
 
 def _reasons(settings: Settings, target: Target, modules: str) -> Iterator[tuple[str, str | None]]:
     """Yield each stage with its reason; a stage after one with a reason cannot be asked."""
+    stage = iter(STAGES)
     quiet = dataclasses.replace(settings, offline=True)
-    fetch, root_stage, unpack, kernel_stage, packaging, module_stage, module_packaging = STAGES
     try:
         base = source.base(quiet, source.resolve(quiet, target))
     except InfrastructureError as error:
-        yield fetch, error.what
+        yield next(stage), error.what
         return
     missing = [file.path.name for file in base.files if not file.path.exists()]
-    yield fetch, f"not in the cache: {', '.join(missing)}" if missing else None
-    yield (
-        root_stage,
-        roots.why_make(settings, target.suite, "compile", roots.compile_packages(target.suite)),
-    )
-    root = roots.compile_root(quiet, target.suite)
+    yield next(stage), f"not in the cache: {', '.join(missing)}" if missing else None
+
     packed = [file.path.name for file in source.not_unpacked(settings, base)]
-    yield unpack, f"not unpacked: {', '.join(packed)}" if packed else None
+    yield next(stage), f"not unpacked: {', '.join(packed)}" if packed else None
     series = patches.choose(settings.project / "patches", base.upstream)
     pristine = source.unpack(quiet, base)
     tree = patches.foresee(
@@ -664,21 +684,51 @@ def _reasons(settings: Settings, target: Target, modules: str) -> Iterator[tuple
         base_version=base.version,
     )
     prepared = _plan(quiet, target, base, pristine, tree, modules)
+
+    needed = roots.compile_packages(target.suite)
+    why = roots.why_make(settings, target.suite, "compile", needed)
+    if why is None:
+        root = roots.compile_root(quiet, target.suite)
+        why = _why_refresh(settings, root, prepared.plan)
+    yield next(stage), why
+
     where = places(settings, target, base)
     inputs = kernel.plan_inputs(prepared.plan, tree.digest, root.digest)
-    yield kernel_stage, stamp.reason(where.version / "kernel.json", inputs)
+    yield next(stage), stamp.reason(where.version / "kernel.json", inputs)
+
     out = where.version / "packages-kernel"
-    digest = stamp.digest(inputs)
-    inputs = _kernel_package_inputs(settings, digest, root, prepared.epoch)
+    inputs = _kernel_package_inputs(settings, stamp.digest(inputs), root, prepared.epoch)
     packages = _listed(out)
     why = stamp.reason(_mark(out), inputs)
-    yield packaging, why or (None if packages else "what is known of them is damaged")
+    yield next(stage), why or (None if packages else _UNKNOWN)
     assert packages is not None
-    headers = _headers_package(packages, prepared.plan.release)
+    made = list(packages)
+
+    headers = _headers_package(made, prepared.plan.release)
     inputs = _module_inputs(settings, headers.sha256, root)
-    made = _built(where)
+    built = _built(where)
     why = stamp.reason(where.version / "module.json", inputs)
-    yield module_stage, why or (None if made else "what is known of it is damaged")
-    assert made is not None
-    inputs = _module_package_inputs(settings, made, root, prepared.epoch)
-    yield module_packaging, stamp.reason(_mark(where.version / "packages-module"), inputs)
+    yield next(stage), why or (None if built else _UNKNOWN)
+    assert built is not None
+
+    for out, inputs in (
+        (
+            where.version / "packages-module",
+            _module_package_inputs(settings, built, root, prepared.epoch),
+        ),
+        (_dkms_place(settings, target.suite), _dkms_inputs(settings, root, prepared.epoch)),
+    ):
+        packages = _listed(out)
+        why = stamp.reason(_mark(out), inputs)
+        yield next(stage), why or (None if packages else _UNKNOWN)
+        assert packages is not None
+        made += packages
+
+    mine = Manifest(manifest.FORMAT, None, "", (), manifest.outputs(settings, made), {})
+    try:
+        parts = publishing.whole(dataclasses.replace(settings, dry=True), where.home, mine)
+    except BuildError as error:
+        yield next(stage), error.what
+        return
+    inputs = _repository_inputs(one for part in parts for one in part.record.outputs)
+    yield next(stage), stamp.reason(_mark(settings.build / "repo"), inputs)

@@ -110,7 +110,8 @@ def _others(settings: Settings, home: Path) -> Iterator[tuple[Path, Manifest]]:
                     hint=_hint((), other),
                 ) from error
             logger.warning("%s: %s; it was made again from the manifest", path, error.what)
-            manifest.write(path, record)
+            if not settings.dry:
+                manifest.write(path, record)
             yield other, record
 
 

@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from kbuild import cleaning, fs, kernel, pipeline, roots, source
+from kbuild import (
+    cleaning,
+    dkms,
+    fs,
+    kernel,
+    manifest,
+    module,
+    pipeline,
+    repo,
+    roots,
+    source,
+    stamp,
+)
+from kbuild import deb as deb_tools
 from kbuild.errors import GuardError, UserError
 from kbuild.kconfig import Fragment
-from kbuild.model import Package, Root, Settings, Target
+from kbuild.model import Base, BuiltKernel, Package, Root, Settings, Target, Tree
+from kbuild.module import BuiltModule
 from tests.unit import damage, toy
+
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -165,6 +182,175 @@ def test_explain_with_an_empty_cache_says_what_comes_first(settings: Settings) -
     assert all(step.reason == "an earlier stage runs first" for step in steps[1:])
     assert not (settings.build / "bookworm").exists()
     assert before == []
+
+
+class Line:
+    """The pipeline on a toy distro, its slow stages replaced by ones that note that they ran."""
+
+    def __init__(self, where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.distro = toy.make(where)
+        self.settings = Settings(project=where, build=where / "build", cache=where / "cache")
+        self.target = Target("bookworm", "cloud-amd64")
+        self.ran: list[str] = []
+        self.unpacked = False
+        self.root: Root | None = None
+        self.compiler = "gcc-12 (Toy) 12.2.0"
+        for file in self.distro.base.files:
+            toy.write(file.path, "deb")
+        for name in ("kmod", "dkms", "debian"):
+            shutil.copytree(PROJECT / name, where / name)
+        for owner, name, fake in (
+            (source, "resolve", lambda *_: None),
+            (source, "base", lambda *_: self.distro.base),
+            (source, "fetch", self.fetch),
+            (source, "unpack", self.unpack),
+            (source, "not_unpacked", lambda *_: () if self.unpacked else self.distro.base.files),
+            (source, "unpack_image", lambda *_: self.distro.image),
+            (source, "unpack_deb", lambda *_: self.distro.headers),
+            (source, "extract", lambda _, into: into.mkdir(exist_ok=True)),
+            (deb_tools, "changelog_epoch", lambda *_: 0),
+            (roots, "why_make", lambda *_: None if self.root else "it has not been done yet"),
+            (roots, "compile_root", self.make_root),
+            (kernel, "compiler_version", lambda _: self.compiler),
+            (kernel, "build", self.build),
+            (deb_tools, "build_kernel_packages", self.packages("kernel packages", "headers")),
+            (module, "build", self.build_module),
+            (deb_tools, "build_prebuilt", self.packages("module packages", "modules")),
+            (dkms, "build_package", self.packages("DKMS packages", "dkms")),
+            (repo, "publish", self.publish),
+        ):
+            monkeypatch.setattr(owner, name, fake)
+
+    def fetch(self, *_: object) -> Base:
+        self.ran.append("fetch")
+        return self.distro.base
+
+    def unpack(self, *_: object) -> Path:
+        self.ran += ["unpack"] * (not self.unpacked)
+        self.unpacked = True
+        return self.distro.pristine
+
+    def make_root(self, settings: Settings, suite: str, *, refresh: bool = False) -> Root:
+        if refresh or self.root is None:
+            self.ran.append("root")
+            self.root = Root(suite, settings.cache, "digest")
+            self.compiler = "gcc-12 (Toy) 12.2.0"
+        return self.root
+
+    def build(
+        self, settings: Settings, root: Root, plan: kernel.Plan, tree: Tree, **where: Path
+    ) -> BuiltKernel:
+        inputs = kernel.plan_inputs(plan, tree.digest, root.digest)
+        mark = where["home"] / "kernel.json"
+        if stamp.reason(mark, inputs):
+            self.ran.append("kernel")
+            toy.write(mark.with_name("config"), plan.config)
+            stamp.write(mark, inputs, [], 1.0)
+        place, digest = where["home"], stamp.digest(inputs)
+        return BuiltKernel(
+            self.target,
+            plan.base,
+            tree.series,
+            plan.release,
+            plan.method,
+            tree.path,
+            place,
+            None,
+            place,
+            mark.with_name("config"),
+            self.compiler,
+            digest,
+            1.0,
+        )
+
+    def packages(self, stage: str, what: str) -> Callable[..., tuple[Package, ...]]:
+        def make(*_: object, out: Path, **__: object) -> tuple[Package, ...]:
+            self.ran.append(stage)
+            return (deb(out, f"linux-{what}-6.1.0-56-cplayground-cloud-amd64"),)
+
+        return make
+
+    def build_module(self, *_: object, out: Path, **__: object) -> BuiltModule:
+        self.ran.append("module")
+        toy.write(out / "cplayground.ko", "module")
+        return BuiltModule(out / "cplayground.ko", "6.1.0-56", ("stock",), "6.1.0-56", 1.0)
+
+    def publish(self, settings: Settings, _: object) -> Path:
+        self.ran.append("repository")
+        (settings.build / "repo").mkdir(exist_ok=True)
+        return settings.build / "repo"
+
+    def package(self) -> list[str]:
+        """Run the pipeline, and return the stages that had something to do."""
+        self.ran.clear()
+        pipeline.package(self.settings, self.target)
+        return list(self.ran)
+
+    def explain(self) -> dict[str, str | None]:
+        steps = pipeline.explain(self.settings, self.target)
+        return {step.name: step.reason for step in steps}
+
+
+def test_explain_knows_every_stage_that_package_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = Line(tmp_path, monkeypatch)
+    assert line.explain().keys() == set(line.package()) == set(pipeline.STAGES)
+    assert list(dict.fromkeys(line.ran)) == list(pipeline.STAGES)
+    assert set(line.explain().values()) == {None}
+    # fetch looks into the archive each time
+    assert line.package() == ["fetch"]
+
+
+def gone(line: Line) -> None:
+    (line.settings.build / "repo").rmdir()
+
+
+def changed(path: str) -> Callable[[Line], None]:
+    return lambda line: toy.write(line.settings.project / path, "changed")
+
+
+def other_target(line: Line) -> None:
+    build = line.settings.build
+    package = deb(build / "bookworm/lab/p", "image-lab")
+    output = Output(package.name, "1", "amd64", "bookworm/lab/p/image-lab.deb", package.sha256, 3)
+    made = Manifest(manifest.FORMAT, None, "0.1.0", (), (output,), {})
+    manifest.write(build / "bookworm/lab" / manifest.RECORD, made)
+
+
+@pytest.mark.parametrize(
+    ("change", "stage", "reason"),
+    [
+        (
+            lambda line: setattr(line, "compiler", "gcc-12 (Toy) 12.1.0"),
+            "root",
+            "(gcc-12 (Toy) 12.2",
+        ),
+        (changed("debian/kernel/new.j2"), "kernel packages", "templates changed"),
+        (changed("kmod/new.c"), "module", "module changed"),
+        (changed("debian/modules/new.j2"), "module packages", "templates changed"),
+        (changed("dkms/new.conf"), "DKMS packages", "dkms changed"),
+        (gone, "repository", "its output repo is gone"),
+        (other_target, "repository", "bookworm/lab/p/image-lab.deb changed from nothing"),
+    ],
+)
+def test_explain_names_the_first_stage_that_package_then_runs(
+    change: Callable[[Line], None],
+    stage: str,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = Line(tmp_path, monkeypatch)
+    line.package()
+    change(line)
+    said = line.explain()
+    before = list(pipeline.STAGES).index(stage)
+    assert list(said.values())[:before] == [None] * before
+    assert reason in (said[stage] or "")
+    assert line.explain() == said
+    assert line.package()[1] == stage
+    assert set(line.explain().values()) == {None}
 
 
 @pytest.mark.parametrize(
