@@ -18,7 +18,7 @@ import random
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from json import dumps as dump_json
 from pathlib import Path
@@ -107,39 +107,37 @@ _YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 _SEVERAL = ("mirror", "fragment", "workload", "load", "case")
 
 
-def _settings(c: Context, given: dict[str, object]) -> Settings:
-    config = c.config
+def _settings(config: Mapping[str, object], given: Mapping[str, object], *, dry: bool) -> Settings:
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    cache = str(config.cache_dir) or str(caches / "cplayground-kernel")
-    mirrors = [*_strings(given.get("mirror")), *_strings(config.mirrors)]
-    jobs = _number("jobs", given.get("jobs") or config.jobs or 0)
+    cache = str(config["cache_dir"]) or str(caches / "cplayground-kernel")
+    mirrors = [*_strings(given.get("mirror")), *_strings(config["mirrors"])]
+    jobs = _number("jobs", given.get("jobs") or config["jobs"] or 0)
     settings = Settings(
         project=PROJECT,
         # Relative places are resolved against the checkout.
-        build=request.place("build_dir", str(config.build_dir), PROJECT),
+        build=request.place("build_dir", str(config["build_dir"]), PROJECT),
         cache=request.place("cache_dir", cache, PROJECT),
         jobs=jobs or len(os.sched_getaffinity(0)),
-        offline=bool(given.get("offline")) or _flag("offline", config.offline),
-        dry=bool(config.run.dry),
+        offline=bool(given.get("offline")) or _flag("offline", config["offline"]),
+        dry=dry,
         mirrors=tuple(mirrors),
-        revision=_number("revision", config.revision, least=1),
+        revision=_number("revision", config["revision"], least=1),
         accept_expired=bool(given.get("accept_expired"))
-        or _flag("accept_expired", config.accept_expired),
-        remote_cache=_text(given.get("cache")) or str(config.remote_cache),
-        scheduler=_text(given.get("scheduler")) or str(config.scheduler),
+        or _flag("accept_expired", config["accept_expired"]),
+        remote_cache=_text(given.get("cache")) or str(config["remote_cache"]),
+        scheduler=_text(given.get("scheduler")) or str(config["scheduler"]),
     )
     compilers.check(settings)
     return settings
 
 
-def _target(c: Context, given: dict[str, object]) -> Target:
-    config = c.config
-    fragments = [*_strings(config.fragments), *_strings(given.get("fragment"))]
+def _target(config: Mapping[str, object], given: Mapping[str, object]) -> Target:
+    fragments = [*_strings(config["fragments"]), *_strings(given.get("fragment"))]
     return Target(
-        suite=str(given.get("suite") or config.suite or suites.own_suite()),
-        flavour=str(given.get("flavour") or config.flavour or suites.own_flavour()),
-        variant=str(given.get("variant") or config.variant),
-        version=str(given.get("version") or config.kernel_version) or None,
+        suite=str(given.get("suite") or config["suite"] or suites.own_suite()),
+        flavour=str(given.get("flavour") or config["flavour"] or suites.own_flavour()),
+        variant=str(given.get("variant") or config["variant"] or DEFAULTS["variant"]),
+        version=str(given.get("version") or config["kernel_version"]) or None,
         fragments=tuple(request.place("fragment", name, Path.cwd()) for name in fragments),
     )
 
@@ -247,9 +245,11 @@ def _command(
             try:
                 _set_up_output()
                 extra = {one.name: _own(one, given[one.name]) for one in own}
+                config = request.configured(c.config, DEFAULTS, os.environ)
                 if "modules" in parameters:
-                    extra["modules"] = given["modules"] or c.config.modules
-                settings, target = _settings(c, given), _target(c, given)
+                    extra["modules"] = given["modules"] or config["modules"] or DEFAULTS["modules"]
+                settings = _settings(config, given, dry=bool(c.config.run.dry))
+                target = _target(config, given)
                 places += [settings.build, settings.cache]
                 for name, value in extra.items():
                     request.check_choice(name, value)

@@ -6,10 +6,14 @@ The stages refuse senseless values too, but some of them come after hours of bui
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from invoke.config import Config
 
 from kbuild import bench_procfile, generations, kconfig, kernel, stress, suites, testing, variants
 from kbuild.errors import UserError
@@ -24,6 +28,95 @@ CHOICES: Mapping[str, Sequence[str]] = {
     "backend": stress.BACKENDS,
     "kernel": bench_procfile.KERNELS,
 }
+# What a file may hold for a key, in words and types; a text for every other one.
+_TYPES: Mapping[str, tuple[str, tuple[type, ...]]] = {
+    **dict.fromkeys(("jobs", "revision"), ("a whole number", (int, str))),
+    **dict.fromkeys(("offline", "accept_expired"), ("true or false", (bool, int, str))),
+    **dict.fromkeys(("fragments", "mirrors"), ("a list of texts, or one with spaces", (list, str))),
+}
+_PREFIX = "INVOKE_"
+# What Invoke itself looks for in the environment, beside the keys of its own configuration.
+_OF_INVOKE = (f"{_PREFIX}DEBUG", f"{_PREFIX}RUNTIME_CONFIG")
+_CORRECT = "correct it in invoke.yaml, ~/.invoke.yaml, /etc/invoke.yaml or the INVOKE_* variables"
+
+
+def configured(
+    config: Config, defaults: Mapping[str, str], environ: Mapping[str, str]
+) -> dict[str, object]:
+    """Return the value of each key of ``defaults``, from the environment, the files, or there.
+
+    A null means the default.  Raises UserError for a value of the wrong type, and for a key or
+    an INVOKE_* variable that matches nothing.
+    """
+    known: dict[str, object] = {**Config.global_defaults(), **defaults}
+    for name in _unknown(config._config, known):
+        raise UserError(
+            f"the configuration has no key {name}",
+            found=name,
+            hint=_guess(name, defaults) or _CORRECT,
+        )
+    variables = [*map(_variable, _leaves(known)), *_OF_INVOKE]
+    for name in sorted(environ):
+        if name.startswith(_PREFIX) and name not in variables:
+            raise UserError(
+                f"the variable {name} sets nothing",
+                # Its value may hold a password.
+                found=name,
+                hint=_guess(name, variables) or "unset it; the README names the keys",
+            )
+    # Invoke casts a variable to the type that a file's value has, and "false" to true.
+    cast = {key for key in defaults if _variable(key) in environ and key not in config._runtime}
+    return {
+        key: environ[_variable(key)] if key in cast else _checked(key, config[key], default)
+        for key, default in defaults.items()
+    }
+
+
+def _checked(key: str, value: object, default: str) -> object:
+    """Return a value of a file; raises UserError for one of the wrong type."""
+    kind, types = _TYPES.get(key, ("a text", (str,)))
+    if value is None:
+        return default
+    texts = not isinstance(value, list) or all(isinstance(one, str) for one in value)
+    if not isinstance(value, types) or not texts:
+        raise UserError(
+            f"{key} has the wrong type in the configuration",
+            expected=kind,
+            # A list or a text may hold a password.
+            found=(f"{value}, " if isinstance(value, int | float) else "")
+            + f"of type {type(value).__name__}",
+            hint=f"{_CORRECT}; a text that looks like something else stands in quotes",
+        )
+    return value
+
+
+def _unknown(given: Mapping[str, Any], known: Mapping[str, object], at: str = "") -> Iterator[str]:
+    """Yield the keys of a configuration that are not known, with the ones that they lie in."""
+    for key in given:
+        name, inner = f"{at}{key}", known.get(key)
+        if key not in known:
+            yield name
+        # An empty one, as the environment of commands, may hold anything.
+        elif isinstance(inner, Mapping) and inner:
+            yield from _unknown(given[key], inner, f"{name}.")
+
+
+def _leaves(known: Mapping[str, object], at: str = "") -> Iterator[str]:
+    for key, value in known.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{at}{key}_")
+        else:
+            yield f"{at}{key}"
+
+
+def _variable(key: str) -> str:
+    return f"{_PREFIX}{key.upper()}"
+
+
+def _guess(name: str, known: Iterable[str]) -> str | None:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"it may be {close[0]} that was meant" if close else None
+
 
 # Of Linux's file systems; a temporary file beside a result has a longer name than it.
 _NAME_LENGTH, _PATH_LENGTH = 200, 3000

@@ -27,6 +27,7 @@ from kbuild import (
 from kbuild import deb as deb_tools
 from kbuild.errors import GuardError, UserError
 from kbuild.kconfig import Fragment
+from kbuild.manifest import Manifest, Output
 from kbuild.model import Base, BuiltKernel, Package, Root, Settings, Target, Tree
 from kbuild.module import BuiltModule
 from tests.unit import damage, toy

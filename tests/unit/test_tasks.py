@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from invoke.config import Config
-from invoke.context import Context
 from invoke.parser import Parser
 from invoke.program import Program
 
@@ -215,8 +213,95 @@ def test_a_senseless_configuration_is_refused(
 
 def test_a_flag_of_the_environment_can_say_no(tmp_path: Path) -> None:
     for value, offline in (("false", False), ("true", True)):
-        context = Context(Config(overrides={**DEFAULTS, "offline": value}))
-        assert _settings(context, {}).offline is offline
+        assert _settings({**DEFAULTS, "offline": value}, {}, dry=False).offline is offline
+
+
+@pytest.mark.parametrize("key", DEFAULTS)
+def test_a_null_is_the_default(key: str, tmp_path: Path, here: Here) -> None:
+    """So is a key without a value, of which a file may have any number."""
+    for name in ("BUILD_DIR", "CACHE_DIR"):
+        os.environ.pop(f"INVOKE_{name}")
+    plain = here("--dry", "test", "--tier", "unit")
+    (tmp_path / ".invoke.yaml").write_text(f"{key}:\n")
+    assert plain[0] == 0
+    assert here("--dry", "test", "--tier", "unit") == plain
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "more"),
+    [
+        ("flavor: lab", "the configuration has no key flavor", "flavour"),
+        ("run: {dri: true}", "the configuration has no key run.dri", "correct it in"),
+        ("suite: 12", "suite has the wrong type", "12, of type int"),
+        ("flavour: [lab]", "flavour has the wrong type", "of type list"),
+        ("kernel_version: 6.1", "kernel_version has the wrong type", "stands in quotes"),
+        ("scheduler: false", "scheduler has the wrong type", "expected: a text"),
+        ("jobs: 1.5", "jobs has the wrong type", "expected: a whole number"),
+        ("jobs: true", "jobs is no number", "True"),
+        ("jobs: [1]", "jobs has the wrong type", "of type list"),
+        ("offline: [true]", "offline has the wrong type", "expected: true or false"),
+        ("offline: 3", "offline is neither yes nor no", "3"),
+        ("mirrors: 3", "mirrors has the wrong type", "a list of texts"),
+        ("fragments: [1, 2]", "fragments has the wrong type", "a list of texts"),
+    ],
+)
+def test_a_wrong_key_or_type_in_a_file_is_named(
+    text: str, words: str, more: str, tmp_path: Path, here: Here
+) -> None:
+    (tmp_path / ".invoke.yaml").write_text(f"{text}\n")
+    status, out, err = here("--dry", "clean")
+    assert (status, out) == (2, "")
+    assert words in err
+    assert more in err
+
+
+def test_lists_and_numbers_of_a_file_are_taken(tmp_path: Path, here: Here) -> None:
+    text = "jobs: 3\nrevision: 2\noffline: true\nmirrors: [http://a.example/, http://b.example/]\n"
+    (tmp_path / ".invoke.yaml").write_text(text + "run: {echo: false, env: {ANY: x}}\n")
+    assert here("--dry", "clean")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("INVOKE_FLAVOR", "INVOKE_FLAVOUR"),
+        ("INVOKE_flavour", "sets nothing"),
+        ("INVOKE_CACHE", "sets nothing"),
+        ("INVOKE_RUN_DRI", "INVOKE_RUN_DRY"),
+    ],
+)
+def test_a_variable_that_sets_nothing_is_named(
+    name: str, more: str, monkeypatch: pytest.MonkeyPatch, here: Here
+) -> None:
+    monkeypatch.setenv(name, "redis://:s3cret@host")
+    status, out, err = here("--dry", "clean")
+    assert (status, out) == (2, "")
+    assert f"the variable {name} sets nothing" in err
+    assert more in err
+    assert "s3cret" not in err
+
+
+def test_a_variable_is_read_as_text_whatever_the_file_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Here
+) -> None:
+    """Invoke takes "false" for true where the file has a flag."""
+    (tmp_path / ".invoke.yaml").write_text("offline: true\nsuite:\n")
+    monkeypatch.setenv("INVOKE_OFFLINE", "perhaps")
+    status, _, err = here("--dry", "clean")
+    assert (status, "offline is neither yes nor no" in err) == (2, True)
+    monkeypatch.setenv("INVOKE_OFFLINE", "false")
+    monkeypatch.setenv("INVOKE_SUITE", "sid")
+    status, _, err = here("explain")
+    assert (status, "'sid'" in err) == (2, True)
+
+
+def test_a_file_that_is_given_for_one_run_has_more_weight_than_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Here
+) -> None:
+    monkeypatch.setenv("INVOKE_SUITE", "sid")
+    (tmp_path / "run.yaml").write_text("suite: hamm\n")
+    status, _, err = here("--config", str(tmp_path / "run.yaml"), "explain")
+    assert (status, "'hamm'" in err) == (2, True)
 
 
 @pytest.mark.parametrize("jobs", ["many", "-1"])
