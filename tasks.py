@@ -88,18 +88,21 @@ _TARGET_OPTIONS = {
     "variant": f"fragments on the flavour: {', '.join(variants.VARIANTS)}",
     "version": "Debian version of the kernel source, as 6.1.192-2; default: the newest",
 }
-_RUN_OPTIONS = {
+_JOBS_OPTIONS = {"jobs": "parallel compiler processes; default: as many as cores"}
+_ARCHIVE_OPTIONS = {
     "mirror": "base URL of a mirror to try first; may be given several times",
-    "jobs": "parallel compiler processes; default: as many as cores",
     "offline": "read nothing but the cache",
     "accept-expired": "take an InRelease that is past its Valid-Until, with a warning",
 }
+_RUN_OPTIONS = {**_ARCHIVE_OPTIONS, **_JOBS_OPTIONS}
 _BUILD_OPTIONS = {
     "modules": "keep the distro's modules (fast path), rebuild them, or auto",
     "fragment": "file with kernel configuration of your own; may be given several times",
     "cache": "remote compiler cache: redis://host, redis+unix:///socket or http://host/path",
     "scheduler": "host of an icecream scheduler, whose workers compile along",
 }
+# Without a kernel of ours, none of these has a meaning.
+_OF_OUR_KERNEL = ("modules", "fragment", "cache", "scheduler")
 # The lab has a flavour of its own.
 _LAB_OPTIONS = {name: text for name, text in _TARGET_OPTIONS.items() if name != "flavour"}
 _FLAGS = ("offline", "accept_expired")
@@ -217,14 +220,16 @@ def _known(error: Exception, places: Iterable[Path]) -> KbuildError:
 def _command(
     *groups: dict[str, str],
     options: dict[str, str] | None = None,
+    ignores: dict[str, Sequence[str]] | None = None,
     every_suite: bool = False,
     repairs: bool = False,
     root: Callable[[dict[str, object]], bool] | None = None,
 ) -> Callable[[Callable[..., int | None]], Task[Callable[..., None]]]:
     """Make a task of ``body(settings, target, ...)``, with the common options of ``groups``.
 
-    ``options`` is the help for the body's own keyword-only parameters; ``every_suite`` is for a
-    body that takes the suite "all", ``repairs`` for one that is to run where nothing else does.
+    ``options`` is the help for the body's own keyword-only parameters; ``ignores`` has the options
+    without a meaning by the one that takes it from them; ``every_suite`` is for a body that takes
+    the suite "all", ``repairs`` for one that is to run where nothing else does.
     ``root`` says for a body's own parameters if it needs root privileges.
     What makes no sense is refused before the body begins.  An exception becomes its text on
     standard error and its own exit status.
@@ -244,6 +249,7 @@ def _command(
             places: list[Path] = []
             try:
                 _set_up_output()
+                request.check_ignored(given, ignores or {})
                 extra = {one.name: _own(one, given[one.name]) for one in own}
                 config = request.configured(c.config, DEFAULTS, os.environ)
                 if "modules" in parameters:
@@ -274,8 +280,9 @@ def _command(
             if status:
                 raise Exit(code=status)
 
-        # Invoke makes its options from the signature: the default of a flag is False.  Of what
-        # is no number it would make a traceback, so that it is not told which are numbers.
+        # Invoke makes its options from the signature: the default of a flag is False.  Every other
+        # default is None, which tells what was given.  Numbers become text so, and are parsed
+        # here: Invoke answers a bad number with a traceback.
         defaults = dict.fromkeys(_FLAGS, False)
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [
@@ -284,7 +291,7 @@ def _command(
                     inspect.Parameter(name, keyword_only, default=defaults.get(name))
                     for name in common
                 ),
-                *(one.replace(default=None) if _is_number(one) else one for one in own),
+                *(one.replace(default=None) if _is_unsaid(one) else one for one in own),
             ]
         )
         return Task(
@@ -306,15 +313,15 @@ def _say_last(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-def _is_number(parameter: inspect.Parameter) -> bool:
-    return type(parameter.default) is int
+def _is_unsaid(parameter: inspect.Parameter) -> bool:
+    return parameter.default is not inspect.Parameter.empty and parameter.default is not False
 
 
 def _own(parameter: inspect.Parameter, value: object) -> object:
     """Return the value of a body's own parameter, as the body wants it."""
-    if not _is_number(parameter):
-        return value
-    return parameter.default if value is None else _number(parameter.name, value)
+    if value is None and _is_unsaid(parameter):
+        return parameter.default
+    return _number(parameter.name, value) if type(parameter.default) is int else value
 
 
 def _say(text: str) -> None:
@@ -414,6 +421,13 @@ def package(settings: Settings, target: Target, modules: str) -> None:
         "stock": "in the VM, try Debian's own kernel alone: no kernel is compiled; without the lab",
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
+    ignores={
+        "stock": _OF_OUR_KERNEL,
+        "tier=unit": ("variant", "version", "all", "accel", *_OF_OUR_KERNEL),
+        "tier=vm": ("all",),
+        "tier=mutants": ("modules",),
+        "tier=lab": ("modules",),
+    },
     every_suite=True,
     root=lambda own: own["tier"] != "unit",
 )
@@ -474,6 +488,7 @@ def test(
         "refresh": "write the patches anew for kmod/ as it is now, and try none",
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
+    ignores={"refresh": ("k", "all", "accel", "suite", "version", "mirror", "jobs", "offline")},
     root=lambda own: not own["refresh"],
 )
 def mutants(
@@ -508,6 +523,7 @@ def mutants(
         "stock": "boot Debian's own kernel instead of ours, of which none is compiled then",
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
+    ignores={"stock": ("variant", *_OF_OUR_KERNEL)},
     root=_always,
 )
 def vm(
@@ -549,6 +565,7 @@ def vm(
         "seed": "what decides the choice and the loads; default: drawn, and shown",
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
+    ignores={"seconds": ("minutes",)},
     root=_always,
 )
 def stress(
@@ -597,6 +614,10 @@ def stress(
         "before": "of build: the version that was built before a point release",
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
+    ignores={
+        "what=build": ("kernel", "rounds", "load", "accel"),
+        "what=procfile": ("case", "before"),
+    },
     root=_always,
 )
 def bench(
@@ -626,6 +647,7 @@ def bench(
             expected="procfile or build",
             hint="'./inv --help bench' shows its options",
         )
+    bench_procfile.check(kernel=kernel, rounds=rounds, loads=load or ())
     if settings.dry:
         _say(f"would measure {what} on the kernel {kernel} of {target.flavour}, {rounds} rounds")
         return
@@ -677,7 +699,7 @@ def try_(
 
 
 @_command(
-    _RUN_OPTIONS,
+    _ARCHIVE_OPTIONS,
     options={
         "suite": "Debian suite, or all",
         "flavour": "one of Debian's flavours, or all",
@@ -727,7 +749,7 @@ def clean(
         _say(f"{'would remove' if settings.dry else 'removed'} {path}")
 
 
-@_command(_RUN_OPTIONS, repairs=True)
+@_command(_JOBS_OPTIONS, repairs=True)
 def doctor(settings: Settings, target: Target) -> int:
     """Say what is missing on this machine, and how to get it."""
     findings = doctor_checks.check(settings)

@@ -89,6 +89,12 @@ def choose(target: Target, names: Sequence[str], *, before: str = "") -> tuple[C
         raise UserError(
             f"no such case: {', '.join(wrong)}", expected=", ".join(CASES), found=wrong[0]
         )
+    if before and names and "point-release" not in names:
+        raise UserError(
+            f"--before would be ignored with --case {' --case '.join(names)}",
+            expected="--before with the case point-release",
+            found=before,
+        )
     if not names:
         return tuple(case for case in CASES.values() if obstacle(case, target, before) is None)
     for name in names:

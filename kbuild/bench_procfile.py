@@ -605,6 +605,17 @@ def describe(state: Mapping[str, str], done: Sequence[Comparison]) -> dict[str, 
     }
 
 
+def check(*, kernel: str, rounds: int, loads: Sequence[str]) -> None:
+    """Raise UserError for what :func:`run` cannot measure."""
+    unknown = set(loads) - set(NAMES)
+    if unknown:
+        raise UserError(f"no such load: {', '.join(sorted(unknown))}", expected=", ".join(NAMES))
+    if kernel not in KERNELS:
+        raise UserError(f"no such kernel: {kernel}", expected=", ".join(KERNELS))
+    if rounds < 1:
+        raise UserError("at least one round is needed", found=str(rounds))
+
+
 def run(
     settings: Settings,
     target: Target,
@@ -619,13 +630,7 @@ def run(
 
     ``loads`` names some of NAMES; without, it is all of them.
     """
-    unknown = set(loads) - set(NAMES)
-    if unknown:
-        raise UserError(f"no such load: {', '.join(sorted(unknown))}", expected=", ".join(NAMES))
-    if kernel not in KERNELS:
-        raise UserError(f"no such kernel: {kernel}", expected=", ".join(KERNELS))
-    if rounds < 1:
-        raise UserError("at least one round is needed", found=str(rounds))
+    check(kernel=kernel, rounds=rounds, loads=loads)
     results = []
     for stock in {"ours": (False,), "stock": (True,), "all": (False, True)}[kernel]:
         with stage(settings, target, stock=stock, accel=accel) as place:

@@ -131,6 +131,34 @@ def check_choice(option: str, value: object) -> None:
         )
 
 
+def check_ignored(given: Mapping[str, object], ignores: Mapping[str, Sequence[str]]) -> None:
+    """Raise UserError when an option was given that another one makes meaningless.
+
+    ``ignores`` has those by the option that does, or by the option and its value: "tier=unit".
+    """
+    for cause, names in ignores.items():
+        option, _, value = cause.partition("=")
+        if not _was_given(given[option]) or (value and given[option] != value):
+            continue
+        wrong = [_typed(name) for name in names if _was_given(given[name])]
+        if wrong:
+            # A positional argument is typed without its name.
+            said = value if option == "what" else f"{_typed(option)} {value}".strip()
+            raise UserError(
+                f"{' and '.join(wrong)} would be ignored with {said}",
+                found=f"{' '.join(wrong)} beside {said}",
+                hint=f"leave out {' and '.join(wrong)}, or {said}",
+            )
+
+
+def _was_given(value: object) -> bool:
+    return value is not None and value is not False and value != []
+
+
+def _typed(name: str) -> str:
+    return f"--{name.replace('_', '-')}" if len(name) > 1 else f"-{name}"
+
+
 def check_target(target: Target, *, every: bool = False) -> None:
     """Raise UserError when a target names what does not exist.
 

@@ -168,6 +168,8 @@ def test_a_repeatable_option_keeps_each_of_its_values() -> None:
         ("try --window-us=-1", "window-us is no number that makes sense"),
         ("stress --minutes foo", "minutes is no number that makes sense"),
         ("bench procfile --kernel foo", "--kernel foo is not known"),
+        ("bench procfile --load foo", "no such load: foo"),
+        ("bench procfile --rounds 0", "at least one round is needed"),
         ("mutants --suite sid", "the suite 'sid' is not supported"),
     ],
 )
@@ -181,6 +183,48 @@ def test_a_senseless_request_is_refused_before_anything_is_done(
     # A dry run does not promise what a real one refuses; it alone needs no terminal.
     if command != "vm":
         assert here("--dry", *command.split()) == (2, "", err)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (
+            "bench build --rounds 30 --load sparse",
+            "--rounds and --load would be ignored with build",
+        ),
+        ("bench build --rounds 9", "--rounds would be ignored with build"),
+        ("bench build --case full --before 6.1.1-1", "--before would be ignored with --case full"),
+        ("bench build --kernel ours", "--kernel would be ignored with build"),
+        ("bench procfile --case plain", "--case would be ignored with procfile"),
+        ("bench procfile --before 6.1.1-1", "--before would be ignored with procfile"),
+        ("test --stock --modules rebuild", "--modules would be ignored with --stock"),
+        ("test --tier unit --accel tcg", "--accel would be ignored with --tier unit"),
+        ("test --tier vm --all", "--all would be ignored with --tier vm"),
+        ("test --tier lab --modules keep", "--modules would be ignored with --tier lab"),
+        ("mutants --refresh -k one", "-k would be ignored with --refresh"),
+        ("vm --stock --fragment /bin/true", "--fragment would be ignored with --stock"),
+        ("stress --minutes 5 --seconds 60", "--minutes would be ignored with --seconds"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(command: str, words: str, here: Here) -> None:
+    for dry in ([], ["--dry"]):
+        status, out, err = here(*dry, *command.split())
+        assert (status, out) == (2, "")
+        assert words in err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "bench build --case full --flavour amd64",
+        "bench procfile --rounds 3 --load sparse --kernel stock --accel tcg",
+        "test --tier unit -k one",
+        "test --tier lab --all --stock",
+        "stress --seconds 60 --seed 7",
+    ],
+)
+def test_options_that_go_together_are_not_called_ignored(command: str, here: Here) -> None:
+    assert "would be ignored" not in here("--dry", *command.split())[2]
 
 
 def test_a_number_keeps_its_default(here: Here) -> None:
