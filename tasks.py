@@ -254,7 +254,7 @@ def _command(
                 config = request.configured(c.config, DEFAULTS, os.environ)
                 if "modules" in parameters:
                     extra["modules"] = given["modules"] or config["modules"] or DEFAULTS["modules"]
-                settings = _settings(config, given, dry=bool(c.config.run.dry))
+                settings = _settings(config, given, dry=_flag("run.dry", c.config.run.dry or ""))
                 target = _target(config, given)
                 places += [settings.build, settings.cache]
                 for name, value in extra.items():

@@ -63,14 +63,14 @@ case "$*" in
     [ ! -e "$STATE/no-index" ] || { echo "no matching distribution"; exit 1; }
     touch "$STATE/in-pip"
     while [ -e "$STATE/hold" ]; do sleep 0.05; done
-    cat > "$(dirname "$0")/invoke" <<'END'
-#!/bin/sh
-pwd > "$STATE/cwd"
-echo "$PYTHONUTF8" > "$STATE/utf8"
-if [ "$1" = --search-root ] && [ -x "$2/inv" ]; then shift 2; else echo "in no checkout"; fi
-echo "invoke $*"
-END
+    touch "$(dirname "$0")/invoke"
     chmod +x "$(dirname "$0")/invoke" ;;
+"-P -m kbuild.cli "*)
+    shift 3
+    pwd > "$STATE/cwd"
+    echo "$PYTHONUTF8" > "$STATE/utf8"
+    if [ "$1" = --search-root ] && [ -x "$2/inv" ]; then shift 2; else echo "in no checkout"; fi
+    echo "invoke $*" ;;
 esac
 """
 

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import pytest
 from invoke.parser import Parser
-from invoke.program import Program
 
 import tasks
-from kbuild import pipeline, source, testing
+from kbuild import cli, pipeline, source, testing
 from kbuild.errors import BuildError
 from kbuild.model import Settings, Target
 from kbuild.testing import FailedTestsError, TierResult, _judge, read_junit
@@ -30,7 +29,7 @@ PROJECT = Path(__file__).parents[2]
 
 def invoke(*arguments: str, home: Path, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "invoke", *arguments],
+        [sys.executable, "-m", "kbuild.cli", *arguments],
         cwd=PROJECT,
         env={
             "PATH": os.environ["PATH"],
@@ -68,7 +67,7 @@ def here(
     def run(*arguments: str) -> tuple[int, str, str]:
         status = 0
         try:
-            Program(namespace=ns).run(["invoke", *arguments])
+            cli.program(ns).run(["invoke", *arguments])
         except SystemExit as end:
             status = int(end.code or 0)
         return status, *capfd.readouterr()
@@ -337,6 +336,73 @@ def test_a_variable_is_read_as_text_whatever_the_file_has(
     monkeypatch.setenv("INVOKE_SUITE", "sid")
     status, _, err = here("explain")
     assert (status, "'sid'" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"suite: [", "cannot be read"),
+        (b"- suite", "of type list"),
+        (b"5: x", "cannot be read"),
+        (b"caf\xe9: x", "cannot be read"),
+        (b"suite: {a: b}", "wrong type"),
+        (b"run: 5", "wrong type"),
+        (b"suite: !!python/object:os.system {}", "cannot be read"),
+    ],
+)
+def test_a_damaged_file_is_no_traceback(
+    content: bytes, words: str, tmp_path: Path, here: Here
+) -> None:
+    (tmp_path / ".invoke.yaml").write_bytes(content)
+    status, out, err = here("--dry", "clean")
+    assert (status, out) == (2, "")
+    assert err.startswith("usage error: the configuration ")
+    assert words in err
+
+
+def test_a_null_for_a_section_of_invoke_s_is_the_default(tmp_path: Path, here: Here) -> None:
+    (tmp_path / ".invoke.yaml").write_text("run:\ntasks: {dedupe: }\n")
+    assert here("--dry", "clean")[0] == 0
+
+
+def test_a_directory_is_no_file_of_a_configuration(tmp_path: Path, here: Here) -> None:
+    (tmp_path / ".invoke.yaml").mkdir()
+    status, _, err = here("--dry", "clean")
+    assert (status, "Is a directory" in err) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["nowhere.yaml", "file.ini"])
+def test_a_file_for_one_run_that_cannot_be_read_is_named(
+    name: str, tmp_path: Path, here: Here
+) -> None:
+    (tmp_path / "file.ini").write_text("suite = sid\n")
+    status, _, err = here("--config", str(tmp_path / name), "--dry", "clean")
+    assert (status, name in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("file", "value", "words"),
+    [
+        ("jobs: 4", "many", "jobs is no number"),
+        ("jobs: 4", "3", ""),
+    ],
+)
+def test_a_variable_stands_in_for_a_number_of_a_file(
+    file: str, value: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Here
+) -> None:
+    (tmp_path / ".invoke.yaml").write_text(file)
+    monkeypatch.setenv("INVOKE_JOBS", value)
+    status, _, err = here("--dry", "clean")
+    assert (status, words in err) == (2 if words else 0, True)
+
+
+def test_a_variable_stands_in_for_a_list_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Here
+) -> None:
+    (tmp_path / ".invoke.yaml").write_text("fragments: [/nowhere/a]\n")
+    monkeypatch.setenv("INVOKE_FRAGMENTS", "/nowhere/b")
+    status, _, err = here("explain")
+    assert (status, "/nowhere/b cannot be read" in err) == (2, True)
 
 
 def test_a_file_that_is_given_for_one_run_has_more_weight_than_the_environment(
@@ -675,6 +741,11 @@ def at_work(home: Path, **options: object) -> tuple[subprocess.Popen[bytes], int
 
 def is_over(home: Path, child: int) -> bool:
     """Tell whether a run's child has ended, and whether its scratch is gone."""
+    deadline = time.monotonic() + 30
+    # A child that has just been started when the signal comes is killed by the kernel, as its
+    # parent ends.
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
     return not Path(f"/proc/{child}").exists() and not list((home / "cache").glob(".tree.*"))
 
 
