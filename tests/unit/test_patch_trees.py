@@ -28,7 +28,7 @@ NAMES: tuple[bytes, ...] = (
     b"dir/\xc3\xa4.c",
     b"dir/lat\xe4.c",
 )
-NAMES += (b'quo"te.c', b"back\\slash", b"tab\there", b"deep/er/x", b"lone/y", b"dir name/z.c")
+NAMES += (b'quo"ted.c', b"back\\slash", b"tab\there", b"deep/er/x", b"lone/y", b"dir name/z.c")
 LINES: tuple[bytes, ...] = (
     b"int x;",
     b"}",
