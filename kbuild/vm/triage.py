@@ -237,6 +237,12 @@ _SAID_BEFORE_WARN = {
     "locking",
 }
 
+# The kernel's own lines end at 1,024 bytes.  In a longer one, which programs and firmware
+# write, each piece is looked at, and pieces overlap by more than the start of a report needs:
+# the patterns take time that grows with the square of a line's length, or faster.
+_LINE_MOST = 1024
+_OVERLAP = 256
+
 _STAMP = re.compile(r"^(?:<\d+>)?\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? ?")
 _EXCERPT_LINES = 400
 
@@ -291,9 +297,22 @@ def strip_stamp(line: str) -> str:
 
 def classify(line: str) -> Pattern | None:
     """Return the pattern that a line (without timestamp) matches, or None for a harmless one."""
+    if len(line) > _LINE_MOST:
+        return classify(_capped(line))
     if MARK in line or any(ignored.search(line) for ignored in IGNORED):
         return None
     return next((p for p in PATTERNS if p.regex.search(line)), None)
+
+
+def _capped(line: str) -> str:
+    """Return a line, of a long one the piece that starts a report, or the first."""
+    if len(line) <= _LINE_MOST:
+        return line
+    starts = range(0, len(line) - _OVERLAP, _LINE_MOST - _OVERLAP)
+    pieces = [line[start : start + _LINE_MOST] for start in starts]
+    found = [(PATTERNS.index(kind), piece) for piece in pieces if (kind := classify(piece))]
+    # A piece that ends within a report's first words may only be known for a general one.
+    return min(found)[1] if found else pieces[0]
 
 
 def scan(text: str) -> tuple[Report, ...]:
@@ -302,7 +321,7 @@ def scan(text: str) -> tuple[Report, ...]:
     What a report itself brings about (an oops's panic, the WARNING line of a WARN that had
     words of its own) belongs to it and starts no other one.
     """
-    lines = [strip_stamp(line).rstrip() for line in text.splitlines()]
+    lines = [_capped(strip_stamp(line).rstrip()) for line in text.splitlines()]
     reports: list[Report] = []
     inside_until, names = 0, set[str]()
     for number, line in enumerate(lines):

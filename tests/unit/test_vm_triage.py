@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,22 @@ def test_a_recorded_console_loses_only_what_is_far_from_its_reports() -> None:
     assert trimmed.splitlines()[:2] == quiet[:2]
     assert trimmed.splitlines()[-1] == quiet[-1]
     assert len(trimmed.splitlines()) < len(text.splitlines()) - 80
+
+
+def test_a_line_takes_no_more_time_than_its_length() -> None:
+    for unit in ("WARNING: at ", "WARNING: possible ", "INFO: task blocked ", "BUG x (", "a1"):
+        began = time.process_time()
+        triage.render(triage.scan(unit * ((1 << 18) // len(unit))))
+        assert time.process_time() - began < 10, unit
+
+
+@pytest.mark.parametrize("before", [0, 700, 1000, 1024, 1500, 8000])
+def test_a_report_is_found_in_a_line_of_any_length(before: int) -> None:
+    line = "x" * before + "[    1.000000] BUG: KASAN: use-after-free in inner+0x3a/0x90 [sample]"
+    (found,) = triage.scan(f"[    0.5] quiet\n{line}{'y' * before}\n[    2.0] quiet\n")
+    assert (found.name, found.line) == ("KASAN", 2)
+    assert "use-after-free in inner" in found.title
+    assert len(found.title) <= 1100
 
 
 # --- lines -------------------------------------------------------------------------------
