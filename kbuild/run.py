@@ -160,15 +160,21 @@ def start(
     stderr: BinaryIO | int | None = None,
     pass_fds: Sequence[int] = (),
     die_with_parent: bool = True,
+    privileges: Sequence[str] = (),
+    largest_file: int | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a long-lived program in its own session; the caller ends it with :func:`stop`.
 
     ``die_with_parent`` puts setpriv(1) in front, so that a killed pipeline leaves no QEMU
-    or compiler behind.  Raises LostDependencyError when the program does not exist.
+    or compiler behind.  ``privileges`` are further options of setpriv.  No file is written
+    beyond ``largest_file`` bytes.  Raises LostDependencyError when the program does not exist.
     """
     command = [os.fspath(a) for a in argv]
-    if die_with_parent:
-        command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
+    if largest_file is not None:
+        command = ["prlimit", f"--fsize={largest_file}", "--", *command]
+    options = [*privileges, *(("--pdeathsig", "KILL") if die_with_parent else ())]
+    if options:
+        command = ["setpriv", *options, "--", *command]
     # setpriv would turn a missing program into an exit status of its own.
     program = need(os.fspath(argv[0]), cwd=cwd)
     logger.debug("run: %s", shlex.join(os.fspath(a) for a in argv))

@@ -11,10 +11,11 @@ import platform
 import shlex
 import shutil
 import socket
+import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,16 +39,24 @@ _STATE = "state"
 _PROBE_TIMEOUT_S = 8.0
 # A guest that eats memory must not take the machine's other programs with it.
 _OOM_SCORE_ADJ = "500"
+# QEMU's user and group.  Debian reserves 65000 to 65533, and systemd's dynamic users end at
+# 65519, so no account and no service has this number.
+USER = 65533
+# QEMU needs none of this: programs, other users, system calls that are obsolete, priorities.
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+# QEMU's largest file holds what the guest wrote to its disk, and the map of that.
+_MAP_BYTES = 256 << 20
+_SCRATCH = "scratch"
 
 
 @dataclass(frozen=True)
 class Wires:
-    """The descriptors and the file that QEMU's ports are connected to."""
+    """The descriptors that QEMU's ports are connected to; ``console`` is open for appending."""
 
     control: int
     bulk: int
     qmp: int
-    console: Path
+    console: int
 
 
 def kernel_command_line(spec: GuestSpec) -> str:
@@ -82,32 +91,40 @@ def kernel_command_line(spec: GuestSpec) -> str:
 
 
 def command(
-    spec: GuestSpec, wires: Wires, snapshot: Snapshot | None = None, *, restored: bool = True
+    spec: GuestSpec,
+    wires: Wires,
+    snapshot: Snapshot | None = None,
+    *,
+    restored: bool = True,
+    opened: Callable[[Path], str] = str,
 ) -> list[str]:
     """Return QEMU's command line for a guest; the disk is never written (snapshot).
 
     With ``snapshot`` its memory lies in that snapshot's file, and what it writes to the disk
-    in that overlay; ``restored`` guests have a copy of both that dies with them.
+    in that overlay; ``restored`` guests have a copy of both that dies with them.  ``opened``
+    returns the name under which QEMU opens a file.
     """
     release = spec.kernel.release
     boot = spec.kernel.root / "boot"
     initrd = boot / f"initrd.img-{release}"
     accelerator = "tcg,thread=multi" if spec.accelerator is TCG else spec.accelerator.name
-    machine, disk, disk_format, console = "pc", spec.disk, "raw", ""
+    machine, disk = "pc", f"file={_escape(opened(spec.disk))},format=raw"
     kept: list[str] = []
     if snapshot is not None:
         machine = "pc,memory-backend=memory"
-        disk, disk_format = snapshot.disk, "qcow2"
-        memory = f"id=memory,size={spec.memory_mib}M,mem-path={_escape(snapshot.memory)}"
+        # The overlay names its base by a path that QEMU's user may not be able to follow.
+        base = f"backing.driver=raw,backing.file.filename={_escape(opened(spec.disk))}"
+        disk = f"file={_escape(opened(snapshot.disk))},format=qcow2,{base}"
+        memory = f"id=memory,size={spec.memory_mib}M,mem-path={_escape(opened(snapshot.memory))}"
         kept = ["-object", f"memory-backend-file,{memory},share={'off' if restored else 'on'}"]
         if restored:
             kept += ["-incoming", "defer"]
-            console = ",append=on"
-    drive = f"file={_escape(disk)},if=none,id=disk,format={disk_format}"
+    drive = f"{disk},if=none,id=disk"
     if snapshot is None or restored:
         drive += ",snapshot=on"
     return [
         QEMU,
+        *("-sandbox", _SANDBOX),
         *("-name", f"cplayground-{release}"),
         *("-machine", machine),
         *("-accel", accelerator),
@@ -118,14 +135,15 @@ def command(
         "-no-user-config",
         "-no-reboot",
         *("-display", "none"),
-        *("-kernel", str(boot / f"vmlinuz-{release}")),
-        *(("-initrd", str(initrd)) if spec.initrd and initrd.exists() else ()),
+        *("-kernel", opened(boot / f"vmlinuz-{release}")),
+        *(("-initrd", opened(initrd)) if spec.initrd and initrd.exists() else ()),
         *("-append", kernel_command_line(spec)),
         *("-drive", drive),
         *("-device", "virtio-blk-pci,drive=disk"),
         *("-object", "rng-random,id=entropy,filename=/dev/urandom"),
         *("-device", "virtio-rng-pci,rng=entropy"),
-        *("-chardev", f"file,id=console,path={_escape(wires.console)}{console}"),
+        *("-add-fd", f"fd={wires.console},set=1"),
+        *("-chardev", "file,id=console,path=/dev/fdset/1,append=on"),
         *("-serial", "chardev:console"),
         *("-chardev", f"socket,id=control,fd={wires.control}"),
         *("-serial", "chardev:control"),
@@ -138,9 +156,9 @@ def command(
     ]
 
 
-def _escape(path: Path) -> str:
+def _escape(name: str) -> str:
     # A comma ends an option's value in QEMU's syntax; two are one.
-    return str(path).replace(",", ",,")
+    return name.replace(",", ",,")
 
 
 class WorkdirInUseError(InfrastructureError):
@@ -329,7 +347,9 @@ class Machine:
     def log_tail(self, lines: int = 10) -> str:
         """Return the last lines that QEMU itself said."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
-        return "\n".join(line for line in text.splitlines()[-lines:] if not line.startswith("$ "))
+        return "\n".join(
+            line for line in text.splitlines()[-lines:] if not line.startswith(("$ ", "# "))
+        )
 
     def _receive(self) -> dict[str, object]:
         """Wait for the next message; events among them are kept, too."""
@@ -384,6 +404,8 @@ def start(
     except BaseException:
         machine.close()
         raise
+    finally:
+        shutil.rmtree(workdir / _SCRATCH, ignore_errors=True)
     return machine
 
 
@@ -407,28 +429,112 @@ def _hold(workdir: Path) -> int:
 def _start(
     spec: GuestSpec, workdir: Path, held: int, snapshot: Snapshot | None, *, restored: bool
 ) -> Machine:
-    console, log = workdir / "console.log", workdir / "qemu.log"
+    console, log, scratch = workdir / "console.log", workdir / "qemu.log", workdir / _SCRATCH
     for kept in (console, log):
         if kept.exists():
             kept.replace(kept.with_suffix(".previous.log"))
-    pairs = [socket.socketpair() for _ in range(3)]
-    control, bulk, qmp = (pair[1].fileno() for pair in pairs)
     if snapshot is not None and restored:
         shutil.copyfile(snapshot.console, console)
-    wires = Wires(control=control, bulk=bulk, qmp=qmp, console=console)
-    argv = command(spec, wires, snapshot, restored=restored)
-    with log.open("wb") as stream:
+    scratch.mkdir(exist_ok=True)
+    groups = _groups(spec.accelerator)
+    if groups is not None:
+        os.chown(scratch, USER, USER)
+    with contextlib.ExitStack() as stack:
+        pairs = [socket.socketpair() for _ in range(3)]
+        for _, other in pairs:
+            stack.callback(other.close)
+        handed: dict[int, Path] = {}
+
+        def opened(path: Path) -> str:
+            descriptor = _hand_over(path, readable_for_all=groups is not None)
+            stack.callback(os.close, descriptor)
+            handed[descriptor] = path
+            return f"/proc/self/fd/{descriptor}"
+
+        output = stack.enter_context(console.open("ab"))
+        control, bulk, qmp = (other.fileno() for _, other in pairs)
+        wires = Wires(control, bulk, qmp, output.fileno())
+        argv = command(spec, wires, snapshot, restored=restored, opened=opened)
+        stream = stack.enter_context(log.open("wb"))
+        # QEMU makes the file for what the guest writes to its disk there, and unlinks it.
+        temporary = opened(scratch)
         stream.write(f"$ {shlex.join(argv)}\n".encode())
+        stream.writelines(f"# {number} is {path}\n".encode() for number, path in handed.items())
         stream.flush()
         logger.debug("qemu: %s", shlex.join(argv))
-        try:
-            process = run.start(argv, stdout=stream, stderr=stream, pass_fds=(control, bulk, qmp))
-        finally:
-            for _, other in pairs:
-                other.close()
+        process = run.start(
+            argv,
+            env={"TMPDIR": temporary},
+            stdout=stream,
+            stderr=stream,
+            pass_fds=(wires.control, wires.bulk, wires.qmp, wires.console, *handed),
+            privileges=() if groups is None else _unprivileged(groups),
+            # The console's own limit holds only while we wait for the guest.
+            largest_file=spec.disk.stat().st_size + _MAP_BYTES,
+        )
     with contextlib.suppress(OSError):
         Path(f"/proc/{process.pid}/oom_score_adj").write_text(_OOM_SCORE_ADJ)
     return Machine(process, pairs[0][0], pairs[1][0], pairs[2][0], Console(console), log, held)
+
+
+def _groups(accelerator: Accelerator) -> tuple[int, ...] | None:
+    """Return the groups that QEMU needs as ``USER``; None when it has to run as we do.
+
+    Only root can become another user, and /dev/kvm may be for root only.
+    """
+    if os.geteuid() != 0:
+        return None
+    if accelerator is not KVM:
+        return ()
+    try:
+        device = Path("/dev/kvm").stat()
+    except FileNotFoundError:
+        return ()
+    if device.st_mode & 0o006 == 0o006:
+        return ()
+    return (device.st_gid,) if device.st_gid and device.st_mode & 0o060 == 0o060 else None
+
+
+def _unprivileged(groups: tuple[int, ...]) -> tuple[str, ...]:
+    supplementary = ("--groups", ",".join(map(str, groups))) if groups else ("--clear-groups",)
+    return (
+        *("--reuid", str(USER), "--regid", str(USER), *supplementary),
+        *("--inh-caps=-all", "--no-new-privs"),
+    )
+
+
+def lend(path: Path) -> None:
+    """Let QEMU's user write a file."""
+    if os.geteuid() == 0:
+        os.chown(path, -1, USER)
+        path.chmod(0o660)
+
+
+def take_back(path: Path) -> None:
+    """Let QEMU's user only read a file that was lent."""
+    if os.geteuid() == 0:
+        os.chown(path, -1, os.getegid())
+        path.chmod(0o644)
+
+
+def _hand_over(path: Path, *, readable_for_all: bool) -> int:
+    """Return a descriptor through which QEMU opens a file whose directories it may not enter."""
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        raise InfrastructureError(
+            "QEMU did not start", found=f"{path}: {error.strerror}", hint="is the image whole?"
+        ) from error
+    status = os.fstat(descriptor)
+    if readable_for_all and not status.st_mode & stat.S_IROTH and status.st_gid != USER:
+        os.close(descriptor)
+        raise InfrastructureError(
+            "QEMU did not start, as it may not read one of its files",
+            expected=f"a file that every user may read: QEMU runs as user {USER}",
+            found=f"{path}, {stat.filemode(status.st_mode)}",
+            hint=f"chmod a+r {shlex.quote(str(path))}",
+        )
+    return descriptor
 
 
 # --- which accelerator -------------------------------------------------------------------

@@ -28,7 +28,7 @@ from kbuild.vm.spec import KVM, GuestSpec, Snapshot
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = "2"
+_FORMAT = "3"
 _MARK = "snapshot.json"
 _PORT = "port"
 # A snapshot has the size of the guest's memory at most.  Those that were used last are
@@ -85,7 +85,7 @@ def describe(spec: GuestSpec) -> dict[str, str]:
     release = spec.kernel.release
     boot = spec.kernel.root / "boot"
     placeholder = Snapshot(Path("snapshot"), spec)
-    wires = qemu.Wires(control=0, bulk=0, qmp=0, console=Path("console"))
+    wires = qemu.Wires(control=0, bulk=0, qmp=0, console=0)
     inputs = {
         "format": _FORMAT,
         "protocol": str(PROTOCOL),
@@ -145,6 +145,11 @@ def _make(made: Snapshot, workdir: Path, provision: Provision) -> None:
         timeout_s=60,
         error=InfrastructureError,
     )
+    # QEMU's user cannot make a file here, and may not make one as large as a memory.
+    with made.memory.open("wb") as stream:
+        stream.truncate(made.spec.memory_mib << 20)
+    for path in (made.memory, made.disk):
+        qemu.lend(path)
     guest = Guest.boot_to_save(made, workdir=workdir)
     try:
         provision.apply(guest)
@@ -152,6 +157,7 @@ def _make(made: Snapshot, workdir: Path, provision: Provision) -> None:
         guest.save(made.state)
     finally:
         guest.abandon()
+    qemu.take_back(made.disk)
     shutil.copyfile(guest.machine.console.path, made.console)
 
 

@@ -58,7 +58,10 @@ class Snapshot:
 
     @property
     def memory(self) -> Path:
-        """What the guest's memory held: sparse, mapped copy-on-write by each restored guest."""
+        """What the guest's memory held: sparse, mapped copy-on-write by each restored guest.
+
+        QEMU 7.2 opens it for writing all the same, so QEMU's user may write it.
+        """
         return self.home / "memory"
 
     @property

@@ -27,6 +27,8 @@ def behave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script.write_text(script.read_text() + body)
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{bin_directory}:{os.environ['PATH']}")
+    # pytest's directories are for us only, so no other user could start this one.
+    monkeypatch.setattr(qemu, "USER", os.geteuid())
     behaviour = bin_directory / "behaviour"
     behaviour.write_text("good")
     return behaviour

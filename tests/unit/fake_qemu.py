@@ -20,6 +20,8 @@ from kbuild.vm.channel import Decoder, Frame, Kind, encode
 
 BANNER = "[    0.000000] Linux version 6.1.0-fake (fake) #1\r\n"
 
+# Commands that print what they read.
+ECHOES: set[int] = set()
 STATE = b"processors and devices"
 # Of QEMU 7.2, shortened: one processor runs, one waits.
 REGISTERS = "\r\n".join(
@@ -45,14 +47,14 @@ def main() -> None:
     qmp.sendall(b'{"QMP": {}}\n')
     qmp.recv(4096)
     qmp.sendall(b'{"return": {}}\n')
-    console = re.search(r"id=console,path=([^ ,]+)", text)
-    assert console is not None
+    passed = re.search(r"-add-fd fd=(\d+),set=1", text)
+    assert passed is not None
+    console = int(passed.group(1))
     restored = "-incoming" in sys.argv
-    with Path(console.group(1)).open("a" if restored else "w") as stream:
-        stream.write("" if restored or behaviour == "silent console" else BANNER)
-        if behaviour == "oops":
-            stream.write("[    1.0] BUG: kernel NULL pointer dereference, address: 0\r\n")
+    if not restored and behaviour != "silent console":
+        os.write(console, BANNER.encode())
     if behaviour == "oops":
+        os.write(console, b"[    1.0] BUG: kernel NULL pointer dereference, address: 0\r\n")
         sys.exit(0)
     if memory := re.search(r"mem-path=([^ ,]+),share=on", text):
         Path(memory.group(1)).write_text("the guest's memory")
@@ -65,7 +67,7 @@ def main() -> None:
     if not restored:
         runs.set()
     runs.wait()
-    _serve(control, qmp, behaviour, Path(console.group(1)))
+    _serve(control, qmp, behaviour, console)
 
 
 def _monitor(
@@ -114,7 +116,7 @@ def _fd(text: str, name: str) -> int:
     return int(found.group(1))
 
 
-def _serve(control: socket.socket, qmp: socket.socket, behaviour: str, console: Path) -> None:
+def _serve(control: socket.socket, qmp: socket.socket, behaviour: str, console: int) -> None:
     decoder = Decoder()
     while data := control.recv(65536):
         for frame in decoder.feed(data):
@@ -122,17 +124,26 @@ def _serve(control: socket.socket, qmp: socket.socket, behaviour: str, console: 
                 spoken = b"0" if behaviour == "old agent" else b"2"
                 processors = b"1" if behaviour == "one processor" else b"2"
                 hello = spoken + b"\nboot-id\n6.1.0-fake\n" + processors + b"\n"
+                if behaviour == "garbled hello":
+                    hello = b"2\n"
                 control.sendall(encode(Frame(Kind.HELLO, 0, hello)))
             elif frame.kind is Kind.START:
-                _command(control, frame, behaviour)
+                _command(control, frame, behaviour, console)
             elif frame.kind is Kind.MARK:
                 if behaviour != "console gone":
-                    with console.open("ab") as stream:
-                        stream.write(b"[    2.0] " + frame.payload + b"\r\n")
+                    os.write(console, b"[    2.0] " + frame.payload + b"\r\n")
                 control.sendall(encode(Frame(Kind.MARKED, frame.id)))
             elif frame.kind is Kind.INPUT:
+                control.sendall(encode(Frame(Kind.STDOUT, frame.id, frame.payload)))
                 control.sendall(encode(Frame(Kind.INPUT_TAKEN, frame.id)))
+            elif frame.kind is Kind.CLOSE_INPUT:
+                if frame.id in ECHOES:
+                    control.sendall(encode(Frame(Kind.EXIT, frame.id, bytes(8))))
+            elif frame.kind is Kind.SIGNAL:
+                end = (-frame.payload[0]).to_bytes(4, "little", signed=True) + bytes(4)
+                control.sendall(encode(Frame(Kind.EXIT, frame.id, end)))
             elif frame.kind is Kind.POWER_OFF:
+                os.write(console, b"[    3.0] asked to power off\r\n")
                 control.sendall(encode(Frame(Kind.FAREWELL, frame.id, bytes(4))))
                 reason = "guest-reset" if behaviour == "reset" else "guest-shutdown"
                 event = {"event": "SHUTDOWN", "data": {"guest": True, "reason": reason}}
@@ -140,23 +151,75 @@ def _serve(control: socket.socket, qmp: socket.socket, behaviour: str, console: 
                 sys.exit(0)
 
 
-def _command(control: socket.socket, frame: Frame, behaviour: str) -> None:
+def _command(control: socket.socket, frame: Frame, behaviour: str, console: int) -> None:
     argv = frame.payload[7:].split(b"\0")[1:]
-    if behaviour == "dies" and argv[0] == b"work":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if behaviour == "deaf" and argv[0] == b"work":
-        time.sleep(60)
     path = argv[1].decode() if len(argv) > 1 else ""
     status, output = _files(behaviour).get(path, (0, b"done\n"))
-    if argv[0] == b"@wake" and behaviour == "no entropy":
+    script = argv[2] if argv[:2] == [b"sh", b"-c"] else b""
+    if behaviour == "no process" and argv[0] == b"cat":
+        refusal = b"no process: Resource temporarily unavailable"
+        control.sendall(encode(Frame(Kind.REFUSED, frame.id, refusal)))
+        return
+    if b"virtio-ports" in script or (argv[0] == b"sh" and not script):  # no virtio port here
         status = 1
-    if argv[0] == b"sh":  # no virtio port here
-        status = 0 if b"echo scan" in frame.payload and behaviour != "kmemleak off" else 1
-    if argv[0] == b"test":
+    elif b"echo scan" in script:
+        status = 1 if behaviour == "kmemleak off" else 0
+    elif script == b"cat":
+        ECHOES.add(frame.id)
+        return
+    elif argv[0] == b"work" or script:
+        did = _misbehave(control, frame, behaviour, console)
+        if did is None:
+            return
+        status = int(script[5:]) if script.startswith(b"exit ") else did
+    elif argv[0] == b"@wake" and behaviour == "no entropy":
+        status = 1
+    elif argv[0] == b"test":
         status, output = (0 if "leak" in behaviour else 1), b""
     control.sendall(encode(Frame(Kind.STDOUT, frame.id, output)))
-    end = status.to_bytes(4, "little") + bytes(4)
+    _end(control, frame, status)
+
+
+def _end(control: socket.socket, frame: Frame, status: int) -> None:
+    end = status.to_bytes(4, "little", signed=True) + bytes(4)
     control.sendall(encode(Frame(Kind.EXIT, frame.id, end)))
+
+
+def _misbehave(control: socket.socket, frame: Frame, behaviour: str, console: int) -> int | None:
+    """Do what goes wrong in the command itself; its status, None if it has been answered."""
+
+    def say(kind: Kind, payload: bytes) -> None:
+        control.sendall(encode(Frame(kind, frame.id, payload)))
+
+    match behaviour:
+        case "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "dies talking":
+            say(Kind.STDOUT, b"last words\n")
+            say(Kind.STDERR, b"and a complaint\n")
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "deaf":
+            time.sleep(60)
+        case "garbled exit":
+            say(Kind.EXIT, b"abc")
+            return None
+        case "garbled status":
+            _end(control, frame, 256)
+            return None
+        case "unasked answer":
+            say(Kind.FAREWELL, bytes(4))
+            return None
+        case "floods the console":
+            os.write(console, b"[    1.0] noise\r\n" * 10_000)
+            return None  # and is silent
+        case "prints for ever":
+            for _ in range(10):
+                say(Kind.STDOUT, b"y\n" * 1000)
+            return None  # until it is killed
+        case "out of memory":
+            os.write(console, b"[    1.0] Out of memory: Killed process 77 (sh) total-vm:1kB\r\n")
+            return -9
+    return 0
 
 
 def _files(behaviour: str) -> dict[str, tuple[int, bytes]]:
@@ -164,7 +227,10 @@ def _files(behaviour: str) -> dict[str, tuple[int, bytes]]:
     watched = b"\nused_watchpoints: 0\nsetup_watchpoints: 9\n"
     races = {"kcsan alive": b"enabled: 1", "kcsan off": b"enabled: 0"}.get(behaviour)
     return {
-        "/proc/sys/kernel/tainted": (0, b"512\n" if behaviour == "tainted" else b"0\n"),
+        "/proc/sys/kernel/tainted": (
+            0,
+            {"tainted": b"512\n", "garbled taint": b"a lot\n"}.get(behaviour, b"0\n"),
+        ),
         "/sys/kernel/debug/kcsan": (1, b"") if races is None else (0, races + watched),
         "/proc/lockdep_stats": (1, b"") if locks is None else (0, b" debug_locks:    %s\n" % locks),
         "/sys/kernel/debug/kmemleak": (

@@ -216,6 +216,15 @@ def test_a_signal_is_named() -> None:
         run([*SH, "kill -SEGV $$"], timeout_s=20)
 
 
+def test_no_file_grows_beyond_its_limit(tmp_path: Path) -> None:
+    script = "head -c 100000 /dev/zero >large"
+    process = start([*SH, script], cwd=tmp_path, largest_file=1000)
+    assert process.wait(20) != 0
+    assert (tmp_path / "large").stat().st_size == 1000
+    assert start([*SH, script], cwd=tmp_path).wait(20) == 0
+    assert (tmp_path / "large").stat().st_size == 100_000
+
+
 def test_statuses_in_words() -> None:
     assert describe_status(0) == "exit status 0"
     assert describe_status(-9) == "killed by SIGKILL"

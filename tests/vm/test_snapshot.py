@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from kbuild.model import Kernel
-from kbuild.vm import snapshot
+from kbuild.vm import qemu, snapshot
 from kbuild.vm.guest import Guest, GuestLost
 from kbuild.vm.image import GuestImage
 from kbuild.vm.outcome import Outcome
 from kbuild.vm.snapshot import Provision
-from kbuild.vm.spec import MISBEHAVE, Accelerator, GuestSpec, Snapshot
+from kbuild.vm.spec import MISBEHAVE, TCG, Accelerator, GuestSpec, Snapshot
 
 # Out of tree (O) and unsigned (E): what a module of the tests' own does by being loaded.
 MODULE_TAINT = 1 << 12 | 1 << 13
@@ -59,6 +59,11 @@ def test_a_restored_guest_is_the_one_that_was_saved(kept: Snapshot, workdir: Pat
     with Guest.restore(kept, workdir=workdir) as guest:
         assert guest.release == kept.spec.kernel.release
         assert guest.read("/root/before") == b"written before the save"
+        # QEMU came to it by nothing but open files: pytest's directories are for us only
+        status = Path(f"/proc/{guest.machine.pid}/status").read_text()
+        if os.geteuid() == 0 and kept.spec.accelerator is TCG:
+            assert f"\nUid:\t{qemu.USER}\t" in status
+            assert kept.home.parents[2].stat().st_mode & 0o077 == 0
         # what it writes is its own
         guest.put(b"after", "/root/after")
         assert guest.shutdown().passed
