@@ -66,6 +66,7 @@ GUEST_PACKAGES = (
     "libssl3",
     "linux-base",
     "make",
+    "mount",
     "procps",
     # a load that we did not write
     "stress-ng",

@@ -25,7 +25,7 @@ from kbuild.vm.spec import AGENT, MISBEHAVE
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = "3"
+_FORMAT = "4"
 _SLACK_BYTES = 256 << 20  # free space for what tests write
 _APT_TIMEOUT_S = 900.0
 _COPY_TIMEOUT_S = 600.0
@@ -165,7 +165,8 @@ def _fill(
         kernels.mkdir(parents=True)
         for release in releases:
             for name in (f"vmlinuz-{release}", f"initrd.img-{release}"):
-                _do("cp", "--", copy.path / "boot" / name, kernels / name)
+                # QEMU reads them as a user of its own.
+                _do("install", "-m644", "--", copy.path / "boot" / name, kernels / name)
         _write_disk(copy.path, scratch / "disk.img", log)
         fs.remove_tree(material)
     fs.write_json(scratch / _DESCRIPTION, {"disk": "disk.img", "kernels": releases})
@@ -299,6 +300,9 @@ def _compile(copy: Root, material: Path, releases: Sequence[str], log: Path) -> 
         *("gcc", "-std=gnu11", "-O2", "-static", "-Wall"),
         *("-o", AGENT, "/mnt/guest/source/agent.c"),
     )
+    # The agent is init, so no other package's command would find its own.
+    for name in ("reboot", "poweroff", "halt"):
+        inside("ln", "-sf", AGENT, f"/usr/sbin/{name}")
     for release in releases:
         build = copy.path / "lib" / "modules" / release / "build"
         if not build.is_symlink() and not build.exists():
@@ -324,6 +328,7 @@ def _write_disk(root: Path, disk: Path, log: Path) -> None:
     total = int(int(listing) * 1.1) + len(files) * 4096 + _SLACK_BYTES
     with disk.open("wb") as stream:
         stream.truncate(total >> 20 << 20)
+    disk.chmod(0o644)
     run.run(
         [
             *("mke2fs", "-q", "-F", "-t", "ext4", "-L", "cplayground", "-m", "0"),

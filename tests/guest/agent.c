@@ -8,10 +8,13 @@
  * so that a procfile that deadlocks its reader leaves somebody to tell of it.
  *
  * The protocol is described, and spoken from the other side, in kbuild/vm/channel.py.
+ *
+ * Under the names reboot, poweroff and halt it is those commands.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/random.h>
 #include <linux/reboot.h>
 #include <net/if.h>
@@ -77,6 +80,7 @@ struct job {
 	int status;
 	uint32_t flags;
 	int64_t deadline, kill_deadline;	/* ms, 0: none */
+	int out_left, err_left;	/* of one that has exited: what it left in its pipes */
 	size_t pending_len, pending_off;
 	uint8_t pending[MAX_PAYLOAD];
 };
@@ -199,6 +203,14 @@ static void send_frame(struct port *port, enum kind kind, uint32_t id, const voi
 	memcpy(frame + HEADER, payload, len);
 	put32(frame + HEADER + len, crc32(frame + HEADER, len));
 	port->out_len += HEADER + len + TRAILER;
+}
+
+static void refuse(struct port *port, uint32_t id, const char *what, const char *why)
+{
+	char text[128];
+
+	snprintf(text, sizeof(text), "%s%s", what, why);
+	send_frame(port, REFUSED, id, text, strlen(text));
 }
 
 static void send_u32(struct port *port, enum kind kind, uint32_t id, uint32_t value)
@@ -370,11 +382,12 @@ static void start_job(struct port *port, uint32_t id, uint8_t *payload, size_t l
 	int in[2] = { -1, -1 }, out[2] = { -1, -1 }, err[2] = { -1, -1 };
 	size_t count = 0, args;
 	struct job *job = NULL;
+	const char *failed;
 	char **argv;
 	bool tty;
 
 	if (len < 9 || payload[len - 1] != '\0' || find_job(id)) {
-		send_frame(port, REFUSED, id, "malformed start", 15);
+		refuse(port, id, "malformed start", "");
 		return;
 	}
 	args = payload[5] | payload[6] << 8;
@@ -384,8 +397,12 @@ static void start_job(struct port *port, uint32_t id, uint8_t *payload, size_t l
 	for (int i = 0; i < MAX_JOBS && !job; i++)
 		if (!jobs[i].used)
 			job = &jobs[i];
-	if (!job || args < 1 || count < args + 1) {
-		send_frame(port, REFUSED, id, "too many jobs", 13);
+	if (args < 1 || count < args + 1) {
+		refuse(port, id, "too many arguments", "");
+		return;
+	}
+	if (!job) {
+		refuse(port, id, "too many jobs", "");
 		return;
 	}
 	/* argv has to end in NULL where the environment begins: shift the directory out */
@@ -396,9 +413,11 @@ static void start_job(struct port *port, uint32_t id, uint8_t *payload, size_t l
 	argv[args] = NULL;
 
 	tty = payload[0] & WITH_PTY;
+	failed = tty ? "no terminal: " : "no pipe: ";
 	if (tty ? !open_pty(&in[1], &in[0])
 		: pipe2(in, O_CLOEXEC) || pipe2(out, O_CLOEXEC) || pipe2(err, O_CLOEXEC))
 		goto fail;
+	failed = "no process: ";
 	pid_t pid = fork();
 
 	if (pid == 0)
@@ -412,6 +431,7 @@ static void start_job(struct port *port, uint32_t id, uint8_t *payload, size_t l
 	*job = (struct job){
 		.used = true, .id = id, .port = port, .pid = pid,
 		.in = in[1], .out = tty ? in[1] : out[0], .err = err[0],
+		.out_left = INT_MAX, .err_left = INT_MAX,
 	};
 	if (get32(payload + 1))
 		job->deadline = now_ms() + get32(payload + 1);
@@ -421,7 +441,7 @@ static void start_job(struct port *port, uint32_t id, uint8_t *payload, size_t l
 		set_nonblocking(job->err);
 	return;
 fail:
-	send_frame(port, REFUSED, id, strerror(errno), strlen(strerror(errno)));
+	refuse(port, id, failed, strerror(errno));
 	for (int i = 0; i < 2; i++) {
 		close_fd(&in[i]);
 		close_fd(&out[i]);
@@ -456,18 +476,26 @@ static void feed_input(struct job *job)
 		close_input(job);
 }
 
-/* Returns whether anything came: a child that has ended is drained until nothing does. */
-static bool take_output(struct job *job, int *fd, enum kind kind)
+/*
+ * Takes at most *left bytes, and returns whether there may be more: a child that has ended
+ * is drained of what it left, but not of what others go on to write to its pipes.
+ */
+static bool take_output(struct job *job, int *fd, enum kind kind, int *left)
 {
 	static uint8_t buffer[MAX_PAYLOAD];
+	size_t most = *left < MAX_PAYLOAD ? *left : MAX_PAYLOAD;
 	ssize_t n;
 
+	if (*fd < 0 || !most)
+		return false;
 	/* half the buffer stays for the answers that are not streams */
-	if (*fd < 0 || out_space(job->port) < OUT_SIZE / 2)
-		return *fd >= 0;
-	n = read(*fd, buffer, sizeof(buffer));
+	if (out_space(job->port) < OUT_SIZE / 2)
+		return true;
+	n = read(*fd, buffer, most);
 	if (n > 0) {
 		send_frame(job->port, kind, job->id, buffer, n);
+		if (job->exited)
+			*left -= n;
 		return true;
 	}
 	if (n < 0 && errno == EAGAIN)
@@ -476,6 +504,13 @@ static bool take_output(struct job *job, int *fd, enum kind kind)
 		job->in = -1;
 	close_fd(fd);
 	return false;
+}
+
+static int waiting_in(int fd)
+{
+	int count = 0;
+
+	return fd >= 0 && !ioctl(fd, FIONREAD, &count) ? count : 0;
 }
 
 static void finish_job(struct job *job)
@@ -499,9 +534,9 @@ static void check_job(struct job *job)
 	int64_t now = now_ms();
 
 	if (job->exited) {
-		bool more = take_output(job, &job->out, STDOUT);
+		bool more = take_output(job, &job->out, STDOUT, &job->out_left);
 
-		more |= take_output(job, &job->err, STDERR);
+		more |= take_output(job, &job->err, STDERR, &job->err_left);
 		if (!more)
 			finish_job(job);
 		return;
@@ -530,6 +565,11 @@ static void reap(void)
 			if (jobs[i].used && jobs[i].pid == pid) {
 				jobs[i].exited = true;
 				jobs[i].status = status;
+				/* a terminal's bytes may still be on their way */
+				if (jobs[i].in != jobs[i].out) {
+					jobs[i].out_left = waiting_in(jobs[i].out);
+					jobs[i].err_left = waiting_in(jobs[i].err);
+				}
 			}
 }
 
@@ -576,9 +616,11 @@ static void power_off(struct port *port, uint32_t id)
 {
 	int error = 0;
 
-	kill(-1, SIGKILL);
 	for (int64_t end = now_ms() + KILL_GRACE_MS; now_ms() < end;) {
-		pid_t pid = waitpid(-1, NULL, WNOHANG);
+		pid_t pid;
+
+		kill(-1, SIGKILL);
+		pid = waitpid(-1, NULL, WNOHANG);
 
 		if (pid < 0)
 			break;
@@ -647,7 +689,7 @@ static void handle(struct port *port, uint8_t kind, uint32_t id, uint8_t *payloa
 		for (;;)
 			__asm__ volatile("");
 	default:
-		send_frame(port, REFUSED, id, "unknown request", 15);
+		refuse(port, id, "unknown request", "");
 	}
 }
 
@@ -816,8 +858,8 @@ static void serve(int signals)
 			if (job->pending_len)
 				feed_input(job);
 			if (!job->exited) {
-				take_output(job, &job->out, STDOUT);
-				take_output(job, &job->err, STDERR);
+				take_output(job, &job->out, STDOUT, &job->out_left);
+				take_output(job, &job->err, STDERR, &job->err_left);
 			}
 			check_job(job);
 		}
@@ -827,11 +869,33 @@ static void serve(int signals)
 	}
 }
 
-int main(void)
+/*
+ * Under one of its other names, end the system at once: the agent is no init that could be
+ * asked to end the other programs first.
+ */
+static bool named_to_end(const char *name)
+{
+	const char *slash = strrchr(name, '/');
+	int how = LINUX_REBOOT_CMD_POWER_OFF;
+
+	name = slash ? slash + 1 : name;
+	if (!strcmp(name, "reboot"))
+		how = LINUX_REBOOT_CMD_RESTART;
+	else if (strcmp(name, "poweroff") && strcmp(name, "halt"))
+		return false;
+	sync();
+	reboot(how);
+	perror(name);
+	return true;
+}
+
+int main(int argc, char **argv)
 {
 	sigset_t mask;
 	int signals;
 
+	if (argc && named_to_end(argv[0]))
+		return 1;
 	crc_init();
 	prepare_system();
 	sigemptyset(&mask);
