@@ -519,7 +519,7 @@ def mutants(
     _BUILD_OPTIONS,
     _RUN_OPTIONS,
     options={
-        "command": "run this in the guest instead of a shell, and exit with its status",
+        "command": "run this in the guest instead of a shell, with this standard input and output",
         "stock": "boot Debian's own kernel instead of ours, of which none is compiled then",
         "accel": "QEMU's accelerator: kvm or tcg; default: kvm if a boot under it is seen",
     },
@@ -536,6 +536,8 @@ def vm(
     accel: str | None = None,
 ) -> int:
     """Open a shell in a booted guest with the packages installed."""
+    if command is not None:
+        session.check(command)
     if stock and settings.dry:
         _say(f"would boot Debian's own kernel of {target.suite}, {target.flavour}")
         return 0

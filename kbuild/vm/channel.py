@@ -12,7 +12,9 @@ Each request has an id of its own, and everything that belongs to it carries it.
 
 from __future__ import annotations
 
+import contextlib
 import selectors
+import signal
 import socket
 import struct
 import time
@@ -21,8 +23,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from kbuild.errors import UserError
+
 MAGIC = b"\xa5cpg"
 MAX_PAYLOAD = 32768
+# The agent's table for a command's directory, arguments and environment.
+MAX_STRINGS = 1024
+# A command that prints more is killed, unless its output is taken as it comes.
+MAX_OUTPUT = 256 << 20
 _HEAD = struct.Struct("<4sBBHI")
 _HEADER = _HEAD.size + 4
 _TRAILER = 4
@@ -145,17 +153,24 @@ class ChannelRefused(Exception):  # noqa: N818
     """The agent does not do what it was asked; the text is its reason."""
 
 
+class ChannelGarbled(Exception):  # noqa: N818
+    """A frame is whole and yet no agent of ours sends it; the text says which."""
+
+
 @dataclass
 class Job:
     """A command in the guest, as far as its frames have come."""
 
     id: int
+    expected: Kind | None = None  # the answer to a request that has one
     stdout: bytearray = field(default_factory=bytearray)
     stderr: bytearray = field(default_factory=bytearray)
     owed: int = 0  # input frames that the agent has not taken yet
     status: int | None = None  # set at its end
     timed_out: bool = False
     unkillable: bool = False
+    flooded: bool = False  # it printed more than MAX_OUTPUT, and the rest is not kept
+    console_at: int = 0  # the size of the console when it began
     answer: Frame | None = None  # of a request that has one answer
     refused: str | None = None
 
@@ -167,6 +182,50 @@ class Job:
 
 _TIMED_OUT, _UNKILLABLE = 1, 2
 _WITH_PTY = 1
+_EXIT = struct.Struct("<iI")
+_NUMBER_BYTES = 4
+_SIGNALS = 64
+# Each request that has one answer, and the frame that it is.
+_ANSWERS = {
+    Kind.MARK: Kind.MARKED,
+    Kind.OPEN_PORT: Kind.PORT_OPENED,
+    Kind.POWER_OFF: Kind.FAREWELL,
+}
+_WATCH_EVERY_S = 1.0
+_KILL_S = 1.0
+# How much of each stream is repeated when a guest is lost.
+_LAST_BYTES = 4096
+
+
+def start_payload(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: str,
+    limit_s: float = 0,
+    pty: bool = False,
+) -> bytes:
+    """Return the frame's content that starts a command; UserError for one that has no place in it.
+
+    ``limit_s`` 0 means that the command may run for ever.
+    """
+    strings = [cwd, *argv, *(f"{name}={value}" for name, value in env.items())]
+    if any("\0" in text for text in strings) or not argv:
+        raise UserError(
+            "a command for the guest is at least one string, and none of them holds a NUL"
+        )
+    payload = struct.pack("<BI", _WITH_PTY if pty else 0, round(limit_s * 1000))
+    payload += min(len(argv), 0xFFFF).to_bytes(2, "little")
+    payload += b"".join(text.encode(errors="surrogateescape") + b"\0" for text in strings)
+    if len(payload) > MAX_PAYLOAD or len(strings) > MAX_STRINGS:
+        raise UserError(
+            "the command for the guest is too long",
+            expected=f"at most {MAX_PAYLOAD} bytes and {MAX_STRINGS} strings,"
+            " directory and environment included",
+            found=f"{len(payload)} bytes in {len(strings)} strings",
+            hint="give a script on standard input: --command 'sh -s' <script",
+        )
+    return payload
 
 
 class Channel:
@@ -176,7 +235,15 @@ class Channel:
     agent opens on request, is taken for everything that follows because it is faster.
     """
 
-    def __init__(self, serial: socket.socket, bulk: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        serial: socket.socket,
+        bulk: socket.socket | None = None,
+        *,
+        watch: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``watch`` is called at least once a second while the channel waits, and may raise."""
+        self._watch = watch
         self._sockets = {serial: Decoder()}
         self._serial = serial
         self._bulk = bulk
@@ -189,6 +256,12 @@ class Channel:
     def junk(self) -> int:
         """How many bytes were no frames."""
         return sum(decoder.junk for decoder in self._sockets.values())
+
+    @property
+    def last_words(self) -> bytes:
+        """The end of what the commands printed that are not forgotten, first to last."""
+        jobs = self._jobs.values()
+        return b"".join(job.stdout[-_LAST_BYTES:] + job.stderr[-_LAST_BYTES:] for job in jobs)
 
     def close(self) -> None:
         """Close both sockets."""
@@ -229,6 +302,7 @@ class Channel:
     def request(self, kind: Kind, payload: bytes, timeout_s: float) -> Frame:
         """Send a request that has one answer and return that."""
         job = self._new_job()
+        job.expected = _ANSWERS[kind]
         end = time.monotonic() + timeout_s
         self._send(self._out, Frame(kind, job.id, payload), end)
         self._wait(lambda: job.answer is not None or job.done, end)
@@ -251,19 +325,19 @@ class Channel:
         pty: bool,
         timeout_s: float,
     ) -> Job:
-        """Start a command; ``limit_s`` 0 means that it may run for ever."""
+        """Start a command, as :func:`start_payload` says."""
+        payload = start_payload(argv, env=env, cwd=cwd, limit_s=limit_s, pty=pty)
         job = self._new_job()
-        strings = [cwd, *argv, *(f"{name}={value}" for name, value in env.items())]
-        if any("\0" in text for text in strings) or not argv:
-            raise ValueError("a command is at least one string, and none of them holds a NUL")
-        payload = struct.pack("<BIH", _WITH_PTY if pty else 0, round(limit_s * 1000), len(argv))
-        payload += b"".join(text.encode(errors="surrogateescape") + b"\0" for text in strings)
         self._send(self._out, Frame(Kind.START, job.id, payload), time.monotonic() + timeout_s)
         return job
 
     def forget(self, job: Job) -> None:
         """Drop a job; frames of it that still come are ignored."""
         self._jobs.pop(job.id, None)
+
+    def hungry(self, job: Job) -> bool:
+        """Whether the agent takes more standard input at once."""
+        return job.owed == 0
 
     def write(self, job: Job, data: bytes, timeout_s: float) -> None:
         """Send standard input, piece by piece as the agent takes it."""
@@ -304,17 +378,32 @@ class Channel:
 
         ``extra`` is a file descriptor that ends the waiting too; says whether it is readable.
         """
-        with selectors.DefaultSelector() as selector:
+        end = time.monotonic() + timeout_s
+        with selectors.PollSelector() as selector:  # epoll knows no regular files
             for sock in self._sockets:
                 selector.register(sock, selectors.EVENT_READ)
             if extra is not None:
                 selector.register(extra, selectors.EVENT_READ)
-            ready = [key.fileobj for key, _ in selector.select(timeout_s)]
+            while True:
+                left = max(0.0, end - time.monotonic())
+                ready = [key.fileobj for key, _ in selector.select(min(left, _WATCH_EVERY_S))]
+                self._watch()
+                if ready or left == 0:
+                    break
         # QEMU's end closes all of them, and the last answer may lie in any: each is read first.
         came = [self._receive(sock) for sock in self._sockets if sock in ready]
         if not all(came):
+            self._drain()
             raise ChannelClosed
         return extra in ready
+
+    def _drain(self) -> None:
+        """Take the last words of a QEMU that has ended."""
+        for sock in self._sockets:
+            sock.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while self._receive(sock):
+                    pass
 
     def _new_job(self) -> Job:
         job = Job(self._next)
@@ -350,19 +439,35 @@ class Channel:
         if job is None:
             return
         if frame.kind is Kind.STDOUT:
-            job.stdout += frame.payload
+            self._keep(job, job.stdout, frame.payload)
         elif frame.kind is Kind.STDERR:
-            job.stderr += frame.payload
-        elif frame.kind is Kind.INPUT_TAKEN:
+            self._keep(job, job.stderr, frame.payload)
+        elif frame.kind is Kind.INPUT_TAKEN and job.owed:
             job.owed -= 1
-        elif frame.kind is Kind.EXIT:
-            job.status, flags = struct.unpack("<iI", frame.payload)
-            job.timed_out = bool(flags & _TIMED_OUT)
+        elif frame.kind is Kind.EXIT and len(frame.payload) == _EXIT.size:
+            status, flags = _EXIT.unpack(frame.payload)
+            if not -_SIGNALS <= status <= 0xFF:
+                raise ChannelGarbled(f"a command ended with the status {status}")
+            job.status = status
+            job.timed_out |= bool(flags & _TIMED_OUT)
             job.unkillable = bool(flags & _UNKILLABLE)
         elif frame.kind is Kind.REFUSED:
             job.refused = frame.payload.decode(errors="replace")
-        else:
+        elif frame.kind is job.expected and (
+            frame.kind is Kind.MARKED or len(frame.payload) == _NUMBER_BYTES
+        ):
             job.answer = frame
+        else:
+            raise ChannelGarbled(
+                f"a frame {frame.kind.name} of {len(frame.payload)} bytes that nothing asked for"
+            )
+
+    def _keep(self, job: Job, stream: bytearray, payload: bytes) -> None:
+        if len(job.stdout) + len(job.stderr) + len(payload) <= MAX_OUTPUT and not job.flooded:
+            stream += payload
+        elif not job.flooded:
+            job.flooded = True
+            self.signal(job, signal.SIGKILL, _KILL_S)
 
     def _send(self, sock: socket.socket, frame: Frame, end: float) -> None:
         sock.settimeout(max(0.001, end - time.monotonic()))

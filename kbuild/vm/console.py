@@ -6,10 +6,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+# No guest of ours has come near to it; one that floods its console is ended there.
+LIMIT = 16 << 20
+_TAIL_BYTES = 64 << 10
 # How a mark in the kernel's log begins; nothing else there says this.
 MARK = "cplayground-mark:"
 
 _BANNER = re.compile(r"Linux version (\S+)")
+_OOM_KILL = re.compile(r"(Out of memory|Memory cgroup out of memory): Killed process \d+ \(.*?\)")
 
 
 @dataclass(frozen=True)
@@ -25,19 +29,31 @@ class Console:
         except FileNotFoundError:
             return 0
 
+    @property
+    def over_limit(self) -> bool:
+        """Whether more has come than any sound guest prints."""
+        return self.size() > LIMIT
+
     def text(self, since: int = 0) -> str:
-        """Return what came from byte offset ``since`` on, with plain newlines."""
+        """Return what came from byte offset ``since`` on, with plain newlines, up to the limit."""
         try:
             with self.path.open("rb") as stream:
                 stream.seek(since)
-                raw = stream.read()
+                raw = stream.read(LIMIT)
         except FileNotFoundError:
             return ""
         return raw.decode(errors="replace").replace("\r\n", "\n")
 
     def tail(self, lines: int = 30) -> str:
         """Return the last lines."""
-        return "\n".join(self.text().splitlines()[-lines:])
+        last = self.text(max(0, self.size() - _TAIL_BYTES))
+        return "\n".join(last.splitlines()[-lines:])
+
+
+def oom_kill(text: str) -> str:
+    """Return the kernel's last word of a process that it killed for its memory, or ""."""
+    found = list(_OOM_KILL.finditer(text))
+    return found[-1].group() if found else ""
 
 
 def banner(text: str) -> str | None:

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from kbuild import fs
 from kbuild.errors import InfrastructureError, KbuildError
+from kbuild.progress import size
 from kbuild.run import describe_status
 from kbuild.vm import checking, qemu, triage
 from kbuild.vm.channel import (
+    MAX_OUTPUT,
+    MAX_PAYLOAD,
     PROTOCOL,
     Channel,
     ChannelClosed,
+    ChannelGarbled,
     ChannelRefused,
     ChannelTimeout,
     Job,
     Kind,
+    start_payload,
 )
 from kbuild.vm.checking import Checked
-from kbuild.vm.console import banner, mark_line
+from kbuild.vm.console import banner, mark_line, oom_kill
 from kbuild.vm.outcome import Evidence, Outcome, Verdict, judge
 from kbuild.vm.spec import GuestSpec, Snapshot
 
@@ -38,6 +44,7 @@ _BOOT_S = 30.0
 _ANSWER_S = 5.0  # for the agent to answer anything that takes no time itself
 _POWER_OFF_S = 10.0
 _SAVE_S = 20.0
+_HELLO_LINES = 4
 _TAIL_S = 2.0  # how long QEMU may take to end by itself once its sockets are closed
 
 # What a restored guest gets of the host's random numbers: a ChaCha20 key's worth, twice.
@@ -59,16 +66,34 @@ _BULK_FINDER = (
 
 
 class GuestLost(KbuildError):  # noqa: N818 - the name says what happened, as in GuestResult
-    """The guest is dead or does not answer; ``outcome`` says how, ``console`` holds the tail."""
+    """The guest is dead or does not answer; ``outcome`` says how, ``console`` holds the tail.
+
+    ``words`` is the end of what the commands had printed that ran in it.
+    """
 
     kind = "guest"
 
-    def __init__(self, verdict: Verdict, what: str, console: str, log: Path | None = None) -> None:
+    def __init__(
+        self,
+        verdict: Verdict,
+        what: str,
+        console: str,
+        log: Path | None = None,
+        words: bytes = b"",
+    ) -> None:
         self.verdict = verdict
         self.outcome: Outcome = verdict.outcome
         self.console = console
+        self.words = words
         self.exit_status = verdict.outcome.exit_status
-        super().__init__(f"{what}: {verdict}", found=console or "nothing on the console", log=log)
+        found = console or "nothing on the console"
+        if words:
+            found += f"\nlast words of the command:\n{words.decode(errors='replace')}"
+        super().__init__(f"{what}: {verdict}", found=found, log=log)
+
+
+class _ConsoleFlooded(Exception):  # noqa: N818 - what happened
+    """The console is over its limit."""
 
 
 class GuestCommandError(KbuildError):
@@ -95,6 +120,7 @@ class GuestResult:
     stdout: bytes
     stderr: bytes
     seconds: float
+    oom: str = ""  # the kernel's word of a process that it killed meanwhile, for its memory
 
     @property
     def text(self) -> str:
@@ -104,10 +130,11 @@ class GuestResult:
 
 @dataclass(frozen=True)
 class Exchange:
-    """What went over a terminal at one time, both ways."""
+    """What went over a terminal, or a command's streams, at one time, both ways."""
 
-    typed: bytes
+    typed: bytes | None  # b"" at the end, None for nothing
     shown: bytes
+    complained: bytes = b""  # on standard error, which a terminal does not have
 
 
 class Background:
@@ -194,23 +221,41 @@ class Background:
     @property
     def ended(self) -> bool:
         """Whether it has ended and all of its output was taken."""
-        return self._job.done and not self._job.stdout
+        return self._job.done and not self._job.stdout and not self._job.stderr
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell its terminal how large it is (only for one that was started with a pty)."""
         with self._guest.talking("a new size"):
             self._guest.channel.resize(self._job, rows, columns, self._guest.answer_s)
 
-    def converse(self, keyboard: int, timeout_s: float) -> Exchange:
-        """Wait for typed bytes on ``keyboard`` or for output, whichever comes first."""
-        typed = b""
-        with self._guest.talking("a terminal session"):
-            idle = not self._job.done and not self._job.stdout
-            if idle and self._guest.channel.pump(timeout_s, keyboard):
-                typed = os.read(keyboard, 4096)
-            shown = bytes(self._job.stdout)
-            self._job.stdout.clear()
-        return Exchange(typed, shown)
+    def converse(self, keyboard: int | None, timeout_s: float) -> Exchange:
+        """Wait for bytes on ``keyboard`` or for output, whichever comes first.
+
+        No more is read there than the command takes.  After ``timeout_s`` (unscaled) without a
+        byte the agent has to answer a ping.
+        """
+        typed = None
+        channel, began = self._guest.channel, time.monotonic()
+        with self._guest.talking("a command's output"):
+            if not self._job.done and not self._job.stdout and not self._job.stderr:
+                watched = keyboard if channel.hungry(self._job) else None
+                if channel.pump(timeout_s, watched) and watched is not None:
+                    typed = _read(watched)
+                elif time.monotonic() - began >= timeout_s and not self._job.done:
+                    self._guest.require_answer()
+        return Exchange(typed, *self._take())
+
+    def rest(self) -> tuple[bytes, bytes]:
+        """Return what has come of it on both streams and was not taken yet, at its end or ours."""
+        with suppress(GuestLost), self._guest.talking("a command's last output"):
+            self._guest.channel.pump(0)
+        return self._take()
+
+    def _take(self) -> tuple[bytes, bytes]:
+        taken = bytes(self._job.stdout), bytes(self._job.stderr)
+        self._job.stdout.clear()
+        self._job.stderr.clear()
+        return taken
 
     def _result(self) -> GuestResult:
         job = self._job
@@ -223,6 +268,17 @@ class Background:
         )
 
 
+def _read(keyboard: int) -> bytes | None:
+    try:
+        return os.read(keyboard, MAX_PAYLOAD)
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return b""  # the terminal is gone
+
+
 class Guest:
     """A running guest; a context manager that powers it off at its end.
 
@@ -232,7 +288,7 @@ class Guest:
     def __init__(self, spec: GuestSpec, machine: qemu.Machine, allowed_taint: int) -> None:
         self.spec = spec
         self.machine = machine
-        self.channel = Channel(machine.control, machine.bulk)
+        self.channel = Channel(machine.control, machine.bulk, watch=self._watch_console)
         self.release = ""  # uname -r, as the guest said it
         self.boot_id = ""
         self.boot_seconds = 0.0
@@ -240,9 +296,11 @@ class Guest:
         self._allowed_taint = allowed_taint
         self._taint: int | None = None
         self._checked = Checked()
+        self._unchecked = ""
         self._farewell: int | None = None
         self._hello = False
         self._answered = True
+        self._garbled = ""
         self._verdict: Verdict | None = None
         self.port: str | None = None  # the guest's name for its second control port
         # Where the console of a restored guest begins to be its own, and its first word there.
@@ -300,9 +358,11 @@ class Guest:
 
     def _greet(self, what: str, timeout_s: float) -> None:
         with self.talking(what):
-            greeting = self.channel.ping(timeout_s)
+            greeting = self.channel.ping(timeout_s).splitlines()
+            if len(greeting) != _HELLO_LINES:
+                raise ChannelGarbled(f"a hello of {len(greeting)} lines")
         self._hello = True
-        spoken, self.boot_id, self.release = greeting.splitlines()[:3]
+        spoken, self.boot_id, self.release, processors = greeting
         if spoken != str(PROTOCOL):
             raise InfrastructureError(
                 "the guest's agent is not the one that this checkout talks to",
@@ -310,7 +370,6 @@ class Guest:
                 found=f"protocol {spoken}",
                 hint="the image is of another time: ./inv test makes it anew",
             )
-        processors = greeting.splitlines()[3]
         if processors != str(self.spec.cpus):
             raise InfrastructureError(
                 "the guest does not run on all of its processors, and would lose races",
@@ -391,9 +450,14 @@ class Guest:
         env: Mapping[str, str] | None = None,
         cwd: str = "/",
         pty: bool = False,
+        timeout_s: float = 0,
     ) -> Background:
-        """Start a command in the background; its standard input stays open."""
-        return Background(self, self._start(argv, limit_s=0, env=env, cwd=cwd, pty=pty), argv)
+        """Start a command in the background; its standard input stays open.
+
+        After ``timeout_s``, times ``spec.scale``, it is killed; 0: never.
+        """
+        limit_s = timeout_s * self.spec.scale
+        return Background(self, self._start(argv, limit_s=limit_s, env=env, cwd=cwd, pty=pty), argv)
 
     def put(self, content: Path | bytes, remote: str, *, mode: int = 0o755) -> None:
         """Write a file in the guest (by rename) from a local file or from bytes."""
@@ -421,7 +485,10 @@ class Guest:
 
     def taint(self) -> int:
         """Return /proc/sys/kernel/tainted."""
-        return int(self.read("/proc/sys/kernel/tainted"))
+        said = self.read("/proc/sys/kernel/tainted")
+        if not said.strip().isdigit():
+            raise GuestCommandError(f"the kernel's taint is no number: {said[:80]!r}", None)
+        return int(said)
 
     def spin_agent(self) -> None:
         """Make the agent loop for ever, so that the harness can be seen to notice."""
@@ -477,16 +544,17 @@ class Guest:
         """
         if self._verdict is not None:
             return self._verdict
-        try:
-            self._checked = checking.at_the_end(self)
-            # The last result frame: the guest works to the end and says how it is.
-            self._taint = self.taint()
+        with suppress(GuestLost):
+            try:
+                self._checked = checking.at_the_end(self)
+                # The last result frame: the guest works to the end and says how it is.
+                self._taint = self.taint()
+            except GuestCommandError as error:
+                self._unchecked = ": ".join(filter(None, (error.what, error.found)))
             with self.talking("the farewell"):
                 answer = self.channel.request(Kind.POWER_OFF, b"", _POWER_OFF_S * self.spec.scale)
                 self._farewell = int.from_bytes(answer.payload, "little")
                 self.machine.wait(_POWER_OFF_S * self.spec.scale)
-        except (GuestLost, GuestCommandError):
-            pass
         return self._conclude(status)
 
     def abandon(self) -> Verdict:
@@ -502,6 +570,9 @@ class Guest:
                     hello=self._hello,
                     banner=self.heard,
                     answered=self._answered,
+                    garbled=self._garbled,
+                    flooded=self.machine.console.over_limit,
+                    unchecked=self._unchecked,
                     reports=triage.scan(text),
                     checkers=self.spec.checkers,
                     alive=self._checked.alive,
@@ -528,6 +599,13 @@ class Guest:
             raise self._lost("the guest is gone already")
         try:
             yield
+        except ChannelGarbled as garbled:
+            self._garbled = str(garbled)
+            self._conclude(None)
+            raise self._lost(f"the agent makes no sense while we waited for {what}") from None
+        except _ConsoleFlooded:
+            self._conclude(None)
+            raise self._lost(f"the console is full while we waited for {what}") from None
         except ChannelClosed:
             self._answered = False
             # QEMU closed its sockets: it is about to end by itself, or its end was caused.
@@ -546,7 +624,7 @@ class Guest:
             return "the agent never spoke"
         try:
             self.channel.ping(self.answer_s)
-        except (ChannelTimeout, ChannelClosed):
+        except (ChannelTimeout, ChannelClosed, ChannelGarbled, _ConsoleFlooded):
             return "the agent does not answer a ping either"
         return "the agent itself still answers"
 
@@ -573,16 +651,23 @@ class Guest:
         """Drop a job that has ended and hold its result against what was asked."""
         self.channel.forget(job)
         name = " ".join(result.argv)
+        if result.status != 0:
+            result = replace(result, oom=oom_kill(self.console(job.console_at)))
+        why = f" ({result.oom})" if result.oom else ""
+        if job.flooded:
+            raise GuestCommandError(
+                f"in the guest, {name} printed more than {size(MAX_OUTPUT)}, and was killed", result
+            )
         if job.timed_out:
             stuck = ", and it cannot be killed" if job.unkillable else ""
             raise GuestCommandError(
                 f"in the guest, {name} did not end in {timeout_s:g} s"
-                f" (times {self.spec.scale:g}){stuck}",
+                f" (times {self.spec.scale:g}){stuck}{why}",
                 result,
             )
         if check and result.status != 0:
             raise GuestCommandError(
-                f"in the guest, {name} failed: {describe_status(result.status)}", result
+                f"in the guest, {name} failed: {describe_status(result.status)}{why}", result
             )
         return result
 
@@ -595,8 +680,9 @@ class Guest:
         cwd: str,
         pty: bool = False,
     ) -> Job:
+        console_at = self.machine.console.size()
         with self.talking("the line to be free"):
-            return self.channel.start(
+            job = self.channel.start(
                 argv,
                 limit_s=limit_s,
                 env=_ENVIRONMENT | dict(env or {}),
@@ -604,6 +690,12 @@ class Guest:
                 pty=pty,
                 timeout_s=self.answer_s,
             )
+        job.console_at = console_at
+        return job
+
+    def _watch_console(self) -> None:
+        if self.machine.console.over_limit:
+            raise _ConsoleFlooded
 
     def _open_bulk(self) -> None:
         # Without the driver everything goes over the serial port: slower, and as good.
@@ -617,9 +709,14 @@ class Guest:
 
     def _lost(self, what: str) -> GuestLost:
         assert self._verdict is not None
-        return GuestLost(
-            self._verdict, what, self.machine.console.tail(), self.machine.console.path
-        )
+        console = self.machine.console
+        words = self.channel.last_words
+        return GuestLost(self._verdict, what, console.tail(), console.path, words)
+
+
+def check_command(argv: Sequence[str]) -> None:
+    """Raise UserError for a command that could not be sent to a guest."""
+    start_payload(argv, env=_ENVIRONMENT, cwd="/")
 
 
 def judge_command(

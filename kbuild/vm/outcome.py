@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from kbuild.progress import size
 from kbuild.run import describe_status
+from kbuild.vm.console import LIMIT
 
 if TYPE_CHECKING:
     from kbuild.vm.triage import Report
@@ -28,6 +30,8 @@ class Outcome(Enum):
     TAINTED = ("tainted", 28)  # a taint bit that was not expected
     LEAKED = ("leaked", 29)  # something was not given back
     BLIND = ("blind", 30)  # a detector is missing or off: its silence proves nothing
+    GARBLED = ("garbled", 31)  # the agent sent what no agent of ours sends
+    FLOODED = ("flooded", 32)  # more came on the console than it is to hold
 
     def __init__(self, label: str, exit_status: int) -> None:
         self.label = label
@@ -57,6 +61,9 @@ class Evidence:
     hello: bool = False  # the agent spoke on its own channel
     banner: bool = False  # the kernel's first line is on the console; if restored, a mark since
     answered: bool = False  # no request was left without an answer in its time
+    garbled: str = ""  # a frame that makes no sense, in words
+    flooded: bool = False  # the console is over its limit
+    unchecked: str = ""  # why the checks at the end were not made, in the agent's words
     reports: tuple[Report, ...] = ()  # what triage found on the console
     checkers: frozenset[str] = frozenset()  # what the kernel must have of lockdep, kmemleak, kcsan
     # whether they were alive at the end; none for one that is not there, or not known
@@ -98,12 +105,14 @@ def judge(seen: Evidence) -> Verdict:
             missing.append((outcome, reason))
 
     missing += [(leak.outcome, f"{leak.name}: {leak.title}") for leak in seen.leaks]
+    require(not seen.flooded, Outcome.FLOODED, f"the console is over {size(LIMIT)}")
     signalled = seen.qemu_status is not None and seen.qemu_status < 0
     require(
         not signalled or seen.ended_by_us,
         Outcome.KILLED,
         f"QEMU was ended from outside: {describe_status(seen.qemu_status or 0)}",
     )
+    require(not seen.garbled, Outcome.GARBLED, f"the agent sent {seen.garbled}")
     require(
         seen.banner,
         Outcome.NO_OUTPUT,
@@ -133,6 +142,9 @@ def judge(seen: Evidence) -> Verdict:
         seen.power_off_event, Outcome.NO_POWER_OFF, "the guest did not power itself off in order"
     )
     require(seen.answered, Outcome.NO_POWER_OFF, "a request was left without an answer")
+    require(
+        not seen.unchecked, Outcome.BLIND, f"the check at the end was not made: {seen.unchecked}"
+    )
     for checker in sorted(seen.checkers | set(seen.alive)):
         require(
             checker in seen.alive,

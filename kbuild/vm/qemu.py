@@ -47,6 +47,7 @@ _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=d
 # QEMU's largest file holds what the guest wrote to its disk, and the map of that.
 _MAP_BYTES = 256 << 20
 _SCRATCH = "scratch"
+_KVM_DEVICE = Path("/dev/kvm")
 
 
 @dataclass(frozen=True)
@@ -487,7 +488,7 @@ def _groups(accelerator: Accelerator) -> tuple[int, ...] | None:
     if accelerator is not KVM:
         return ()
     try:
-        device = Path("/dev/kvm").stat()
+        device = _KVM_DEVICE.stat()
     except FileNotFoundError:
         return ()
     if device.st_mode & 0o006 == 0o006:
@@ -562,7 +563,7 @@ def choose_accelerator(cache: Path, kernel: Kernel, wanted: str | None = None) -
                 expected=", ".join(sorted(ACCELERATORS)),
             )
         return Choice(ACCELERATORS[wanted], "as asked for")
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+    if not os.access(_KVM_DEVICE, os.R_OK | os.W_OK):
         return Choice(TCG, "/dev/kvm cannot be opened for reading and writing")
     inputs = {
         "host kernel": platform.release(),

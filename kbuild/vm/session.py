@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import logging
-import sys
+import signal
 from pathlib import Path
 
 from kbuild import variants
-from kbuild.errors import KbuildError
+from kbuild.errors import (
+    BuildError,
+    DefectError,
+    InfrastructureError,
+    KbuildError,
+    TrustError,
+    UserError,
+)
 from kbuild.model import Settings
+from kbuild.run import describe_status
 from kbuild.vm import image, qemu, shell
-from kbuild.vm.guest import Guest
+from kbuild.vm.guest import Guest, GuestResult, check_command
 from kbuild.vm.image import GuestImage
-from kbuild.vm.outcome import Verdict
+from kbuild.vm.outcome import Outcome, Verdict
 from kbuild.vm.spec import GuestSpec
 
 logger = logging.getLogger(__name__)
@@ -20,6 +28,25 @@ logger = logging.getLogger(__name__)
 # The module is out of tree (O), and DKMS signs it with a key that nobody trusts (E).
 _MODULE_TAINT = 1 << 12 | 1 << 13
 _COMMAND_TIMEOUT_S = 3600.0
+_BY_SIGNAL = 128
+# The statuses that ./inv itself ends with: README.md, "Exit statuses".
+_TAKEN = frozenset(
+    {
+        *(outcome.exit_status for outcome in Outcome if outcome is not Outcome.PASSED),
+        *(
+            kind.exit_status
+            for kind in (
+                KbuildError,
+                UserError,
+                BuildError,
+                TrustError,
+                InfrastructureError,
+                DefectError,
+            )
+        ),
+        *(_BY_SIGNAL + one for one in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)),
+    }
+)
 
 
 class GuestJudgedError(KbuildError):
@@ -30,6 +57,13 @@ class GuestJudgedError(KbuildError):
     def __init__(self, verdict: Verdict, console: str) -> None:
         self.exit_status = verdict.outcome.exit_status
         super().__init__(f"the guest: {verdict}", hint=f"read its console: {console}")
+
+
+class CommandFailedError(KbuildError):
+    """The command failed, with a status that means something else here."""
+
+    kind = "guest command"
+    exit_status = Outcome.FAILED.exit_status
 
 
 def run(
@@ -43,9 +77,9 @@ def run(
 ) -> int:
     """Boot a guest, give a shell in it or run ``command`` there, and judge the guest.
 
-    ``variant`` is that of our kernel in the image.  Returns the status of the command, 128
-    and the signal's number for one that was killed.  Raises GuestJudgedError, with the
-    outcome's own status, when the guest did not pass.
+    ``variant`` is that of our kernel in the image.  Returns :func:`own_status` of the command, 0
+    after a shell.  Raises GuestJudgedError, with the outcome's own status, when the guest did
+    not pass.
     """
     kernel = next(one for one in made.kernels if image.is_ours(one) is not stock)
     choice = qemu.choose_accelerator(settings.cache, kernel, accel)
@@ -53,21 +87,45 @@ def run(
     if not stock:
         spec = variants.suited(spec, variant)
     guest = boot(spec, settings.build / "logs" / "vm")
+    done = None
     try:
         if command is None:
             logger.info("a shell in %s; leave it with 'exit'", guest.release)
-            status = shell.interactive(guest)
+            shell.interactive(guest)
         else:
-            done = guest.run(["sh", "-c", command], timeout_s=_COMMAND_TIMEOUT_S)
-            sys.stdout.buffer.write(done.stdout)
-            sys.stderr.buffer.write(done.stderr)
-            sys.stdout.buffer.flush()
-            status = done.status
+            done = shell.stream(guest, _argv(command), timeout_s=_COMMAND_TIMEOUT_S)
     finally:
         verdict = guest.shutdown(status=0)
+    if done is not None and done.oom:
+        logger.warning("the guest ran out of memory: %s", done.oom)
     if not verdict.passed:
         raise GuestJudgedError(verdict, str(guest.machine.console.path))
-    return status if status >= 0 else 128 - status
+    return 0 if done is None else own_status(done)
+
+
+def check(command: str) -> None:
+    """Raise UserError for a command that no guest could be sent, before there is a guest."""
+    check_command(_argv(command))
+
+
+def _argv(command: str) -> list[str]:
+    return ["sh", "-c", command]
+
+
+def own_status(done: GuestResult) -> int:
+    """Return the status of a command that has ended, 128 and the number for a signal.
+
+    Raises CommandFailedError for one that ``./inv`` itself may end with: it would have two
+    meanings.
+    """
+    status = done.status if done.status >= 0 else _BY_SIGNAL - done.status
+    if status in _TAKEN:
+        raise CommandFailedError(
+            f"the command in the guest failed: {describe_status(done.status)}",
+            hint=f"have it print what you need: where ./inv ends with {status}, that means"
+            " something else",
+        )
+    return status
 
 
 def boot(spec: GuestSpec, logs: Path) -> Guest:

@@ -1,4 +1,4 @@
-"""A terminal in a guest, for a person."""
+"""A terminal in a guest, for a person, and a command there with this process's own streams."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import signal
 import sys
 import termios
 import tty
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from kbuild.errors import UserError
-from kbuild.vm.guest import Guest
+from kbuild.vm.guest import Background, Guest, GuestLost, GuestResult
 
 _SHELL = ("bash", "-i")
-_LOOK_EVERY_S = 3600.0  # pump() returns earlier for every key and every byte of output
+_STDOUT, _STDERR = 1, 2
+# After so long without a byte, the agent is asked whether it is alive.
+_SILENCE_S = 60.0
 
 
 def check_terminal() -> None:
@@ -27,8 +29,8 @@ def check_terminal() -> None:
         )
 
 
-def interactive(guest: Guest, argv: Sequence[str] = _SHELL) -> int:
-    """Attach this terminal to a command in the guest; return the command's status.
+def interactive(guest: Guest, argv: Sequence[str] = _SHELL) -> None:
+    """Attach this terminal to a command in the guest, until it ends.
 
     Works over the control channel, so it needs nothing in the guest but its agent.
     Raises UserError when standard input is no terminal, GuestLost when the guest dies.
@@ -38,18 +40,62 @@ def interactive(guest: Guest, argv: Sequence[str] = _SHELL) -> int:
     environment = {"TERM": os.environ.get("TERM", "dumb"), "HISTFILE": "/dev/null"}
     session = guest.start(argv, env=environment, pty=True)
     with _raw_terminal(keyboard), _size_changes() as changed:
-        session.resize(*_size())
-        while not session.ended:
-            data = session.converse(keyboard, _LOOK_EVERY_S)
+
+        def follow_size() -> None:
             if changed:
                 changed.clear()
                 session.resize(*_size())
-            if data.typed:
-                session.write(data.typed)
-            if data.shown:
-                sys.stdout.buffer.write(data.shown)
-                sys.stdout.buffer.flush()
-    return session.wait(1).status
+
+        session.resize(*_size())
+        _attach(session, keyboard, follow_size, lambda: session.kill(signal.SIGHUP))
+
+
+def stream(guest: Guest, argv: Sequence[str], *, timeout_s: float) -> GuestResult:
+    """Run a command in the guest with our standard input, output and error; they are not kept.
+
+    Whoever reads our output may go away: the command then gets SIGPIPE, as it would here.
+    Raises GuestCommandError for one that is over ``timeout_s``, GuestLost when the guest dies.
+    """
+    command = guest.start(argv, timeout_s=timeout_s)
+    keyboard = None if sys.stdin is None else sys.stdin.fileno()
+    if keyboard is None:
+        command.close_stdin()
+    _attach(command, keyboard, lambda: None, command.close_stdin)
+    return command.wait(1)
+
+
+def _attach(
+    command: Background,
+    keyboard: int | None,
+    each_time: Callable[[], None],
+    at_the_end: Callable[[], None],
+) -> None:
+    """Pass bytes both ways until the command has ended; ``at_the_end`` is that of our input."""
+    sys.stdout.flush()
+    try:
+        while not command.ended:
+            came = command.converse(keyboard, _SILENCE_S)
+            each_time()
+            if came.typed:
+                command.write(came.typed)
+            elif came.typed is not None:
+                keyboard = None
+                at_the_end()
+            _show(command, came.shown, came.complained)
+    except (GuestLost, KeyboardInterrupt):
+        _show(None, *command.rest())
+        raise
+
+
+def _show(command: Background | None, shown: bytes, complained: bytes) -> None:
+    for descriptor, data in ((_STDOUT, shown), (_STDERR, complained)):
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        except BrokenPipeError:
+            if command is not None and command.running:
+                command.kill(signal.SIGPIPE)
 
 
 def _size() -> tuple[int, int]:

@@ -212,9 +212,11 @@ def _misbehave(control: socket.socket, frame: Frame, behaviour: str, console: in
         case "floods the console":
             os.write(console, b"[    1.0] noise\r\n" * 10_000)
             return None  # and is silent
-        case "prints for ever":
+        case "prints for ever" | "is interrupted":
             for _ in range(10):
                 say(Kind.STDOUT, b"y\n" * 1000)
+            if behaviour == "is interrupted":
+                os.kill(os.getppid(), signal.SIGINT)
             return None  # until it is killed
         case "out of memory":
             os.write(console, b"[    1.0] Out of memory: Killed process 77 (sh) total-vm:1kB\r\n")

@@ -163,6 +163,7 @@ def test_a_repeatable_option_keeps_each_of_its_values() -> None:
         ("package --fragment /bin/true", "/bin/true cannot be read: it is no text"),
         ("vm --stock --flavour foo", "the flavour 'foo' is not supported"),
         ("vm", "an interactive shell needs a terminal"),
+        (f"vm --command {'x' * 40_000}", "the command for the guest is too long"),
         ("try --backend foo", "--backend foo is not known"),
         ("try --window-us=-1", "window-us is no number that makes sense"),
         ("stress --minutes foo", "minutes is no number that makes sense"),

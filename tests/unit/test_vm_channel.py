@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -11,17 +12,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kbuild.errors import UserError
 from kbuild.vm.channel import (
     MAGIC,
     MAX_PAYLOAD,
+    MAX_STRINGS,
     Channel,
     ChannelClosed,
+    ChannelGarbled,
     ChannelRefused,
     ChannelTimeout,
     Decoder,
     Frame,
     Kind,
     encode,
+    start_payload,
 )
 
 frames = st.builds(
@@ -226,11 +231,57 @@ def test_an_answer_is_taken_although_the_other_socket_is_at_its_end() -> None:
     bulk_theirs.close()
 
 
+@pytest.mark.parametrize("argv", [["x" * MAX_PAYLOAD], ["x"] * MAX_STRINGS])
+def test_a_command_that_no_frame_holds_is_the_users_error(argv: list[str]) -> None:
+    start_payload(["x" * (MAX_PAYLOAD - 100)], env={}, cwd="/")
+    start_payload(["x"] * (MAX_STRINGS - 1), env={}, cwd="/")
+    with pytest.raises(UserError, match="too long"):
+        start_payload(argv, env={}, cwd="/")
+
+
+@given(st.binary(max_size=12))
+def test_no_content_of_an_answer_makes_anything_but_an_outcome(payload: bytes) -> None:
+    for kind in Kind:
+        ours, theirs = socket.socketpair()
+        channel = Channel(ours)
+        job = channel.start(["x"], limit_s=0, env={}, cwd="/", pty=False, timeout_s=5)
+        theirs.sendall(encode(Frame(kind, job.id, payload)))
+        with contextlib.suppress(ChannelGarbled):
+            channel.pump(5)
+            assert job.done or job.status is None
+        channel.close()
+        theirs.close()
+
+
+def test_a_killed_qemu_is_heard_to_its_last_word() -> None:
+    """What it had sent is more than one reading takes, and its other socket ends first."""
+    serial, serial_theirs = socket.socketpair()
+    bulk, bulk_theirs = socket.socketpair()
+    bulk_theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
+    channel = Channel(serial, bulk)
+    serial_theirs.sendall(encode(Frame(Kind.PORT_OPENED, 1, bytes(4))))
+    assert channel.use_bulk("/dev/port", 5)
+    job = channel.start(["x"], limit_s=0, env={}, cwd="/", pty=False, timeout_s=5)
+    bulk_theirs.settimeout(5)
+    sent = 0
+    with contextlib.suppress(TimeoutError, BlockingIOError):
+        bulk_theirs.setblocking(False)
+        while sent < 3 << 20:
+            bulk_theirs.sendall(encode(Frame(Kind.STDOUT, job.id, b"x" * 1000)))
+            sent += 1000
+    serial_theirs.close()
+    bulk_theirs.close()
+    with pytest.raises(ChannelClosed):
+        channel.wait(job, 5)
+    assert len(job.stdout) == sent
+    channel.close()
+
+
 @pytest.mark.parametrize("argv", [[], ["a\0b"]])
 def test_a_command_that_cannot_be_sent_is_refused_here(argv: list[str]) -> None:
     ours, theirs = socket.socketpair()
     channel = Channel(ours)
-    with pytest.raises(ValueError, match="NUL"):
+    with pytest.raises(UserError, match="NUL"):
         channel.start(argv, limit_s=0, env={}, cwd="/", pty=False, timeout_s=5)
     channel.close()
     theirs.close()

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
+import signal
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kbuild.errors import InfrastructureError, UserError
-from kbuild.model import Kernel
+from kbuild.model import Kernel, Settings
 from kbuild.vm import image, qemu, session
-from kbuild.vm.guest import Guest, GuestCommandError, GuestLost, judge_command
+from kbuild.vm.guest import Guest, GuestCommandError, GuestLost, GuestResult, judge_command
 from kbuild.vm.outcome import Outcome
 from kbuild.vm.spec import KVM, TCG, Accelerator, GuestSpec
 
@@ -19,6 +25,9 @@ FAST = Accelerator("tcg", 0.05)
 
 
 def spec_at(root: Path, **changes: object) -> GuestSpec:
+    (root / "boot").mkdir(exist_ok=True)
+    for name in ("boot/vmlinuz-6.1.0-fake", "disk.img"):
+        (root / name).touch()
     spec = GuestSpec(
         kernel=Kernel("6.1.0-fake", "fake", root), disk=root / "disk.img", accelerator=FAST
     )
@@ -26,23 +35,26 @@ def spec_at(root: Path, **changes: object) -> GuestSpec:
 
 
 def test_the_command_line_is_the_one_that_was_tried(tmp_path: Path) -> None:
-    (tmp_path / "boot").mkdir()
-    (tmp_path / "boot" / "initrd.img-6.1.0-fake").touch()
     spec = spec_at(tmp_path, accelerator=TCG, append=("watchdog_thresh=3",))
-    wires = qemu.Wires(control=3, bulk=4, qmp=5, console=tmp_path / "a,b.log")
+    spec = dataclasses.replace(spec, disk=tmp_path / "a,b.img")
+    (tmp_path / "boot" / "initrd.img-6.1.0-fake").touch()
+    wires = qemu.Wires(control=3, bulk=4, qmp=5, console=6)
     text = " ".join(qemu.command(spec, wires)).replace(str(tmp_path), "/t")
     assert text == (
-        "qemu-system-x86_64 -name cplayground-6.1.0-fake -machine pc -accel tcg,thread=multi"
+        "qemu-system-x86_64"
+        " -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+        " -name cplayground-6.1.0-fake -machine pc -accel tcg,thread=multi"
         " -cpu max -smp 2 -m 1024 -nodefaults -no-user-config -no-reboot -display none"
         " -kernel /t/boot/vmlinuz-6.1.0-fake -initrd /t/boot/initrd.img-6.1.0-fake"
         " -append console=ttyS0,115200 root=/dev/vda rootfstype=ext4 rw fsck.mode=skip"
         " init=/usr/lib/cplayground/agent quiet loglevel=7 printk.devkmsg=on panic=-1"
         " oops=panic softlockup_panic=1 random.trust_cpu=on maxcpus=1 watchdog_thresh=3"
-        " -drive file=/t/disk.img,if=none,id=disk,format=raw,snapshot=on"
+        " -drive file=/t/a,,b.img,format=raw,if=none,id=disk,snapshot=on"
         " -device virtio-blk-pci,drive=disk"
         " -object rng-random,id=entropy,filename=/dev/urandom"
         " -device virtio-rng-pci,rng=entropy"
-        " -chardev file,id=console,path=/t/a,,b.log -serial chardev:console"
+        " -add-fd fd=6,set=1 -chardev file,id=console,path=/dev/fdset/1,append=on"
+        " -serial chardev:console"
         " -chardev socket,id=control,fd=3 -serial chardev:control"
         " -device virtio-serial-pci -chardev socket,id=bulk,fd=4"
         " -device virtserialport,chardev=bulk,name=cplayground.control"
@@ -52,7 +64,7 @@ def test_the_command_line_is_the_one_that_was_tried(tmp_path: Path) -> None:
 
 def test_a_guest_without_console_or_initrd_has_neither_option(tmp_path: Path) -> None:
     spec = spec_at(tmp_path, console="", accelerator=KVM)
-    argv = qemu.command(spec, qemu.Wires(3, 4, 5, tmp_path / "c"))
+    argv = qemu.command(spec, qemu.Wires(3, 4, 5, 6))
     assert "-initrd" not in argv
     assert "console=" not in argv[argv.index("-append") + 1]
     # a real processor needs no such care
@@ -89,6 +101,12 @@ def test_a_good_guest_passes(behave: Path, tmp_path: Path) -> None:
         ("kmemleak off", 20.0, Outcome.BLIND),
         ("kcsan off", 20.0, Outcome.BLIND),
         ("leaky", 20.0, Outcome.LEAKED),
+        ("garbled hello", 20.0, Outcome.GARBLED),
+        ("garbled exit", 20.0, Outcome.GARBLED),
+        ("garbled status", 20.0, Outcome.GARBLED),
+        ("unasked answer", 20.0, Outcome.GARBLED),
+        ("garbled taint", 20.0, Outcome.BLIND),
+        ("no process", 20.0, Outcome.BLIND),
     ],
 )
 def test_each_bad_end_has_its_outcome(
@@ -139,6 +157,145 @@ def test_a_qemu_that_does_not_start_is_infrastructure(behave: Path, tmp_path: Pa
     behave.write_text("bad option")
     with pytest.raises(InfrastructureError, match="invalid accelerator"):
         Guest.boot(spec_at(tmp_path), workdir=tmp_path / "w")
+
+
+def test_a_lost_guest_repeats_what_the_command_had_printed(behave: Path, tmp_path: Path) -> None:
+    behave.write_text("dies talking")
+    guest = Guest.boot(spec_at(tmp_path, slowness=20.0), workdir=tmp_path / "w")
+    with pytest.raises(GuestLost) as lost:
+        guest.run(["work"], timeout_s=5)
+    assert lost.value.outcome is Outcome.KILLED
+    assert lost.value.words == b"last words\nand a complaint\n"
+    assert "last words\n" in str(lost.value)
+
+
+def test_a_guest_without_free_processes_is_powered_off_and_says_so(
+    behave: Path, tmp_path: Path
+) -> None:
+    behave.write_text("no process")
+    guest = Guest.boot(spec_at(tmp_path, slowness=20.0), workdir=tmp_path / "w")
+    verdict = guest.shutdown()
+    assert verdict.outcome is Outcome.BLIND
+    assert "no process: Resource temporarily unavailable" in verdict.reasons[0]
+    # it went in order, and QEMU ended by itself
+    assert not [reason for reason in verdict.reasons if "power" in reason or "farewell" in reason]
+    assert guest.machine.status == 0
+
+
+def test_a_console_without_end_ends_the_guest(
+    behave: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kbuild.vm.console.LIMIT", 100_000)
+    behave.write_text("floods the console")
+    guest = Guest.boot(spec_at(tmp_path, slowness=200.0), workdir=tmp_path / "w")
+    began = time.monotonic()
+    with pytest.raises(GuestLost) as lost:
+        guest.run(["work"], timeout_s=60)
+    assert lost.value.outcome is Outcome.FLOODED
+    assert time.monotonic() - began < 60
+    # and no more of it is ever read than this
+    assert guest.machine.console.size() > 100_000 >= len(guest.console())
+
+
+def test_a_command_that_prints_without_end_is_killed(
+    behave: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kbuild.vm.channel.MAX_OUTPUT", 5000)
+    behave.write_text("prints for ever")
+    with Guest.boot(spec_at(tmp_path, slowness=20.0), workdir=tmp_path / "w") as guest:
+        with pytest.raises(GuestCommandError, match="printed more than") as caught:
+            guest.run(["work"], timeout_s=60)
+        assert caught.value.result is not None
+        assert caught.value.result.status == -9
+        assert len(caught.value.result.stdout) == 4000
+        behave.write_text("good")
+        assert guest.shutdown().passed
+
+
+def test_a_process_that_was_killed_for_its_memory_is_named(behave: Path, tmp_path: Path) -> None:
+    behave.write_text("out of memory")
+    with Guest.boot(spec_at(tmp_path, slowness=20.0), workdir=tmp_path / "w") as guest:
+        with pytest.raises(GuestCommandError, match=r"SIGKILL \(Out of memory.*77 \(sh\)\)"):
+            guest.run(["work"], timeout_s=5, check=True)
+        # one that comes later is not blamed for it
+        assert guest.run(["test"], timeout_s=5).oom == ""
+
+
+def test_qemu_is_not_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    with tempfile.TemporaryDirectory() as name:
+        program = Path(name) / qemu.QEMU
+        program.parent.chmod(0o755)
+        program.write_text(
+            "#!/bin/sh\ngrep -E '^(Uid|Gid|Groups|CapEff|NoNewPrivs)' /proc/$$/status >&2\n"
+            # as QEMU makes the file for the disk's changes, in a directory that it cannot reach
+            'echo x >"$TMPDIR/overlay" && echo written >&2\nexit 1\n'
+        )
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{name}:{os.environ['PATH']}")
+        tmp_path.chmod(0o700)
+        with pytest.raises(InfrastructureError, match="did not start") as caught:
+            qemu.start(spec_at(tmp_path), tmp_path / "w")
+    said = (caught.value.found or "").replace("\t", " ").splitlines()
+    user = str(qemu.USER)
+    assert [line.rstrip() for line in said] == [
+        f"Uid: {user} {user} {user} {user}",
+        f"Gid: {user} {user} {user} {user}",
+        "Groups:",
+        "CapEff: 0000000000000000",
+        "NoNewPrivs: 1",
+        "written",
+    ]
+    assert not (tmp_path / "w" / "scratch").exists()
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "mode", "group", "status"),
+    [
+        (TCG, 0o600, 0, {"NoNewPrivs": "1", "Groups": ""}),
+        (KVM, 0o660, 104, {"NoNewPrivs": "1", "Groups": "104"}),
+        (KVM, 0o666, 0, {"NoNewPrivs": "1", "Groups": ""}),
+        # only root can use it, so QEMU has to be root
+        (KVM, 0o600, 0, {"NoNewPrivs": "0"}),
+        (KVM, 0o660, 0, {"NoNewPrivs": "0"}),
+    ],
+)
+def test_qemu_keeps_our_rights_only_for_a_device_that_is_roots(
+    behave: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    accelerator: Accelerator,
+    mode: int,
+    group: int,
+    status: dict[str, str],
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    device = tmp_path / "kvm"
+    device.touch()
+    device.chmod(mode)
+    os.chown(device, 0, group)
+    monkeypatch.setattr(qemu, "_KVM_DEVICE", device)
+    assert behave.exists()
+    machine = qemu.start(spec_at(tmp_path, accelerator=accelerator), tmp_path / "w")
+    lines = Path(f"/proc/{machine.pid}/status").read_text().splitlines()
+    machine.close()
+    said = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    assert said | status == said
+
+
+def test_a_file_that_qemus_user_may_not_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr("os.chown", lambda *_: None)
+    spec = spec_at(tmp_path)
+    spec.disk.chmod(0o600)
+    with pytest.raises(InfrastructureError, match="may not read") as caught:
+        qemu.start(spec, tmp_path / "w")
+    assert caught.value.found == f"{spec.disk}, -rw-------"
+    assert caught.value.hint == f"chmod a+r {spec.disk}"
 
 
 def test_an_agent_of_another_protocol_is_refused(behave: Path, tmp_path: Path) -> None:
@@ -204,6 +361,119 @@ def test_a_second_shell_has_a_console_of_its_own(behave: Path, tmp_path: Path) -
     assert consoles == [tmp_path / name / "console.log" for name in ("session", "session-2")]
 
 
+# --- one command, with our streams ------------------------------------------------------------
+
+
+Run = Callable[[str, bytes], int]
+
+
+@pytest.fixture
+def run_command(behave: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command in a guest as './inv vm --command' does, with this standard input."""
+    assert behave.exists()
+    spec = spec_at(tmp_path)
+    made = image.GuestImage(spec.disk, (spec.kernel,))
+    settings = Settings(
+        project=tmp_path, build=tmp_path / "build", cache=tmp_path / "cache", jobs=1
+    )
+
+    def run(command: str, given: bytes) -> int:
+        (tmp_path / "stdin").write_bytes(given)
+        with (tmp_path / "stdin").open() as stream:
+            monkeypatch.setattr("sys.stdin", stream)
+            return session.run(
+                settings, made, variant="release", command=command, stock=True, accel="tcg"
+            )
+
+    return run
+
+
+@pytest.mark.parametrize("given", [b"", b"a line\n", bytes(range(256)) * 1000])
+def test_standard_input_is_passed_on(
+    run_command: Run, capfdbinary: pytest.CaptureFixture[bytes], given: bytes
+) -> None:
+    assert run_command("cat", given) == 0
+    assert capfdbinary.readouterr().out == given
+
+
+def test_what_was_printed_before_the_end_is_shown(
+    behave: Path, run_command: Run, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    behave.write_text("dies talking")
+    with pytest.raises(GuestLost):
+        run_command("work", b"")
+    assert capfdbinary.readouterr() == (b"last words\n", b"and a complaint\n")
+
+
+def test_more_than_is_kept_may_be_shown(
+    run_command: Run, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setattr("kbuild.vm.channel.MAX_OUTPUT", 70_000)
+    assert run_command("cat", bytes(1 << 20)) == 0
+    assert len(capfdbinary.readouterr().out) == 1 << 20
+
+
+def test_an_interrupt_loses_nothing_and_the_guest_is_powered_off(
+    behave: Path, tmp_path: Path, run_command: Run, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    behave.write_text("is interrupted")
+    with pytest.raises(KeyboardInterrupt):
+        run_command("work", b"")
+    assert capfdbinary.readouterr().out == b"y\n" * 10_000
+    said = (tmp_path / "build" / "logs" / "vm" / "session" / "console.log").read_text()
+    assert "asked to power off" in said
+
+
+def taken_statuses() -> list[int]:
+    """Return the statuses that the README gives a meaning."""
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    return [int(row) for row in re.findall(r"(?m)^\| (\d+) \|", text) if int(row)]
+
+
+@pytest.mark.parametrize("status", taken_statuses())
+def test_a_status_that_means_something_is_not_given_another_meaning(status: int) -> None:
+    done = GuestResult(("sh",), status, b"", b"", 0.0)
+    with pytest.raises(session.CommandFailedError, match=f"exit status {status}\n") as caught:
+        session.own_status(done)
+    assert caught.value.exit_status == Outcome.FAILED.exit_status
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(0, 0), (7, 7), (4, 4), (77, 77), (126, 126), (127, 127), (255, 255), (-9, 137), (-13, 141)],
+)
+def test_every_other_status_is_the_commands_own(status: int, expected: int) -> None:
+    assert session.own_status(GuestResult(("sh",), status, b"", b"", 0.0)) == expected
+
+
+def test_a_command_ends_with_its_status(run_command: Run) -> None:
+    assert run_command("exit 7", b"") == 7
+    with pytest.raises(session.CommandFailedError, match="exit status 21"):
+        run_command("exit 21", b"")
+
+
+def test_a_command_that_was_killed_for_memory_is_named(
+    behave: Path, run_command: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    behave.write_text("out of memory")
+    assert run_command("work", b"") == 137
+    assert "Out of memory: Killed process 77 (sh)" in caplog.text
+
+
+def test_the_reader_of_the_output_may_go_away(behave: Path, run_command: Run) -> None:
+    behave.write_text("prints for ever")
+    reader, writer = os.pipe()
+    kept = os.dup(1)
+    os.close(reader)
+    os.dup2(writer, 1)
+    try:
+        assert run_command("work", b"") == 128 + signal.SIGPIPE
+    finally:
+        os.dup2(kept, 1)
+        for descriptor in (writer, kept):
+            os.close(descriptor)
+
+
 # --- the accelerator -----------------------------------------------------------------------
 
 
@@ -232,7 +502,7 @@ def test_kvm_is_taken_only_when_seen_to_work(
     behave: Path, tmp_path: Path, behaviour: str, name: str, evidence: str
 ) -> None:
     behave.write_text(behaviour)
-    kernel = Kernel("6.1.0-fake", "fake", tmp_path)
+    kernel = spec_at(tmp_path).kernel
     choice = qemu.choose_accelerator(tmp_path / "cache", kernel)
     assert choice.accelerator.name == name
     assert evidence in choice.evidence

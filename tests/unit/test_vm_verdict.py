@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kbuild.vm import checking
-from kbuild.vm.console import Console, banner, between_marks, mark_line
+from kbuild.vm.console import LIMIT, Console, banner, between_marks, mark_line, oom_kill
 from kbuild.vm.outcome import Evidence, Outcome, judge, taint_letters
 from kbuild.vm.triage import Report
 
@@ -149,6 +149,28 @@ def test_the_console_is_cut_at_the_marks(tmp_path: Path) -> None:
         stream.write(b"\r\nmore\r\n")
     assert console.text(offset) == "\nmore\n"
     assert console.tail(1) == "more"
+
+
+def test_only_a_part_of_a_large_console_is_read(tmp_path: Path) -> None:
+    console = Console(tmp_path / "console.log")
+    with console.path.open("wb") as stream:
+        stream.truncate(LIMIT)
+        assert not console.over_limit
+        stream.truncate(LIMIT * 4)
+    assert console.over_limit
+    assert len(console.text()) == len(console.text(LIMIT)) == LIMIT
+    with console.path.open("ab") as stream:
+        stream.write(b"\none\ntwo\n")
+    assert console.tail(2) == "one\ntwo"
+
+
+def test_the_last_process_that_was_killed_for_its_memory_is_named() -> None:
+    text = (
+        "[1.0] Out of memory: Killed process 5 (first) total-vm:1kB\n"
+        "[2.0] Memory cgroup out of memory: Killed process 6 (a (b) total-vm:2kB, anon-rss:1kB\n"
+    )
+    assert oom_kill(text) == "Memory cgroup out of memory: Killed process 6 (a (b)"
+    assert oom_kill("[1.0] nothing of the kind\n") == ""
 
 
 def test_a_console_that_is_not_there_is_empty(tmp_path: Path) -> None:

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from kbuild.errors import InfrastructureError
-from kbuild.model import Kernel
-from kbuild.vm import image
+from kbuild.model import Kernel, Settings
+from kbuild.vm import image, qemu, session
+from kbuild.vm.channel import Frame, Kind, encode
 from kbuild.vm.guest import Guest, GuestCommandError, GuestLost, judge_command
 from kbuild.vm.image import GuestImage
 from kbuild.vm.outcome import Outcome
-from kbuild.vm.spec import MISBEHAVE, Accelerator, GuestSpec
+from kbuild.vm.spec import MISBEHAVE, TCG, Accelerator, GuestSpec
 
 # Out of tree (O) and unsigned (E): what the harness's own module does by being loaded.
 MODULE_TAINT = 1 << 12 | 1 << 13
@@ -120,6 +121,127 @@ def test_a_processor_that_does_not_start_is_noticed(spec: GuestSpec, workdir: Pa
     with pytest.raises(InfrastructureError, match="all of its processors") as caught:
         Guest.boot(dataclasses.replace(spec, append=("nr_cpus=1",)), workdir=workdir)
     assert caught.value.found == "1 online"
+
+
+def test_qemu_is_a_user_without_privileges(spec: GuestSpec, workdir: Path) -> None:
+    with Guest.boot(spec, workdir=workdir) as guest:
+        status = Path(f"/proc/{guest.machine.pid}/status").read_text()
+        fields = dict(line.split(":\t") for line in status.splitlines() if ":\t" in line)
+        # 2 is a filter of system calls
+        assert (fields["NoNewPrivs"], fields["Seccomp"]) == ("1", "2")
+        if os.geteuid() == 0 and spec.accelerator is TCG:
+            assert fields["Uid"].split() == fields["Gid"].split() == [str(qemu.USER)] * 4
+            assert int(fields["CapEff"], 16) == int(fields["CapPrm"], 16) == 0
+        limits = Path(f"/proc/{guest.machine.pid}/limits").read_text()
+        assert re.search(r"^Max file size +\d+", limits, re.M)
+        # it can write what it has to, the changes to its disk, and has no name for them
+        guest.put(os.urandom(20_000_000), "/root/much")
+        guest.run(["sync"], timeout_s=20, check=True)
+        assert not (workdir / "scratch").exists()
+        assert guest.shutdown().passed
+
+
+@pytest.mark.parametrize(
+    ("end", "outcome"),
+    [
+        ("echo c >/proc/sysrq-trigger", Outcome.CRASHED),
+        ("reboot", Outcome.NO_POWER_OFF),
+        ("poweroff", Outcome.NO_POWER_OFF),
+    ],
+)
+def test_the_last_words_of_a_command_are_kept(
+    spec: GuestSpec, workdir: Path, end: str, outcome: Outcome
+) -> None:
+    guest = Guest.boot(spec, workdir=workdir)
+    with pytest.raises(GuestLost) as lost:
+        guest.run(["sh", "-c", f"echo last words; echo on both >&2; {end}"], timeout_s=20)
+    assert lost.value.outcome is outcome
+    assert lost.value.words == b"last words\non both\n"
+
+
+def test_a_command_is_given_our_streams(
+    spec: GuestSpec,
+    guest_image: GuestImage,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    data = os.urandom(1_000_000)
+    (tmp_path / "stdin").write_bytes(data)
+    with (tmp_path / "stdin").open() as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        status = session.run(
+            settings,
+            guest_image,
+            variant="release",
+            command="cat; echo a complaint >&2; exit 7",
+            stock=not image.is_ours(spec.kernel),
+            accel=spec.accelerator.name,
+        )
+    assert status == 7
+    shown, complained = capfdbinary.readouterr()
+    assert shown == data
+    assert b"a complaint\n" in complained
+
+
+def test_what_goes_wrong_in_a_command_is_its_own_fault(
+    spec: GuestSpec, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = dataclasses.replace(spec, memory_mib=384)
+    with Guest.boot(small, workdir=workdir) as guest:
+        # memory
+        killed = guest.run(["tail", "/dev/zero"], timeout_s=60)
+        assert killed.status == -9
+        assert re.fullmatch(r"Out of memory: Killed process \d+ \(tail\)", killed.oom)
+        # output without end, of the command and of what it leaves
+        monkeypatch.setattr("kbuild.vm.channel.MAX_OUTPUT", 1 << 20)
+        with pytest.raises(GuestCommandError, match="printed more than"):
+            guest.run(["yes"], timeout_s=60)
+        left = guest.run(["sh", "-c", "(setsid yes &); echo main"], timeout_s=20, check=True)
+        assert b"main\n" in left.stdout
+        guest.run(["sh", "-c", "kill -9 $(pidof yes)"], timeout_s=20)
+        assert guest.shutdown().passed
+
+
+def test_a_guest_without_free_processes_says_so(spec: GuestSpec, workdir: Path) -> None:
+    with Guest.boot(spec, workdir=workdir) as guest:
+        script = "echo 350 >/proc/sys/kernel/pid_max; while :; do sleep 600 & done"
+        guest.run(["sh", "-c", script], timeout_s=60)
+        verdict = guest.shutdown()
+    assert verdict.outcome is Outcome.BLIND, verdict
+    assert "no process: Resource temporarily unavailable" in verdict.reasons[0]
+    # it was powered off in order all the same
+    assert [reason for reason in verdict.reasons if "power" in reason or "farewell" in reason] == []
+
+
+def test_a_console_that_is_flooded_ends_the_guest(
+    spec: GuestSpec, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kbuild.vm.console.LIMIT", 200_000)
+    guest = Guest.boot(spec, workdir=workdir)
+    with pytest.raises(GuestLost) as lost:
+        guest.run(["sh", "-c", "while :; do echo noise; done >/dev/kmsg"], timeout_s=60)
+    assert lost.value.outcome is Outcome.FLOODED
+
+
+def test_a_frame_that_makes_no_sense_is_an_outcome(spec: GuestSpec, workdir: Path) -> None:
+    guest = Guest.boot(spec, workdir=workdir)
+    # whichever number the command has that sends them
+    frames = b"".join(encode(Frame(Kind.EXIT, number, b"abc")) for number in range(100))
+    guest.put(frames, "/tmp/frames")
+    with pytest.raises(GuestLost) as lost:
+        guest.run(["sh", "-c", "cat /tmp/frames >/dev/ttyS1; sleep 60"], timeout_s=20)
+    assert lost.value.outcome is Outcome.GARBLED
+
+
+def test_a_container_can_be_tried_by_hand(spec: GuestSpec, workdir: Path) -> None:
+    with Guest.boot(spec, workdir=workdir) as guest:
+        script = "mount -t tmpfs none /mnt && mountpoint /mnt && umount /mnt && which reboot"
+        guest.run(
+            ["unshare", "--mount", "--pid", "--fork", "sh", "-c", script], timeout_s=20, check=True
+        )
+        assert guest.shutdown().passed
 
 
 def test_an_unexpected_taint_is_noticed(spec: GuestSpec, workdir: Path) -> None:
