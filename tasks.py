@@ -246,7 +246,7 @@ def _command(
             # Results have the same modes for every user; apt reads them as one of its own.
             os.umask(0o022)
             _set_up_log(c)
-            places: list[Path] = []
+            places = [Path(os.environ.get("TMPDIR", "/tmp"))]
             try:
                 _set_up_output()
                 request.check_ignored(given, ignores or {})
@@ -256,7 +256,7 @@ def _command(
                     extra["modules"] = given["modules"] or config["modules"] or DEFAULTS["modules"]
                 settings = _settings(config, given, dry=_flag("run.dry", c.config.run.dry or ""))
                 target = _target(config, given)
-                places += [settings.build, settings.cache]
+                places[:0] = [settings.build, settings.cache]
                 for name, value in extra.items():
                     request.check_choice(name, value)
                 if "suite" in common:

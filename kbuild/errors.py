@@ -174,16 +174,16 @@ def of_the_machine(
 def room(places: Iterable[str | os.PathLike[str]]) -> list[tuple[int, str]]:
     """Return the free bytes at each of some places that exist, the fullest first.
 
-    File systems without blocks (proc) and those that are read-only do not count, and a file
-    system without a free inode has no free bytes.
+    Of several places on one file system the first counts.  File systems without blocks (proc)
+    and those that are read-only do not count, and one without a free inode has no free bytes.
     """
-    found = {}
+    found: dict[int, tuple[int, str]] = {}
     for place in places:
         with contextlib.suppress(OSError, ValueError):
-            status = os.statvfs(place)
+            status, device = os.statvfs(place), Path(place).stat().st_dev
             if status.f_blocks and not status.f_flag & os.ST_RDONLY:
                 # The reserve of a file system is for root.
                 blocks = status.f_bfree if os.geteuid() == 0 else status.f_bavail
                 left = blocks if status.f_ffree or not status.f_files else 0
-                found[os.fspath(place)] = left * status.f_frsize
-    return sorted((free, path) for path, free in found.items())
+                found.setdefault(device, (left * status.f_frsize, os.fspath(place)))
+    return sorted(found.values())

@@ -393,7 +393,7 @@ def _check_room(
     # A command line names the places that it writes to, those that a root shows too.
     words = [word.rpartition("=")[2] for word in completed.argv]
     known = [os.fspath(one) for one in (cwd, log) if one]
-    places = [*words, *known, os.environ.get("TMPDIR", "/tmp")]
+    places = [*known, *words, os.environ.get("TMPDIR", "/tmp")]
     fullest = room(place for place in places if place.startswith("/"))[:1]
     full = bool(fullest) and fullest[0][0] < _FULL
     lines = [line for line in said.splitlines() if _NO_ROOM.search(line)]

@@ -49,6 +49,7 @@ CASES = {
     "the log": lambda: run(
         ["head", "-c", "1000000", "/dev/zero"], timeout_s=60, log=here / "logs/run.log"
     ),
+    "an error without a name": lambda: (here / "x").write_bytes(bytes(1000000)),
     "a file of our own": lambda: fs.write_atomic(here / "manifest.json", bytes(1000000)),
 }
 for name, action in CASES.items():
@@ -56,7 +57,7 @@ for name, action in CASES.items():
         action()
         said = ["", 0, "nothing was raised"]
     except Exception as error:
-        known = error if isinstance(error, KbuildError) else DefectError.of(error)
+        known = error if isinstance(error, KbuildError) else DefectError.of(error, [big, here])
         said = [type(known).__name__, known.exit_status, str(known)]
     print(json.dumps([name, *said]))
     run(["find", here, "-mindepth", "1", "-delete"], timeout_s=60)
@@ -109,6 +110,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, int, 
         ("cp", "error writing 'DISK/big': No space left on device"),
         ("one that says nothing", "0.0 MB free at DISK"),
         ("the log", "DISK/logs/run.log: No space left on device"),
+        ("an error without a name", "DISK: No space left on device"),
         ("a file of our own", "DISK/manifest.json: No space left on device"),
     ],
 )
@@ -151,20 +153,6 @@ def test_a_limit_on_files_is_one_of_the_machine(tmp_path: Path) -> None:
     known = errors.of_the_machine(OSError(errno.EFBIG, "File too large", "/x/y"))
     assert known is not None
     assert str(known).startswith("/x/y: File too large")
-
-
-def test_an_error_without_a_file_names_the_fullest_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def statvfs(path: object) -> os.statvfs_result:
-        free = 3 if str(path).endswith("full") else 99
-        return os.statvfs_result((4096, 4096, 100, free, free, 10, 10, 10, 0, 255))
-
-    monkeypatch.setattr(os, "statvfs", statvfs)
-    error = OSError(errno.ENOSPC, "No space left on device")
-    known = errors.of_the_machine(error, (tmp_path / "other", tmp_path / "full"))
-    assert known is not None
-    assert known.what == f"{tmp_path}/full: No space left on device"
 
 
 def test_a_copy_names_where_it_could_not_write(tmp_path: Path) -> None:

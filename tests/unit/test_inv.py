@@ -277,6 +277,18 @@ def test_apt_that_cannot_shows_why(checkout: Checkout) -> None:
     assert len([call for call in checkout.calls() if "update" in call]) == 3
 
 
+def test_no_password_of_a_mirror_or_an_index_is_shown_or_kept(checkout: Checkout) -> None:
+    checkout.set("no-network")
+    checkout.fake("sleep", "#!/bin/sh\n")
+    said = "W: Failed to fetch http://user:p/w@mirror.example/InRelease"
+    checkout.fake("apt-get", APT_GET.replace("could not resolve", said))
+    status, _, err = checkout.inv()
+    log = (checkout.path / "build/logs/inv-apt.log").read_text()
+    assert status == 69
+    assert "Failed to fetch http://***@mirror.example/InRelease" in log
+    assert "p/w" not in err + log
+
+
 def test_pip_that_cannot_shows_why_and_is_tried_again(checkout: Checkout) -> None:
     checkout.set("no-index")
     status, out, err = checkout.inv("--list")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import string
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from kbuild.errors import BuildError, UserError
 from kbuild.model import Settings
 from kbuild.run import run
 
+PROJECT = Path(__file__).parents[2]
 URLS = [
     "redis://:p/w@cache.example",
     "redis://user:p@w@cache.example:6379/3",
@@ -132,3 +136,30 @@ def test_log_lines_and_tracebacks_have_none(capsys: pytest.CaptureFixture[str]) 
     ]
     tasks._say(URLS[0])
     assert capsys.readouterr().out == "redis://***@cache.example\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["doctor", "explain", "fetch --offline", "explain --cache redis://:geheim/w@cache.example"],
+)
+def test_no_task_shows_one_or_keeps_one(arguments: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "invoke", *arguments.split()],
+        cwd=PROJECT,
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "INVOKE_BUILD_DIR": str(tmp_path / "build"),
+            "INVOKE_CACHE_DIR": str(tmp_path / "cache"),
+            "INVOKE_MIRRORS": "http://user:geheim@127.0.0.1:9/debian",
+            "INVOKE_REMOTE_CACHE": "redis://:geheim@127.0.0.1:9",
+        },
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert "geheim" not in done.stdout + done.stderr
+    if "--cache" in arguments:
+        assert "redis://***@cache.example" in done.stderr
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in kept if b"geheim" in path.read_bytes()]
