@@ -404,8 +404,10 @@ def _check_room(
     found = [line.decode(errors="replace").strip() for line in (lines or said.splitlines())[-3:]]
     found += [describe_status(-signal.SIGXFSZ)] if killed else []
     found += [f"{free / 1e6:.1f} MB free at {place}" for free, place in fullest]
+    # Of a command in a root, the program is behind bwrap's own words.
+    own = completed.argv.index("--") + 1 if "--" in completed.argv[:-1] else 0
     raise InfrastructureError(
-        f"{Path(completed.argv[0]).name} found no room for a file",
+        f"{Path(completed.argv[own]).name} found no room for a file",
         found="\n".join(found),
         log=log,
         hint="make room ('./inv clean --unused 30', or another disk for build_dir or cache_dir);"

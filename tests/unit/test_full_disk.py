@@ -145,6 +145,12 @@ def test_other_words_for_it_are_known(text: str) -> None:
     assert text in (caught.value.found or "")
 
 
+def test_the_program_in_a_root_is_named_and_not_what_enters_it() -> None:
+    said = "echo No space left on device; exit 1"
+    with pytest.raises(InfrastructureError, match=r"^sh found no room"):
+        run(["nice", "--", "sh", "-c", said], timeout_s=20)
+
+
 def test_a_limit_on_files_is_one_of_the_machine(tmp_path: Path) -> None:
     limited = ["prlimit", "--fsize=1000", "head", "-c", "5000", "/dev/zero"]
     with pytest.raises(InfrastructureError, match="no room") as caught:
