@@ -197,9 +197,13 @@ def main(options: list[str], command: list[str]) -> None:
     try:
         namespace = _user_namespace()
         trees = _mapped_binds(arguments, namespace)
-    except OSError:
-        # bwrap itself says what is wrong with a source that is not there.
-        pass
+    except OSError as error:
+        # This is for the log; bwrap says itself that a source is not there.
+        rights = "few" if writable else "no"
+        print(
+            f"sandbox: no ids of its own ({error}): host's root, {rights} capabilities",
+            file=sys.stderr,
+        )
     else:
         arguments = _stage(arguments, trees)
         _become_root_of(namespace)

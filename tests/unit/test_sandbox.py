@@ -158,6 +158,8 @@ def test_without_mapped_ids_it_has_no_capabilities(place: Path) -> None:
         timeout_s=60,
     )
     assert [int(word, 16) for word in done.stdout.split()[1::2]] == [0, 0]
+    assert "sandbox: no ids of its own" in done.stderr
+    assert "/sys/kernel" in done.stderr
     assert (place / "out/new").stat().st_uid == 0
 
 
