@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -227,6 +228,23 @@ with interruptible():
 """
 
 
+def processes_of(program: Path) -> list[int]:
+    """List the processes that run a script."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes().split(b"\0")[1:2] == [os.fsencode(program)]:
+                found.append(int(path.parent.name))
+    return found
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root privileges")
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_run_that_ends_while_it_makes_a_root_leaves_nothing_mounted(
@@ -244,13 +262,20 @@ def test_a_run_that_ends_while_it_makes_a_root_leaves_nothing_mounted(
         env={"PATH": path.replace(str(toy.FAKE_TOOLS), "/usr/bin"), "HOME": str(here)},
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 60
-    while not (here / "begun").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    assert fs.mounts_below(here) == []
-    process.send_signal(signum)
-    process.wait(timeout=30)
+    try:
+        wait_for(lambda: (here / "begun").exists() or process.poll() is not None)
+        mounted = fs.mounts_below(here)
+        process.send_signal(signum)
+        process.wait(timeout=30)
+        wait_for(lambda: not processes_of(tool))
+    finally:
+        process.kill()
+        process.wait()
+        for pid in processes_of(tool):
+            os.kill(pid, signal.SIGKILL)
+        for point in reversed(fs.mounts_below(here)):
+            subprocess.run(["umount", "--lazy", point], check=True)
+    assert mounted == []
     roots_there = settings.cache / "roots"
     if signum is not signal.SIGKILL:
         assert [one.name for one in roots_there.iterdir() if one.suffix != ".lock"] == []
