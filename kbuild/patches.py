@@ -58,7 +58,7 @@ _ESCAPE = re.compile(rb"\\([0-7]{1,3}|.)")
 _ESCAPES = dict(zip(b"abfnrtv", b"\a\b\f\n\r\t\v", strict=True))
 # Changes that patch(1) passes over, or cannot make, and has no hunks for.
 _UNSUPPORTED = re.compile(
-    rb"^(?:GIT binary patch|(?:Binary files|Symbolic links) .* differ|Only in \S+: .*"
+    rb"^(?:GIT binary patch|(?:Binary files|Symbolic links) .* differ|Only in \S+: \S+"
     rb"|File .* is an? .* while file .* is an? .*|.*\bmode 160000)\r?$",
     re.MULTILINE,
 )
@@ -421,6 +421,7 @@ def _patch_aside(pristine: Path, series: Series, scratch: Path) -> tuple[str, ..
 
 
 def _changed(pristine: Path, series: Series, scratch: Path) -> tuple[str, ...]:
+    """Return the files that differ from the pristine ones; no umask decides a new one's mode."""
     known = set(touched(series))
     made = {
         path.relative_to(scratch).as_posix()
@@ -430,7 +431,7 @@ def _changed(pristine: Path, series: Series, scratch: Path) -> tuple[str, ...]:
     for name in made:
         path = scratch / name
         if not os.path.lexists(pristine / name):
-            # The umask decided the mode, but for the bit that a patch can set.
+            # A patch can set one bit of the mode.
             if not path.is_symlink():
                 path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
         elif name not in known:
