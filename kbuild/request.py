@@ -147,7 +147,7 @@ def check_ignored(given: Mapping[str, object], ignores: Mapping[str, Sequence[st
             raise UserError(
                 f"{' and '.join(wrong)} would be ignored with {said}",
                 found=f"{' '.join(wrong)} beside {said}",
-                hint=f"leave out {' and '.join(wrong)}, or {said}",
+                hint=f"leave out {' and '.join(wrong)}",
             )
 
 
