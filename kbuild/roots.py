@@ -151,7 +151,7 @@ def make_root(
     inputs = root_inputs(suite, kind, packages)
     home = root_path(settings, suite, kind, packages)
     with fs.lock(home.with_name(home.name + ".lock")):
-        why = stamp.due(home / "stamp.json", inputs)
+        why = _why_not_kept(home) or stamp.due(home / "stamp.json", inputs)
         versions = None if refresh or why else _versions(home)
         if versions is None:
             if settings.offline:
@@ -173,6 +173,17 @@ def make_root(
         digest=stamp.digest(inputs | {f"version of {k}": v for k, v in versions.items()}),
         versions=versions,
     )
+
+
+def _why_not_kept(home: Path) -> str | None:
+    """Have dpkg read a root of an earlier version, which recorded nothing of its files."""
+    last = stamp.read(home / "stamp.json")
+    if last is None or None not in last.outputs.values():
+        return None
+    said = run(["dpkg", f"--root={home / 'root'}", "--verify"], timeout_s=600, check=False).stdout
+    # A "c" is a conffile, which a root's own scripts may have changed.
+    damaged = [line.split()[-1] for line in said.splitlines() if " c " not in line]
+    return f"dpkg finds {len(damaged)} damaged files: {damaged[0]}" if damaged else None
 
 
 def _versions(home: Path) -> dict[str, str] | None:

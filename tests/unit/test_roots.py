@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -113,6 +114,32 @@ def test_a_root_of_an_earlier_version_is_kept(settings: Settings) -> None:
     damage.emptied(first.path / "usr/bin/gcc")
     roots.make_root(settings, "bookworm", "compile", ["make"])
     assert bootstraps(settings) == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "again"),
+    [
+        ("??5?????? c /etc/issue", False),
+        ("??5??????   /usr/bin/gcc", True),
+        ("missing     /usr/bin/gcc", True),
+    ],
+)
+def test_dpkg_reads_a_root_of_an_earlier_version(
+    settings: Settings, caplog: pytest.LogCaptureFixture, said: str, again: bool
+) -> None:
+    caplog.set_level(logging.INFO)
+    first = roots.make_root(settings, "bookworm", "compile", ["make"])
+    mark = first.path.parent / "stamp.json"
+    raw = json.loads(mark.read_text())
+    fs.write_json(mark, raw | {"outputs": sorted(raw["outputs"])})
+    script = f"#!/bin/sh\ntest $1 = --root={first.path} -a $2 = --verify && echo '{said}'\nexit 1\n"
+    dpkg = settings.project / "bin/dpkg"
+    toy.write(dpkg, script)
+    dpkg.chmod(0o755)
+    for _ in range(2):
+        roots.make_root(settings, "bookworm", "compile", ["make"])
+    assert bootstraps(settings) == 1 + again
+    assert ("dpkg finds 1 damaged files: /usr/bin/gcc" in caplog.text) == again
 
 
 def test_a_list_of_packages_that_an_earlier_version_left_damaged_is_no_traceback(
