@@ -13,6 +13,7 @@ import stat
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 
 from kbuild import fs
@@ -65,24 +66,34 @@ def walk(top: Path) -> Iterator[tuple[str, os.stat_result]]:
 def look(top: Path) -> str:
     """Return one SHA-256 over names, kinds, sizes and times below a directory; reads no file."""
     digest = hashlib.sha256()
-    pending = [str(top)]
-    while pending:
-        directory = pending.pop()
-        with os.scandir(directory) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
-        numbers = array("q")
-        for entry in found:
-            status = entry.stat(follow_symlinks=False)
-            mode = status.st_mode
-            if stat.S_ISDIR(mode):
-                pending.append(entry.path)
-            timed = stat.S_ISREG(mode) or stat.S_ISLNK(mode)
-            numbers.append(mode & _MODE)
-            numbers.append(status.st_size if timed else 0)
-            numbers.append(status.st_mtime_ns if timed else 0)
-        digest.update(os.fsencode("\0".join(entry.name for entry in found)))
-        digest.update(numbers.tobytes())
+    _look(os.open(top, os.O_RDONLY | os.O_DIRECTORY), digest)
     return digest.hexdigest()
+
+
+def _look(directory: int, digest: hashlib._Hash) -> None:
+    # Relative to a descriptor, the kernel looks up one name for each entry, not a whole path.
+    try:
+        with os.scandir(directory) as entries:
+            found = sorted(entries, key=attrgetter("name"))
+        numbers = array("q")
+        below = []
+        for one in found:
+            status = one.stat(follow_symlinks=False)
+            mode = status.st_mode & _MODE
+            kind = stat.S_IFMT(mode)
+            if kind in (stat.S_IFREG, stat.S_IFLNK):
+                numbers.extend((mode, status.st_size, status.st_mtime_ns))
+            else:
+                numbers.extend((mode, 0, 0))
+                if kind == stat.S_IFDIR:
+                    below.append(one.name)
+        digest.update(os.fsencode("\0".join([one.name for one in found])))
+        digest.update(numbers.tobytes())
+        for name in below:
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+            _look(os.open(name, flags, dir_fd=directory), digest)
+    finally:
+        os.close(directory)
 
 
 def entry(path: Path, status: os.stat_result, *, hashed: bool = True) -> Entry:
