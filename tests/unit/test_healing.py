@@ -1,0 +1,232 @@
+"""What is kept in the cache and in build/ and damaged there is made again, and never a traceback.
+
+Trees are in test_source and test_patches, roots in test_roots, kernels in test_kernel, packages in
+test_pipeline and test_publishing, snapshots in test_vm_snapshot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from kbuild import (
+    archive,
+    compilers,
+    fs,
+    kernel,
+    module,
+    mutants,
+    pipeline,
+    programs,
+    report,
+    roots,
+)
+from kbuild.model import Kernel, Root, Settings, Target
+from kbuild.module import BuiltModule
+from kbuild.pipeline import Places
+from kbuild.roots import Bind
+from kbuild.vm import image, qemu
+from kbuild.vm.qemu import Choice
+from kbuild.vm.spec import TCG
+from tests.unit import damage, fake_kernel, toy
+
+every_harm = pytest.mark.parametrize("harm", damage.EVERY.values(), ids=damage.EVERY)
+Harm = Callable[[Path], None]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    toy.write(tmp_path / "project/tests/guest/reader.c", "int main(void) { return 0; }\n")
+    toy.write(tmp_path / "project/tests/guest/agent.c", "int main(void) { return 0; }\n")
+    toy.write(tmp_path / "project/kmod/format.h", "/* format */\n")
+    return Settings(project=tmp_path / "project", build=tmp_path / "b", cache=tmp_path / "c")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    return Root("bookworm", tmp_path / "root", "digest")
+
+
+class Compiler:
+    """Stands in for a root: writes what the command is to make, and counts how often."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Root, names: Sequence[str]) -> None:
+        self.runs = 0
+        self.names = names
+        monkeypatch.setattr(roots, "enter", self)
+        monkeypatch.setattr(roots, "compile_root", lambda *_: root)
+
+    def __call__(self, *_: object, binds: Sequence[Bind], **__: object) -> None:
+        self.runs += 1
+        (out,) = (bind.source for bind in binds if bind.writable)
+        for name in self.names:
+            toy.write(out / name, f"what {name} is\n")
+
+
+@every_harm
+def test_a_program_for_guests(
+    settings: Settings, root: Root, monkeypatch: pytest.MonkeyPatch, harm: Harm
+) -> None:
+    compiler = Compiler(monkeypatch, root, ["reader"])
+    made = programs.compile_programs(settings, "bookworm", ["reader"])["reader"]
+    harm(made)
+    for _ in range(2):
+        programs.compile_programs(settings, "bookworm", ["reader"])
+        assert made.read_text() == "what reader is\n"
+        assert compiler.runs == 2
+
+
+@every_harm
+def test_the_compiler_for_icecreams_workers(
+    settings: Settings, root: Root, monkeypatch: pytest.MonkeyPatch, harm: Harm
+) -> None:
+    compiler = Compiler(monkeypatch, root, ["0123.tar.gz"])
+    made = compilers.compiler_environment(settings, root)
+    harm(made)
+    for _ in range(2):
+        assert compilers.compiler_environment(settings, root) == made
+        assert made.read_text() == "what 0123.tar.gz is\n"
+        assert compiler.runs == 2
+
+
+@pytest.mark.parametrize("victim", ["disk.img", "image.json", "kernels/boot/vmlinuz-6.1"])
+@pytest.mark.parametrize("harm", damage.VISIBLE.values(), ids=damage.VISIBLE)
+def test_a_guests_disk(
+    settings: Settings, root: Root, monkeypatch: pytest.MonkeyPatch, victim: str, harm: Harm
+) -> None:
+    filled = []
+
+    def fill(scratch: Path, *_: object) -> None:
+        filled.append(scratch)
+        toy.write(scratch / "disk.img", "ext4")
+        toy.write(scratch / "kernels/boot/vmlinuz-6.1", "vmlinuz")
+        fs.write_json(scratch / "image.json", {"disk": "disk.img", "kernels": ["6.1"]})
+
+    monkeypatch.setattr(image, "_fill", fill)
+    home = settings.build / "guest"
+
+    def make() -> image.GuestImage:
+        return image.make(
+            root,
+            repo=None,
+            packages=[],
+            debs=[],
+            guest_sources=settings.project / "tests" / "guest",
+            home=home,
+            inputs={},
+            log=settings.build / "guest.log",
+        )
+
+    first = make()
+    harm(home / victim)
+    assert make() == make() == first
+    assert len(filled) == 2
+
+
+@every_harm
+def test_what_is_known_of_a_module(
+    settings: Settings, root: Root, monkeypatch: pytest.MonkeyPatch, harm: Harm
+) -> None:
+    runs = []
+
+    def build(*_: object, out: Path, **__: object) -> BuiltModule:
+        runs.append(out)
+        toy.write(out / "cplayground.ko", "module")
+        return BuiltModule(out / "cplayground.ko", "6.1", ("stock",), "6.1 SMP", 1.0)
+
+    monkeypatch.setattr(module, "build", build)
+    monkeypatch.setattr(pipeline, "kernel_headers", lambda *_: Path("/nowhere"))
+    built = fake_kernel.kernel(settings.project)
+    names = [f"linux-headers-{built.release}"]
+    packages = tuple(fake_kernel.package(settings.build, name, "1") for name in names)
+    done = pipeline.PackagedKernel(None, root, built, packages)  # type: ignore[arg-type]
+    home = settings.build / "bookworm/lab"
+    where = Places(home, home / "6.1.192-2", settings.build / "logs", "lab")
+    first = pipeline._build_module(settings, where, done)
+    for number, name in enumerate(["module.built", "module/cplayground.ko", "module.json"]):
+        if (name, harm) == ("module.json", damage.rotten):
+            continue
+        harm(where.version / name)
+        assert pipeline._build_module(settings, where, done) == first
+        assert pipeline._build_module(settings, where, done) == first
+        assert len(runs) <= number + 2
+    assert len(runs) >= 3
+
+
+@pytest.mark.parametrize("harm", damage.VISIBLE.values(), ids=damage.VISIBLE)
+def test_which_accelerator_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: Harm
+) -> None:
+    tried = []
+
+    def try_kvm(kernel: Kernel) -> Choice:
+        tried.append(kernel)
+        return Choice(TCG, "seen")
+
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path == "/dev/kvm" or access(path, mode))
+    monkeypatch.setattr(qemu, "_try_kvm", try_kvm)
+    one = Kernel("6.1", "lab", tmp_path)
+    first = qemu.choose_accelerator(tmp_path, one)
+    (kept,) = tmp_path.glob("accelerator/*.json")
+    harm(kept)
+    if harm is damage.edited:
+        kept.write_text("[]")
+    assert qemu.choose_accelerator(tmp_path, one) == first == qemu.choose_accelerator(tmp_path, one)
+    assert len(tried) == 2
+
+
+@every_harm
+def test_how_many_objects_a_kernel_has_is_a_guess(tmp_path: Path, harm: Harm) -> None:
+    distro = toy.make(tmp_path / "distro")
+    one = Settings(project=tmp_path, build=tmp_path / "b", cache=tmp_path / "c")
+    plan = kernel.make_plan(
+        one,
+        Target("bookworm", "cloud-amd64"),
+        distro.base,
+        release="6.1.0-56-cplayground-cloud-amd64",
+        package_version="6.1.192-2+cplayground1",
+        distro_config=distro.headers / f"usr/src/linux-headers-{toy.RELEASE}/.config",
+        timestamp=0,
+        pristine=distro.pristine,
+    )
+    usual = kernel.expected_objects(one, plan)
+    kept = kernel._counts(one, plan)
+    fs.write_atomic(kept, "4711\n")
+    assert kernel.expected_objects(one, plan) == 4711
+    harm(kept)
+    kept.write_bytes(b"\xff\xfe") if kept.exists() else None
+    assert kernel.expected_objects(one, plan) == usual
+
+
+@every_harm
+def test_a_list_of_packages_that_was_kept(tmp_path: Path, harm: Harm) -> None:
+    path = tmp_path / "extract.json"
+    body = '[{"package": "linux-image-x"}]'
+    path.write_text(f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}")
+    harm(path)
+    assert archive._read_extract(path) is None
+    path.write_bytes(b"\xff\xfe\x00")
+    assert archive._read_extract(path) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"[", b"[3]", b"{}", b'[{"mutant": 1}]', b"\xff"])
+def test_trials_of_mutants_are_tried_again(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "trials.json"
+    path.write_bytes(content)
+    assert mutants.load(path) == ()
+
+
+@pytest.mark.parametrize("content", [b"", b"[", b"[]", b"{}", b"\xff"])
+def test_a_damaged_record_leaves_the_other_kernels_in_the_report(
+    settings: Settings, content: bytes
+) -> None:
+    for flavour in ("cloud-amd64", "lab"):
+        path = settings.build / "bookworm" / flavour / "record.json"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+    assert report.last_built(settings, fake_kernel.base()) is None
