@@ -86,6 +86,7 @@ def mend(distro: toy.ToyDistro, tree: Path) -> tuple[str, ...]:
 def test_a_damaged_tree_is_mended_and_what_came_from_it_compiled_again(
     distro: toy.ToyDistro, tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
+    os.utime(distro.pristine / "fs/open.c", (1_000_000_000, 1_000_000_000))
     tree = apply(distro, tmp_path / "tree")
     assert mend(distro, tree) == ()
     before, victim = content(tree), tree / "fs/open.c"
