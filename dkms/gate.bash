@@ -51,7 +51,7 @@ cplayground_reason() {
         [[ ! $line =~ [Ee]rror|ERROR|'not found' ]] || fault=${fault:-$line}
         last=$line
     done
-    echo "${verdict:-${fault:-make failed and gave no reason}}"
+    echo "${verdict:-${fault:-${last:-make failed and gave no reason}}}"
     [[ -n $verdict ]]
 }
 

@@ -34,6 +34,14 @@ def behave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return behaviour
 
 
+@pytest.fixture(scope="session", autouse=True)
+def usual_umask() -> Iterator[None]:
+    """Free the tests of the machine's umask: dpkg-deb refuses what 077 makes."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture(params=[0o077, 0o027, 0o002], ids=oct)
 def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     """Give the test a umask that a machine or a user may have."""

@@ -134,8 +134,6 @@ def package(directory: Path, name: str, version: str, content: str = "") -> Pack
         f"Package: {name}\nVersion: {version}\nArchitecture: amd64\nSection: kernel\n"
         "Priority: optional\nMaintainer: Nobody <nobody@example.org>\nDescription: a test\n",
     )
-    # dpkg-deb refuses a closed directory, which a umask of 077 makes.
-    (tree / "DEBIAN").chmod(0o755)
     path = directory / f"{name}_{version}_amd64.deb"
     subprocess.run(
         ["dpkg-deb", "--root-owner-group", "-b", tree, path], check=True, capture_output=True

@@ -254,6 +254,20 @@ def test_program_that_is_missing_is_no_verdict(machine: Machine, program: str) -
     assert f"no verdict on {TARGET}: " in answer.complaint
 
 
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("env: 'make': No such file or directory\n", "env: 'make': No such file or directory"),
+        ("", "make failed and gave no reason"),
+    ],
+)
+def test_last_words_are_the_reason_where_no_other_is_given(
+    machine: Machine, said: str, reason: str
+) -> None:
+    machine.make_fails(said, 127)
+    assert f"no verdict on {TARGET}: {reason}\n" in machine.read("build").complaint
+
+
 @pytest.mark.parametrize("content", [None, ""])
 def test_headers_without_a_configuration_are_no_verdict(
     machine: Machine, content: str | None

@@ -88,6 +88,24 @@ def test_the_boot_loader_puts_our_kernel_beside_its_base(guest: Guest, tmp_path:
     assert order[3] == neighbour(-1)
 
 
+def test_a_machine_that_cannot_build_is_no_unsupported_kernel(
+    guest: Guest, kernel: Kernel, request: pytest.FixtureRequest
+) -> None:
+    ours = f"cplayground/{versions.module_version(request.config.rootpath)}"
+    install = ["dkms", "install", ours, "-k", kernel.release]
+    guest.run(["dkms", "remove", ours, "-k", kernel.release], timeout_s=60, check=True)
+    guest.run(["mv", "/usr/bin/make", "/usr/bin/make.away"], timeout_s=5, check=True)
+    said = guest.run(install, timeout_s=120)
+    guest.run(["mv", "/usr/bin/make.away", "/usr/bin/make"], timeout_s=5, check=True)
+    assert said.status not in (0, 9, 77)
+    assert f"no verdict on {kernel.release}: " in (said.stderr + said.stdout).decode()
+    # The environment of the caller changes nothing.
+    hostile = ["CROSS_COMPILE=no-machine-", "KBUILD_OUTPUT=/nowhere", "MAKEFLAGS=n"]
+    guest.run(["env", *hostile, *install], timeout_s=300, check=True)
+    chosen = guest.run(["modinfo", "-n", "cplayground"], timeout_s=10, check=True).text
+    assert "/updates/dkms/" in chosen
+
+
 @pytest.mark.ours
 def test_the_prebuilt_module_loads_too(
     guest: Guest, kernel: Kernel, request: pytest.FixtureRequest
