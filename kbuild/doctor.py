@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kbuild import fs, mirror, progress, request
+from kbuild.access import masked
 from kbuild.errors import KbuildError, UserError
 from kbuild.model import Settings
 from kbuild.run import which
@@ -241,7 +242,7 @@ def _mirrors(settings: Settings) -> Iterator[Finding]:
         yield _judged(
             name,
             bool(urls),
-            ", ".join(urls),
+            ", ".join(map(masked, urls)),
             "Apt's configuration names none.",
             "Give one with --mirror URL.",
         )

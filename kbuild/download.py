@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urljoin, urlsplit
 
 import requests
 import tenacity
 import urllib3
 
-from kbuild import fs, progress
+from kbuild import access, fs, progress
+from kbuild.access import Access, bare, masked
 from kbuild.errors import InfrastructureError, TrustError
 from kbuild.model import Settings
 
@@ -31,10 +34,13 @@ _PASSING = {408, 425, 429, 500, 502, 503, 504}
 _GONE = {404, 410}
 # What a document without a known digest may weigh; Debian's largest InRelease has 0.2 MB.
 _DOCUMENT_LIMIT = 16 << 20
+_REDIRECTS = 5
 
 
 def _session() -> requests.Session:
     session = requests.Session()
+    # Proxies, certificates and logins are those of Access.
+    session.trust_env = False
     # A transfer encoding would make lengths and ranges speak of other bytes than the index.
     session.headers.update({"Accept-Encoding": "identity", "User-Agent": "cplayground-kernel"})
     return session
@@ -42,43 +48,87 @@ def _session() -> requests.Session:
 
 @dataclass(frozen=True)
 class Network:
-    """How the network is used: one connection pool, and the patience shown to it.
+    """How the network is used: one connection pool, and the patience shown to it."""
 
-    The proxy variables of the environment hold, as they do for apt.
-    """
-
+    access: Access = field(default_factory=Access)
     session: requests.Session = field(default_factory=_session)
     attempts: int = 5  # in a row without a byte gained
     connect_timeout_s: float = 15.0
-    read_timeout_s: float = 60.0
+    read_timeout_s: float = 60.0  # of silence, and for all of an answer's headers
+    floor: float = 1000.0  # bytes per second, below which a mirror is left
+    window_s: float = 30.0  # over which that rate is taken
+    pace: float = 20_000.0  # bytes per second that a whole file needs, pauses included
     sleep: Callable[[float], None] = time.sleep
+
+    def deadline_s(self, size: int) -> float:
+        """Return how long one mirror may take for a file of ``size`` bytes."""
+        return 10 * self.window_s + size / self.pace
 
     def open(self, url: str, headers: dict[str, str] | None = None) -> requests.Response:
         """Begin one GET; the body is not read yet.  Raises PassingError or UnavailableError."""
-        try:
-            response = self.session.get(
-                url,
-                headers=headers,
+        first = url
+        for _ in range(_REDIRECTS):
+            proxy = through = ""
+            try:
+                proxy = self.access.proxy(url)
+                through = f" (through the proxy {masked(proxy)})" if proxy else ""
+                response = self._get(url, headers, proxy)
+                target = self.session.get_redirect_target(response)
+            except requests.exceptions.ProxyError as error:
+                raise PassingError(f"the proxy {masked(proxy)} failed: {_cause(error)}") from error
+            except ValueError as error:
+                # Of requests, urllib3, urlsplit and the idna codec: what is no URL at all.
+                raise UnavailableError(f"not a URL: {masked(str(error))}{through}") from error
+            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+                raise PassingError(_cause(error) + through) from error
+            if target is None:
+                return self._checked(
+                    response, through, conditional="If-" in " ".join(headers or {})
+                )
+            response.close()
+            try:
+                url, secure = urljoin(url, target), urlsplit(url).scheme == "https"
+                scheme = urlsplit(url).scheme
+            except ValueError as error:
+                raise UnavailableError(
+                    f"redirects to what is not a URL: {masked(target)}"
+                ) from error
+            if scheme not in ("http", "https") or (secure and scheme == "http"):
+                raise UnavailableError(
+                    f"redirects to {masked(url)}, which is not followed{through}"
+                )
+        raise UnavailableError(f"more than {_REDIRECTS} redirects from {masked(first)}")
+
+    def _get(self, url: str, headers: dict[str, str] | None, proxy: str) -> requests.Response:
+        request = requests.Request("GET", bare(url), headers=headers, auth=self.access.login(url))
+        prepared = self.session.prepare_request(request)
+
+        # Not the session's own send(), which reads a redirect's body, however long that is.
+        def get() -> requests.Response:
+            return self.session.get_adapter(bare(url)).send(
+                prepared,
                 stream=True,
                 timeout=(self.connect_timeout_s, self.read_timeout_s),
+                verify=self.access.certificates,
+                proxies={"http": proxy, "https": proxy},
             )
-        except (
-            requests.exceptions.InvalidURL,
-            requests.exceptions.InvalidSchema,
-            requests.exceptions.MissingSchema,
-            requests.exceptions.TooManyRedirects,
-        ) as error:
-            raise UnavailableError(str(error)) from error
-        except requests.RequestException as error:
-            raise PassingError(_cause(error)) from error
-        if response.ok or response.status_code == 304:
+
+        return _within(self.connect_timeout_s + self.read_timeout_s, get)
+
+    def _checked(
+        self, response: requests.Response, through: str, *, conditional: bool
+    ) -> requests.Response:
+        status = response.status_code
+        if status in (200, 206) or (status == 304 and conditional):
             return response
         response.close()
-        answer = f"{response.status_code} {response.reason}"
-        if response.status_code in _PASSING:
+        answer = f"{status} {response.reason}{through}"
+        if status in _PASSING:
             raise PassingError(answer)
+        if status == 407:
+            raise UnavailableError(f"the proxy refused: {answer}")
         # 416 says that the range asked for does not exist: the caller starts anew.
-        raise UnavailableError(answer, status=response.status_code)
+        raise UnavailableError(answer, status=status)
 
     def retry(
         self, url: str, *, stop: Callable[[tenacity.RetryCallState], bool] | None = None
@@ -88,7 +138,7 @@ class Network:
         def say(state: tenacity.RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
             wait_s = state.next_action.sleep if state.next_action else 0.0
-            logger.warning("%s: %s; again in %.1f s", url, error, wait_s)
+            logger.warning("%s: %s; again in %.1f s", masked(url), error, wait_s)
 
         return tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(PassingError),
@@ -129,6 +179,11 @@ class Document:
     modified: str
 
 
+def machine(apt: Path = access.APT) -> Network:
+    """Return the network as this machine's apt reaches it."""
+    return Network(access.of(apt))
+
+
 class GoneError(InfrastructureError):
     """Every mirror answered, and none has the file: it has left the pool."""
 
@@ -150,8 +205,36 @@ def _cause(error: BaseException) -> str:
     text = str(error)
     for inner in (error.__cause__, error.__context__):
         if inner is not None and isinstance(inner, urllib3.exceptions.MaxRetryError):
-            text = str(inner.reason)
-    return text.rpartition(": ")[2] or type(error).__name__
+            reason = inner.reason
+            if isinstance(reason, urllib3.exceptions.ProxyError):
+                reason = reason.original_error
+            text = str(reason)
+    return masked(text.rpartition(": ")[2]) or type(error).__name__
+
+
+def _within(seconds: float, get: Callable[[], requests.Response]) -> requests.Response:
+    """Return what ``get`` does; raise PassingError when that takes longer than ``seconds``.
+
+    The library's own limits are for each read from the socket, so that headers which come
+    byte by byte never meet them.
+    """
+    results: list[requests.Response | Exception] = []
+
+    def work() -> None:
+        try:
+            results.append(get())
+        except Exception as error:
+            results.append(error)
+
+    # A daemon, so that a run does not wait at its end for a server that it has given up.
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not results:
+        raise PassingError(f"no whole answer in {seconds:g} s")
+    if isinstance(results[0], Exception):
+        raise results[0]
+    return results[0]
 
 
 def document(network: Network, url: str, *, etag: str = "", modified: str = "") -> Document | None:
@@ -169,7 +252,7 @@ def document(network: Network, url: str, *, etag: str = "", modified: str = "") 
             if response.status_code == 304:
                 return None
             content = bytearray()
-            for chunk in _chunks(response):
+            for chunk in _chunks(network, response):
                 content += chunk
                 if len(content) > _DOCUMENT_LIMIT:
                     raise UnavailableError(f"longer than {_DOCUMENT_LIMIT} bytes")
@@ -237,8 +320,8 @@ def fetch(settings: Settings, wanted: Wanted, urls: Sequence[str], network: Netw
                 logger.warning("%s", error)
                 refused = refused or error
             except (PassingError, UnavailableError) as error:
-                logger.info("%s: %s", url, error)
-                reasons.append(f"{url}: {error}")
+                logger.info("%s: %s", masked(url), error)
+                reasons.append(f"{masked(url)}: {error}")
                 gone = gone and isinstance(error, UnavailableError) and error.status in _GONE
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -269,22 +352,26 @@ def _from(network: Network, url: str, wanted: Wanted, part: Path) -> None:
     """
     last_gain = 0
     most = _size(part)
+    deadline = time.monotonic() + network.deadline_s(wanted.size)
 
     def stop(state: tenacity.RetryCallState) -> bool:
-        return state.attempt_number - last_gain >= network.attempts
+        late = time.monotonic() > deadline
+        return late or state.attempt_number - last_gain >= network.attempts
 
-    logger.info("fetching %s (%s)", url, progress.size(wanted.size))
+    logger.info("fetching %s (%s)", masked(url), progress.size(wanted.size))
     for attempt in network.retry(url, stop=stop):
         with attempt:
             try:
-                resumed = _transfer(network, url, wanted, part)
+                resumed = _transfer(network, url, wanted, part, deadline)
                 if _matches(wanted, part):
                     return
                 # The beginning came from an earlier run or another mirror; it may be what is wrong.
                 if resumed:
-                    logger.warning("%s: the resumed file is not the right one; starting anew", url)
+                    logger.warning(
+                        "%s: the resumed file is not the right one; starting anew", masked(url)
+                    )
                     part.unlink()
-                    _transfer(network, url, wanted, part)
+                    _transfer(network, url, wanted, part, deadline)
                     if _matches(wanted, part):
                         return
             finally:
@@ -297,7 +384,7 @@ def _from(network: Network, url: str, wanted: Wanted, part: Path) -> None:
             raise _refusal(url, wanted, f"{wanted.size} bytes, sha256 {found}")
 
 
-def _transfer(network: Network, url: str, wanted: Wanted, part: Path) -> bool:
+def _transfer(network: Network, url: str, wanted: Wanted, part: Path, deadline: float) -> bool:
     """Bring ``part`` to its full size over one connection; say whether it was begun before."""
     have = _size(part)
     if have > wanted.size:
@@ -318,7 +405,7 @@ def _transfer(network: Network, url: str, wanted: Wanted, part: Path) -> bool:
             part.unlink(missing_ok=True)
             raise PassingError("the server sent another range than the one asked for")
         if have and not resumed:
-            logger.info("%s: the server does not resume; starting anew", url)
+            logger.info("%s: the server does not resume; starting anew", masked(url))
         have = have if resumed else 0
         announced = response.headers.get("Content-Length", "")
         if announced.isdecimal() and have + int(announced) != wanted.size:
@@ -328,7 +415,9 @@ def _transfer(network: Network, url: str, wanted: Wanted, part: Path) -> bool:
             part.open("ab" if have else "wb") as stream,
             progress.bar(wanted.name, wanted.size, unit="bytes", initial=have) as advance,
         ):
-            for chunk in _chunks(response):
+            for chunk in _chunks(network, response):
+                if time.monotonic() > deadline:
+                    raise UnavailableError(f"not complete in {network.deadline_s(wanted.size):g} s")
                 have += len(chunk)
                 if have > wanted.size:
                     part.unlink()
@@ -342,16 +431,29 @@ def _transfer(network: Network, url: str, wanted: Wanted, part: Path) -> bool:
     return resumed
 
 
-def _chunks(response: requests.Response) -> Iterator[bytes]:
-    """Read a body; a connection that drops is a PassingError, a full disk is not."""
-    chunks = response.iter_content(_CHUNK)
+def _chunks(network: Network, response: requests.Response) -> Iterator[bytes]:
+    """Read a body; a connection that drops is a PassingError, a full disk is not.
+
+    Raises UnavailableError when less than the network's floor arrives.
+    """
+    began, gained = time.monotonic(), 0
     while True:
         try:
-            chunk = next(chunks, None)
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            # One read from the socket: a whole chunk of a slow server may take hours.
+            chunk = response.raw.read1(_CHUNK)
+        except urllib3.exceptions.HTTPError as error:
             raise PassingError(f"the connection dropped: {_cause(error)}") from error
-        if chunk is None:
+        if not chunk:
             return
+        gained += len(chunk)
+        passed_s = time.monotonic() - began
+        if passed_s >= network.window_s:
+            if gained < network.floor * passed_s:
+                raise UnavailableError(
+                    f"too slow: {gained / passed_s:.0f} bytes a second, "
+                    f"{network.floor:.0f} are needed"
+                )
+            began, gained = time.monotonic(), 0
         yield chunk
 
 
@@ -368,7 +470,7 @@ def _size(path: Path) -> int:
 
 def _refusal(url: str, wanted: Wanted, found: str) -> TrustError:
     return TrustError(
-        f"{url} is not the file that the signed index lists; it was thrown away",
+        f"{masked(url)} is not the file that the signed index lists; it was thrown away",
         expected=f"{wanted.size} bytes, sha256 {wanted.sha256}",
         found=found,
         hint="the mirror is damaged, being updated, or lying: "

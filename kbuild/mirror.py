@@ -7,8 +7,11 @@ suite, so a machine on trixie can build for bookworm.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
+import shlex
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +19,15 @@ from urllib.parse import unquote, urlsplit
 
 from debian.deb822 import Deb822
 
-from kbuild import suites
+from kbuild import access, download, suites
+from kbuild.access import bare, masked
 from kbuild.download import Network
 from kbuild.errors import InfrastructureError, UserError
 from kbuild.model import Settings
 
 logger = logging.getLogger(__name__)
 
-APT = Path("/etc/apt")
+APT = access.APT
 
 _CODENAMES = ("buster", "bullseye", "bookworm", "trixie", "forky", "duke", "sid")
 _ROLES = ("oldoldstable", "oldstable", "stable", "testing", "unstable")
@@ -65,11 +69,12 @@ def find(settings: Settings, *, apt: Path = APT) -> Mirrors:
     """
     given = [url.rstrip("/") for url in settings.mirrors]
     for url in given:
-        if urlsplit(url).scheme not in ("http", "https"):
+        fault = _fault(url)
+        if fault is not None:
             raise UserError(
-                f"the mirror {url!r} is not a URL that can be fetched from",
+                f"the mirror {masked(url)!r} is not a URL that can be fetched from",
                 expected="http://... or https://..., the directory that has dists/ and pool/",
-                found=url,
+                found=fault,
             )
     main, security = list(given), list(given)
     for entry in entries(apt):
@@ -101,7 +106,8 @@ def sources_list(
     """Return apt's one-line sources for a suite, its pockets and its security pocket.
 
     Each dist comes from the first mirror that has an InRelease for it.  apt itself checks
-    the signatures, with the suite's keyring.  Raises UserError when no mirror is known,
+    the signatures, with the suite's keyring.  Logins are left out: a root keeps its sources.
+    Raises UserError when no mirror is known,
     InfrastructureError when none has the suite, or when the run is offline.
     """
     row = suites.suite(suite)
@@ -111,15 +117,49 @@ def sources_list(
             f"packages of {suite} are needed from a mirror, and this run is offline",
             hint="run the same without --offline once; the result is kept in the cache",
         )
-    network = network or Network()
+    network = network or download.machine(apt)
     options = f"signed-by={row.keyring}"
     if settings.accept_expired:
         options += " check-valid-until=no"
     lines = [
-        f"deb [{options}] {_having(dist, urls, network)} {dist} main"
+        f"deb [{options}] {bare(_having(dist, urls, network))} {dist} main"
         for dist, urls in dists(row, found)
     ]
     return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class Private:
+    """What a bootstrap needs to reach the mirrors, and its root must not keep."""
+
+    options: tuple[str, ...]  # for mmdebstrap(1)
+    files: tuple[str, ...]  # that those put into the root
+
+    def remove(self, root: Path) -> None:
+        """Remove it from a root that is ready."""
+        for name in self.files:
+            (root / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def private(settings: Settings, *, apt: Path = APT) -> Iterator[Private]:
+    """Lay out the machine's proxies and logins for mmdebstrap while the block runs."""
+    found, reach = find(settings, apt=apt), access.of(apt)
+    texts = {
+        "apt.conf.d/90cplayground": reach.apt_conf,
+        "auth.conf.d/cplayground.conf": reach.auth_conf((*found.main, *found.security)),
+    }
+    with tempfile.TemporaryDirectory(prefix="cplayground-apt-") as name:
+        directories = []
+        for path, text in texts.items():
+            place = Path(name, path)
+            place.parent.mkdir()
+            place.touch(mode=0o600)
+            place.write_text(text)
+            directories.append(shlex.quote(str(place.parent)))
+        # mmdebstrap copies with tar, which keeps the modes.
+        hook = f"--setup-hook=copy-in {' '.join(directories)} /etc/apt/"
+        yield Private((hook,), tuple(f"etc/apt/{path}" for path in texts))
 
 
 def dists(row: suites.Suite, found: Mirrors) -> list[tuple[str, tuple[str, ...]]]:
@@ -151,8 +191,8 @@ def _having(dist: str, urls: tuple[str, ...], network: Network) -> str:
         reason = network.has(inrelease_url(base, dist))
         if reason is None:
             return base
-        logger.info("%s does not serve %s: %s", base, dist, reason)
-        reasons.append(f"{base}: {reason}")
+        logger.info("%s does not serve %s: %s", masked(base), dist, reason)
+        reasons.append(f"{masked(base)}: {reason}")
     raise InfrastructureError(
         f"no mirror has {dist}",
         expected=f"dists/{dist}/InRelease",
@@ -214,16 +254,37 @@ def _urls(uri: str) -> list[str]:
 
     Debian's cloud images use mirror+file:, the path of a list of mirrors (apt-transport-mirror(1)).
     """
-    parts = urlsplit(uri)
-    if parts.scheme in ("http", "https"):
-        return [uri.rstrip("/")]
-    if parts.scheme == "mirror+file":
+    listed = [uri]
+    if uri.startswith("mirror+file:"):
         try:
-            lines = Path(unquote(parts.path)).read_text().splitlines()
-        except OSError as error:
-            logger.warning("the list of mirrors %s cannot be read: %s", uri, error.strerror)
+            lines = Path(unquote(urlsplit(uri).path)).read_text().splitlines()
+        except (OSError, ValueError) as error:
+            logger.warning("the list of mirrors %s cannot be read: %s", masked(uri), error)
             return []
         listed = [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
-        return [url.rstrip("/") for url in listed if urlsplit(url).scheme in ("http", "https")]
-    logger.info("the mirror %s is left out: only http and https can be fetched from", uri)
-    return []
+    usable = []
+    for url in listed:
+        fault = _fault(url)
+        if fault is None:
+            usable.append(url.rstrip("/"))
+        else:
+            logger.warning("the mirror %s is left out: %s", masked(url), fault)
+    return usable
+
+
+def _fault(url: str) -> str | None:
+    """Say why nothing can be fetched from a URL, None when it can be tried."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https"):
+            return f"only http and https can be fetched from, not {parts.scheme or 'a path'}"
+        if not parts.hostname:
+            return "it names no host"
+        # Both raise ValueError for what is none.
+        _ = parts.port
+        parts.hostname.encode("idna")
+        if re.search(r"\s", unquote(parts.username or "") + unquote(parts.password or "")):
+            return "a login with white space cannot be handed to apt"
+    except ValueError as error:
+        return masked(str(error))
+    return None

@@ -179,7 +179,7 @@ def run(
     """
     chosen = list(suites.SUITES) if suite == "all" else [suites.suite(suite).name]
     flavours = suites.DEBIAN_FLAVOURS if flavour == "all" else (suites.base_flavour(flavour),)
-    network = network or Network()
+    network = network or download.machine()
     return tuple(
         _report(settings, dataclasses.replace(target, suite=name, flavour=one), network)
         for name in chosen

@@ -247,24 +247,28 @@ def _debootstrap(
     if settings.accept_expired:
         options.append('--aptopt=Acquire::Check-Valid-Until "false"')
     try:
-        return run(
-            [
-                *_OWN_PROCESSES,
-                need("mmdebstrap"),
-                "--mode=root",
-                "--variant=apt",
-                f"--include={','.join(packages)}",
-                *options,
-                suites.suite(suite).codename,
-                into,
-                "-",
-            ],
-            data=mirror.sources_list(settings, suite).encode(),
-            timeout_s=_MAKE_TIMEOUT_S,
-            log=log,
-            error=InfrastructureError,
-            hint="see the log; a mirror may be out of reach: give another with --mirror",
-        )
+        with mirror.private(settings) as private:
+            completed = run(
+                [
+                    *_OWN_PROCESSES,
+                    need("mmdebstrap"),
+                    "--mode=root",
+                    "--variant=apt",
+                    f"--include={','.join(packages)}",
+                    *options,
+                    *private.options,
+                    suites.suite(suite).codename,
+                    into,
+                    "-",
+                ],
+                data=mirror.sources_list(settings, suite).encode(),
+                timeout_s=_MAKE_TIMEOUT_S,
+                log=log,
+                error=InfrastructureError,
+                hint="see the log; a mirror may be out of reach: give another with --mirror",
+            )
+            private.remove(into)
+        return completed
     except InfrastructureError as error:
         # Not every dist of a root is one that its kernel comes from, and so checked before.
         said = _EXPIRED.search(log.read_text(errors="replace")) if log.exists() else None

@@ -96,7 +96,7 @@ def resolve(
     """
     row = suites.suite(target.suite)
     flavour = suites.base_flavour(target.flavour)
-    network = network or Network()
+    network = network or download.machine(apt)
     found = list(_kernel_packages(settings, row, network, apt))
     image = _image(found, row.name, flavour, target.version)
     version, name = image.listed.version, image.listed.package
@@ -136,7 +136,7 @@ def fetch(
     A dry run downloads indexes only, says what it would fetch, and returns where those
     files would lie.  Raises what :func:`resolve` and :func:`kbuild.download.fetch` raise.
     """
-    network = network or Network()
+    network = network or download.machine(apt)
     resolved = resolve(settings, target, network=network, apt=apt)
     logger.info(
         "base: linux %s (%s-%s) of %s",

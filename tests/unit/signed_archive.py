@@ -6,6 +6,7 @@ Keys and packages are made once per run: gpg and dpkg-deb take longer than what 
 from __future__ import annotations
 
 import atexit
+import base64
 import dataclasses
 import email.utils
 import functools
@@ -15,17 +16,21 @@ import lzma
 import random
 import shutil
 import socketserver
+import ssl
 import tarfile
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from kbuild import suites
+from kbuild.access import Access
 from kbuild.download import Network
 from kbuild.model import Settings
 from kbuild.run import run
@@ -56,6 +61,19 @@ class Key:
             timeout_s=30,
         )
         return done.stdout.encode()
+
+    def bomb(self, size: int) -> bytes:
+        """Sign zeros as a message, not as clear text: gpgv would unpack them all."""
+        path = self.home / "bomb.gpg"
+        run(
+            [
+                *(*self._gpg(), "--local-user", self.fingerprint, "--yes", "--output", path),
+                *("--compress-algo", "bzip2", "--sign"),
+            ],
+            data=bytes(size),
+            timeout_s=60,
+        )
+        return path.read_bytes()
 
     def _gpg(self) -> list[str | Path]:
         return ["gpg", "--homedir", self.home, "--batch", "--quiet", *self.clock]
@@ -313,6 +331,11 @@ class Fault:
     ignore_range: bool = False  # the whole file is sent, whatever was asked for
     no_length: bool = False  # the end of the content is the end of the connection
     shift_range: int = 0  # a range that begins so many bytes away is sent
+    location: str = ""  # of a redirect
+    drip_s: float = 0  # each byte of the content comes so long after the one before
+    drip_headers: bool = False  # and so does each byte of the headers
+    endless: bool = False  # the content is followed by zeros until the client has enough
+    chunked: bool = False  # the content comes in chunks of 10,000 bytes
 
 
 @dataclass(frozen=True)
@@ -323,24 +346,29 @@ class Request:
     range: str
     status: int
     sent: int  # bytes of content
+    login: str = ""  # user:password
+    proxy_login: str = ""
 
 
 class Server:
     """A directory served over HTTP on a port of the loopback interface."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, tls: ssl.SSLContext | None = None) -> None:
         self.root = root
+        self.scheme = "https" if tls else "http"
         self.requests: list[Request] = []
         self.faults: dict[str, list[Fault]] = {}  # by the path's end; the last one stays
         self._http = _Http(("127.0.0.1", 0), _Handler)
         self._http.owner = self
+        if tls is not None:
+            self._http.socket = tls.wrap_socket(self._http.socket, server_side=True)
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
 
     @property
     def url(self) -> str:
         """The base URL of the archive."""
-        return f"http://127.0.0.1:{self._http.server_address[1]}"
+        return f"{self.scheme}://127.0.0.1:{self._http.server_address[1]}"
 
     def fail(self, path: str, *faults: Fault) -> None:
         """Let the next requests for a path that ends so get these faults, the last one for ever.
@@ -383,8 +411,12 @@ class _Handler(BaseHTTPRequestHandler):
         for end, faults in owner.faults.items():
             if self.path.endswith(end):
                 fault = faults.pop(0) if len(faults) > 1 else faults[0]
-        path = owner.root / self.path.lstrip("/")
+        # A proxy is asked for a whole URL.
+        path = owner.root / urlsplit(self.path).path.lstrip("/")
         asked = self.headers.get("Range", "")
+        if fault.location:
+            self._answer(fault.status or 302, asked, {"Location": fault.location}, fault=fault)
+            return
         if fault.status or not path.is_file():
             self._answer(fault.status or 404, asked)
             return
@@ -405,34 +437,81 @@ class _Handler(BaseHTTPRequestHandler):
             status = 206
             headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
         body = content[begin:]
-        if fault.no_length:
+        if fault.no_length or fault.endless:
             self.close_connection = True
+        elif fault.chunked:
+            headers["Transfer-Encoding"] = "chunked"
         else:
             headers["Content-Length"] = str(len(body))
         if fault.drop_after >= 0:
             self.close_connection = True
             body = body[: fault.drop_after]
-        self._answer(status, asked, headers, body)
+        self._answer(status, asked, headers, body, fault=fault)
 
     def _answer(
-        self, status: int, asked: str, headers: dict[str, str] | None = None, body: bytes = b""
+        self,
+        status: int,
+        asked: str,
+        headers: dict[str, str] | None = None,
+        body: bytes = b"",
+        *,
+        fault: Fault = Fault(),
     ) -> None:
         # Noted before it is sent, so that a client that has its answer finds the note.
-        self.server.owner.requests.append(Request(self.path, asked, status, len(body)))
+        logins = [self._login("Authorization"), self._login("Proxy-Authorization")]
+        self.server.owner.requests.append(Request(self.path, asked, status, len(body), *logins))
+        if fault.drip_headers:
+            self._drip(b"HTTP/1.1 200 OK\r\n" + b"X-Filler: x\r\n" * 1000, fault.drip_s)
         self.send_response(status)
         for label, value in (headers or {"Content-Length": "0"}).items():
             self.send_header(label, value)
         self.end_headers()
-        self.wfile.write(body)
+        if fault.chunked:
+            for begin in range(0, len(body), 10_000):
+                piece = body[begin : begin + 10_000]
+                self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+            self.wfile.write(b"0\r\n\r\n")
+        elif fault.drip_s:
+            self._drip(body, fault.drip_s)
+        else:
+            self.wfile.write(body)
+        while fault.endless:
+            self.wfile.write(bytes(1 << 16))
+
+    def _login(self, header: str) -> str:
+        return base64.b64decode(self.headers.get(header, "").removeprefix("Basic ")).decode()
+
+    def _drip(self, content: bytes, seconds: float) -> None:
+        for begin in range(len(content)):
+            self.wfile.write(content[begin : begin + 1])
+            self.wfile.flush()
+            time.sleep(seconds)
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep the tests' output free of requests; ``requests`` has them."""
 
 
+def authority(home: Path) -> tuple[Path, ssl.SSLContext]:
+    """Make a certificate for 127.0.0.1; return it, and what a server needs of it."""
+    home.mkdir(parents=True, exist_ok=True)
+    certificate, private = home / "ca.pem", home / "key.pem"
+    run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-subj", "/CN=company", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", private, "-out", certificate),
+        ],
+        timeout_s=30,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, private)
+    return certificate, context
+
+
 @contextmanager
-def serve(root: Path) -> Iterator[Server]:
+def serve(root: Path, *, tls: ssl.SSLContext | None = None) -> Iterator[Server]:
     """Serve a directory while the block runs."""
-    server = Server(root)
+    server = Server(root, tls=tls)
     try:
         yield server
     finally:
@@ -445,14 +524,18 @@ class Waits:
 
     seconds: list[float] = field(default_factory=list)
     attempts: int = 4
+    access: Access = field(default_factory=Access)
+    patience_s: float = 5.0
 
     @property
     def network(self) -> Network:
         """A network of its own, with a connection pool of its own."""
         return Network(
+            access=self.access,
             attempts=self.attempts,
-            connect_timeout_s=5,
-            read_timeout_s=5,
+            connect_timeout_s=self.patience_s / 2,
+            read_timeout_s=self.patience_s,
+            window_s=self.patience_s,
             sleep=self.seconds.append,
         )
 

@@ -104,6 +104,14 @@ def test_no_mirror_is_a_finding_with_the_errors_own_hint(
     assert (finding.ok, finding.remedy) == (False, "Give one with --mirror URL.")
 
 
+def test_a_mirrors_password_is_not_shown(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    urls = ("http://me:secret@a.example/debian",)
+    monkeypatch.setattr(mirror, "find", lambda settings: Mirrors(urls, urls))
+    assert by_name(settings)["mirror"].detail == "http://***@a.example/debian"
+
+
 def test_mirrors_are_shown_and_a_missing_half_is_named(settings: Settings) -> None:
     found = by_name(settings)
     assert (found["mirror"].ok, found["mirror"].detail) == (True, "http://a.example/debian")

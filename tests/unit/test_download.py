@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import random
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kbuild import download, fs
+from kbuild import access, download, fs
+from kbuild.access import Access, Login
 from kbuild.download import Wanted
 from kbuild.errors import InfrastructureError, TrustError
 from tests.unit.signed_archive import Fault, Server, Waits, flip, kept, serve, settings
+from tests.unit.signed_archive import authority as authority_of
 
 CONTENT = random.Random(1).randbytes(600_000)
 NAME = "pool/linux-source_1_all.deb"
@@ -340,6 +344,159 @@ def test_a_full_disk_is_not_taken_for_a_bad_network(
     with pytest.raises(OSError, match="No space"):
         download.fetch(settings(tmp_path), WANTED, urls(server), Waits().network)
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("headers", [False, True])
+def test_a_byte_now_and_then_leads_to_the_next_mirror(
+    tmp_path: Path, server: Server, other: Server, headers: bool
+) -> None:
+    server.fail(NAME, Fault(drip_s=0.02, drip_headers=headers))
+    waits = Waits(attempts=2, patience_s=0.5)
+    began = time.monotonic()
+    path = download.fetch(settings(tmp_path), WANTED, urls(server, other), waits.network)
+    assert time.monotonic() - began < 10
+    assert path.read_bytes() == CONTENT
+    assert len(other.requests) == 1
+
+
+def test_a_slow_mirror_is_named_with_its_rate(tmp_path: Path, server: Server) -> None:
+    server.fail(NAME, Fault(drip_s=0.02))
+    with pytest.raises(InfrastructureError, match="could not be fetched") as caught:
+        download.fetch(settings(tmp_path), WANTED, urls(server), Waits(patience_s=0.5).network)
+    assert "bytes a second, 1000 are needed" in (caught.value.found or "")
+    assert len(server.requests) == 1
+
+
+def test_bytes_that_come_drop_by_drop_have_a_deadline(
+    tmp_path: Path, server: Server, other: Server
+) -> None:
+    # Each connection gains a little, so that no number of attempts is reached.
+    server.fail(NAME, Fault(drop_after=20))
+    network = dataclasses.replace(Waits().network, window_s=0.05, pace=1e9)
+    path = download.fetch(settings(tmp_path), WANTED, urls(server, other), network)
+    assert path.read_bytes() == CONTENT
+    assert len(server.requests) > network.attempts
+    assert [request.status for request in other.requests] == [206]
+
+
+def test_a_chunked_file_is_whole(tmp_path: Path, server: Server) -> None:
+    server.fail(NAME, Fault(chunked=True))
+    path = download.fetch(settings(tmp_path), WANTED, urls(server), Waits().network)
+    assert path.read_bytes() == CONTENT
+
+
+def test_an_endless_file_is_refused_at_its_size(tmp_path: Path, server: Server) -> None:
+    server.fail(NAME, Fault(endless=True))
+    one = settings(tmp_path)
+    with pytest.raises(TrustError, match="not the file"):
+        download.fetch(one, WANTED, urls(server), Waits().network)
+    assert kept(one) == []
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(status=304),
+        Fault(status=204),
+        Fault(status=300),
+        Fault(location="http://[::1/nonsense"),
+        Fault(location="http://" + "a" * 64 + ".example/"),
+        Fault(location="file:///etc/passwd"),
+        Fault(location="http://"),
+        Fault(location=f"/{NAME}"),
+        Fault(location="http://[::1/nonsense", endless=True),
+    ],
+    ids=str,
+)
+def test_a_nonsensical_answer_leads_to_the_next_mirror(
+    tmp_path: Path, server: Server, other: Server, fault: Fault
+) -> None:
+    server.fail(NAME, fault)
+    waits = Waits()
+    path = download.fetch(settings(tmp_path), WANTED, urls(server, other), waits.network)
+    assert path.read_bytes() == CONTENT
+    assert waits.seconds == []
+
+
+def test_a_redirect_is_followed(tmp_path: Path, server: Server, other: Server) -> None:
+    server.fail(NAME, Fault(location=f"{other.url}/{NAME}"))
+    path = download.fetch(settings(tmp_path), WANTED, urls(server), Waits().network)
+    assert path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1/x", "http://" + "a" * 64 + ".example/x", "http://h:port/x", "http:///x"]
+)
+def test_a_bad_url_leads_to_the_next_mirror(tmp_path: Path, server: Server, url: str) -> None:
+    path = download.fetch(settings(tmp_path), WANTED, [url, *urls(server)], Waits().network)
+    assert path.read_bytes() == CONTENT
+
+
+def test_a_password_is_used_and_never_said(
+    tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", logger="kbuild")
+    secret = [url.replace("://", "://user:p%40ss@") for url in urls(server)]
+    server.fail(NAME, Fault(drop_after=200_000), Fault(status=404))
+    with pytest.raises(InfrastructureError) as caught:
+        download.fetch(settings(tmp_path), WANTED, secret, Waits().network)
+    flip(server.root / NAME)
+    server.fail(NAME, Fault(status=503), Fault())
+    with pytest.raises(TrustError) as refused:
+        download.fetch(settings(tmp_path / "again"), WANTED, secret, Waits().network)
+    assert {request.login for request in server.requests} == {"user:p@ss"}
+    said = f"{caplog.text}{caught.value}{refused.value}"
+    assert "http://***@127.0.0.1" in said
+    assert "ss@" not in said
+    assert "p%40" not in said
+
+
+def test_a_password_does_not_follow_a_redirect_to_another_host(
+    tmp_path: Path, server: Server, other: Server
+) -> None:
+    elsewhere = f"{other.url}/{NAME}".replace("127.0.0.1", "localhost")
+    server.fail(NAME, Fault(location=elsewhere))
+    reached = Access(logins=(Login("http://127.0.0.1", "user", "pw"),))
+    download.fetch(settings(tmp_path), WANTED, urls(server), Waits(access=reached).network)
+    assert [request.login for request in (*server.requests, *other.requests)] == ["user:pw", ""]
+
+
+def test_a_proxy_that_refuses_is_named(tmp_path: Path, server: Server, other: Server) -> None:
+    proxy = other.url.replace("://", "://who:knows@")
+    reached = Access({"acquire::http::proxy": proxy})
+    other.fail(NAME, Fault(status=407))
+    with pytest.raises(InfrastructureError) as caught:
+        download.fetch(settings(tmp_path), WANTED, urls(server), Waits(access=reached).network)
+    masked = other.url.replace("://", "://***@")
+    assert "the proxy refused: 407" in (caught.value.found or "")
+    assert masked in (caught.value.found or "")
+    assert "knows" not in str(caught.value)
+    assert other.requests[0].proxy_login == "who:knows"
+    assert server.requests == []
+
+
+def test_a_proxy_that_is_down_is_named(tmp_path: Path, server: Server) -> None:
+    with serve(tmp_path) as gone:
+        reached = Access({"acquire::http::proxy": gone.url})
+    with pytest.raises(InfrastructureError) as caught:
+        download.fetch(settings(tmp_path), WANTED, urls(server), Waits(access=reached).network)
+    assert f"the proxy {gone.url} failed: " in (caught.value.found or "")
+    assert "refused" in (caught.value.found or "")
+
+
+def test_a_companys_own_authority_is_trusted_where_the_system_trusts_it(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, tls = authority_of(tmp_path / "ca")
+    with serve(server.root, tls=tls) as secure:
+        with pytest.raises(InfrastructureError, match="could not be fetched") as caught:
+            download.fetch(settings(tmp_path), WANTED, urls(secure), Waits(attempts=1).network)
+        assert "self-signed certificate" in (caught.value.found or "")
+        monkeypatch.setattr(access, "_BUNDLE", str(authority))
+        monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+        monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+        path = download.fetch(settings(tmp_path), WANTED, urls(secure), Waits().network)
+    assert path.read_bytes() == CONTENT
 
 
 def test_a_document_is_not_sent_again_when_it_is_unchanged(server: Server) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -161,6 +163,64 @@ def test_no_mirror_says_what_to_do(tmp_path: Path, text: str, kind: str) -> None
 def test_a_mirror_that_is_no_url_is_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(UserError, match="not a URL"):
         mirror.find(settings(tmp_path, url), apt=NOTHING)
+
+
+LONG = "a" * 64
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://[::1/debian",
+        f"http://{LONG}.example/debian",
+        "http://h:port/debian",
+        "http:///debian",
+    ],
+)
+def test_a_bad_url_is_left_out_where_it_is_the_machines_and_refused_where_it_is_the_users(
+    tmp_path: Path, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = find(tmp_path, main=f"deb {url} bookworm main\n{ONE_LINE}")
+    assert found.main == ("http://one.example/debian",)
+    assert f"the mirror {url} is left out" in caplog.text
+    with pytest.raises(UserError, match="not a URL"):
+        mirror.find(settings(tmp_path, url), apt=NOTHING)
+
+
+def test_a_refused_mirrors_password_is_not_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a URL") as caught:
+        mirror.find(settings(tmp_path, "ftp://me:secret@one.example/"), apt=NOTHING)
+    assert "ftp://***@one.example" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_root_never_sees_a_login(tmp_path: Path, home: SignedArchive) -> None:
+    apt = write_apt(tmp_path, main=ONE_LINE)
+    (apt / "apt.conf.d").mkdir()
+    (apt / "apt.conf.d/proxy").write_text('Acquire::http::Proxy::x.example "http://who:knows@p/";')
+    with signed_archive.serve(home.root) as server:
+        one = settings(tmp_path, server.url.replace("://", "://me:secret@"))
+        text = mirror.sources_list(one, "bookworm", apt=apt, network=Waits().network)
+        assert {request.login for request in server.requests} == {"me:secret"}
+    assert "secret" not in text
+    assert server.url in text
+    root = tmp_path / "root"
+    with mirror.private(one, apt=apt) as private:
+        assert not any(word in " ".join(private.options) for word in ("secret", "knows"))
+        (hook,) = private.options
+        copy, *places, target = shlex.split(hook.removeprefix("--setup-hook="))
+        assert (copy, target) == ("copy-in", "/etc/apt/")
+        for place in places:
+            shutil.copytree(place, root / "etc/apt" / Path(place).name)
+    assert not any(Path(place).exists() for place in places)
+    texts = {}
+    for name in private.files:
+        texts[name] = (root / name).read_text()
+        assert (root / name).stat().st_mode & 0o777 == 0o600
+    assert f"machine {server.url} login me password secret" in "".join(texts.values())
+    assert 'proxy::x.example "http://who:knows@p/";' in "".join(texts.values())
+    private.remove(root)
+    assert not [path for path in root.rglob("*") if path.is_file()]
 
 
 @pytest.fixture(scope="module")
