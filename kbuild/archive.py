@@ -22,6 +22,7 @@ from debian.deb822 import Packages
 from debian.deb822 import Release as ReleaseFile
 
 from kbuild import download, fs, mirror
+from kbuild.access import masked
 from kbuild.download import Network, PassingError, UnavailableError, Wanted
 from kbuild.errors import InfrastructureError, LostDependencyError, TrustError
 from kbuild.model import Settings
@@ -39,6 +40,8 @@ _CLOCK_SKEW = timedelta(hours=24)
 # Changes when an extract's content does, so that one written by older code is not read.
 _EXTRACT_FORMAT = 1
 _STATUS = "[GNUPG:] "
+_CLEARSIGNED = b"-----BEGIN PGP SIGNED MESSAGE-----"
+_GPGV_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -101,15 +104,15 @@ def release(
                     modified=same["modified"] if same else "",
                 )
             except (PassingError, UnavailableError) as error:
-                logger.info("%s: %s", url, error)
-                reasons.append(f"{url}: {error}")
+                logger.info("%s: %s", masked(url), error)
+                reasons.append(f"{masked(url)}: {error}")
                 continue
             content = (home / "InRelease").read_bytes() if document is None else document.content
             try:
-                found = check_release(settings, suite, dist, content, url)
+                found = check_release(settings, suite, dist, content, masked(url))
                 if known is not None and found.date.timestamp() < float(known["date"]):
                     raise TrustError(
-                        f"{url} is older than the one seen before",
+                        f"{masked(url)} is older than the one seen before",
                         expected=f"{datetime.fromtimestamp(float(known['date']), UTC)} or later",
                         found=str(found.date),
                         hint="the mirror lags behind; try again later, or another with --mirror",
@@ -237,6 +240,9 @@ def verify(keyring: Path, content: bytes, where: str) -> tuple[str, tuple[str, .
             f"the keyring {keyring} is not on this machine",
             hint="install debian-archive-keyring",
         )
+    # gpgv would also unpack a compressed message, whatever its size, before it knows the signer.
+    if not content.lstrip().startswith(_CLEARSIGNED):
+        raise _unsigned(keyring, where, "no clear-signed text")
     with tempfile.TemporaryDirectory(prefix="cplayground-gpgv-") as name:
         scratch = Path(name)
         (scratch / "signed").write_bytes(content)
@@ -245,8 +251,10 @@ def verify(keyring: Path, content: bytes, where: str) -> tuple[str, tuple[str, .
                 *("gpgv", "--homedir", scratch, "--keyring", keyring.resolve()),
                 *("--status-fd", "1", "--output", scratch / "text", scratch / "signed"),
             ],
-            timeout_s=60,
+            timeout_s=_GPGV_TIMEOUT_S,
             check=False,
+            error=TrustError,
+            hint="the mirror is damaged or lying: give another with --mirror",
         )
         status = [
             line.removeprefix(_STATUS).split()
@@ -256,13 +264,17 @@ def verify(keyring: Path, content: bytes, where: str) -> tuple[str, tuple[str, .
         signers = good_signers(status)
         plain = sum(words[0] == "PLAINTEXT" for words in status)
         if not signers or plain != 1 or not (scratch / "text").exists():
-            raise TrustError(
-                f"{where} is not signed by a key of the archive's keyring",
-                expected=f"a good signature by a key in {keyring}",
-                found=completed.stderr.strip() or "no signature",
-                hint="the mirror is damaged or lying, or debian-archive-keyring is too old",
-            )
-        return (scratch / "text").read_text(), signers
+            raise _unsigned(keyring, where, completed.stderr.strip() or "no signature")
+        return (scratch / "text").read_text(errors="replace"), signers
+
+
+def _unsigned(keyring: Path, where: str, found: str) -> TrustError:
+    return TrustError(
+        f"{where} is not signed by a key of the archive's keyring",
+        expected=f"a good signature by a key in {keyring}",
+        found=found,
+        hint="the mirror is damaged or lying, or debian-archive-keyring is too old",
+    )
 
 
 def good_signers(status: Sequence[Sequence[str]]) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import lzma
+import os
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -116,11 +118,44 @@ def test_a_truncated_release_is_refused(
     assert "not signed" in refused(home, server, tmp_path)
 
 
-def test_text_around_the_signed_text_is_not_read() -> None:
-    key = signed_archive.key()
-    signed = key.clearsign("Codename: good\n")
-    around = b"Codename: evil\n\n" + signed + b"\nCodename: evil\n"
-    assert archive.verify(key.keyring, around, "it") == ("Codename: good\n", (key.fingerprint,))
+def test_text_before_the_signed_text_is_refused(
+    home: SignedArchive, server: Server, tmp_path: Path
+) -> None:
+    path = home.inrelease(DIST)
+    path.write_bytes(b"Codename: evil\n\n" + path.read_bytes())
+    assert "not signed" in refused(home, server, tmp_path)
+
+
+@pytest.mark.parametrize("signer", ["archive", "stranger"])
+def test_a_message_that_would_unpack_to_gigabytes_is_not_unpacked(
+    home: SignedArchive, server: Server, tmp_path: Path, signer: str
+) -> None:
+    home.inrelease(DIST).write_bytes(signed_archive.key(signer).bomb(1 << 26))
+    assert home.inrelease(DIST).stat().st_size < 100_000
+    assert "not signed" in refused(home, server, tmp_path)
+
+
+def test_a_verification_that_takes_too_long_leads_to_the_next_mirror(
+    home: SignedArchive, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = SignedArchive(tmp_path / "slow", signed_archive.key())
+    slow.publish(DIST, codename="slow")
+    gpgv = tmp_path / "bin/gpgv"
+    gpgv.parent.mkdir()
+    gpgv.write_text(
+        "#!/bin/sh\n"
+        "for last; do :; done\n"
+        'grep -q "Codename: slow" "$last" && exec sleep 600\n'
+        f'exec {shutil.which("gpgv")} "$@"\n'
+    )
+    gpgv.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{gpgv.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(archive, "_GPGV_TIMEOUT_S", 0.5)
+    with signed_archive.serve(slow.root) as slower:
+        found = release(settings(tmp_path), slower.url, server.url)
+        assert found.bases[0] == server.url
+        with pytest.raises(TrustError, match="did not finish"):
+            release(settings(tmp_path / "again"), slower.url)
 
 
 def test_of_two_signed_texts_only_one_is_read() -> None:
