@@ -6,6 +6,7 @@ own apt then use the same values.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import netrc
 import os
@@ -124,17 +125,25 @@ def bare(url: str) -> str:
     return _LOGIN.sub("", url)
 
 
+@contextlib.contextmanager
+def configured(text: str) -> Iterator[dict[str, str]]:
+    """Yield the environment in which apt's programs read ``text`` first; it may hold logins."""
+    with tempfile.TemporaryDirectory(prefix="cplayground-apt-") as name:
+        place = Path(name) / "apt.conf"
+        place.touch(mode=0o600)
+        place.write_text(text)
+        yield {"APT_CONFIG": str(place)}
+
+
 def of(apt: Path = APT) -> Access:
     """Read how the machine's apt reaches mirrors.
 
     Raises InfrastructureError when apt cannot read its own configuration.
     """
-    with tempfile.TemporaryDirectory(prefix="cplayground-apt-") as name:
-        place = Path(name) / "apt.conf"
-        place.write_text(f'Dir::Etc "{apt}";\n')
+    with configured(f'Dir::Etc "{apt}";\n') as env:
         dump = run(
             ["apt-config", "dump"],
-            env={"APT_CONFIG": str(place)},
+            env=env,
             timeout_s=60,
             error=InfrastructureError,
             hint="correct the file of /etc/apt/apt.conf.d that apt names",

@@ -1,60 +1,98 @@
-"""The chain of trust: a signed InRelease, the indexes that it lists, the packages they list.
+"""The chain of trust: a signed InRelease, the index that it lists, the packages that it lists.
 
-gpgv(1) checks the signature with the suite's keyring, and only what gpgv itself gives
-back as the signed text is read.  Everything below is bound to it by size and SHA-256.
+apt-get(8) fetches and checks both with the suite's keyring, in directories of its own for
+each dist below the cache: signature, age, sizes and digests are apt's to judge, and an index
+is never replaced by an older one.  It also says where a package lies, and its digest.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import email.utils
 import hashlib
-import json
 import logging
-import lzma
+import re
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from debian.deb822 import Packages
 from debian.deb822 import Release as ReleaseFile
 
-from kbuild import download, fs, mirror
-from kbuild.access import masked
-from kbuild.download import Network, PassingError, UnavailableError, Wanted
-from kbuild.errors import InfrastructureError, LostDependencyError, TrustError
+from kbuild import access, fs, mirror, suites
+from kbuild.access import bare, masked
+from kbuild.download import Network, PassingError, Wanted
+from kbuild.errors import InfrastructureError, KbuildError, LostDependencyError, TrustError
 from kbuild.model import Settings
 from kbuild.run import run
 from kbuild.suites import Suite
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = "main/binary-amd64/Packages.xz"
+PACKAGES = "main/binary-amd64/Packages"
 
 # OpenPGP's numbers (RFC 9580, 9.5) of the digests that a signature may rest on: SHA-2 and SHA-3.
 _DIGESTS = {"8", "9", "10", "12", "14"}
-# How far a mirror's clock may be ahead of ours.
-_CLOCK_SKEW = timedelta(hours=24)
-# Changes when an extract's content does, so that one written by older code is not read.
-_EXTRACT_FORMAT = 1
 _STATUS = "[GNUPG:] "
-_CLEARSIGNED = b"-----BEGIN PGP SIGNED MESSAGE-----"
-_GPGV_TIMEOUT_S = 60.0
+# Nothing of the machine's configuration but how mirrors are reached: its hooks are not to run,
+# and it may have switched checks off.
+_CONFIGURATION = """\
+Dir::Etc::main "/dev/null";
+Dir::Etc::parts "/dev/null";
+{reaching}
+Dir::Etc::sourcelist "{private}/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::preferences "/dev/null";
+Dir::Etc::preferencesparts "/dev/null";
+Dir::Etc::netrc "{private}/auth.conf";
+Dir::Etc::netrcparts "/dev/null";
+Dir::Etc::trusted "/dev/null";
+Dir::Etc::trustedparts "/dev/null";
+Dir::State "{private}";
+Dir::State::lists "{lists}";
+Dir::State::status "/dev/null";
+Dir::Cache "{private}";
+Dir::Cache::archives "{private}";
+Dir::Cache::pkgcache "";
+Dir::Cache::srcpkgcache "";
+APT::Architecture "amd64";
+APT::Architectures "amd64";
+APT::Sandbox::User "root";
+Acquire::AllowReleaseInfoChange "true";
+Acquire::Check-Valid-Until "{check_age}";
+Acquire::GzipIndexes "false";
+Acquire::Languages "none";
+Acquire::Retries "0";
+Acquire::http::Timeout "{timeout_s}";
+Acquire::https::Timeout "{timeout_s}";
+"""
+# apt's words where what arrived was wrong, as against what did not arrive.
+_REFUSED = re.compile(
+    r"GPG error|Clearsigned file|Splitting up|signatures? (?:was|were|could)"
+    r"|is expired|not valid yet|Hash Sum mismatch|unexpected size|insufficient|too weak"
+)
+# Answers that the same request would get again.
+_LASTING = re.compile(r"\b(?:3\d\d|4(?!08|25|29)\d\d) ")
+# The mirror's base URL, in a file of the working directory.  apt calls its indexes by this path
+# and not by the mirror's, so that it remembers the newest one whichever mirror it came from;
+# and its method for such files hangs on a path with a character to quote.
+_URI = "mirror+file:/proc/self/cwd/mirrors"
+_KEPT = "_proc_self_cwd_mirrors"  # begins the names of its indexes
+_STRANGER = "NO_PUBKEY"
 
 
 @dataclass(frozen=True)
 class Release:
-    """A dist's InRelease whose signature, name and age were found good."""
+    """A dist's InRelease that apt found good."""
 
     dist: str  # bookworm-security
     bases: tuple[str, ...]  # mirrors of it; the one that it came from is first
     signers: tuple[str, ...]  # primary key fingerprints of the good signatures
-    date: datetime
     expired: bool  # past its Valid-Until, and taken nevertheless, by request or offline
-    by_hash: bool
-    files: Mapping[str, Wanted]  # by their path below dists/<dist>/
 
 
 @dataclass(frozen=True)
@@ -65,196 +103,255 @@ class Listed:
     version: str
     source: str  # the source package's name
     depends: str
-    filename: str  # below the mirror's base URL
-    size: int  # bytes
-    sha256: str
-
-    @property
-    def wanted(self) -> Wanted:
-        """The same, as what is to be downloaded."""
-        name = PurePosixPath(self.filename).name
-        return Wanted(what=self.filename, name=name, size=self.size, sha256=self.sha256)
 
 
-def release(
-    settings: Settings, suite: Suite, dist: str, bases: Sequence[str], network: Network
-) -> Release:
-    """Return a dist's InRelease from the first mirror whose copy can be trusted.
+@dataclass(frozen=True)
+class Place:
+    """Where a mirror keeps a package, and what the file must be."""
 
-    The last good one is kept in the cache: a server may answer that it is unchanged, an
-    offline run uses it (checked again, its age only said), and a mirror that has an older
-    one is passed over.  Raises TrustError when a mirror's copy was refused and no other
-    was good, InfrastructureError when none could be had.
+    path: str  # below the mirror's base URL, quoted for one
+    wanted: Wanted
+
+
+def read(
+    settings: Settings,
+    suite: Suite,
+    dist: str,
+    bases: Sequence[str],
+    network: Network,
+    *,
+    prefix: str | None,
+) -> tuple[Release, list[Listed]]:
+    """Return a dist's release, and its packages whose names begin with ``prefix``.
+
+    The index comes from the first mirror whose copy apt takes; offline, it is the one in the
+    cache, checked again.  Raises TrustError when a mirror's copy was refused and no other was
+    good, InfrastructureError when none could be had.
     """
-    home = settings.cache / "dists" / dist
+    if not Path(suite.keyring).exists():
+        raise LostDependencyError(
+            f"the keyring {suite.keyring} is not on this machine",
+            hint="install debian-archive-keyring",
+        )
+    failures: dict[str, KbuildError] = {}
+    home = settings.cache / "apt" / dist
     with fs.lock(settings.cache / "locks" / f"dist-{dist}.lock"):
+        here = _Apt(settings, suite, dist, tuple(bases), network, home)
         if settings.offline:
-            return _offline(settings, suite, dist, bases, home)
-        known = _stored(home)
-        refused: TrustError | None = None
-        reasons = []
+            return _read(here, prefix)
+        here.lists.mkdir(parents=True, exist_ok=True)
+        # Of a run that was killed; the lock says that no other is at work in it.
+        for left in home.glob("update.*"):
+            shutil.rmtree(left)
+        undamaged = _undamaged(here)
         for base in bases:
-            url = mirror.inrelease_url(base, dist)
-            same = known if known is not None and known["url"] == url else None
-            try:
-                document = download.document(
-                    network,
-                    url,
-                    etag=same["etag"] if same else "",
-                    modified=same["modified"] if same else "",
-                )
-            except (PassingError, UnavailableError) as error:
-                logger.info("%s: %s", masked(url), error)
-                reasons.append(f"{masked(url)}: {error}")
-                continue
-            content = (home / "InRelease").read_bytes() if document is None else document.content
-            try:
-                found = check_release(settings, suite, dist, content, masked(url))
-                if known is not None and found.date.timestamp() < float(known["date"]):
-                    raise TrustError(
-                        f"{masked(url)} is older than the one seen before",
-                        expected=f"{datetime.fromtimestamp(float(known['date']), UTC)} or later",
-                        found=str(found.date),
-                        hint="the mirror lags behind; try again later, or another with --mirror",
-                    )
-            except TrustError as error:
-                logger.warning("%s", error)
-                refused = refused or error
-                continue
-            if document is not None:
-                # The note goes first: one without its InRelease is no harm, its digest differs.
-                note = {
-                    "url": url,
-                    "etag": document.etag,
-                    "modified": document.modified,
-                    "date": str(found.date.timestamp()),
-                    "sha256": hashlib.sha256(content).hexdigest(),
-                }
-                fs.write_json(home / "InRelease.json", note)
-                fs.write_atomic(home / "InRelease", content)
-            rest = tuple(b for b in bases if b != base)
-            return dataclasses.replace(found, bases=(base, *rest))
-    if refused is not None:
-        raise refused
-    raise InfrastructureError(
+            order = (base, *(one for one in bases if one != base))
+            with tempfile.TemporaryDirectory(dir=home, prefix="update.") as name:
+                apt = _Apt(settings, suite, dist, order, network, Path(name))
+                try:
+                    _update(apt, undamaged)
+                    result = _read(apt, prefix)
+                except (TrustError, InfrastructureError) as error:
+                    refused = isinstance(error, TrustError) and not _foreign(settings, base, error)
+                    level = logging.WARNING if refused else logging.INFO
+                    logger.log(level, "%s: %s", masked(base), error)
+                    failures[base] = error
+                    continue
+                # The InRelease is the memory of the newest index: it is never away.
+                apt.packages.replace(here.packages)
+                fs.write_atomic(here.inrelease, apt.inrelease.read_bytes())
+                return result
+    raise _no_index(settings, dist, failures)
+
+
+def _read(apt: _Apt, prefix: str | None) -> tuple[Release, list[Listed]]:
+    fields, signers = _signed(apt)
+    found = _checked(apt, fields, signers)
+    return found, [] if prefix is None else _packages(apt, fields, prefix)
+
+
+def _foreign(settings: Settings, base: str, error: KbuildError) -> bool:
+    """Say whether a mirror of the machine's sources is of an archive that is not Debian's."""
+    given = [url.rstrip("/") for url in settings.mirrors]
+    return base not in given and _STRANGER in (error.found or "")
+
+
+def _no_index(settings: Settings, dist: str, failures: Mapping[str, KbuildError]) -> KbuildError:
+    # Another archive in the machine's sources says nothing about Debian's.
+    counting = [e for base, e in failures.items() if not _foreign(settings, base, e)]
+    found = "\n".join(
+        f"{masked(base)}: {error.what}\n{error.found or ''}".rstrip()
+        for base, error in failures.items()
+    )
+    if any(isinstance(error, TrustError) for error in counting or failures.values()):
+        return TrustError(
+            f"the index of {dist} was refused",
+            expected="an index of that suite, signed by Debian's keys and not expired",
+            found=found,
+            hint="a mirror is damaged, out of date or lying, this machine's clock is wrong, or "
+            "debian-archive-keyring is too old; give another mirror with --mirror, or take one "
+            "that has merely expired with --accept-expired",
+        )
+    return InfrastructureError(
         f"no mirror has {dist}, or none can be reached",
-        found="\n".join(reasons) or "no mirror to ask",
+        found=found or "no mirror to ask",
         hint="check the network, give another mirror with --mirror, "
         "or use what the cache has with --offline",
     )
 
 
-def _offline(
-    settings: Settings, suite: Suite, dist: str, bases: Sequence[str], home: Path
-) -> Release:
-    path = home / "InRelease"
+@dataclass(frozen=True)
+class _Apt:
+    """apt-get with directories of its own for one dist."""
+
+    settings: Settings
+    suite: Suite
+    dist: str
+    bases: tuple[str, ...]  # that of the first is to be read
+    network: Network
+    home: Path  # the working directory of apt-get update
+
+    @property
+    def lists(self) -> Path:
+        """The directory of the indexes."""
+        return self.home / "lists"
+
+    @property
+    def inrelease(self) -> Path:
+        """Where apt keeps the InRelease."""
+        return self.lists / f"{_KEPT}_dists_{self.dist}_InRelease"
+
+    @property
+    def packages(self) -> Path:
+        """Where apt keeps the index of packages."""
+        return self.lists / f"{_KEPT}_dists_{self.dist}_{PACKAGES.replace('/', '_')}"
+
+    @contextlib.contextmanager
+    def environment(self) -> Iterator[dict[str, str]]:
+        """Yield the environment of apt's programs, configured while the block runs."""
+        with tempfile.TemporaryDirectory(prefix="cplayground-apt-") as name:
+            private = Path(name)
+            reach = self.network.access
+            (private / "partial").mkdir()
+            (private / "auth.conf").write_text(reach.auth_conf(self.bases))
+            line = f"deb [signed-by={self.suite.keyring}] {_URI} {self.dist} main\n"
+            (private / "sources.list").write_text(line)
+            text = _CONFIGURATION.format(
+                reaching=reach.apt_conf,
+                private=private,
+                lists=self.lists,
+                check_age="false" if self.settings.accept_expired else "true",
+                timeout_s=max(1, round(self.network.read_timeout_s)),
+            )
+            with access.configured(text) as env:
+                yield env
+
+
+def _undamaged(apt: _Apt) -> tuple[Path, ...]:
+    """Return the files of an earlier run that are still what they were.
+
+    apt would not fetch a damaged index again, and would take a damaged InRelease's word for
+    the age of the newest.
+    """
+    if not apt.inrelease.exists():
+        return ()
+    good: tuple[Path, ...] = ()
+    try:
+        fields, _ = _signed(apt)
+        good = (apt.inrelease,)
+        _index(apt, fields)
+    except (TrustError, InfrastructureError) as error:
+        logger.warning("the index of %s is damaged and is fetched again: %s", apt.dist, error)
+        return good
+    return (*good, apt.packages)
+
+
+def _update(apt: _Apt, before: Sequence[Path]) -> None:
+    """Let apt bring the index up to date from the first mirror, on top of what was ``before``."""
+    (apt.lists / "partial").mkdir(parents=True)
+    for path in before:
+        # apt replaces files, and writes into none.
+        (apt.lists / path.name).hardlink_to(path)
+    fs.write_atomic(apt.home / "mirrors", f"{bare(apt.bases[0])}\n")
+    try:
+        for attempt in apt.network.retry(apt.bases[0]):
+            with attempt:
+                _update_once(apt)
+    except PassingError as error:
+        raise InfrastructureError("apt cannot fetch the index", found=str(error)) from error
+
+
+def _update_once(apt: _Apt) -> None:
+    proxy = apt.network.access.proxy(apt.bases[0])
+    with apt.environment() as env:
+        done = run(
+            [
+                *("apt-get", "update", "--quiet", "--error-on=any"),
+                *("--option", "pkgCacheFile::Generate=false"),
+            ],
+            cwd=apt.home,
+            env=env,
+            timeout_s=apt.network.index_timeout_s,
+            check=False,
+            error=InfrastructureError,
+        )
+    if done.returncode == 0:
+        return
+    # The reason of an "Err:" line stands below it.
+    lines = [*done.stderr.splitlines(), *(x for x in done.stdout.splitlines() if x[:1] == " ")]
+    said = masked("\n".join(dict.fromkeys(line.strip() for line in lines)))
+    said = said.replace(_URI, masked(apt.bases[0]))
+    said += f"\n(through the proxy {masked(proxy)})" if proxy else ""
+    if _REFUSED.search(said):
+        raise TrustError("apt refuses the index", found=said)
+    if _LASTING.search(said):
+        raise InfrastructureError("apt cannot fetch the index", found=said)
+    raise PassingError(said)
+
+
+def _checked(apt: _Apt, fields: ReleaseFile, signers: tuple[str, ...]) -> Release:
+    """Return the release; raise TrustError for that of another dist, or an expired one."""
+    names = [fields.get("Codename", ""), fields.get("Suite", "")]
+    if apt.dist not in names:
+        raise TrustError(
+            f"the index of {apt.dist} speaks of another suite",
+            found=f"not {apt.dist}, but Codename {names[0] or 'missing'}, "
+            f"Suite {names[1] or 'missing'}",
+        )
+    until = _date(fields.get("Valid-Until"))
+    expired = until is not None and until < datetime.now(UTC)
+    if expired and not (apt.settings.accept_expired or apt.settings.offline):
+        # What apt remembers has expired, and the mirror has an older one.
+        raise TrustError(f"the index of {apt.dist} has expired", found=f"it is expired on {until}")
+    if expired:
+        logger.warning("the index of %s expired on %s; it is used all the same", apt.dist, until)
+    return Release(apt.dist, apt.bases, signers, expired)
+
+
+def _signed(apt: _Apt) -> tuple[ReleaseFile, tuple[str, ...]]:
+    """Return an InRelease's fields, and the fingerprints that signed it.
+
+    apt has checked it when it came; this finds what was damaged since, and says the signers.
+    """
+    path = apt.inrelease
     if not path.exists():
         raise InfrastructureError(
-            f"the index of {dist} is not in the cache, and this run is offline",
+            f"the index of {apt.dist} is not in the cache, and this run is offline"
+            if apt.settings.offline
+            else f"{apt.dist} has no InRelease",
             expected=str(path),
             hint="run 'invoke fetch' once without --offline",
         )
-    found = check_release(settings, suite, dist, path.read_bytes(), str(path))
-    return dataclasses.replace(found, bases=tuple(bases))
-
-
-def _stored(home: Path) -> dict[str, str] | None:
-    """Read the note beside the InRelease in the cache, if both are there and belong together."""
-    try:
-        note: dict[str, str] = json.loads((home / "InRelease.json").read_text())
-        if fs.sha256_file(home / "InRelease") != note["sha256"]:
-            return None
-        return {key: str(note[key]) for key in ("url", "etag", "modified", "date")}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def check_release(
-    settings: Settings, suite: Suite, dist: str, content: bytes, where: str
-) -> Release:
-    """Check an InRelease: signature, that it is the dist asked for, and its age.
-
-    Raises TrustError which names ``where``.
-    """
-    text, signers = verify(Path(suite.keyring), content, where)
-    fields = ReleaseFile(text)
-    names = [fields.get("Codename", ""), fields.get("Suite", "")]
-    if dist not in names:
-        raise TrustError(
-            f"{where} speaks of another suite",
-            expected=dist,
-            found=f"Codename {names[0] or 'missing'}, Suite {names[1] or 'missing'}",
-            hint="the mirror serves the wrong directory; give another with --mirror",
-        )
-    now = datetime.now(UTC)
-    date = _date(fields, "Date", where)
-    if date is None:
-        raise TrustError(f"{where} has no Date", expected="a Date field", found="none")
-    if date > now + _CLOCK_SKEW:
-        raise TrustError(
-            f"{where} is dated in the future",
-            expected=f"{now:%Y-%m-%d %H:%M} UTC, or before",
-            found=f"{date:%Y-%m-%d %H:%M} UTC",
-            hint="set this machine's clock",
-        )
-    until = _date(fields, "Valid-Until", where)
-    expired = until is not None and until < now
-    if expired:
-        if not (settings.accept_expired or settings.offline):
-            raise TrustError(
-                f"{where} has expired",
-                expected=f"Valid-Until after {now:%Y-%m-%d %H:%M} UTC",
-                found=f"{until:%Y-%m-%d %H:%M} UTC",
-                hint="the mirror is no longer updated, or this machine's clock is wrong; "
-                "give another mirror with --mirror, or take it as it is with --accept-expired",
-            )
-        logger.warning("%s expired on %s; it is used all the same", where, until)
-    return Release(
-        dist=dist,
-        bases=(),
-        signers=signers,
-        date=date,
-        expired=expired,
-        by_hash=fields.get("Acquire-By-Hash", "no").strip().lower() == "yes",
-        files={
-            entry["name"]: Wanted(
-                what=f"dists/{dist}/{entry['name']}",
-                name=PurePosixPath(entry["name"]).name,
-                size=int(entry["size"]),
-                sha256=entry["sha256"],
-            )
-            for entry in fields.get("SHA256", [])
-        },
-    )
-
-
-def verify(keyring: Path, content: bytes, where: str) -> tuple[str, tuple[str, ...]]:
-    """Return a clear-signed text as gpgv gives it back, and the fingerprints that signed it.
-
-    One good signature is needed, and no bad one is tolerated; signatures by keys that the
-    keyring does not have are passed over, because an archive changes its keys with overlap.
-    Raises TrustError; LostDependencyError without gpgv or the keyring.
-    """
-    if not keyring.exists():
-        raise LostDependencyError(
-            f"the keyring {keyring} is not on this machine",
-            hint="install debian-archive-keyring",
-        )
-    # gpgv would also unpack a compressed message, whatever its size, before it knows the signer.
-    if not content.lstrip().startswith(_CLEARSIGNED):
-        raise _unsigned(keyring, where, "no clear-signed text")
     with tempfile.TemporaryDirectory(prefix="cplayground-gpgv-") as name:
-        scratch = Path(name)
-        (scratch / "signed").write_bytes(content)
+        text = Path(name) / "text"
         completed = run(
             [
-                *("gpgv", "--homedir", scratch, "--keyring", keyring.resolve()),
-                *("--status-fd", "1", "--output", scratch / "text", scratch / "signed"),
+                *("gpgv", "--homedir", name, "--keyring", Path(apt.suite.keyring).resolve()),
+                *("--status-fd", "1", "--output", text, path),
             ],
-            timeout_s=_GPGV_TIMEOUT_S,
+            timeout_s=60,
             check=False,
-            error=TrustError,
-            hint="the mirror is damaged or lying: give another with --mirror",
+            error=InfrastructureError,
         )
         status = [
             line.removeprefix(_STATUS).split()
@@ -262,19 +359,14 @@ def verify(keyring: Path, content: bytes, where: str) -> tuple[str, tuple[str, .
             if line.startswith(_STATUS)
         ]
         signers = good_signers(status)
-        plain = sum(words[0] == "PLAINTEXT" for words in status)
-        if not signers or plain != 1 or not (scratch / "text").exists():
-            raise _unsigned(keyring, where, completed.stderr.strip() or "no signature")
-        return (scratch / "text").read_text(errors="replace"), signers
-
-
-def _unsigned(keyring: Path, where: str, found: str) -> TrustError:
-    return TrustError(
-        f"{where} is not signed by a key of the archive's keyring",
-        expected=f"a good signature by a key in {keyring}",
-        found=found,
-        hint="the mirror is damaged or lying, or debian-archive-keyring is too old",
-    )
+        if not signers or not text.exists():
+            raise TrustError(
+                f"{path} is not signed by a key of the archive's keyring",
+                expected=f"a good signature by a key in {apt.suite.keyring}",
+                found=completed.stderr.strip() or "no signature",
+                hint="run 'invoke fetch' without --offline, which replaces it",
+            )
+        return ReleaseFile(text.read_text(errors="replace")), signers
 
 
 def good_signers(status: Sequence[Sequence[str]]) -> tuple[str, ...]:
@@ -303,92 +395,114 @@ def good_signers(status: Sequence[Sequence[str]]) -> tuple[str, ...]:
     return tuple(sorted(set(signers)))
 
 
-def _date(fields: ReleaseFile, name: str, where: str) -> datetime | None:
-    text = fields.get(name)
+def _date(text: str | None) -> datetime | None:
     if text is None:
         return None
-    try:
-        date = email.utils.parsedate_to_datetime(text)
-    except ValueError:
-        raise TrustError(
-            f"{where}: {name} is not a date", expected="a date as in e-mail", found=text
-        ) from None
+    date = email.utils.parsedate_to_datetime(text)
     return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
-def index(settings: Settings, found: Release, path: str, network: Network) -> Path:
-    """Return an index file that a release lists, verified, in the cache."""
-    urls = []
-    for base in found.bases:
-        directory = f"{base}/dists/{found.dist}/{PurePosixPath(path).parent}"
-        if found.by_hash:
-            # The plain name may already be the next release's while a mirror is being updated.
-            urls.append(f"{directory}/by-hash/SHA256/{_listed(found, path).sha256}")
-        urls.append(f"{directory}/{PurePosixPath(path).name}")
-    return download.fetch(settings, _listed(found, path), urls, network)
-
-
-def packages(settings: Settings, found: Release, network: Network, *, prefix: str) -> list[Listed]:
-    """Return the packages of a release's main component whose names begin with ``prefix``.
-
-    The few that match out of tens of thousands are kept in the cache beside the index's
-    digest, so that an index is decompressed and read once.
-    """
-    wanted = _listed(found, PACKAGES)
-    extract = settings.cache / "extracts" / f"{wanted.sha256}.{prefix}{_EXTRACT_FORMAT}.json"
-    kept = _read_extract(extract)
-    if kept is not None:
-        fs.mark_used(extract)
-        return kept
-    path = index(settings, found, PACKAGES, network)
-    try:
-        raw = lzma.decompress(path.read_bytes())
-    except lzma.LZMAError as error:
+def _index(apt: _Apt, fields: ReleaseFile) -> bytes:
+    """Return the index of packages, which must be the one that the InRelease lists."""
+    sha256 = {entry["name"]: entry["sha256"] for entry in fields.get("SHA256", [])}.get(PACKAGES)
+    path = apt.packages
+    if sha256 is None or not path.exists():
+        raise InfrastructureError(
+            f"{apt.dist} has no {PACKAGES}",
+            expected=f"{PACKAGES} under SHA256 in its InRelease, and at {path}",
+            hint="this is no mirror of Debian for amd64; give another with --mirror",
+        )
+    text = path.read_bytes()
+    found = hashlib.sha256(text).hexdigest()
+    if found != sha256:
         raise TrustError(
-            f"{wanted.what} is what the archive signed, but cannot be decompressed",
-            found=str(error),
-        ) from error
+            f"{path} is not the index that the InRelease beside it lists",
+            expected=f"sha256 {sha256}",
+            found=f"sha256 {found}",
+            hint="run 'invoke fetch' without --offline, which replaces it",
+        )
+    return text
+
+
+def _packages(apt: _Apt, fields: ReleaseFile, prefix: str) -> list[Listed]:
+    raw = _index(apt, fields)
     # python-debian takes seconds for all of Debian; only what may match is given to it.
     start = f"Package: {prefix}".encode()
     matching = (s for s in raw.split(b"\n\n") if s.lstrip(b"\n").startswith(start))
-    listed = [
+    return [
         Listed(
             package=stanza["Package"],
             version=stanza["Version"],
             source=stanza.get("Source", stanza["Package"]).split()[0],
             depends=stanza.get("Depends", ""),
-            filename=stanza["Filename"],
-            size=int(stanza["Size"]),
-            sha256=stanza["SHA256"],
         )
         for stanza in Packages.iter_paragraphs(b"\n\n".join(matching), use_apt_pkg=False)
     ]
-    body = json.dumps([dataclasses.asdict(one) for one in listed])
-    fs.write_atomic(extract, f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}")
-    return listed
 
 
-def _read_extract(path: Path) -> list[Listed] | None:
-    try:
-        digest, _, body = path.read_text().partition("\n")
-        if hashlib.sha256(body.encode()).hexdigest() != digest:
-            logger.warning("%s is damaged and is made again", path)
-            return None
-        return [Listed(**one) for one in json.loads(body)]
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, AttributeError) as error:
-        logger.warning("%s is damaged and is made again: %s", path, error)
-        return None
+def locate(
+    settings: Settings,
+    suite: Suite,
+    found: Release,
+    packages: Sequence[Listed],
+    network: Network,
+) -> dict[Listed, Place]:
+    """Ask apt where packages of a release lie, and for their sizes and digests.
+
+    Nothing is asked of the network.  Raises InfrastructureError when another run has brought
+    an index that does not list them any more.
+    """
+    home = settings.cache / "apt" / found.dist
+    apt = _Apt(settings, suite, found.dist, found.bases, network, home)
+    wishes = [f"{one.package}={one.version}" for one in packages]
+    with fs.lock(settings.cache / "locks" / f"dist-{found.dist}.lock"), apt.environment() as env:
+        listing = run(
+            ["apt-get", "--print-uris", "download", *wishes],
+            env=env,
+            timeout_s=120,
+            error=InfrastructureError,
+            hint="another run may have brought a newer index: run the same again",
+        ).stdout
+    # The name that apt gives to a file: linux-source-6.1_6.1.192-1_all.deb.
+    line = re.compile(
+        rf"'{re.escape(_URI)}/(?P<path>\S+)' (?P<name>\S+)_[^_]+ (?P<size>\d+)"
+        r" SHA256:(?P<sha256>[0-9a-f]{64}) *"
+    )
+    places = {}
+    for match in filter(None, map(line.fullmatch, listing.splitlines())):
+        path = unquote(match["path"])
+        wanted = Wanted(path, PurePosixPath(path).name, int(match["size"]), match["sha256"])
+        places[match["name"]] = Place(match["path"], wanted)
+    return {one: places[f"{one.package}_{one.version.replace(':', '%3a')}"] for one in packages}
 
 
-def _listed(found: Release, path: str) -> Wanted:
-    try:
-        return found.files[path]
-    except KeyError:
+def sources_list(
+    settings: Settings, suite: str, *, apt: Path = mirror.APT, network: Network | None = None
+) -> str:
+    """Return apt's one-line sources for a suite, its pockets and its security pocket.
+
+    Each dist comes from the first mirror whose index apt takes.  Logins are left out: a root
+    keeps its sources.  Raises what :func:`kbuild.mirror.find` and :func:`read` raise,
+    InfrastructureError when the run is offline.
+    """
+    row = suites.suite(suite)
+    found = mirror.find(settings, apt=apt)
+    if settings.offline:
         raise InfrastructureError(
-            f"{found.dist} does not list {path}",
-            expected=f"{path} under SHA256 in its InRelease",
-            found=f"{len(found.files)} other files",
-            hint="this is no mirror of Debian for amd64; give another with --mirror",
-        ) from None
+            f"packages of {suite} are needed from a mirror, and this run is offline",
+            hint="run the same without --offline once; the result is kept in the cache",
+        )
+    network = network or Network(access.of(apt))
+    options = f"signed-by={row.keyring}"
+    if settings.accept_expired:
+        options += " check-valid-until=no"
+    lines = [
+        f"deb [{options}] {_first(settings, row, dist, urls, network)} {dist} main"
+        for dist, urls in mirror.dists(row, found)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _first(settings: Settings, row: Suite, dist: str, urls: Sequence[str], network: Network) -> str:
+    found, _ = read(settings, row, dist, urls, network, prefix=None)
+    return bare(found.bases[0])

@@ -32,8 +32,6 @@ _CHUNK = 1 << 16
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 # Answers that a file is not there.
 _GONE = {404, 410}
-# What a document without a known digest may weigh; Debian's largest InRelease has 0.2 MB.
-_DOCUMENT_LIMIT = 16 << 20
 _REDIRECTS = 5
 
 
@@ -57,6 +55,7 @@ class Network:
     read_timeout_s: float = 60.0  # of silence, and for all of an answer's headers
     floor: float = 1000.0  # bytes per second, below which a mirror is left
     window_s: float = 30.0  # over which that rate is taken
+    index_timeout_s: float = 300.0  # for all indexes of a dist together
     pace: float = 20_000.0  # bytes per second that a whole file needs, pauses included
     sleep: Callable[[float], None] = time.sleep
 
@@ -82,9 +81,7 @@ class Network:
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 raise PassingError(_cause(error) + through) from error
             if target is None:
-                return self._checked(
-                    response, through, conditional="If-" in " ".join(headers or {})
-                )
+                return self._checked(response, through)
             response.close()
             try:
                 url, secure = urljoin(url, target), urlsplit(url).scheme == "https"
@@ -115,11 +112,9 @@ class Network:
 
         return _within(self.connect_timeout_s + self.read_timeout_s, get)
 
-    def _checked(
-        self, response: requests.Response, through: str, *, conditional: bool
-    ) -> requests.Response:
+    def _checked(self, response: requests.Response, through: str) -> requests.Response:
         status = response.status_code
-        if status in (200, 206) or (status == 304 and conditional):
+        if status in (200, 206):
             return response
         response.close()
         answer = f"{status} {response.reason}{through}"
@@ -149,16 +144,6 @@ class Network:
             reraise=True,
         )
 
-    def has(self, url: str) -> str | None:
-        """Ask whether a document is there; return None, or the reason why it cannot be had."""
-        try:
-            for attempt in self.retry(url):
-                with attempt:
-                    self.open(url).close()
-        except (PassingError, UnavailableError) as error:
-            return str(error)
-        return None
-
 
 @dataclass(frozen=True)
 class Wanted:
@@ -168,15 +153,6 @@ class Wanted:
     name: str  # the file's name in the cache
     size: int  # bytes
     sha256: str
-
-
-@dataclass(frozen=True)
-class Document:
-    """A small file without a known digest, and the validators of HTTP that came with it."""
-
-    content: bytes
-    etag: str
-    modified: str
 
 
 def machine(apt: Path = access.APT) -> Network:
@@ -235,33 +211,6 @@ def _within(seconds: float, get: Callable[[], requests.Response]) -> requests.Re
     if isinstance(results[0], Exception):
         raise results[0]
     return results[0]
-
-
-def document(network: Network, url: str, *, etag: str = "", modified: str = "") -> Document | None:
-    """Fetch a small file whole; None means that it is the one that the validators describe.
-
-    Raises PassingError after the last attempt, UnavailableError when the server has none.
-    """
-    headers = {}
-    if etag:
-        headers["If-None-Match"] = etag
-    if modified:
-        headers["If-Modified-Since"] = modified
-    for attempt in network.retry(url):
-        with attempt, network.open(url, headers) as response:
-            if response.status_code == 304:
-                return None
-            content = bytearray()
-            for chunk in _chunks(network, response):
-                content += chunk
-                if len(content) > _DOCUMENT_LIMIT:
-                    raise UnavailableError(f"longer than {_DOCUMENT_LIMIT} bytes")
-            return Document(
-                bytes(content),
-                response.headers.get("ETag", ""),
-                response.headers.get("Last-Modified", ""),
-            )
-    raise AssertionError("tenacity ends a loop by raising")
 
 
 def place(settings: Settings, wanted: Wanted) -> Path:

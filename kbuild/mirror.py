@@ -1,8 +1,8 @@
-"""Where Debian archives are: what the user names, and what the machine's apt already uses.
+"""Where Debian archives may be: what the user names, and what the machine's apt already uses.
 
-An archive is recognised by what its entry says, never by its host: an entry for one of
-Debian's suites with the component main.  The base URL of a Debian archive serves every
-suite, so a machine on trixie can build for bookworm.
+apt-get(8) lists the machine's sources.  An entry for one of Debian's suites with the
+component main may be Debian's; :mod:`kbuild.archive` finds that out by the signature.  The
+base URL of a Debian archive serves every suite, so a machine on trixie can build for bookworm.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
-from debian.deb822 import Deb822
-
-from kbuild import access, download, suites
-from kbuild.access import bare, masked
-from kbuild.download import Network
+from kbuild import access, suites
+from kbuild.access import masked
 from kbuild.errors import InfrastructureError, UserError
 from kbuild.model import Settings
+from kbuild.run import run
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +35,7 @@ _DIST = re.compile(
 )
 # The security archive's dists; the form with the slash was in use until buster.
 _SECURITY = ("-security", "/updates")
-_ONE_LINE = re.compile(
-    r"deb\s+(?:\[(?P<options>[^]]*)]\s+)?(?P<uri>\S+)\s+(?P<dist>\S+)\s+(?P<rest>.+)"
-)
+_FORMAT = "\t".join(("$(RELEASE)", "$(COMPONENT)", "$(REPO_URI)"))
 
 
 @dataclass(frozen=True)
@@ -48,16 +44,6 @@ class Mirrors:
 
     main: tuple[str, ...]  # have dists/<suite>
     security: tuple[str, ...]  # have dists/<suite>-security
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One source of packages that apt is configured with."""
-
-    uri: str
-    dist: str
-    components: tuple[str, ...]
-    signed_by: str  # "" where the entry does not say
 
 
 def find(settings: Settings, *, apt: Path = APT) -> Mirrors:
@@ -77,15 +63,11 @@ def find(settings: Settings, *, apt: Path = APT) -> Mirrors:
                 found=fault,
             )
     main, security = list(given), list(given)
-    for entry in entries(apt):
-        match = _DIST.fullmatch(entry.dist.rstrip("/"))
-        if match is None or "main" not in entry.components:
-            continue
-        # Whoever signs with another key than Debian's is no mirror of Debian.
-        if entry.signed_by.startswith("/") and "debian" not in Path(entry.signed_by).name:
-            continue
-        wanted = security if match["pocket"] in _SECURITY else main
-        wanted.extend(_urls(entry.uri))
+    for dist, component, uri in _targets(apt):
+        match = _DIST.fullmatch(dist.rstrip("/"))
+        if match is not None and component == "main":
+            wanted = security if match["pocket"] in _SECURITY else main
+            wanted.extend(_urls(uri))
     found = Mirrors(tuple(dict.fromkeys(main)), tuple(dict.fromkeys(security)))
     for kind, urls in (("main", found.main), ("security", found.security)):
         if not urls:
@@ -98,34 +80,6 @@ def find(settings: Settings, *, apt: Path = APT) -> Mirrors:
                 "once for the main archive and once for the security archive",
             )
     return found
-
-
-def sources_list(
-    settings: Settings, suite: str, *, apt: Path = APT, network: Network | None = None
-) -> str:
-    """Return apt's one-line sources for a suite, its pockets and its security pocket.
-
-    Each dist comes from the first mirror that has an InRelease for it.  apt itself checks
-    the signatures, with the suite's keyring.  Logins are left out: a root keeps its sources.
-    Raises UserError when no mirror is known,
-    InfrastructureError when none has the suite, or when the run is offline.
-    """
-    row = suites.suite(suite)
-    found = find(settings, apt=apt)
-    if settings.offline:
-        raise InfrastructureError(
-            f"packages of {suite} are needed from a mirror, and this run is offline",
-            hint="run the same without --offline once; the result is kept in the cache",
-        )
-    network = network or download.machine(apt)
-    options = f"signed-by={row.keyring}"
-    if settings.accept_expired:
-        options += " check-valid-until=no"
-    lines = [
-        f"deb [{options}] {bare(_having(dist, urls, network))} {dist} main"
-        for dist, urls in dists(row, found)
-    ]
-    return "\n".join(lines) + "\n"
 
 
 @dataclass(frozen=True)
@@ -180,73 +134,40 @@ def kernel_dists(row: suites.Suite, found: Mirrors) -> list[tuple[str, tuple[str
     ]
 
 
-def inrelease_url(base: str, dist: str) -> str:
-    """Return where a mirror keeps the signed index of a dist."""
-    return f"{base}/dists/{dist}/InRelease"
+def _targets(apt: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield dist, component and URI of the machine's sources, as apt reads them."""
+    try:
+        yield from _listed(apt)
+    except InfrastructureError as error:
+        # One entry that apt cannot read makes it refuse all of them.
+        logger.warning("apt cannot read its sources, each file is read by itself: %s", error.found)
+        parts = apt / "sources.list.d"
+        for path in (
+            apt / "sources.list",
+            *sorted(parts.glob("[!.]*.list")),
+            *sorted(parts.glob("[!.]*.sources")),
+        ):
+            try:
+                yield from _listed(apt, f"Dir::Etc::sourcelist={path}", "Dir::Etc::sourceparts=-")
+            except InfrastructureError:
+                logger.warning("%s is left out", path)
 
 
-def _having(dist: str, urls: tuple[str, ...], network: Network) -> str:
-    reasons = []
-    for base in urls:
-        reason = network.has(inrelease_url(base, dist))
-        if reason is None:
-            return base
-        logger.info("%s does not serve %s: %s", masked(base), dist, reason)
-        reasons.append(f"{masked(base)}: {reason}")
-    raise InfrastructureError(
-        f"no mirror has {dist}",
-        expected=f"dists/{dist}/InRelease",
-        found="\n".join(reasons),
-        hint="check the network, or give another mirror with --mirror",
-    )
-
-
-def entries(apt: Path = APT) -> Iterator[Entry]:
-    """Read apt's sources in its own order: sources.list, then sources.list.d by name.
-
-    Only binary package sources that are enabled; sources.list(5) describes both formats.
-    """
-    files = [apt / "sources.list"]
-    parts = apt / "sources.list.d"
-    if parts.is_dir():
-        files += sorted(p for p in parts.iterdir() if p.suffix in (".list", ".sources"))
-    for path in files:
-        try:
-            text = path.read_text(errors="replace")
-        except OSError as error:
-            if path.exists():
-                logger.warning("%s cannot be read: %s", path, error.strerror)
-            continue
-        yield from _deb822(text) if path.suffix == ".sources" else _one_line(text)
-
-
-def _one_line(text: str) -> Iterator[Entry]:
-    for line in text.splitlines():
-        match = _ONE_LINE.fullmatch(line.partition("#")[0].strip())
-        if match is None:
-            continue
-        options = dict(
-            option.split("=", 1) for option in (match["options"] or "").split() if "=" in option
-        )
-        yield Entry(
-            match["uri"], match["dist"], tuple(match["rest"].split()), options.get("signed-by", "")
-        )
-
-
-def _deb822(text: str) -> Iterator[Entry]:
-    for stanza in Deb822.iter_paragraphs(text.splitlines(), use_apt_pkg=False):
-        if "deb" not in stanza.get("Types", "").split():
-            continue
-        if stanza.get("Enabled", "yes").strip().lower() in ("no", "false", "off", "0", "without"):
-            continue
-        for uri in stanza.get("URIs", "").split():
-            for dist in stanza.get("Suites", "").split():
-                yield Entry(
-                    uri,
-                    dist,
-                    tuple(stanza.get("Components", "").split()),
-                    stanza.get("Signed-By", "").strip(),
-                )
+def _listed(apt: Path, *options: str) -> list[tuple[str, str, str]]:
+    options = ("APT::Architecture=amd64", "APT::Architectures=amd64", *options)
+    with access.configured(f'Dir::Etc "{apt}";\n') as env:
+        listing = run(
+            [
+                *("apt-get", "indextargets", "--no-release-info", "--format", _FORMAT),
+                *(word for option in options for word in ("--option", option)),
+                *("Created-By: Packages", "Architecture: amd64"),
+            ],
+            env=env,
+            timeout_s=60,
+            error=InfrastructureError,
+        ).stdout
+    rows = (line.split("\t") for line in listing.splitlines())
+    return [(row[0], row[1], quote(row[2], safe="/:@%+~[]")) for row in rows if len(row) == 3]
 
 
 def _urls(uri: str) -> list[str]:

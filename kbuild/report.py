@@ -226,7 +226,7 @@ def fetch(settings: Settings, target: Target, network: Network) -> Base:
     """Bring what a report reads into the cache: all of a kernel but its image."""
     resolved = source.resolve(settings, target, network=network)
     for offer in (resolved.source, resolved.headers, *resolved.support):
-        download.fetch(settings, offer.listed.wanted, offer.urls, network)
+        download.fetch(settings, offer.wanted, offer.urls, network)
     return source.base(settings, resolved)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kbuild import fs, mirror, stamp, suites
+from kbuild import archive, fs, mirror, stamp, suites
 from kbuild.errors import BuildError, InfrastructureError, TrustError, UserError
 from kbuild.model import Root, Settings
 from kbuild.run import Arg, Completed, need, run
@@ -261,7 +261,7 @@ def _debootstrap(
                     into,
                     "-",
                 ],
-                data=mirror.sources_list(settings, suite).encode(),
+                data=archive.sources_list(settings, suite).encode(),
                 timeout_s=_MAKE_TIMEOUT_S,
                 log=log,
                 error=InfrastructureError,

@@ -20,7 +20,7 @@ from debian.debian_support import Version
 
 from kbuild import archive, download, fs, mirror, progress, stamp, suites
 from kbuild.archive import Listed
-from kbuild.download import GoneError, Network
+from kbuild.download import GoneError, Network, Wanted
 from kbuild.errors import BuildError, InfrastructureError, TrustError, UserError
 from kbuild.model import Base, Settings, Target, VerifiedFile
 from kbuild.run import run
@@ -44,6 +44,7 @@ class Offer:
     """A package of the kernel, and every place where it can be had."""
 
     listed: Listed
+    wanted: Wanted
     urls: tuple[str, ...]
     dists: tuple[str, ...]  # the signed indexes that list it
 
@@ -107,7 +108,9 @@ def resolve(
     parts = _built_along(found, image, without=())
     # Since 6.12 the headers depend on the image, which nothing is compiled with.
     support = _built_along(found, headers, without=(image,))
-    used = [f.release for f in (image, *parts, source, headers, *support)]
+    chosen = (image, *parts, source, headers, *support)
+    offers = _offers(settings, row, found, chosen, network)
+    used = [f.release for f in chosen]
     return Resolved(
         suite=row.name,
         flavour=flavour,
@@ -115,11 +118,11 @@ def resolve(
         abi=abi,
         signers=tuple(sorted({signer for release in used for signer in release.signers})),
         expired=any(release.expired for release in used),
-        source=_offer(found, source),
-        image=_offer(found, image),
-        parts=tuple(_offer(found, one) for one in parts),
-        headers=_offer(found, headers),
-        support=tuple(_offer(found, one) for one in support),
+        source=offers[source],
+        image=offers[image],
+        parts=tuple(offers[one] for one in parts),
+        headers=offers[headers],
+        support=tuple(offers[one] for one in support),
         others=_versions(found, flavour, without=version),
     )
 
@@ -147,12 +150,12 @@ def fetch(
     )
     for offer in resolved.offers:
         if settings.dry:
-            missing = not download.place(settings, offer.listed.wanted).exists()
+            missing = not download.place(settings, offer.wanted).exists()
             logger.info(
                 "%s %s (%s)",
                 "would fetch" if missing else "have",
-                offer.listed.wanted.name,
-                progress.size(offer.listed.size),
+                offer.wanted.name,
+                progress.size(offer.wanted.size),
             )
         else:
             _fetch(settings, resolved, offer, network)
@@ -161,13 +164,13 @@ def fetch(
 
 def _fetch(settings: Settings, resolved: Resolved, offer: Offer, network: Network) -> None:
     try:
-        download.fetch(settings, offer.listed.wanted, offer.urls, network)
+        download.fetch(settings, offer.wanted, offer.urls, network)
     except GoneError as error:
         # Another version is another kernel, with other bugs: that is for the user to choose.
         others = ", ".join(resolved.others) or "none"
         raise GoneError(
             f"linux {resolved.version} of {resolved.suite} cannot be had: "
-            f"{offer.listed.wanted.name} is listed, and no mirror has it",
+            f"{offer.wanted.name} is listed, and no mirror has it",
             expected=error.expected,
             found=error.found,
             hint="give another mirror with --mirror, or another version with --version "
@@ -180,8 +183,9 @@ def base(settings: Settings, resolved: Resolved) -> Base:
 
     def file(offer: Offer) -> VerifiedFile:
         one = offer.listed
-        path = download.place(settings, one.wanted)
-        return VerifiedFile(one.package, one.version, path, one.sha256, one.size)
+        path = download.place(settings, offer.wanted)
+        sha256, size = offer.wanted.sha256, offer.wanted.size
+        return VerifiedFile(one.package, one.version, path, sha256, size)
 
     return Base(
         suite=resolved.suite,
@@ -202,8 +206,8 @@ def _kernel_packages(
     settings: Settings, row: suites.Suite, network: Network, apt: Path
 ) -> Iterator[_Found]:
     for dist, bases in mirror.kernel_dists(row, mirror.find(settings, apt=apt)):
-        release = archive.release(settings, row, dist, bases, network)
-        for listed in archive.packages(settings, release, network, prefix="linux-"):
+        release, packages = archive.read(settings, row, dist, bases, network, prefix="linux-")
+        for listed in packages:
             if _KERNEL_SOURCE.fullmatch(listed.source):
                 yield _Found(listed, release)
 
@@ -343,16 +347,34 @@ def _dependencies(listed: Listed) -> list[list[_Wish]]:
     return [[_Wish(str(one["name"]), *(one["version"] or ())) for one in group] for group in groups]
 
 
-def _offer(found: Sequence[_Found], chosen: _Found) -> Offer:
-    """Gather the places of one package: several dists may list the same file."""
-    equal = [f for f in found if f.listed.wanted == chosen.listed.wanted]
+def _offers(
+    settings: Settings,
+    row: suites.Suite,
+    found: Sequence[_Found],
+    chosen: Sequence[_Found],
+    network: Network,
+) -> dict[_Found, Offer]:
+    """Gather the places of each package: several dists may list the same file."""
+    wishes = {(one.listed.package, one.listed.version) for one in chosen}
+    wanted = [one for one in found if (one.listed.package, one.listed.version) in wishes]
+    places: dict[_Found, archive.Place] = {}
+    for release in dict.fromkeys(one.release for one in wanted):
+        listed = [one.listed for one in wanted if one.release == release]
+        located = archive.locate(settings, row, release, listed, network)
+        places |= {_Found(one, release): place for one, place in located.items()}
+    return {one: _offer(places, one) for one in chosen}
+
+
+def _offer(places: Mapping[_Found, archive.Place], chosen: _Found) -> Offer:
+    wanted = places[chosen].wanted
     # After a point release the same file lies in two archives under the same or another path.
-    places = [chosen, *(f for f in equal if f is not chosen)]
-    urls = [f"{base}/{f.listed.filename}" for f in places for base in f.release.bases]
+    same = [chosen, *(one for one in places if places[one].wanted.sha256 == wanted.sha256)]
+    urls = [f"{base}/{places[one].path}" for one in same for base in one.release.bases]
     return Offer(
         listed=chosen.listed,
+        wanted=wanted,
         urls=tuple(dict.fromkeys(urls)),
-        dists=tuple(dict.fromkeys(f.release.dist for f in places)),
+        dists=tuple(dict.fromkeys(one.release.dist for one in same)),
     )
 
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from kbuild import suites
 from kbuild.access import Access
@@ -280,8 +280,12 @@ class SignedArchive:
         """Write a dist's indexes and sign them; return the text that was signed."""
         index = self.packages(dist)
         index.parent.mkdir(parents=True, exist_ok=True)
-        other = "Package: zsh\nVersion: 5\nFilename: pool/z\nSize: 1\nSHA256: 0\n"
-        content = lzma.compress("\n".join([other, *self.stanzas.get(dist, [])]).encode())
+        other = (
+            "Package: zsh\nVersion: 5\nArchitecture: amd64\nFilename: pool/z\nSize: 1\n"
+            f"SHA256: {'0' * 64}\n"
+        )
+        plain = "\n".join([other, *self.stanzas.get(dist, [])]).encode()
+        content = lzma.compress(plain)
         index.write_bytes(content)
         sha256 = hashlib.sha256(content).hexdigest()
         if by_hash:
@@ -293,15 +297,18 @@ class SignedArchive:
             "Origin": "Test",
             "Suite": f"oldstable{dist.removeprefix('bookworm')}",
             "Codename": codename or dist,
-            "Date": email.utils.format_datetime(when),
+            "Architectures": "amd64",
+            "Components": "main",
+            "Date": email.utils.format_datetime(when, usegmt=True),
             "Acquire-By-Hash": "yes" if by_hash else "no",
         }
         if codename is not None:
             fields["Suite"] = codename
         if valid_for is not None:
-            fields["Valid-Until"] = email.utils.format_datetime(when + valid_for)
+            fields["Valid-Until"] = email.utils.format_datetime(when + valid_for, usegmt=True)
         text = "".join(f"{label}: {value}\n" for label, value in fields.items())
         text += f"SHA256:\n {sha256} {len(content)} main/binary-amd64/Packages.xz\n"
+        text += f" {hashlib.sha256(plain).hexdigest()} {len(plain)} main/binary-amd64/Packages\n"
         self.inrelease(dist).write_bytes((key or self.key).clearsign(text))
         return text
 
@@ -357,6 +364,7 @@ class Server:
         self.root = root
         self.scheme = "https" if tls else "http"
         self.requests: list[Request] = []
+        self.endless = 0  # bytes of endless content that clients took
         self.faults: dict[str, list[Fault]] = {}  # by the path's end; the last one stays
         self._http = _Http(("127.0.0.1", 0), _Handler)
         self._http.owner = self
@@ -412,7 +420,7 @@ class _Handler(BaseHTTPRequestHandler):
             if self.path.endswith(end):
                 fault = faults.pop(0) if len(faults) > 1 else faults[0]
         # A proxy is asked for a whole URL.
-        path = owner.root / urlsplit(self.path).path.lstrip("/")
+        path = owner.root / unquote(urlsplit(self.path).path).lstrip("/")
         asked = self.headers.get("Range", "")
         if fault.location:
             self._answer(fault.status or 302, asked, {"Location": fault.location}, fault=fault)
@@ -476,7 +484,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.wfile.write(body)
         while fault.endless:
-            self.wfile.write(bytes(1 << 16))
+            self.server.owner.endless += self.wfile.write(bytes(1 << 16))
 
     def _login(self, header: str) -> str:
         return base64.b64decode(self.headers.get(header, "").removeprefix("Basic ")).decode()
@@ -536,6 +544,7 @@ class Waits:
             connect_timeout_s=self.patience_s / 2,
             read_timeout_s=self.patience_s,
             window_s=self.patience_s,
+            index_timeout_s=4 * self.patience_s,
             sleep=self.seconds.append,
         )
 
@@ -554,5 +563,5 @@ def settings(home: Path, *mirrors: str, offline: bool = False, dry: bool = False
 
 def kept(one: Settings) -> list[str]:
     """Return the names of all files in the cache that hold content, partial ones included."""
-    places = [one.cache / name for name in ("files", "partial", "extracts", "dists")]
+    places = [one.cache / "files", one.cache / "partial", *one.cache.glob("apt/*/lists")]
     return sorted(p.name for place in places for p in place.rglob("*") if p.is_file())

@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import lzma
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
-from kbuild import archive
-from kbuild.errors import InfrastructureError, LostDependencyError, TrustError
+from kbuild import access, archive, suites
+from kbuild.access import Access
+from kbuild.download import Network, Wanted
+from kbuild.errors import InfrastructureError, LostDependencyError, TrustError, UserError
 from kbuild.model import Settings
 from tests.unit import signed_archive
-from tests.unit.signed_archive import Fault, Server, SignedArchive, Waits, flip, kept, settings
+from tests.unit.signed_archive import (
+    NOTHING,
+    Fault,
+    Server,
+    SignedArchive,
+    Waits,
+    flip,
+    kept,
+    settings,
+)
 
 DIST = "bookworm"
-PACKAGES = "main/binary-amd64/Packages.xz"
+PREFIX = "_proc_self_cwd_mirrors_dists_bookworm_"
+GOOD = [f"{PREFIX}InRelease", f"{PREFIX}main_binary-amd64_Packages"]
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> SignedArchive:
     one = SignedArchive(tmp_path_factory.mktemp("template"), signed_archive.key())
-    one.add(DIST, "linux-kbuild-6.1", "6.1.10-1", depends="libc6 (>= 2.34)")
+    one.add(DIST, "linux-kbuild-6.1", "6.1.10-1~x+y", depends="libc6 (>= 2.34)")
     one.publish(DIST)
     return one
 
@@ -41,105 +55,191 @@ def server(home: SignedArchive) -> Iterator[Server]:
         yield one
 
 
-def release(one: Settings, *bases: str) -> archive.Release:
+@pytest.fixture
+def other(template: SignedArchive, tmp_path: Path) -> Iterator[Server]:
+    with signed_archive.serve(template.copy(tmp_path / "other").root) as one:
+        yield one
+
+
+def read(
+    one: Settings, *bases: str, network: Network | None = None
+) -> tuple[archive.Release, list[archive.Listed]]:
     row = signed_archive.suite(signed_archive.key())
-    return archive.release(one, row, DIST, bases, Waits().network)
+    return archive.read(one, row, DIST, bases, network or Waits().network, prefix="linux-")
 
 
-def packages(one: Settings, *bases: str) -> list[archive.Listed]:
-    return archive.packages(one, release(one, *bases), Waits().network, prefix="linux-")
+def ago(**passed: float) -> datetime:
+    return datetime.now(UTC) - timedelta(**passed)
+
+
+def newer(home: SignedArchive) -> None:
+    """Publish a release that is newer than the template's, with a package more."""
+    home.add(DIST, "linux-libc-dev", "6.1.11-1")
+    home.publish(DIST, date=datetime.now(UTC) + timedelta(seconds=5))
 
 
 def test_a_good_release_is_taken_with_its_signer(tmp_path: Path, server: Server) -> None:
-    found = release(settings(tmp_path), server.url)
-    assert found.signers == (signed_archive.key().fingerprint,)
-    assert found.dist == DIST
-    assert found.bases == (server.url,)
-    assert not found.expired
-    assert set(found.files) == {PACKAGES}
-
-
-def test_the_packages_of_the_prefix_are_listed(tmp_path: Path, server: Server) -> None:
-    (one,) = packages(settings(tmp_path), server.url)
-    assert (one.package, one.version, one.source) == ("linux-kbuild-6.1", "6.1.10-1", "linux")
+    found, (one,) = read(settings(tmp_path), server.url)
+    assert found == archive.Release(
+        DIST, (server.url,), (signed_archive.key().fingerprint,), expired=False
+    )
+    assert (one.package, one.version, one.source) == ("linux-kbuild-6.1", "6.1.10-1~x+y", "linux")
     assert one.depends == "libc6 (>= 2.34)"
-    assert one.wanted.name == "linux-kbuild-6.1_6.1.10-1_amd64.deb"
 
 
-def refused(home: SignedArchive, server: Server, tmp_path: Path) -> str:
-    """Fetch the release, which must be refused and leave nothing; return the message."""
+def test_apt_says_where_a_package_lies_and_what_it_is(tmp_path: Path, server: Server) -> None:
     one = settings(tmp_path)
+    found, listed = read(one, server.url)
+    row = signed_archive.suite(signed_archive.key())
+    before = len(server.requests)
+    places = archive.locate(one, row, found, listed, Waits().network)
+    assert len(server.requests) == before
+    (pool,) = server.root.glob("pool/main/l/linux/*")
+    content = pool.read_bytes()
+    path = f"pool/main/l/linux/{pool.name}"
+    sha256 = hashlib.sha256(content).hexdigest()
+    place = places[listed[0]]
+    assert place.wanted == Wanted(path, pool.name, len(content), sha256)
+    assert unquote(place.path) == path
+
+
+def test_a_package_that_has_left_the_index_is_said(tmp_path: Path, server: Server) -> None:
+    one = settings(tmp_path)
+    found, (listed,) = read(one, server.url)
+    row = signed_archive.suite(signed_archive.key())
+    gone = dataclasses.replace(listed, version="6.1.9-1")
+    with pytest.raises(InfrastructureError, match="apt-get") as caught:
+        archive.locate(one, row, found, [listed, gone], Waits().network)
+    assert "6.1.9-1" in (caught.value.found or "")
+
+
+def test_a_path_that_needs_quoting_is_no_hindrance(tmp_path: Path, server: Server) -> None:
+    assert read(settings(tmp_path / "ä b~c+d"), server.url)[1]
+
+
+# What is refused, with what of it is said.
+REFUSED: dict[str, tuple[Callable[[SignedArchive], object], str]] = {
+    "unsigned": (lambda a: a.inrelease(DIST).write_text(a.publish(DIST)), "not signed"),
+    "stranger": (lambda a: a.publish(DIST, key=signed_archive.key("stranger")), "NO_PUBKEY"),
+    "a byte of the text": (lambda a: flip_after(a, b"Codename: b"), "BADSIG"),
+    "a byte of the digest": (lambda a: flip_after(a, b"SHA256:\n "), "BADSIG"),
+    "truncated": (lambda a: os.truncate(a.inrelease(DIST), 400), "signature"),
+    "text before": (lambda a: around(a, b"Codename: evil\n\n", b""), "Clearsigned"),
+    "text behind": (lambda a: around(a, b"", b"\nCodename: evil\n"), "Splitting up"),
+    "another text before": (lambda a: before(a, signed_archive.key("stranger")), "Splitting up"),
+    "bomb": (lambda a: a.inrelease(DIST).write_bytes(a.key.bomb(1 << 26)), "Clearsigned"),
+    "bomb of a stranger": (
+        lambda a: a.inrelease(DIST).write_bytes(signed_archive.key("stranger").bomb(1 << 26)),
+        "Clearsigned",
+    ),
+    "expired": (lambda a: a.publish(DIST, date=ago(days=9)), "is expired"),
+    "of the future": (lambda a: a.publish(DIST, date=ago(days=-3)), "not valid yet"),
+    "another suite": (lambda a: a.publish(DIST, codename="trixie"), "Codename trixie"),
+    "a byte of the index": (lambda a: flip(a.packages(DIST)), "Hash Sum mismatch"),
+    "a truncated index": (lambda a: os.truncate(a.packages(DIST), 40), "unexpected size"),
+}
+
+
+def flip_after(one: SignedArchive, text: bytes) -> None:
+    path = one.inrelease(DIST)
+    flip(path, path.read_bytes().index(text) + len(text))
+
+
+def around(one: SignedArchive, first: bytes, last: bytes) -> None:
+    one.inrelease(DIST).write_bytes(first + one.inrelease(DIST).read_bytes() + last)
+
+
+def before(one: SignedArchive, key: signed_archive.Key) -> None:
+    around(one, key.clearsign("Codename: evil\n"), b"")
+
+
+@pytest.mark.parametrize("how", REFUSED)
+def test_what_is_wrong_is_refused_and_another_mirror_asked(
+    tmp_path: Path, home: SignedArchive, server: Server, other: Server, how: str
+) -> None:
+    spoil, reason = REFUSED[how]
+    spoil(home)
+    one = settings(tmp_path, server.url)
     with pytest.raises(TrustError) as caught:
-        release(one, server.url)
+        read(one, server.url)
+    assert server.url in str(caught.value)
+    assert reason in (caught.value.found or "")
     assert kept(one) == []
-    assert f"{server.url}/dists/{DIST}/InRelease" in str(caught.value)
-    return str(caught.value)
+    found, listed = read(one, server.url, other.url)
+    assert found.bases == (other.url, server.url)
+    assert [package.version for package in listed] == ["6.1.10-1~x+y"]
 
 
-def test_an_unsigned_release_is_refused(
-    home: SignedArchive, server: Server, tmp_path: Path
+ABSENT = {
+    "404": Fault(status=404),
+    "503": Fault(status=503),
+    "304": Fault(status=304),
+    "no url": Fault(location="http://[::1/x"),
+    "a label too long": Fault(location=f"http://{'a' * 64}.example/"),
+    "a loop": Fault(location="InRelease"),
+    "drip": Fault(drip_s=0.05),
+    "drip of headers": Fault(drip_s=0.05, drip_headers=True),
+    "endless": Fault(endless=True),
+}
+
+
+@pytest.mark.parametrize("how", ABSENT)
+@pytest.mark.parametrize("path", ["InRelease", "Packages.xz"])
+def test_a_mirror_that_does_not_deliver_is_left_for_another(
+    tmp_path: Path, server: Server, other: Server, how: str, path: str
 ) -> None:
-    home.inrelease(DIST).write_text(home.publish(DIST))
-    assert "not signed" in refused(home, server, tmp_path)
+    server.fail(path, ABSENT[how])
+    one = settings(tmp_path)
+    network = Waits(attempts=1, patience_s=0.5).network
+    found, _ = read(one, server.url, other.url, network=network)
+    assert found.bases[0] == other.url
+    assert kept(one) == GOOD
 
 
-def test_a_release_signed_by_a_stranger_is_refused(
-    home: SignedArchive, server: Server, tmp_path: Path
+def test_an_endless_release_does_not_fill_the_disk(tmp_path: Path, server: Server) -> None:
+    server.fail("InRelease", Fault(endless=True))
+    with pytest.raises((InfrastructureError, TrustError), match="bookworm"):
+        read(settings(tmp_path), server.url, network=Waits(attempts=1).network)
+    assert server.endless < 30 << 20
+
+
+@pytest.mark.parametrize("how", ["404", "503", "drip"])
+def test_a_mirror_that_is_away_is_no_breach_of_trust(
+    tmp_path: Path, server: Server, how: str
 ) -> None:
-    home.publish(DIST, key=signed_archive.key("stranger"))
-    message = refused(home, server, tmp_path)
-    assert "not signed by a key of the archive's keyring" in message
-    assert "No public key" in message
+    server.fail("InRelease", ABSENT[how])
+    network = Waits(attempts=1, patience_s=0.5).network
+    with pytest.raises(InfrastructureError, match="no mirror has bookworm") as caught:
+        read(settings(tmp_path), server.url, network=network)
+    said = {"404": "404", "503": "503", "drip": "did not finish in 2 s"}
+    assert said[how] in str(caught.value)
 
 
-def test_a_release_signed_by_an_expired_key_is_refused(
-    home: SignedArchive, server: Server, tmp_path: Path
+def test_a_mirror_that_recovers_is_waited_for(tmp_path: Path, server: Server) -> None:
+    server.fail("InRelease", Fault(status=503), Fault())
+    read(settings(tmp_path), server.url)
+    assert [request.status for request in server.asked("InRelease")] == [503, 200]
+
+
+def test_a_mirror_that_does_not_recover_is_asked_as_often_as_patience_lasts(
+    tmp_path: Path, server: Server
 ) -> None:
-    old = signed_archive.key("old", expired=True)
-    home.publish(DIST, key=old)
-    row = signed_archive.suite(old)
-    with pytest.raises(TrustError, match="not signed"):
-        archive.release(settings(tmp_path), row, DIST, [server.url], Waits().network)
-
-
-@pytest.mark.parametrize("field", ["Codename: bookworm", "SHA256:\n "])
-def test_a_changed_byte_in_a_release_is_refused(
-    home: SignedArchive, server: Server, tmp_path: Path, field: str
-) -> None:
-    path = home.inrelease(DIST)
-    flip(path, path.read_bytes().index(field.encode()) + len(field) + 1)
-    assert "BAD signature" in refused(home, server, tmp_path)
-
-
-def test_a_truncated_release_is_refused(
-    home: SignedArchive, server: Server, tmp_path: Path
-) -> None:
-    server.fail("InRelease", Fault(truncate_to=home.inrelease(DIST).stat().st_size - 100))
-    assert "not signed" in refused(home, server, tmp_path)
-
-
-def test_text_before_the_signed_text_is_refused(
-    home: SignedArchive, server: Server, tmp_path: Path
-) -> None:
-    path = home.inrelease(DIST)
-    path.write_bytes(b"Codename: evil\n\n" + path.read_bytes())
-    assert "not signed" in refused(home, server, tmp_path)
-
-
-@pytest.mark.parametrize("signer", ["archive", "stranger"])
-def test_a_message_that_would_unpack_to_gigabytes_is_not_unpacked(
-    home: SignedArchive, server: Server, tmp_path: Path, signer: str
-) -> None:
-    home.inrelease(DIST).write_bytes(signed_archive.key(signer).bomb(1 << 26))
-    assert home.inrelease(DIST).stat().st_size < 100_000
-    assert "not signed" in refused(home, server, tmp_path)
+    server.fail("InRelease", Fault(status=503))
+    waits = Waits(attempts=3)
+    with pytest.raises(InfrastructureError):
+        read(settings(tmp_path), server.url, network=waits.network)
+    assert len(server.asked("InRelease")) == 3
+    assert len(waits.seconds) == 2
 
 
 def test_a_verification_that_takes_too_long_leads_to_the_next_mirror(
-    home: SignedArchive, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: SignedArchive,
+    server: Server,
+    other: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    slow = SignedArchive(tmp_path / "slow", signed_archive.key())
-    slow.publish(DIST, codename="slow")
+    home.publish(DIST, codename="slow")
     gpgv = tmp_path / "bin/gpgv"
     gpgv.parent.mkdir()
     gpgv.write_text(
@@ -150,26 +250,22 @@ def test_a_verification_that_takes_too_long_leads_to_the_next_mirror(
     )
     gpgv.chmod(0o755)
     monkeypatch.setenv("PATH", f"{gpgv.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr(archive, "_GPGV_TIMEOUT_S", 0.5)
-    with signed_archive.serve(slow.root) as slower:
-        found = release(settings(tmp_path), slower.url, server.url)
-        assert found.bases[0] == server.url
-        with pytest.raises(TrustError, match="did not finish"):
-            release(settings(tmp_path / "again"), slower.url)
+    network = Waits(patience_s=0.5).network
+    with pytest.raises(InfrastructureError, match="no mirror has") as caught:
+        read(settings(tmp_path), server.url, network=network)
+    assert "did not finish" in (caught.value.found or "")
+    assert read(settings(tmp_path), server.url, other.url, network=network)[0].bases[0] == other.url
 
 
-def test_of_two_signed_texts_only_one_is_read() -> None:
-    key = signed_archive.key()
-    two = key.clearsign("Codename: good\n") + key.clearsign("Codename: old\n")
-    assert archive.verify(key.keyring, two, "it")[0] == "Codename: good\n"
-
-
-def test_of_two_signed_texts_a_strangers_does_not_borrow_trust() -> None:
-    key, stranger = signed_archive.key(), signed_archive.key("stranger")
-    good, evil = key.clearsign("Codename: good\n"), stranger.clearsign("Codename: evil\n")
-    with pytest.raises(TrustError):
-        archive.verify(key.keyring, evil + good, "it")
-    assert archive.verify(key.keyring, good + evil, "it")[0] == "Codename: good\n"
+def test_a_release_signed_by_an_expired_key_is_refused(
+    home: SignedArchive, server: Server, tmp_path: Path
+) -> None:
+    old = signed_archive.key("old", expired=True)
+    home.publish(DIST, key=old)
+    row = signed_archive.suite(old)
+    with pytest.raises(TrustError, match="was refused") as caught:
+        archive.read(settings(tmp_path), row, DIST, [server.url], Waits().network, prefix=None)
+    assert "EXPKEYSIG" in (caught.value.found or "")
 
 
 def test_a_second_signature_by_an_unknown_key_does_no_harm(
@@ -179,146 +275,212 @@ def test_a_second_signature_by_an_unknown_key_does_no_harm(
         home.publish(DIST), signed_archive.key(), signed_archive.key("stranger")
     )
     home.inrelease(DIST).write_bytes(both)
-    found = release(settings(tmp_path), server.url)
+    found, _ = read(settings(tmp_path), server.url)
     assert found.signers == (signed_archive.key().fingerprint,)
 
 
-def test_an_expired_release_is_refused_with_its_date(
-    home: SignedArchive, server: Server, tmp_path: Path
+# An archive of somebody else's in the machine's sources.
+
+
+def test_another_archive_of_the_machine_is_passed_over_quietly(
+    home: SignedArchive,
+    server: Server,
+    other: Server,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    home.publish(DIST, date=datetime.now(UTC) - timedelta(days=9))
-    assert "has expired" in refused(home, server, tmp_path)
+    home.publish(DIST, key=signed_archive.key("vendor"))
+    found, _ = read(settings(tmp_path), server.url, other.url)
+    assert found.bases[0] == other.url
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_another_archive_of_the_machine_says_nothing_about_debians(
+    home: SignedArchive, server: Server, other: Server, tmp_path: Path
+) -> None:
+    home.publish(DIST, key=signed_archive.key("vendor"))
+    other.fail("InRelease", Fault(status=503))
+    with pytest.raises(InfrastructureError, match="no mirror has"):
+        read(settings(tmp_path), server.url, other.url)
+    # A mirror that the user named is held to its word.
+    with pytest.raises(TrustError, match="was refused"):
+        read(settings(tmp_path, server.url), server.url, other.url)
+
+
+# Age.
 
 
 def test_an_expired_release_is_taken_on_request_and_marked(
     home: SignedArchive, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    home.publish(DIST, date=datetime.now(UTC) - timedelta(days=9))
+    home.publish(DIST, date=ago(days=9))
     one = dataclasses.replace(settings(tmp_path), accept_expired=True)
-    assert release(one, server.url).expired
+    assert read(one, server.url)[0].expired
     assert "expired on" in caplog.text
+    with pytest.raises(TrustError):
+        read(settings(tmp_path), server.url)
+
+
+def test_a_machine_that_accepts_expired_releases_does_not_decide(
+    home: SignedArchive, server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "apt.conf.d").mkdir()
+    hook = tmp_path / "hook-ran"
+    (tmp_path / "apt.conf.d/99").write_text(
+        'Acquire::Check-Valid-Until "false";\nAcquire::Check-Date "false";\n'
+        f'APT::Update::Pre-Invoke {{ "touch {hook}"; }};\n'
+        'Acquire::AllowInsecureRepositories "true";\n'
+    )
+    network = dataclasses.replace(Waits().network, access=access.of(tmp_path))
+    read(settings(tmp_path), server.url, network=network)
+    assert not hook.exists()
+    home.publish(DIST, date=ago(days=9))
+    with pytest.raises(TrustError, match="refused"):
+        read(settings(tmp_path / "again"), server.url, network=network)
 
 
 def test_a_release_that_never_expires_is_taken(
     home: SignedArchive, server: Server, tmp_path: Path
 ) -> None:
-    home.publish(DIST, date=datetime.now(UTC) - timedelta(days=900), valid_for=None)
-    assert not release(settings(tmp_path), server.url).expired
+    home.publish(DIST, date=ago(days=900), valid_for=None)
+    assert not read(settings(tmp_path), server.url)[0].expired
 
 
-def test_a_release_from_the_future_is_refused(
-    home: SignedArchive, server: Server, tmp_path: Path
-) -> None:
-    home.publish(DIST, date=datetime.now(UTC) + timedelta(days=3))
-    assert "clock" in refused(home, server, tmp_path)
-
-
-def test_another_suite_is_refused(home: SignedArchive, server: Server, tmp_path: Path) -> None:
-    home.publish(DIST, codename="trixie")
-    message = refused(home, server, tmp_path)
-    assert "another suite" in message
-    assert "trixie" in message
-
-
-def test_an_older_release_than_the_last_is_refused(
-    home: SignedArchive, server: Server, tmp_path: Path
+def test_an_older_release_never_replaces_a_newer_one(
+    home: SignedArchive, server: Server, other: Server, tmp_path: Path
 ) -> None:
     one = settings(tmp_path)
-    last = release(one, server.url)
-    home.publish(DIST, date=datetime.now(UTC) - timedelta(days=2))
-    with pytest.raises(TrustError, match="older than the one seen before"):
-        release(one, server.url)
-    assert release(settings(tmp_path, offline=True), server.url).date == last.date
+    newer(home)
+    newest = read(one, server.url)[1]
+    assert len(newest) == 2
+    # Neither from another mirror, nor after that failed, nor once the first has gone back.
+    assert read(one, other.url)[1] == newest
+    other.fail("InRelease", Fault(status=503))
+    with pytest.raises(InfrastructureError):
+        read(one, other.url)
+    home.publish(DIST, codename="trixie", date=ago(days=-1, minutes=1))
+    with pytest.raises(TrustError):
+        read(one, server.url)
+    home.stanzas[DIST].pop()
+    home.publish(DIST, date=ago(hours=5))
+    assert read(one, server.url)[1] == newest
+    assert read(settings(tmp_path, offline=True), server.url)[1] == newest
 
 
-def test_a_bad_mirror_is_survived_with_a_good_one(
-    home: SignedArchive, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_an_older_release_does_not_keep_an_expired_one_alive(
+    home: SignedArchive, server: Server, tmp_path: Path
 ) -> None:
-    bad = SignedArchive(tmp_path / "bad", signed_archive.key("stranger"))
-    bad.publish(DIST)
-    with signed_archive.serve(bad.root) as worse:
-        found = release(settings(tmp_path), worse.url, server.url)
-        assert found.bases == (server.url, worse.url)
-        assert worse.url in caplog.text
+    home.publish(DIST, date=ago(days=8))
+    read(dataclasses.replace(settings(tmp_path), accept_expired=True), server.url)
+    home.publish(DIST, date=ago(days=8, hours=5), valid_for=timedelta(days=30))
+    with pytest.raises(TrustError, match="was refused"):
+        read(settings(tmp_path), server.url)
 
 
-def test_a_mirror_without_the_suite_is_passed_over(server: Server, tmp_path: Path) -> None:
-    with signed_archive.serve(tmp_path / "empty") as empty:
-        assert release(settings(tmp_path), empty.url, server.url).bases[0] == server.url
-        with pytest.raises(InfrastructureError) as caught:
-            release(settings(tmp_path / "again"), empty.url)
-        assert "404" in str(caught.value)
-        assert empty.url in str(caught.value)
-
-
-def test_an_unchanged_release_is_not_sent_again(
+def test_another_suites_release_is_not_remembered(
     home: SignedArchive, server: Server, tmp_path: Path
 ) -> None:
     one = settings(tmp_path)
-    first = release(one, server.url)
-    assert release(one, server.url) == first
-    assert [r.status for r in server.asked("InRelease")] == [200, 304]
-    home.publish(DIST, date=datetime.now(UTC) + timedelta(seconds=5))
-    assert release(one, server.url).date > first.date
+    first = read(one, server.url)
+    home.add(DIST, "linux-source-6.12", "6.12.1-1")
+    home.publish(DIST, codename="trixie", date=datetime.now(UTC) + timedelta(seconds=8))
+    with pytest.raises(TrustError):
+        read(one, server.url)
+    home.stanzas[DIST].pop()
+    assert read(settings(tmp_path, offline=True), server.url) == first
+    newer(home)
+    assert len(read(one, server.url)[1]) == 2
 
 
-def test_a_damaged_release_in_the_cache_is_fetched_again(server: Server, tmp_path: Path) -> None:
+# The cache.
+
+
+def test_an_unchanged_index_is_not_sent_again(
+    home: SignedArchive, server: Server, tmp_path: Path
+) -> None:
     one = settings(tmp_path)
-    first = release(one, server.url)
-    flip(one.cache / "dists" / DIST / "InRelease", 200)
-    assert release(one, server.url) == first
-    assert [r.status for r in server.asked("InRelease")] == [200, 200]
+    first = read(one, server.url)
+    assert read(one, server.url) == first
+    assert len(server.asked("Packages.xz")) == 1
+    newer(home)
+    assert len(read(one, server.url)[1]) == 2
+
+
+@pytest.mark.parametrize("name", GOOD)
+@pytest.mark.parametrize("how", ["flipped", "empty", "away"])
+def test_a_damaged_index_in_the_cache_is_fetched_again(
+    server: Server, tmp_path: Path, name: str, how: str
+) -> None:
+    one = settings(tmp_path)
+    first = read(one, server.url)
+    damage(one, name, how)
+    assert read(one, server.url) == first
+    assert kept(one) == GOOD
+
+
+def damage(one: Settings, name: str, how: str) -> None:
+    path = one.cache / "apt" / DIST / "lists" / name
+    if how == "flipped":
+        flip(path, 250)
+    else:
+        path.unlink()
+    if how == "empty":
+        path.touch()
+
+
+def test_what_a_killed_run_left_is_cleared_away(server: Server, tmp_path: Path) -> None:
+    one = settings(tmp_path)
+    first = read(one, server.url)
+    left = one.cache / "apt" / DIST / "update.killed/lists/partial"
+    left.mkdir(parents=True)
+    (left / GOOD[0]).write_text("half")
+    assert read(one, server.url) == first
+    assert sorted(path.name for path in (one.cache / "apt" / DIST).iterdir()) == ["lists"]
+
+
+def test_a_damaged_date_in_the_cache_is_not_remembered(
+    home: SignedArchive, server: Server, tmp_path: Path
+) -> None:
+    one = settings(tmp_path)
+    read(one, server.url)
+    path = one.cache / "apt" / DIST / "lists" / GOOD[0]
+    year = str(datetime.now(UTC).year)
+    path.write_text(path.read_text().replace(f" {year} ", " 2199 "))
+    newer(home)
+    assert len(read(one, server.url)[1]) == 2
 
 
 def test_offline_uses_the_last_release(server: Server, tmp_path: Path) -> None:
     offline = settings(tmp_path, offline=True)
     with pytest.raises(InfrastructureError, match="not in the cache"):
-        release(offline, server.url)
-    online = packages(settings(tmp_path), server.url)
+        read(offline, server.url)
+    online = read(settings(tmp_path), server.url)
     before = len(server.requests)
-    assert packages(offline, server.url) == online
+    assert read(offline, server.url) == online
     assert len(server.requests) == before
 
 
 def test_offline_says_that_the_release_has_expired(
     home: SignedArchive, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    home.publish(DIST, date=datetime.now(UTC) - timedelta(days=9))
-    release(dataclasses.replace(settings(tmp_path), accept_expired=True), server.url)
+    home.publish(DIST, date=ago(days=9))
+    read(dataclasses.replace(settings(tmp_path), accept_expired=True), server.url)
     caplog.clear()
-    assert release(settings(tmp_path, offline=True), server.url).expired
+    assert read(settings(tmp_path, offline=True), server.url)[0].expired
     assert "expired on" in caplog.text
 
 
-def test_offline_still_checks_the_signature(server: Server, tmp_path: Path) -> None:
-    one = settings(tmp_path)
-    release(one, server.url)
-    flip(one.cache / "dists" / DIST / "InRelease", 200)
-    with pytest.raises(TrustError, match="not signed"):
-        release(settings(tmp_path, offline=True), server.url)
-
-
-@pytest.mark.parametrize("by_hash", [False, True])
-def test_a_changed_byte_in_an_index_is_refused(
-    home: SignedArchive, server: Server, tmp_path: Path, by_hash: bool
+@pytest.mark.parametrize("name", GOOD)
+@pytest.mark.parametrize("how", ["flipped", "empty"])
+def test_offline_still_checks_signature_and_digest(
+    server: Server, tmp_path: Path, name: str, how: str
 ) -> None:
-    home.publish(DIST, by_hash=by_hash)
-    for path in home.packages(DIST).parent.rglob("*"):
-        if path.is_file():
-            flip(path)
     one = settings(tmp_path)
+    read(one, server.url)
+    damage(one, name, how)
     with pytest.raises(TrustError) as caught:
-        packages(one, server.url)
-    assert "main/binary-amd64" in str(caught.value)
-    assert kept(one) == ["InRelease", "InRelease.json"]
-
-
-def test_a_truncated_index_is_refused(server: Server, tmp_path: Path) -> None:
-    server.fail("Packages.xz", Fault(truncate_to=40))
-    one = settings(tmp_path)
-    with pytest.raises(TrustError, match="Packages"):
-        packages(one, server.url)
-    assert kept(one) == ["InRelease", "InRelease.json"]
+        read(settings(tmp_path, offline=True), server.url)
+    assert "without --offline" in (caught.value.hint or "")
 
 
 def test_an_index_is_asked_for_by_its_hash(
@@ -326,45 +488,18 @@ def test_an_index_is_asked_for_by_its_hash(
 ) -> None:
     home.publish(DIST, by_hash=True)
     home.packages(DIST).write_bytes(lzma.compress(b"the next release's"))
-    assert packages(settings(tmp_path), server.url)
+    assert read(settings(tmp_path), server.url)[1]
     assert server.asked("Packages.xz") == []
 
 
-def test_an_index_without_its_hash_is_taken_by_name(
+def test_an_archive_for_other_machines_is_named(
     home: SignedArchive, server: Server, tmp_path: Path
 ) -> None:
-    home.publish(DIST, by_hash=True)
-    sha256 = release(settings(tmp_path), server.url).files[PACKAGES].sha256
-    server.fail(sha256, Fault(status=404))
-    assert packages(settings(tmp_path), server.url)
-    assert len(server.asked("Packages.xz")) == 1
-
-
-def test_an_index_is_read_once(server: Server, tmp_path: Path) -> None:
-    one = settings(tmp_path)
-    first = packages(one, server.url)
-    for path in (one.cache / "files").rglob("Packages.xz"):
-        path.unlink()
-    assert packages(one, server.url) == first
-    assert len(server.asked("Packages.xz")) == 1
-
-
-def test_a_damaged_extract_is_made_again(
-    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    one = settings(tmp_path)
-    first = packages(one, server.url)
-    (extract,) = (one.cache / "extracts").iterdir()
-    flip(extract)
-    assert packages(one, server.url) == first
-    assert "damaged" in caplog.text
-
-
-def test_an_archive_for_other_machines_is_named(server: Server, tmp_path: Path) -> None:
-    one = settings(tmp_path)
-    found = dataclasses.replace(release(one, server.url), files={})
-    with pytest.raises(InfrastructureError, match="does not list main/binary-amd64"):
-        archive.packages(one, found, Waits().network, prefix="linux-")
+    text = home.publish(DIST).replace("amd64", "arm64")
+    home.inrelease(DIST).write_bytes(home.key.clearsign(text))
+    with pytest.raises(InfrastructureError, match="no mirror has") as caught:
+        read(settings(tmp_path), server.url)
+    assert "main/binary-amd64/Packages" in (caught.value.found or "")
 
 
 def test_a_missing_keyring_is_named(server: Server, tmp_path: Path) -> None:
@@ -372,7 +507,132 @@ def test_a_missing_keyring_is_named(server: Server, tmp_path: Path) -> None:
         signed_archive.suite(signed_archive.key()), keyring="/nonexistent.gpg"
     )
     with pytest.raises(LostDependencyError, match=r"/nonexistent\.gpg"):
-        archive.release(settings(tmp_path), row, DIST, [server.url], Waits().network)
+        archive.read(settings(tmp_path), row, DIST, [server.url], Waits().network, prefix=None)
+
+
+# Proxies and passwords.
+
+
+def test_apt_goes_through_the_proxy_and_names_it(
+    server: Server, other: Server, tmp_path: Path
+) -> None:
+    proxy = other.url.replace("://", "://who:knows@")
+    network = Waits(access=Access({"acquire::http::proxy": f"{proxy}/"})).network
+    read(settings(tmp_path), server.url, network=network)
+    assert server.requests == []
+    assert {request.proxy_login for request in other.requests} == {"who:knows"}
+    other.fail("InRelease", Fault(status=407))
+    with pytest.raises(InfrastructureError) as caught:
+        read(settings(tmp_path), server.url, network=network)
+    assert f"through the proxy {other.url.replace('://', '://***@')}" in (caught.value.found or "")
+    assert "407" in (caught.value.found or "")
+    assert "knows" not in str(caught.value)
+
+
+def test_a_password_is_used_and_neither_said_nor_kept(
+    home: SignedArchive, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", logger="kbuild")
+    one = settings(tmp_path, server.url.replace("://", "://me:s%40cret@"))
+    read(one, *one.mirrors)
+    assert {request.login for request in server.requests} == {"me:s@cret"}
+    home.publish(DIST, key=signed_archive.key("stranger"))
+    with pytest.raises(TrustError) as caught:
+        read(one, *one.mirrors)
+    server.fail("InRelease", Fault(status=401))
+    with pytest.raises(InfrastructureError) as away:
+        read(one, *one.mirrors)
+    for text in (caplog.text, str(caught.value), str(away.value)):
+        assert "http://***@127.0.0.1" in text
+    everything = [*(path.read_bytes() for path in one.cache.rglob("*") if path.is_file())]
+    said = [caplog.text.encode(), str(caught.value).encode(), str(away.value).encode()]
+    assert not [one for one in (*everything, *said) if b"cret" in one]
+
+
+# Sources for a root.
+
+
+@pytest.fixture
+def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SignedArchive:
+    monkeypatch.setitem(suites.SUITES, DIST, signed_archive.suite(signed_archive.key()))
+    one = SignedArchive(tmp_path / "whole", signed_archive.key())
+    for dist in (DIST, "bookworm-updates", "bookworm-security"):
+        one.publish(dist)
+    return one
+
+
+def sources(one: Settings, apt: Path = NOTHING) -> list[str]:
+    text = archive.sources_list(one, DIST, apt=apt, network=Waits(attempts=1).network)
+    return text.splitlines()
+
+
+def test_the_sources_list_has_every_pocket(tmp_path: Path, whole: SignedArchive) -> None:
+    with signed_archive.serve(whole.root) as server:
+        lines = sources(settings(tmp_path, server.url.replace("://", "://me:secret@")))
+    assert lines == [
+        f"deb [signed-by={whole.key.keyring}] {server.url} {dist} main"
+        for dist in (DIST, "bookworm-updates", "bookworm-security")
+    ]
+
+
+def test_each_dist_comes_from_a_mirror_that_has_it(tmp_path: Path, whole: SignedArchive) -> None:
+    security = SignedArchive(tmp_path / "security", whole.key)
+    security.publish("bookworm-security")
+    whole.inrelease("bookworm-security").unlink()
+    with (
+        signed_archive.serve(whole.root) as first,
+        signed_archive.serve(security.root) as second,
+    ):
+        lines = sources(settings(tmp_path, second.url, first.url))
+    assert [line.split()[2] for line in lines] == [first.url, first.url, second.url]
+
+
+def test_a_root_is_not_made_from_another_archive_of_the_machine(
+    tmp_path: Path, whole: SignedArchive
+) -> None:
+    vendor = SignedArchive(tmp_path / "vendor", signed_archive.key("vendor"))
+    with (
+        signed_archive.serve(vendor.root) as theirs,
+        signed_archive.serve(whole.root) as genuine,
+    ):
+        for dist in (DIST, "bookworm-updates", "bookworm-security"):
+            vendor.publish(dist)
+        apt = tmp_path / "apt"
+        apt.mkdir()
+        keyring = tmp_path / "debian-archive-keyring.gpg"
+        (apt / "sources.list").write_text(
+            "".join(
+                f"deb [signed-by={keyring}] {url} {dist} main\n"
+                for url in (theirs.url, genuine.url)
+                for dist in (DIST, "bookworm-security")
+            )
+        )
+        lines = sources(settings(tmp_path), apt)
+    assert {line.split()[2] for line in lines} == {genuine.url}
+
+
+def test_a_dist_that_no_mirror_has_is_named(tmp_path: Path, whole: SignedArchive) -> None:
+    whole.inrelease("bookworm-updates").unlink()
+    with signed_archive.serve(whole.root) as server:
+        with pytest.raises(InfrastructureError, match="no mirror has bookworm-updates") as caught:
+            sources(settings(tmp_path, server.url))
+        assert server.url in str(caught.value)
+
+
+def test_apt_is_told_of_an_accepted_expiry(tmp_path: Path, whole: SignedArchive) -> None:
+    with signed_archive.serve(whole.root) as server:
+        one = dataclasses.replace(settings(tmp_path, server.url), accept_expired=True)
+        assert all("check-valid-until=no" in line for line in sources(one))
+
+
+def test_offline_there_is_no_sources_list(tmp_path: Path) -> None:
+    with pytest.raises(InfrastructureError, match="offline"):
+        sources(settings(tmp_path, "http://127.0.0.1:9", offline=True))
+
+
+def test_an_unknown_suite_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="bookwurm"):
+        archive.sources_list(settings(tmp_path), "bookwurm", apt=NOTHING)
 
 
 VALID = "VALIDSIG FPR 2026-11-18 1795040262 0 4 0 1 {digest} 01 PRIMARY"

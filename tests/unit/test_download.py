@@ -497,15 +497,3 @@ def test_a_companys_own_authority_is_trusted_where_the_system_trusts_it(
         monkeypatch.delenv("SSL_CERT_FILE", raising=False)
         path = download.fetch(settings(tmp_path), WANTED, urls(secure), Waits().network)
     assert path.read_bytes() == CONTENT
-
-
-def test_a_document_is_not_sent_again_when_it_is_unchanged(server: Server) -> None:
-    network = Waits().network
-    first = download.document(network, urls(server)[0])
-    assert first is not None
-    assert first.content == CONTENT
-    assert download.document(network, urls(server)[0], etag=first.etag) is None
-    flip(server.root / NAME)
-    second = download.document(network, urls(server)[0], etag=first.etag)
-    assert second is not None
-    assert second.content != CONTENT

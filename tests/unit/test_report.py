@@ -126,7 +126,7 @@ def test_a_report_fetches_all_but_the_image(
     distro: toy.ToyDistro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def offer(name: str) -> object:
-        return SimpleNamespace(listed=SimpleNamespace(wanted=name), urls=())
+        return SimpleNamespace(wanted=name, urls=())
 
     resolved = SimpleNamespace(
         source=offer("source"),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import cleaning, fs, mirror, roots, run, verify
+from kbuild import archive, cleaning, fs, mirror, roots, run, verify
 from kbuild.errors import InfrastructureError, LostDependencyError, TrustError, UserError
 from kbuild.model import Root, Settings
 from kbuild.roots import Bind
@@ -48,7 +48,9 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     status.write_text("0")
     monkeypatch.setenv("PATH", f"{tools}:{toy.FAKE_TOOLS}:{os.environ['PATH']}")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(mirror, "sources_list", lambda settings, suite: f"deb {suite}\n")
+    monkeypatch.setattr(archive, "sources_list", lambda settings, suite: f"deb {suite}\n")
+    private = contextlib.nullcontext(mirror.Private((), ()))
+    monkeypatch.setattr(mirror, "private", lambda settings: private)
     return Settings(project=tmp_path, build=tmp_path / "build", cache=tmp_path / "cache")
 
 
