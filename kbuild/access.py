@@ -73,15 +73,18 @@ class Access:
     def proxy(self, url: str) -> str:
         """Return the proxy that apt uses for a URL, "" for none.
 
-        An option for the host goes before one for the protocol, and that before the environment.
+        An option for the host goes before a program that detects one, that before an option for
+        the protocol, and that before the environment.
         """
         if requests.utils.should_bypass_proxies(url, None):
             return ""
         parts = urlsplit(url)
         schemes = ("https", "http") if parts.scheme == "https" else ("http",)
-        for suffix in (f"::{parts.hostname}", ""):
+        for suffix in (f"::{parts.hostname}", "-auto-detect", ""):
             for scheme in schemes:
                 value = self.options.get(f"acquire::{scheme}::proxy{suffix}")
+                if value and suffix == "-auto-detect":
+                    value = _detected(value, url)
                 if value:
                     return "" if value.upper() == "DIRECT" else self._with_login(value)
         return self._with_login(requests.utils.select_proxy(url, getproxies()) or "")
@@ -113,6 +116,16 @@ class Access:
         ]
         entries += [(one.machine, one.user, one.password) for one in self.logins]
         return "".join(f"machine {m} login {u} password {p}\n" for m, u, p in entries)
+
+
+def _detected(program: str, url: str) -> str:
+    """Ask the program that apt asks (auto-apt-proxy and others); "" when it knows no proxy."""
+    try:
+        done = run([program, bare(url)], timeout_s=60, error=InfrastructureError)
+    except InfrastructureError as error:
+        logger.warning("no proxy is detected: %s", masked(str(error)))
+        return ""
+    return done.stdout.strip()
 
 
 def masked(text: str) -> str:

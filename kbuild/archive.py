@@ -35,9 +35,8 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = "main/binary-amd64/Packages"
 
-# OpenPGP's numbers (RFC 9580, 9.5) of the digests that a signature may rest on: SHA-2 and SHA-3.
-_DIGESTS = {"8", "9", "10", "12", "14"}
-_STATUS = "[GNUPG:] "
+# A line of gpgv's whose last word is the fingerprint of the primary key (GnuPG's doc/DETAILS).
+_SIGNED = "[GNUPG:] VALIDSIG "
 # Nothing of the machine's configuration but how mirrors are reached: its hooks are not to run,
 # and it may have switched checks off.
 _CONFIGURATION = """\
@@ -105,14 +104,6 @@ class Listed:
     depends: str
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a mirror keeps a package, and what the file must be."""
-
-    path: str  # below the mirror's base URL, quoted for one
-    wanted: Wanted
-
-
 def read(
     settings: Settings,
     suite: Suite,
@@ -145,7 +136,8 @@ def read(
             shutil.rmtree(left)
         undamaged = _undamaged(here)
         for base in bases:
-            order = (base, *(one for one in bases if one != base))
+            known = [one for one, error in failures.items() if _foreign(settings, one, error)]
+            order = (base, *(one for one in bases if one not in (base, *known)))
             with tempfile.TemporaryDirectory(dir=home, prefix="update.") as name:
                 apt = _Apt(settings, suite, dist, order, network, Path(name))
                 try:
@@ -353,12 +345,8 @@ def _signed(apt: _Apt) -> tuple[ReleaseFile, tuple[str, ...]]:
             check=False,
             error=InfrastructureError,
         )
-        status = [
-            line.removeprefix(_STATUS).split()
-            for line in completed.stdout.splitlines()
-            if line.startswith(_STATUS)
-        ]
-        signers = good_signers(status)
+        lines = completed.stdout.splitlines()
+        signers = {line.split()[-1] for line in lines if line.startswith(_SIGNED)}
         if not signers or not text.exists():
             raise TrustError(
                 f"{path} is not signed by a key of the archive's keyring",
@@ -366,33 +354,7 @@ def _signed(apt: _Apt) -> tuple[ReleaseFile, tuple[str, ...]]:
                 found=completed.stderr.strip() or "no signature",
                 hint="run 'invoke fetch' without --offline, which replaces it",
             )
-        return ReleaseFile(text.read_text(errors="replace")), signers
-
-
-def good_signers(status: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Return the primary fingerprints of the good signatures in gpgv's status lines.
-
-    A bad signature beside a good one makes none of them count.
-    VALIDSIG alone is not enough: gpgv also says it after EXPKEYSIG and REVKEYSIG (GnuPG's
-    doc/DETAILS), so it counts only where GOODSIG opened the same signature's lines.
-    """
-    signers = []
-    good = False
-    for words in status:
-        match words:
-            case ["NEWSIG", *_]:
-                good = False
-            case ["GOODSIG", *_]:
-                good = True
-            case ["BADSIG", *_]:
-                return ()
-            case ["VALIDSIG", fingerprint, *rest] if good:
-                if len(rest) >= 7 and rest[6] in _DIGESTS:
-                    signers.append(rest[8] if len(rest) > 8 else fingerprint)
-                good = False
-            case _:
-                pass
-    return tuple(sorted(set(signers)))
+        return ReleaseFile(text.read_text(errors="replace")), tuple(sorted(signers))
 
 
 def _date(text: str | None) -> datetime | None:
@@ -446,8 +408,8 @@ def locate(
     found: Release,
     packages: Sequence[Listed],
     network: Network,
-) -> dict[Listed, Place]:
-    """Ask apt where packages of a release lie, and for their sizes and digests.
+) -> dict[Listed, Wanted]:
+    """Ask apt where packages lie below a mirror of a release, and for their sizes and digests.
 
     Nothing is asked of the network.  Raises InfrastructureError when another run has brought
     an index that does not list them any more.
@@ -468,12 +430,12 @@ def locate(
         rf"'{re.escape(_URI)}/(?P<path>\S+)' (?P<name>\S+)_[^_]+ (?P<size>\d+)"
         r" SHA256:(?P<sha256>[0-9a-f]{64}) *"
     )
-    places = {}
+    files = {}
     for match in filter(None, map(line.fullmatch, listing.splitlines())):
         path = unquote(match["path"])
         wanted = Wanted(path, PurePosixPath(path).name, int(match["size"]), match["sha256"])
-        places[match["name"]] = Place(match["path"], wanted)
-    return {one: places[f"{one.package}_{one.version.replace(':', '%3a')}"] for one in packages}
+        files[match["name"]] = wanted
+    return {one: files[f"{one.package}_{one.version.replace(':', '%3a')}"] for one in packages}
 
 
 def sources_list(
@@ -496,13 +458,8 @@ def sources_list(
     options = f"signed-by={row.keyring}"
     if settings.accept_expired:
         options += " check-valid-until=no"
-    lines = [
-        f"deb [{options}] {_first(settings, row, dist, urls, network)} {dist} main"
-        for dist, urls in mirror.dists(row, found)
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _first(settings: Settings, row: Suite, dist: str, urls: Sequence[str], network: Network) -> str:
-    found, _ = read(settings, row, dist, urls, network, prefix=None)
-    return bare(found.bases[0])
+    lines = []
+    for dist, urls in mirror.dists(row, found):
+        release, _ = read(settings, row, dist, urls, network, prefix=None)
+        lines.append(f"deb [{options}] {bare(release.bases[0])} {dist} main\n")
+    return "".join(lines)

@@ -73,6 +73,10 @@ class Network:
                 through = f" (through the proxy {masked(proxy)})" if proxy else ""
                 response = self._get(url, headers, proxy)
                 target = self.session.get_redirect_target(response)
+                if target is not None:
+                    response.close()
+                    url = _redirected(url, target)
+                    continue
             except requests.exceptions.ProxyError as error:
                 raise PassingError(f"the proxy {masked(proxy)} failed: {_cause(error)}") from error
             except ValueError as error:
@@ -80,20 +84,7 @@ class Network:
                 raise UnavailableError(f"not a URL: {masked(str(error))}{through}") from error
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 raise PassingError(_cause(error) + through) from error
-            if target is None:
-                return self._checked(response, through)
-            response.close()
-            try:
-                url, secure = urljoin(url, target), urlsplit(url).scheme == "https"
-                scheme = urlsplit(url).scheme
-            except ValueError as error:
-                raise UnavailableError(
-                    f"redirects to what is not a URL: {masked(target)}"
-                ) from error
-            if scheme not in ("http", "https") or (secure and scheme == "http"):
-                raise UnavailableError(
-                    f"redirects to {masked(url)}, which is not followed{through}"
-                )
+            return self._checked(response, through)
         raise UnavailableError(f"more than {_REDIRECTS} redirects from {masked(first)}")
 
     def _get(self, url: str, headers: dict[str, str] | None, proxy: str) -> requests.Response:
@@ -186,6 +177,15 @@ def _cause(error: BaseException) -> str:
                 reason = reason.original_error
             text = str(reason)
     return masked(text.rpartition(": ")[2]) or type(error).__name__
+
+
+def _redirected(url: str, target: str) -> str:
+    """Return where a redirect leads; raise ValueError where it is not followed, as apt does."""
+    there = urljoin(url, target)
+    allowed = ("https",) if urlsplit(url).scheme == "https" else ("http", "https")
+    if urlsplit(there).scheme not in allowed:
+        raise ValueError(f"{url} redirects to {there}, which is not followed")
+    return there
 
 
 def _within(seconds: float, get: Callable[[], requests.Response]) -> requests.Response:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from debian.deb822 import PkgRelation
 from debian.debian_support import Version
@@ -357,22 +358,21 @@ def _offers(
     """Gather the places of each package: several dists may list the same file."""
     wishes = {(one.listed.package, one.listed.version) for one in chosen}
     wanted = [one for one in found if (one.listed.package, one.listed.version) in wishes]
-    places: dict[_Found, archive.Place] = {}
+    files: dict[_Found, Wanted] = {}
     for release in dict.fromkeys(one.release for one in wanted):
         listed = [one.listed for one in wanted if one.release == release]
         located = archive.locate(settings, row, release, listed, network)
-        places |= {_Found(one, release): place for one, place in located.items()}
-    return {one: _offer(places, one) for one in chosen}
+        files |= {_Found(one, release): wanted for one, wanted in located.items()}
+    return {one: _offer(files, one) for one in chosen}
 
 
-def _offer(places: Mapping[_Found, archive.Place], chosen: _Found) -> Offer:
-    wanted = places[chosen].wanted
+def _offer(files: Mapping[_Found, Wanted], chosen: _Found) -> Offer:
     # After a point release the same file lies in two archives under the same or another path.
-    same = [chosen, *(one for one in places if places[one].wanted.sha256 == wanted.sha256)]
-    urls = [f"{base}/{places[one].path}" for one in same for base in one.release.bases]
+    same = [chosen, *(one for one in files if files[one].sha256 == files[chosen].sha256)]
+    urls = [f"{base}/{quote(files[one].what)}" for one in same for base in one.release.bases]
     return Offer(
         listed=chosen.listed,
-        wanted=wanted,
+        wanted=files[chosen],
         urls=tuple(dict.fromkeys(urls)),
         dists=tuple(dict.fromkeys(one.release.dist for one in same)),
     )

@@ -62,6 +62,24 @@ def test_apts_proxy_goes_before_the_environments(
     assert found.proxy(URL) == ""
 
 
+@pytest.mark.parametrize(
+    ("says", "proxy"),
+    [
+        ("http://found.example:3128/", "http://found.example:3128/"),
+        ("DIRECT", ""),
+        ("", "http://p"),
+    ],
+)
+def test_a_proxy_may_be_detected_by_a_program(tmp_path: Path, says: str, proxy: str) -> None:
+    program = tmp_path / "detect"
+    program.write_text(f'#!/bin/sh\n[ "$1" = {URL} ] && echo "{says}"\n')
+    program.chmod(0o755)
+    text = f'Acquire::http {{ Proxy-Auto-Detect "{program}"; Proxy "http://p"; }};'
+    assert configured(tmp_path, text).proxy(URL) == proxy
+    program.write_text("#!/bin/sh\nexit 1\n")
+    assert access.of(tmp_path).proxy(URL) == "http://p"
+
+
 def test_a_proxys_login_is_in_auth_conf(tmp_path: Path) -> None:
     text = 'Acquire::http::Proxy "http://p.example:1";'
     found = configured(tmp_path, text, a="machine http://p.example login who password k@y\n")
