@@ -304,8 +304,7 @@ def _from(network: Network, url: str, wanted: Wanted, part: Path) -> None:
     deadline = time.monotonic() + network.deadline_s(wanted.size)
 
     def stop(state: tenacity.RetryCallState) -> bool:
-        late = time.monotonic() > deadline
-        return late or state.attempt_number - last_gain >= network.attempts
+        return state.attempt_number - last_gain >= network.attempts
 
     logger.info("fetching %s (%s)", masked(url), progress.size(wanted.size))
     for attempt in network.retry(url, stop=stop):

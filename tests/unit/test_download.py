@@ -424,6 +424,19 @@ def test_a_redirect_is_followed(tmp_path: Path, server: Server, other: Server) -
     assert path.read_bytes() == CONTENT
 
 
+def test_a_redirect_does_not_leave_https(
+    tmp_path: Path, server: Server, other: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, tls = authority_of(tmp_path / "ca")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
+    with serve(server.root, tls=tls) as secure:
+        secure.fail(NAME, Fault(location=f"{other.url}/{NAME}"))
+        with pytest.raises(InfrastructureError, match="could not be fetched") as caught:
+            download.fetch(settings(tmp_path), WANTED, urls(secure), Waits().network)
+    assert "which is not followed" in (caught.value.found or "")
+    assert other.requests == []
+
+
 @pytest.mark.parametrize(
     "url", ["http://[::1/x", "http://" + "a" * 64 + ".example/x", "http://h:port/x", "http:///x"]
 )
