@@ -12,7 +12,6 @@ import email.utils
 import hashlib
 import logging
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -133,7 +132,7 @@ def read(
         here.lists.mkdir(parents=True, exist_ok=True)
         # Of a run that was killed; the lock says that no other is at work in it.
         for left in home.glob("update.*"):
-            shutil.rmtree(left)
+            fs.remove_tree(left)
         undamaged = _undamaged(here)
         for base in bases:
             known = [one for one, error in failures.items() if _foreign(settings, one, error)]

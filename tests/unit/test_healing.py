@@ -6,7 +6,6 @@ test_pipeline and test_publishing, snapshots in test_vm_snapshot.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from kbuild import (
-    archive,
     compilers,
     fs,
     kernel,
@@ -201,17 +199,6 @@ def test_how_many_objects_a_kernel_has_is_a_guess(tmp_path: Path, harm: Harm) ->
     harm(kept)
     kept.write_bytes(b"\xff\xfe") if kept.exists() else None
     assert kernel.expected_objects(one, plan) == usual
-
-
-@every_harm
-def test_a_list_of_packages_that_was_kept(tmp_path: Path, harm: Harm) -> None:
-    path = tmp_path / "extract.json"
-    body = '[{"package": "linux-image-x"}]'
-    path.write_text(f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}")
-    harm(path)
-    assert archive._read_extract(path) is None
-    path.write_bytes(b"\xff\xfe\x00")
-    assert archive._read_extract(path) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"[", b"[3]", b"{}", b'[{"mutant": 1}]', b"\xff"])
