@@ -115,24 +115,23 @@ def sync(*paths: Path) -> None:
     After a power cut a file may be empty that was renamed before its content was written.
     Raises InfrastructureError when the disk does not take it.
     """
+    single: list[Path] = []
+    whole: dict[int, Path] = {}
     for path in paths:
-        if not path.is_dir():
-            _sync_one(path)
-            continue
         below = [path]
         for directory, names, files in os.walk(path):
             below += (Path(directory, name) for name in (*names, *files))
             if len(below) > _SYNCED_ONE_BY_ONE:
-                run(
-                    ["sync", "--file-system", path],
-                    timeout_s=_SYNC_TIMEOUT_S,
-                    error=InfrastructureError,
-                )
+                whole[path.stat().st_dev] = path
                 break
         else:
-            for one in below:
-                if not one.is_symlink() and (one.is_dir() or one.is_file()):
-                    _sync_one(one)
+            single += below
+    for path in whole.values():
+        run(["sync", "--file-system", path], timeout_s=_SYNC_TIMEOUT_S, error=InfrastructureError)
+    for path in single:
+        is_kept = not path.is_symlink() and (path.is_dir() or path.is_file())
+        if is_kept and path.stat().st_dev not in whole:
+            _sync_one(path)
 
 
 def _sync_one(path: Path) -> None:

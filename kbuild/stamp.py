@@ -107,10 +107,10 @@ def write(
     that they and the stamp are in.
     """
     made = {output.relative_to(path.parent).as_posix(): output for output in outputs}
+    if sync:
+        fs.sync(*made.values())
     recorded = {}
     for name, output in sorted(made.items()):
-        if sync:
-            fs.sync(output)
         entries = contents.record(output)
         recorded[name] = (
             Output(
