@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -10,13 +11,14 @@ import logging
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
-from kbuild.errors import InfrastructureError, naming
+from kbuild.errors import InfrastructureError, UserError, naming
 from kbuild.run import run
 from kbuild.secrets import redact
 
@@ -35,7 +37,12 @@ _SYNC_TIMEOUT_S = 3600.0
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's content, 64 hex digits."""
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return sha256_stream(stream)
+
+
+def sha256_stream(stream: IO[Any]) -> str:
+    """Return the SHA-256 of the rest of a file that is open for binary reading, 64 hex digits."""
+    return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def sha256_tree(root: Path) -> str:
@@ -223,20 +230,72 @@ def mounts_below(path: Path) -> list[Path]:
     return sorted(points)
 
 
-@contextlib.contextmanager
-def lock(path: Path, *, timeout_s: float = 7200.0) -> Iterator[None]:
-    """Hold an exclusive flock(2) on ``path``; says once that it waits.
+def open_own(path: Path, mode: str, *, linked: bool = False) -> IO[Any]:
+    """Open a file that only we should have made, as open() does; a new one has mode 0644.
 
-    Raises InfrastructureError when another run keeps it for more than ``timeout_s``.
+    Raises UserError for a symbolic link, for anything else that is no regular file, for a file of
+    another user, and, when it is written, for one with a second name: root would write to
+    a file elsewhere, or read what others wrote.  ``linked`` allows the second name.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def opener(name: str, flags: int) -> int:
+        # Nothing is cut off, and no fifo is waited for, before it is known whose file it is.
+        safe = flags & ~os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            descriptor = os.open(name, safe, 0o644)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+                raise
+            raise _not_ours(path, "a symbolic link, a directory or a fifo") from error
+        try:
+            status = os.fstat(descriptor)
+            writes = flags & (os.O_WRONLY | os.O_RDWR)
+            if not stat.S_ISREG(status.st_mode):
+                raise _not_ours(path, "no regular file")
+            if status.st_uid not in {0, os.geteuid(), path.parent.stat().st_uid}:
+                raise _not_ours(path, f"a file of uid {status.st_uid}")
+            if writes and status.st_nlink > 1 and not linked:
+                raise _not_ours(path, f"a file with {status.st_nlink} names")
+            if flags & os.O_TRUNC:
+                os.ftruncate(descriptor, 0)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    return open(path, mode, opener=opener)
+
+
+def _not_ours(path: Path, found: str) -> UserError:
+    return UserError(
+        f"{path} is not a file that this pipeline made",
+        expected="a regular file with one name, which belongs to root, to this user, "
+        "or to the owner of its directory",
+        found=found,
+        hint="find out who put it there; once that one entry is removed, run this again",
+    )
+
+
+@contextlib.contextmanager
+def lock(
+    path: Path, *, timeout_s: float = 7200.0, shared: bool = False, create: bool = True
+) -> Iterator[None]:
+    """Hold a flock(2) on ``path``, exclusive unless ``shared``; says once that it waits.
+
+    A file that its last holder removed is opened anew.  Raises InfrastructureError when another
+    run keeps it for more than ``timeout_s``, UserError as :func:`open_own` does, and without
+    ``create`` FileNotFoundError when there is no such file, or no longer.
+    """
+    if create:
+        path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + timeout_s
-    with path.open("a+b") as stream:
-        waited = False
-        while True:
+    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    waited = False
+    while True:
+        # A shared lock needs no right to write; nothing is written in any case.
+        with open_own(path, "a+b" if create else "rb" if shared else "r+b", linked=True) as stream:
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                fcntl.flock(stream, how | fcntl.LOCK_NB)
             except BlockingIOError:
                 if not waited:
                     logger.info("waiting for another run that holds %s", path)
@@ -247,7 +306,17 @@ def lock(path: Path, *, timeout_s: float = 7200.0) -> Iterator[None]:
                         hint="end that run, or wait for it",
                     ) from None
                 time.sleep(0.2)
-        yield
+                continue
+            if _is_at(stream, path):
+                yield
+                return
+
+
+def _is_at(stream: IO[Any], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def mark_used(path: Path) -> None:

@@ -406,7 +406,7 @@ def start(
         machine.close()
         raise
     finally:
-        shutil.rmtree(workdir / _SCRATCH, ignore_errors=True)
+        fs.remove_tree(workdir / _SCRATCH)
     return machine
 
 

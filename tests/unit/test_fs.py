@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from kbuild import fs
-from kbuild.errors import InfrastructureError
+from kbuild.errors import InfrastructureError, UserError
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -305,6 +308,128 @@ def test_a_waiter_says_so_once_and_gets_the_lock(
             pass
     assert len(waits) >= 3
     assert caplog.messages == [f"waiting for another run that holds {path}"]
+
+
+def test_a_lock_that_its_holder_removes_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.lock"
+    with path.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+        def sleep(_: float) -> None:
+            path.unlink()
+            fcntl.flock(held, fcntl.LOCK_UN)
+
+        monkeypatch.setattr(time, "sleep", sleep)
+        # The second must not get it, which a lock on the removed file would not prevent.
+        with (
+            fs.lock(path, timeout_s=20),
+            pytest.raises(InfrastructureError),
+            fs.lock(path, timeout_s=-1),
+        ):
+            pytest.fail("two runs hold one lock")
+    path.unlink()
+    with pytest.raises(FileNotFoundError), fs.lock(path, create=False):
+        pytest.fail("a lock was made")
+    assert names(tmp_path) == []
+
+
+def test_a_lock_that_is_removed_as_it_is_opened_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real, calls = tmp_path / "x.lock", fcntl.flock, []
+
+    def flock(stream: IO[bytes], how: int) -> None:
+        calls.append(how)
+        if len(calls) == 1:
+            path.unlink()
+        real(stream, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with fs.lock(path), pytest.raises(InfrastructureError), fs.lock(path, timeout_s=-1):
+        pytest.fail("two runs hold one lock")
+
+
+def test_a_shared_lock_keeps_only_an_exclusive_one_out(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    with (
+        fs.lock(path, shared=True),
+        fs.lock(path, shared=True),
+        pytest.raises(InfrastructureError),
+        fs.lock(path, timeout_s=-1),
+    ):
+        pytest.fail("a shared lock was ignored")
+    with (
+        fs.lock(path),
+        pytest.raises(InfrastructureError),
+        fs.lock(path, timeout_s=-1, shared=True),
+    ):
+        pytest.fail("an exclusive lock was ignored")
+
+
+def plant_link(path: Path, secret: Path) -> None:
+    path.symlink_to(secret)
+
+
+def plant_second_name(path: Path, secret: Path) -> None:
+    os.link(secret, path)
+
+
+def plant_fifo(path: Path, secret: Path) -> None:
+    os.mkfifo(path)
+
+
+def plant_directory(path: Path, secret: Path) -> None:
+    path.mkdir()
+
+
+def plant_foreign(path: Path, secret: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    path.write_text("planted")
+    os.chown(path, 65534, -1)
+
+
+@pytest.mark.parametrize(
+    ("plant", "modes"),
+    [
+        (plant_link, "rb wb ab"),
+        (plant_link, "lock"),
+        (plant_second_name, "wb ab"),
+        (plant_fifo, "rb wb ab lock"),
+        (plant_directory, "rb wb ab lock"),
+        (plant_foreign, "rb wb ab lock"),
+    ],
+)
+def test_what_others_left_is_neither_read_nor_written(
+    tmp_path: Path, plant: Callable[[Path, Path], None], modes: str
+) -> None:
+    path, secret = tmp_path / "x", tmp_path / "secret"
+    secret.write_text("precious")
+    plant(path, secret)
+    for mode in modes.split():
+        with pytest.raises(UserError, match=f"{path} is not a file that this pipeline made"):
+            if mode == "lock":
+                with fs.lock(path):
+                    pytest.fail("it was locked")
+            else:
+                fs.open_own(path, mode).close()
+    assert secret.read_text() == "precious"
+    if plant is plant_foreign:
+        assert path.read_text() == "planted"
+
+
+def test_a_file_of_ours_is_opened_as_open_does(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    with pytest.raises(FileNotFoundError):
+        fs.open_own(path, "rb")
+    for mode, text in (("w", "one"), ("a", "two"), ("w", "3"), ("a", "4")):
+        with fs.open_own(path, mode) as stream:
+            stream.write(text)
+    with fs.open_own(path, "r") as stream:
+        assert stream.read() == "34"
+    assert path.stat().st_mode & 0o777 == 0o644
 
 
 def test_a_tree_is_removed_whole_and_one_that_is_gone_is_no_error(tmp_path: Path) -> None:
