@@ -360,7 +360,7 @@ def _transfer(network: Network, url: str, wanted: Wanted, part: Path, deadline: 
             part.unlink(missing_ok=True)
             raise _refusal(url, wanted, f"{have + int(announced)} bytes")
         with (
-            part.open("ab" if have else "wb") as stream,
+            fs.open_own(part, "ab" if have else "wb") as stream,
             progress.bar(wanted.name, wanted.size, unit="bytes", initial=have) as advance,
         ):
             for chunk in _chunks(network, response):
@@ -407,7 +407,10 @@ def _chunks(network: Network, response: requests.Response) -> Iterator[bytes]:
 
 def _matches(wanted: Wanted, path: Path) -> bool:
     try:
-        return path.stat().st_size == wanted.size and fs.sha256_file(path) == wanted.sha256
+        # What another user could change would not stay what it was checked to be.
+        with fs.open_own(path, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            return size == wanted.size and fs.sha256_stream(stream) == wanted.sha256
     except FileNotFoundError:
         return False
 

@@ -15,7 +15,7 @@ import pytest
 from kbuild import access, download, fs
 from kbuild.access import Access, Login
 from kbuild.download import Wanted
-from kbuild.errors import InfrastructureError, TrustError
+from kbuild.errors import InfrastructureError, TrustError, UserError
 from tests.unit.signed_archive import Fault, Server, Waits, flip, kept, serve, settings
 from tests.unit.signed_archive import authority as authority_of
 
@@ -344,6 +344,25 @@ def test_a_full_disk_is_not_taken_for_a_bad_network(
     with pytest.raises(OSError, match="No space"):
         download.fetch(settings(tmp_path), WANTED, urls(server), Waits().network)
     assert len(server.requests) == 1
+
+
+def test_a_planted_file_is_neither_written_nor_taken(tmp_path: Path, server: Server) -> None:
+    one, secret = settings(tmp_path), tmp_path / "secret"
+    secret.write_bytes(b"precious")
+    part = put_part(tmp_path, b"")
+    for plant in (part.symlink_to, part.hardlink_to):
+        part.unlink(missing_ok=True)
+        plant(secret)
+        with pytest.raises(UserError, match=f"{part} is not a file that this pipeline made"):
+            download.fetch(one, WANTED, urls(server), Waits().network)
+        assert secret.read_bytes() == b"precious"
+    part.unlink()
+    # The right content, which its owner can change after it was checked.
+    path = download.fetch(one, WANTED, urls(server), Waits().network)
+    path.rename(secret)
+    path.symlink_to(secret)
+    with pytest.raises(UserError, match=f"{path} is not a file that this pipeline made"):
+        download.fetch(one, WANTED, urls(server), Waits().network)
 
 
 @pytest.mark.parametrize("headers", [False, True])
