@@ -8,6 +8,7 @@ defaults, in Invoke's own order.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import functools
 import inspect
 import io
@@ -222,6 +223,7 @@ def _command(
     options: dict[str, str] | None = None,
     ignores: dict[str, Sequence[str]] | None = None,
     every_suite: bool = False,
+    reads: bool = False,
     repairs: bool = False,
     root: Callable[[dict[str, object]], bool] | None = None,
 ) -> Callable[[Callable[..., int | None]], Task[Callable[..., None]]]:
@@ -229,7 +231,8 @@ def _command(
 
     ``options`` is the help for the body's own keyword-only parameters; ``ignores`` has the options
     without a meaning by the one that takes it from them; ``every_suite`` is for a body that takes
-    the suite "all", ``repairs`` for one that is to run where nothing else does.
+    the suite "all", ``reads`` for one that leaves build/ as it is, ``repairs`` for one that is to
+    run where nothing else does.
     ``root`` says for a body's own parameters if it needs root privileges.
     What makes no sense is refused before the body begins.  An exception becomes its text on
     standard error and its own exit status.
@@ -246,7 +249,7 @@ def _command(
             # Results have the same modes for every user; apt reads them as one of its own.
             os.umask(0o022)
             _set_up_log(c)
-            places = [Path(os.environ.get("TMPDIR", "/tmp"))]
+            written = [Path(os.environ.get("TMPDIR", "/tmp"))]
             try:
                 _set_up_output()
                 request.check_ignored(given, ignores or {})
@@ -256,16 +259,17 @@ def _command(
                     extra["modules"] = given["modules"] or config["modules"] or DEFAULTS["modules"]
                 settings = _settings(config, given, dry=_flag("run.dry", c.config.run.dry or ""))
                 target = _target(config, given)
-                places[:0] = [settings.build, settings.cache]
+                written[:0] = [settings.build, settings.cache]
                 for name, value in extra.items():
                     request.check_choice(name, value)
                 if "suite" in common:
                     request.check_target(target, every=every_suite)
-                if not repairs:
-                    request.check_places(settings)
                 if root is not None and not settings.dry and root(extra):
                     roots.check_privileges()
-                with interruptible():
+                with interruptible(), contextlib.ExitStack() as stack:
+                    if not repairs:
+                        writes = not (reads or settings.dry)
+                        stack.enter_context(places.held(settings, build=writes))
                     status = body(settings, target, **extra)
             except Exit:
                 raise
@@ -274,7 +278,7 @@ def _command(
                 _say_last("interrupted; the same command takes it up again")
                 raise Exit(code=128 + signum) from None
             except Exception as error:
-                known = _known(error, places)
+                known = _known(error, written)
                 _say_last(f"{known.kind} error: {known}")
                 raise Exit(code=known.exit_status) from error
             if status:
@@ -730,7 +734,8 @@ def report(
         "cache": "also the downloads, roots, trees and compiler cache",
         "roots": "also the roots, which are then made from the archive as it is now",
         "unused": "instead of all that, what no run has used for so many days",
-    }
+    },
+    repairs=True,
 )
 def clean(
     settings: Settings,
@@ -774,7 +779,7 @@ def verify(settings: Settings, target: Target) -> None:
         raise error
 
 
-@_command(_TARGET_OPTIONS, _BUILD_OPTIONS, _RUN_OPTIONS)
+@_command(_TARGET_OPTIONS, _BUILD_OPTIONS, _RUN_OPTIONS, reads=True)
 def explain(settings: Settings, target: Target, modules: str) -> None:
     """Say which stages 'package' would run, and why; changes nothing."""
     _print_steps(settings, target, modules)

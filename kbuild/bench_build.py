@@ -30,6 +30,7 @@ from kbuild import (
     misses,
     patches,
     pipeline,
+    places,
     progress,
     roots,
     source,
@@ -479,7 +480,8 @@ def edit(patch: Path) -> None:
 def _nothing(bench: Bench, case: Case) -> Measurement:
     """Time what a user types, the start of Python included."""
     settings = dataclasses.replace(bench.settings, build=bench.home / "current")
-    done = pipeline.package(settings, bench.target)
+    with places.held(settings):
+        done = pipeline.package(settings, bench.target)
     target = bench.target
     argv = [
         *(sys.executable, "-m", "invoke", "package", "--suite", target.suite),

@@ -1,14 +1,18 @@
-"""Removing results and caches: all of them, or what nobody has used for long."""
+"""Removing results and caches: all of them, or what nobody has used for long.
+
+Only directories with our mark are touched, when no run uses them (kbuild/places.py).
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kbuild import fs, manifest, suites
-from kbuild.errors import BuildError
+from kbuild import fs, manifest, places, suites
+from kbuild.errors import BuildError, UserError
 from kbuild.model import Settings
+from kbuild.places import Place
 
 _DAY_S = 86400.0
 # The cache's shelves whose entries grow old, a file or a directory each.  The compiler cache
@@ -29,35 +33,56 @@ SHELVES = (
 def clean(settings: Settings, *, cache: bool = False, roots: bool = False) -> tuple[Path, ...]:
     """Remove build/, and with ``cache`` or ``roots`` the whole cache or its roots alone.
 
-    Returns what was removed, or in a dry run what would be.
+    Returns what was removed, or in a dry run what would be.  Raises UserError, and removes
+    nothing, when a directory is not ours or another file system is mounted in it.
     """
-    doomed = [settings.build]
-    if cache:
-        doomed.append(settings.cache)
-    elif roots:
-        doomed.append(settings.cache / "roots")
-    return _remove(settings, tuple(path for path in doomed if path.exists()))
+    build, cached = places.both(settings)
+    whole = [build, cached] if cache else [build]
+    with places.taken(settings, [build, cached] if cache or roots else [build]) as there:
+        doomed = [path for place in there if place in whole for path in place.entries()]
+        if roots and not cache and cached in there:
+            doomed += [path for path in (cached.path / "roots",) if path.exists()]
+        _remove(settings, there, doomed)
+        gone = [place.path for place in there if place in whole and place.made]
+        if not settings.dry:
+            for place in there:
+                if place in whole:
+                    places.unmark(place)
+    return (*gone, *(path for path in doomed if path.parent not in gone))
 
 
 def clean_unused(settings: Settings, *, days: int) -> tuple[Path, ...]:
     """Remove from the cache and from build/ what no run has used for ``days``.
 
-    Kernels whose packages are in build/repo stay.  Returns what was removed, or in a dry run
-    what would be.
+    Kernels whose packages are in build/repo stay.  Returns and raises as :func:`clean` does.
     """
     limit = time.time() - days * _DAY_S
-    entries = [*_cached(settings.cache), *_built(settings.build)]
-    return _remove(settings, tuple(one for one in entries if one.lstat().st_mtime < limit))
+    with places.taken(settings, places.both(settings)) as there:
+        for place in there:
+            # A link that others left on a shelf leads to what is not ours.
+            places.check_entries(place)
+        entries = [*_cached(settings.cache), *_built(settings.build)]
+        doomed = [one for one in entries if one.lstat().st_mtime < limit]
+        _remove(settings, there, doomed)
+    return tuple(doomed)
 
 
-def _remove(settings: Settings, doomed: tuple[Path, ...]) -> tuple[Path, ...]:
+def _remove(settings: Settings, there: Sequence[Place], doomed: Sequence[Path]) -> None:
+    mounts = [point for place in there for point in fs.mounts_below(place.path)]
+    paths = [path.parent.resolve() / path.name for path in doomed]
+    if hit := [one for one in mounts if any(one.is_relative_to(path) for path in paths)]:
+        raise UserError(
+            "nothing is removed, since other file systems are mounted in what would be",
+            found="\n".join(str(one) for one in hit),
+            hint="find out who uses them; then unmount each, deepest first, and run this again",
+        )
     if not settings.dry:
         for path in doomed:
-            if path.is_dir():
+            # Of a link only the link is ours.
+            if path.is_dir() and not path.is_symlink():
                 fs.remove_tree(path)
             else:
-                path.unlink()
-    return doomed
+                path.unlink(missing_ok=True)
 
 
 def _cached(cache: Path) -> Iterator[Path]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from kbuild import fs, mirror, progress, request
+from kbuild import fs, mirror, places, progress
 from kbuild.access import masked
 from kbuild.errors import KbuildError, UserError
 from kbuild.model import Settings
@@ -176,9 +176,10 @@ def _privileges(settings: Settings) -> Iterator[Finding]:
 
 def _places(settings: Settings) -> Iterator[Finding]:
     try:
-        request.check_places(settings)
+        places.check(settings)
     except KbuildError as error:
-        yield Finding("places", False, _sentence(error.what), _sentence(error.hint or ""))
+        detail = f"{error.what}: {error.found}" if error.found else error.what
+        yield Finding("places", False, _sentence(detail), _sentence(error.hint or ""))
 
 
 def _resources(settings: Settings) -> Iterator[Finding]:

@@ -5,7 +5,6 @@ The stages refuse senseless values too, but some of them come after hours of bui
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import errno
 import os
@@ -17,7 +16,7 @@ from invoke.config import Config
 
 from kbuild import bench_procfile, generations, kconfig, kernel, stress, suites, testing, variants
 from kbuild.errors import UserError
-from kbuild.model import Settings, Target
+from kbuild.model import Target
 from kbuild.vm.spec import ACCELERATORS
 
 # What an option may say, where there are few things to choose from.
@@ -205,33 +204,3 @@ def place(key: str, text: str, base: Path) -> Path:
         hint="give another: as an option, in an INVOKE_ variable, in invoke.yaml, or for caches"
         " in XDG_CACHE_HOME",
     )
-
-
-def check_places(settings: Settings) -> None:
-    """Raise when results or caches cannot lie where they are to, or would take something along.
-
-    ``clean`` removes both directories whole, so neither may hold the checkout or a home.
-    """
-    for key, path in (("build_dir", settings.build), ("cache_dir", settings.cache)):
-        for precious in _precious(settings):
-            if precious.resolve().is_relative_to(path):
-                raise UserError(
-                    f"{key} is {path}, which 'clean' would remove",
-                    expected="a directory of its own",
-                    found=f"{precious} lies in it" if precious != path else None,
-                    hint=f"correct {key}: in INVOKE_{key.upper()}, or in invoke.yaml",
-                )
-        there = next(one for one in (path, *path.parents) if os.path.lexists(one))
-        if not there.is_dir():
-            raise UserError(
-                f"{key} is {path}, which cannot be a directory",
-                found=f"{there} is there, and is none",
-                hint=f"correct {key}: in INVOKE_{key.upper()}, or in invoke.yaml",
-            )
-
-
-def _precious(settings: Settings) -> tuple[Path, ...]:
-    # A user without a name, as in a container, has no home.
-    with contextlib.suppress(RuntimeError):
-        return settings.project, Path.home()
-    return (settings.project,)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kbuild import cleaning, fs, manifest
+from kbuild import cleaning, fs, manifest, places
+from kbuild.errors import UserError
 from kbuild.model import Settings
 from tests.unit import fake_kernel
 
@@ -17,7 +22,14 @@ DAYS = 30
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(project=tmp_path, build=tmp_path / "build", cache=tmp_path / "cache")
+    given = Settings(project=tmp_path, build=tmp_path / "build", cache=tmp_path / "cache")
+    for place in places.both(given):
+        places.mark(place)
+    return given
+
+
+def content(path: Path) -> list[str]:
+    return sorted(str(one.relative_to(path)) for one in path.rglob("*"))
 
 
 def entry(path: Path, *, age_days: float = DAYS + 1) -> Path:
@@ -58,11 +70,117 @@ def test_what_has_a_limit_of_its_own_stays(settings: Settings) -> None:
     assert cleaning.clean_unused(settings, days=DAYS) == ()
 
 
-def test_a_dry_run_removes_nothing(tmp_path: Path) -> None:
-    given = Settings(project=tmp_path, build=tmp_path / "b", cache=tmp_path / "c", dry=True)
-    old = entry(given.cache / "trees" / "old")
+def test_a_dry_run_removes_nothing(settings: Settings) -> None:
+    old = entry(settings.cache / "trees" / "old")
+    before = content(settings.project)
+    given = dataclasses.replace(settings, dry=True)
     assert cleaning.clean_unused(given, days=DAYS) == (old,)
-    assert old.exists()
+    assert cleaning.clean(given, cache=True) == (settings.build, settings.cache)
+    assert cleaning.clean(given, roots=True) == (settings.build,)
+    assert content(settings.project) == before
+
+
+def test_results_go_and_caches_on_request(settings: Settings) -> None:
+    entry(settings.build / "bookworm")
+    root, tree = entry(settings.cache / "roots/one"), entry(settings.cache / "trees/one")
+    outside = entry(settings.project / "outside")
+    (settings.cache / "link").symlink_to(outside)
+    assert cleaning.clean(settings) == (settings.build,)
+    assert root.exists()
+    assert cleaning.clean(settings, roots=True) == (settings.cache / "roots",)
+    assert not root.exists()
+    assert tree.exists()
+    assert cleaning.clean(settings, cache=True) == (settings.cache,)
+    assert cleaning.clean(settings, cache=True) == ()
+    assert content(settings.project) == ["outside", "outside/content"]
+
+
+WAYS: dict[str, Callable[[Settings], object]] = {
+    "clean --cache": lambda given: cleaning.clean(given, cache=True),
+    "clean --roots": lambda given: cleaning.clean(given, roots=True),
+    "clean --unused": lambda given: cleaning.clean_unused(given, days=DAYS),
+}
+
+
+@pytest.mark.parametrize("dry", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("foreign", ["build", "cache"])
+def test_a_directory_without_our_mark_is_left_alone(
+    settings: Settings, foreign: str, way: str, dry: bool
+) -> None:
+    path = settings.project / "foreign"
+    entry(path / "trees/old")
+    entry(path / "roots/old")
+    entry(path / "bookworm/source-6.1.1-1")
+    entry(settings.build / "bookworm/source-6.1.1-1")
+    before = content(settings.project)
+    given = dataclasses.replace(settings, dry=dry)
+    if foreign == "build":
+        given = dataclasses.replace(given, build=path)
+    else:
+        given = dataclasses.replace(given, cache=path)
+    with pytest.raises(UserError, match=f"{path}, where things lie that we") as caught:
+        WAYS[way](given)
+    assert "rm " not in str(caught.value)
+    assert content(settings.project) == before
+
+
+# In a mount namespace of its own; a user namespace lets a test without root make it.
+_CLEAN_UNDER_A_MOUNT = """
+import dataclasses, os, pathlib, subprocess, sys
+from kbuild import cleaning
+from kbuild.errors import UserError
+from kbuild.model import Settings
+home, name = pathlib.Path(sys.argv[1]), sys.argv[2]
+given = Settings(project=home, build=home / "build", cache=home / "cache")
+subprocess.run(["mount", "--bind", home / "host", home / name], check=True)
+for one in (given, dataclasses.replace(given, dry=True)):
+    for clean in (
+        lambda: cleaning.clean(one, cache=True),
+        lambda: cleaning.clean(one, roots=True),
+        lambda: cleaning.clean_unused(one, days=1),
+    ):
+        try:
+            print(*clean())
+        except UserError as error:
+            assert str(home / name) in str(error), error
+            print("refused")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "refused"),
+    [
+        ("build/bookworm/source-6.1.1-1/lib", 6),
+        ("cache/roots/one/root/proc", 6),
+        ("cache/locks/here", 2),
+        # A foreign directory in place of ours, whose mark it hides.
+        ("build", 6),
+    ],
+)
+def test_nothing_is_removed_under_a_mount(settings: Settings, name: str, refused: int) -> None:
+    host = entry(settings.project / "host")
+    old = [
+        entry(settings.build / "bookworm/source-6.1.1-1"),
+        entry(settings.cache / "roots/one"),
+    ]
+    (settings.project / name).mkdir(parents=True, exist_ok=True)
+    for path in old:
+        aged(path)
+    done = subprocess.run(
+        [
+            *("unshare", "--user", "--map-root-user", "--mount"),
+            *(sys.executable, "-c", _CLEAN_UNDER_A_MOUNT, settings.project, name),
+        ],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines().count("refused") == refused
+    assert content(host) == ["content"]
+    # In the third case roots and what is old may go, which holds no mount.
+    assert all(path.exists() for path in old) == (refused == 6)
 
 
 def test_versions_that_no_record_names_go(settings: Settings) -> None:

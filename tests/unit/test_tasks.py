@@ -18,8 +18,8 @@ import pytest
 from invoke.parser import Parser
 
 import tasks
-from kbuild import cli, pipeline, source, testing
-from kbuild.errors import BuildError
+from kbuild import cli, fs, pipeline, places, source, testing
+from kbuild.errors import BuildError, InfrastructureError
 from kbuild.model import Settings, Target
 from kbuild.testing import FailedTestsError, TierResult, _judge, read_junit
 from tasks import DEFAULTS, _settings, _strings, ns
@@ -77,6 +77,10 @@ def here(
         yield run
     os.umask(mask)
     log.handlers[:], log.level, log.propagate = before
+
+
+def settings_in(home: Path) -> Settings:
+    return Settings(project=PROJECT, build=home / "build", cache=home / "cache")
 
 
 def test_the_tasks_are_those_that_the_issue_names(tmp_path: Path) -> None:
@@ -422,8 +426,45 @@ def test_a_senseless_number_of_jobs_is_refused(jobs: str, tmp_path: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("place", ["kmod", ".git", "kmod/build"])
+@pytest.mark.parametrize("task", sorted(ns.task_names))
+def test_no_task_touches_a_directory_that_is_not_ours(
+    task: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Here
+) -> None:
+    # Another checkout: this one is not to be lost if a task does touch it.
+    project = tmp_path / "project"
+    for name in ("kmod/Kbuild", ".git/HEAD"):
+        (project / name).parent.mkdir(parents=True)
+        (project / name).write_text("precious\n")
+    monkeypatch.setattr(tasks, "PROJECT", project)
+    monkeypatch.setenv("INVOKE_BUILD_DIR", place)
+    before = sorted(tmp_path.rglob("*"))
+    words = [task, *(["procfile"] if task == "bench" else [])]
+    for command in (words, ["--dry", *words]):
+        status, out, err = here(*command)
+        if task == "doctor":
+            assert "places: give build_dir a directory of its own" in out
+        else:
+            assert (status, out) == (2, "")
+            assert str(project / place) in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_task_keeps_clean_away(monkeypatch: pytest.MonkeyPatch, here: Here) -> None:
+    def fetch(settings: Settings, target: Target) -> None:
+        for place in places.both(settings):
+            with pytest.raises(InfrastructureError), fs.lock(place.mark, timeout_s=-1):
+                pytest.fail("clean would not wait")
+        raise BuildError("stop")
+
+    monkeypatch.setattr(source, "fetch", fetch)
+    status, _, err = here("fetch")
+    assert (status, "stop" in err) == (3, True)
+
+
 def test_dry_clean_removes_nothing(tmp_path: Path) -> None:
-    (tmp_path / "build").mkdir()
+    for place in places.both(settings_in(tmp_path)):
+        places.mark(place)
     done = invoke("--dry", "clean", home=tmp_path)
     assert done.returncode == 0
     assert f"would remove {tmp_path / 'build'}" in done.stdout
@@ -435,8 +476,9 @@ def test_dry_clean_removes_nothing(tmp_path: Path) -> None:
 
 def test_clean_takes_what_is_unused_alone(tmp_path: Path, here: Here) -> None:
     tree, build = tmp_path / "cache/trees/old", tmp_path / "build"
-    for path in (tree, build):
-        path.mkdir(parents=True)
+    for place in places.both(settings_in(tmp_path)):
+        places.mark(place)
+    tree.mkdir(parents=True)
     os.utime(tree, (0, 0))
     for options, said in (
         (["--unused", "0"], "a whole number, 1 or more"),

@@ -1,0 +1,449 @@
+"""Runs write to directories of their own only: made by them, marked, and closed to others."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kbuild import cleaning, places
+from kbuild.errors import UserError
+from kbuild.model import Settings
+
+PROJECT = Path(__file__).parents[2]
+NOBODY = 65534
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Settings:
+    """A checkout with a part of source, and directories for results and caches below and beside."""
+    project = tmp_path / "project"
+    for name in ("kmod/Kbuild", ".git/HEAD", ".git/refs/tags/v1"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("precious\n")
+    (project / ".git/objects").mkdir()
+    return Settings(project=project, build=project / "build", cache=tmp_path / "home/cache")
+
+
+def content(path: Path) -> list[str]:
+    return sorted(str(one.relative_to(path)) for one in path.rglob("*"))
+
+
+def refusal(given: Settings, words: str) -> str:
+    """Return what a run, a dry run and the doctor say alike; nothing may have changed."""
+    home = given.project.parent
+    before = content(home)
+    said = set()
+    for one in (given, dataclasses.replace(given, dry=True)):
+        for run in (places.check, hold):
+            with pytest.raises(UserError, match=words) as caught:
+                run(one)
+            said.add(str(caught.value))
+    assert content(home) == before
+    assert "rm " not in "".join(said)
+    (text,) = said
+    return text
+
+
+def hold(given: Settings) -> None:
+    with places.held(given, build=not given.dry):
+        pytest.fail("a run began")
+
+
+def use(given: Settings, *names: str) -> None:
+    """Let a run leave something in each directory."""
+    with places.held(given):
+        for path in (given.build, given.cache):
+            for name in names or ("result",):
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                (path / name).write_text("x")
+
+
+def test_a_run_makes_its_directories_and_marks_them(given: Settings) -> None:
+    use(given)
+    for place in places.both(given):
+        assert place.marked
+        assert place.made
+        tag = (place.path / "CACHEDIR.TAG").read_text()
+        assert tag.startswith("Signature: 8a477f597d28d172789f06886806bc55\n")
+        assert place.path.stat().st_mode & 0o777 == 0o755
+    use(given, "more")
+
+
+def test_what_a_run_made_and_did_not_use_is_gone_with_it(given: Settings) -> None:
+    with places.held(given):
+        assert given.build.is_dir()
+    assert not given.build.exists()
+    assert not given.cache.exists()
+
+
+def test_a_dry_run_makes_no_directory_for_results(given: Settings) -> None:
+    with places.held(given, build=False):
+        (given.cache / "dists").mkdir()
+        assert not given.build.exists()
+    assert places.both(given)[1].marked
+
+
+def fill_foreign(path: Path) -> None:
+    (path / "thesis").mkdir()
+
+
+def fill_tagged(path: Path) -> None:
+    # Another program's cache.
+    tag = "Signature: 8a477f597d28d172789f06886806bc55\n# by another program\n"
+    (path / "CACHEDIR.TAG").write_text(tag)
+
+
+def fill_links(path: Path) -> None:
+    (path.parent / "tag").write_text(places._SIGNATURE + "\n" + places._MADE + "\n")
+    (path / "CACHEDIR.TAG").symlink_to(path.parent / "tag")
+    (path / "thesis").mkdir()
+
+
+def fill_alike(path: Path) -> None:
+    # Names that we give too, and nothing that only we give: chroots, a website.
+    names = {"build": "bookworm/bin trixie/etc logs/x.log repo", "cache": "files/x images locks/x"}
+    for name in names[path.name].split():
+        (path / name).mkdir(parents=True)
+
+
+def fill_mixed(path: Path) -> None:
+    ours = {"build": "logs/inv-pip.log", "cache": "locks/dist-bookworm.lock"}
+    (path / ours[path.name]).mkdir(parents=True)
+    (path / "thesis").mkdir()
+
+
+@pytest.mark.parametrize("key", ["build", "cache"])
+@pytest.mark.parametrize("fill", [fill_foreign, fill_tagged, fill_links, fill_alike, fill_mixed])
+def test_a_directory_with_other_things_is_refused(
+    given: Settings, key: str, fill: Callable[[Path], None]
+) -> None:
+    path = getattr(given, key)
+    path.mkdir(parents=True)
+    fill(path)
+    text = refusal(given, f"{key}_dir is {path}, where things lie that we did not make")
+    assert f"INVOKE_{key.upper()}_DIR" in text
+
+
+def test_the_mark_of_results_is_none_of_caches(given: Settings, tmp_path: Path) -> None:
+    use(given)
+    given = dataclasses.replace(given, build=given.cache, cache=tmp_path / "other")
+    refusal(given, "build_dir is .* where things lie that we did not make")
+
+
+@pytest.mark.parametrize("key", ["build", "cache"])
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("kmod", "where things lie that we did not make"),
+        (".git", "where things lie that we did not make"),
+        ("kmod/build", "which lies in a part of the checkout"),
+        (".git/objects", "which lies in a part of the checkout"),
+        (".git/refs/heads/x", "which lies in a part of the checkout"),
+        (".", "which 'clean' would remove"),
+        ("..", "which 'clean' would remove"),
+        ("kmod/Kbuild", "which cannot be a directory"),
+        ("kmod/Kbuild/x", "which cannot be a directory"),
+    ],
+)
+def test_no_part_of_the_checkout_is_used(given: Settings, key: str, place: str, words: str) -> None:
+    path = Path(os.path.normpath(given.project / place))
+    if key == "build":
+        given = dataclasses.replace(given, build=path)
+    else:
+        given = dataclasses.replace(given, cache=path)
+    refusal(given, f"{key}_dir is {path}, {words}")
+
+
+def test_no_home_is_used(given: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(given.cache / "of/someone"))
+    refusal(given, "cache_dir is .* which 'clean' would remove")
+
+
+def test_directories_beside_one_another_below_the_checkout_are_used(given: Settings) -> None:
+    for name in ("out/one", "out/two", "build/nested/deep"):
+        use(dataclasses.replace(given, build=given.project / name))
+        use(given)
+
+
+@pytest.mark.parametrize(("build", "cache"), [("a", "a"), ("a/b", "a"), ("a", "a/b")])
+def test_one_directory_is_not_in_the_other(
+    given: Settings, tmp_path: Path, build: str, cache: str
+) -> None:
+    given = dataclasses.replace(given, build=tmp_path / build, cache=tmp_path / cache)
+    refusal(given, "build_dir and cache_dir lie in one another")
+
+
+EARLIER = {
+    "build": [
+        [".publish.lock", "bookworm/lab/6.1.1-1", "logs/x.log", "manifest.json", "repo/dists"],
+        ["logs/inv-pip.log"],
+        ["trixie-backports/.source-7.3.4-1.lock", "bench/x", "test/unit.xml"],
+        ["logs/root-bookworm-compile.log"],
+    ],
+    "cache": [["locks/dist-bookworm-updates.lock", "files/x", "roots/y", "ccache/0"]],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "names"), [(key, names) for key, all in EARLIER.items() for names in all]
+)
+def test_a_directory_of_an_earlier_version_is_marked_by_the_next_run(
+    given: Settings, key: str, names: list[str]
+) -> None:
+    path: Path = getattr(given, key)
+    for name in names:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).touch()
+    (place,) = (one for one in places.both(given) if one.path == path)
+    with pytest.raises(UserError, match="does not carry our mark"):
+        cleaning.clean(given, cache=True)
+    places.check(dataclasses.replace(given, dry=True))
+    assert not place.marked
+    use(given)
+    assert place.marked
+    assert all((path / name).exists() for name in names)
+    cleaning.clean(given, cache=True)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("there", [[], ["lost+found"]])
+def test_an_empty_directory_is_used_and_stays(given: Settings, there: list[str]) -> None:
+    given.cache.mkdir(parents=True)
+    for name in there:
+        (given.cache / name).mkdir()
+    use(given)
+    assert cleaning.clean(given, cache=True) == (given.build, given.cache / "result")
+    assert given.cache.is_dir()
+    assert content(given.cache) == there
+    use(given)
+
+
+def test_a_mark_cut_short_is_completed(given: Settings) -> None:
+    use(given)
+    (given.build / "CACHEDIR.TAG").unlink()
+    with pytest.raises(UserError, match="does not carry our mark"):
+        cleaning.clean(given)
+    (given.cache / "result").unlink()
+    places.both(given)[1].mark.unlink()
+    (given.cache / ".CACHEDIR.TAG.x1").touch()
+    use(given)
+    assert cleaning.clean(given, cache=True) == (given.build, given.cache)
+    assert not given.build.exists()
+    assert not given.cache.exists()
+
+
+# Who else may write to what root makes.
+
+
+def give(path: Path, uid: int = NOBODY) -> None:
+    os.chown(path, uid, -1, follow_symlinks=False)
+
+
+@as_root
+@pytest.mark.parametrize("name", ["", "..", "shelf", "shelf/entry", "CACHEDIR.TAG"])
+def test_what_another_user_owns_is_refused(given: Settings, name: str) -> None:
+    use(given, "shelf/entry")
+    give(given.cache / name)
+    refusal(given, r"which other users may change|is not ours alone")
+    give(given.cache / name, 0)
+    use(given)
+
+
+@pytest.mark.parametrize("name", ["", "..", "shelf", "shelf/entry", "CACHEDIR.TAG"])
+@pytest.mark.parametrize("mode", [0o777, 0o722])
+def test_what_others_may_write_is_refused(given: Settings, name: str, mode: int) -> None:
+    use(given, "shelf/entry")
+    path = given.cache / name
+    path.chmod(mode)
+    text = refusal(given, r"which other users may change|is not ours alone")
+    assert f"has mode {mode:04o}" in text
+    path.chmod(mode | 0o1000)
+    if name == "..":
+        use(given)  # as /tmp
+    else:
+        refusal(given, r"which other users may change|is not ours alone")
+
+
+@as_root
+@pytest.mark.parametrize(("group", "private"), [("root", True), ("nogroup", False)])
+def test_a_group_of_its_owner_alone_may_write(given: Settings, group: str, private: bool) -> None:
+    use(given, "shelf/entry")
+    for name in ("", "shelf", "shelf/entry"):
+        subprocess.run(["chgrp", group, given.cache / name], check=True)
+        (given.cache / name).chmod(0o775)
+    if private:
+        use(given)
+    else:
+        assert "mode 0775 and the group" in refusal(given, "which other users may change")
+
+
+@as_root
+def test_an_access_control_list_is_seen(given: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(given)
+    given.cache.chmod(0o775)
+    use(given)
+    monkeypatch.setattr(os, "listxattr", lambda _: ["system.posix_acl_access"])
+    assert "access control list" in refusal(given, "which other users may change")
+
+
+@as_root
+def test_the_checkouts_owner_is_trusted_with_both(given: Settings) -> None:
+    # "sudo ./inv" in a user's clone.
+    give(given.project)
+    given.build.mkdir()
+    given.cache.mkdir(parents=True)
+    for path in (given.build, given.cache, given.cache.parent):
+        give(path)
+    use(given)
+
+
+def test_above_the_checkout_and_in_it_nobody_is_asked(given: Settings) -> None:
+    # Who may write to the code needs no way through its results.
+    given.project.chmod(0o777)
+    use(given)
+
+
+@as_root
+def test_the_compiler_cache_may_belong_to_an_id_that_no_user_has(given: Settings) -> None:
+    use(given, "ccache/0")
+    give(given.cache / "ccache", 3_000_000_001)
+    give(given.cache / "ccache/0", 3_000_000_001)
+    use(given)
+    give(given.cache / "ccache/0", NOBODY)
+    refusal(given, "ccache/0 is not ours alone")
+
+
+@as_root
+@pytest.mark.parametrize(
+    "name", ["partial/x.part", "files/x", "locks/x.lock", "extracts/x", "debs"]
+)
+def test_a_link_that_another_user_left_is_refused(given: Settings, name: str) -> None:
+    use(given)
+    secret = given.project.parent / "secret"
+    secret.mkdir()
+    path = given.cache / name
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(secret)
+    give(path)
+    refusal(given, f"{path} is not ours alone")
+    with pytest.raises(UserError, match="is not ours alone"):
+        cleaning.clean_unused(given, days=1)
+    # It is ours to remove, and where it leads to is not.
+    cleaning.clean(given, cache=True)
+    assert not given.cache.exists()
+    assert secret.is_dir()
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o777])
+def test_a_shelf_may_lie_on_another_disk(given: Settings, mode: int) -> None:
+    use(given)
+    disk = given.project.parent / "disk"
+    disk.mkdir()
+    disk.chmod(mode)
+    (given.cache / "roots").symlink_to(disk)
+    if mode == 0o755:
+        use(given)
+    else:
+        refusal(given, "roots is not ours alone")
+
+
+@as_root
+@pytest.mark.parametrize("name", ["CACHEDIR.TAG", ".cplayground-kernel-cache"])
+def test_a_mark_that_another_user_left_is_none(given: Settings, name: str) -> None:
+    use(given)
+    give(given.cache / name)
+    for dry in (False, True):
+        with pytest.raises(UserError, match=f"{name} is not ours alone"):
+            cleaning.clean(dataclasses.replace(given, dry=dry), cache=True)
+    assert (given.cache / "result").exists()
+    assert (given.build / "result").exists()
+
+
+# A run and clean at once.
+
+_RUN = """
+import sys
+from pathlib import Path
+from kbuild import places
+from kbuild.model import Settings
+project, build, cache = map(Path, sys.argv[1:])
+with places.held(Settings(project=project, build=build, cache=cache)):
+    (build / "repo.lock").touch()
+    print("mine", flush=True)
+    sys.stdin.readline()
+    assert (build / "repo.lock").exists() and (cache / "result").exists()
+    (build / "late").touch()
+"""
+
+
+def other_run(given: Settings) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", _RUN, given.project, given.build, given.cache],
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("unused", [False, True])
+def test_clean_waits_for_a_run(
+    given: Settings, unused: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    use(given)
+    runner = other_run(given)
+    assert runner.stdout is not None
+    assert runner.stdout.readline() == "mine\n"
+    waits = []
+
+    def sleep(_: float) -> None:
+        waits.append((given.build / "repo.lock").exists())
+        if len(waits) == 3:
+            runner.communicate("go\n", timeout=20)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    if unused:
+        cleaning.clean_unused(given, days=1)
+    else:
+        assert cleaning.clean(given, cache=True) == (given.build, given.cache)
+    assert runner.returncode == 0
+    assert waits == [True] * len(waits)
+    assert len(waits) >= 3
+    assert "waiting for another run" in caplog.text
+    assert given.build.exists() == unused
+
+
+def test_a_run_that_waited_for_clean_has_new_directories(given: Settings) -> None:
+    use(given)
+    with places.taken(given, places.both(given)) as there:
+        runner = other_run(given)
+        with pytest.raises(subprocess.TimeoutExpired):
+            runner.wait(timeout=1)
+        for place in there:
+            (place.path / "result").unlink()
+            places.unmark(place)
+    assert runner.stdout is not None
+    assert runner.stdout.readline() == "mine\n"
+    (given.cache / "result").touch()
+    assert all(place.marked for place in places.both(given))
+    runner.communicate("go\n", timeout=20)
+    assert runner.returncode == 0
+
+
+def test_runs_do_not_wait_for_one_another(given: Settings) -> None:
+    use(given)
+    runner = other_run(given)
+    assert runner.stdout is not None
+    assert runner.stdout.readline() == "mine\n"
+    use(given, "more")
+    runner.communicate("go\n", timeout=20)
+    assert runner.returncode == 0
