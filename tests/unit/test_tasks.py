@@ -462,6 +462,25 @@ def test_a_task_keeps_clean_away(monkeypatch: pytest.MonkeyPatch, here: Here) ->
     assert (status, "stop" in err) == (3, True)
 
 
+@pytest.mark.parametrize("mask", [0o000, 0o077])
+def test_only_its_user_may_write_what_a_task_makes(
+    mask: int, monkeypatch: pytest.MonkeyPatch, here: Here
+) -> None:
+    modes: list[int] = []
+
+    def fetch(settings: Settings, target: Target) -> None:
+        modes.extend(path.stat().st_mode & 0o777 for path in (settings.build, settings.cache))
+        raise BuildError("stop")
+
+    monkeypatch.setattr(source, "fetch", fetch)
+    before = os.umask(mask)
+    try:
+        here("fetch")
+    finally:
+        os.umask(before)
+    assert modes == [0o755, 0o755]
+
+
 def test_dry_clean_removes_nothing(tmp_path: Path) -> None:
     for place in places.both(settings_in(tmp_path)):
         places.mark(place)
