@@ -168,7 +168,10 @@ def test_the_first_run_installs_what_is_missing_and_then_is_invoke(checkout: Che
     for option in ("--require-hashes", "--only-binary :all:", "--requirement requirements.lock"):
         assert option in calls[-1]
     assert "installing Debian packages: seen third" in err
-    assert "apt-get" in (checkout.path / "build/logs/inv-apt.log").read_text()
+    # A log survives that the environment was made anew.
+    assert "apt-get" in (checkout.path / ".venv/logs/inv-apt.log").read_text()
+    # Only a run makes build/, and marks it.
+    assert not (checkout.path / "build").exists()
 
 
 def test_the_results_directory_is_open_whatever_the_umask(checkout: Checkout, umask: int) -> None:
