@@ -38,6 +38,7 @@ from kbuild import (
     generations,
     loop,
     pipeline,
+    places,
     progress,
     report_text,
     request,

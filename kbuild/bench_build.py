@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 _TIMEOUT_S = 24 * 3600.0
 _NAMED_MISSES = 20
 # Of the cache, what a build is not measured by.
-_SHARED = (*cleaning.SHELVES, "accelerator", "dists", "locks")
+_SHARED = (*cleaning.SHELVES, "accelerator", "apt", "locks")
 _EXPORT = re.compile(r"^\+EXPORT_SYMBOL(?:_GPL)?\((\w+)\);$", re.MULTILINE)
 # What "make -n" prints for one object of C or assembly.
 _COMPILES = re.compile(r"\s-c -o \S+\.o\s")
