@@ -22,6 +22,7 @@ import requests.utils
 
 from kbuild.errors import InfrastructureError
 from kbuild.run import run
+from kbuild.secrets import redact
 
 logger = logging.getLogger(__name__)
 
@@ -123,14 +124,9 @@ def _detected(program: str, url: str) -> str:
     try:
         done = run([program, bare(url)], timeout_s=60, error=InfrastructureError)
     except InfrastructureError as error:
-        logger.warning("no proxy is detected: %s", masked(str(error)))
+        logger.warning("no proxy is detected: %s", redact(str(error)))
         return ""
     return done.stdout.strip()
-
-
-def masked(text: str) -> str:
-    """Return a text without the user and password of the URLs in it."""
-    return _LOGIN.sub("***@", text)
 
 
 def bare(url: str) -> str:

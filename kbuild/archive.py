@@ -23,11 +23,12 @@ from debian.deb822 import Packages
 from debian.deb822 import Release as ReleaseFile
 
 from kbuild import access, fs, mirror, suites
-from kbuild.access import bare, masked
+from kbuild.access import bare
 from kbuild.download import Network, PassingError, Wanted
 from kbuild.errors import InfrastructureError, KbuildError, LostDependencyError, TrustError
 from kbuild.model import Settings
 from kbuild.run import run
+from kbuild.secrets import redact
 from kbuild.suites import Suite
 
 logger = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ def read(
                 except (TrustError, InfrastructureError) as error:
                     refused = isinstance(error, TrustError) and not _foreign(settings, base, error)
                     level = logging.WARNING if refused else logging.INFO
-                    logger.log(level, "%s: %s", masked(base), error)
+                    logger.log(level, "%s: %s", redact(base), error)
                     failures[base] = error
                     continue
                 # The InRelease is the memory of the newest index: it is never away.
@@ -171,7 +172,7 @@ def _no_index(settings: Settings, dist: str, failures: Mapping[str, KbuildError]
     # Another archive in the machine's sources says nothing about Debian's.
     counting = [e for base, e in failures.items() if not _foreign(settings, base, e)]
     found = "\n".join(
-        f"{masked(base)}: {error.what}\n{error.found or ''}".rstrip()
+        f"{redact(base)}: {error.what}\n{error.found or ''}".rstrip()
         for base, error in failures.items()
     )
     if any(isinstance(error, TrustError) for error in counting or failures.values()):
@@ -290,9 +291,9 @@ def _update_once(apt: _Apt) -> None:
         return
     # The reason of an "Err:" line stands below it.
     lines = [*done.stderr.splitlines(), *(x for x in done.stdout.splitlines() if x[:1] == " ")]
-    said = masked("\n".join(dict.fromkeys(line.strip() for line in lines)))
-    said = said.replace(_URI, masked(apt.bases[0]))
-    said += f"\n(through the proxy {masked(proxy)})" if proxy else ""
+    said = redact("\n".join(dict.fromkeys(line.strip() for line in lines)))
+    said = said.replace(_URI, redact(apt.bases[0]))
+    said += f"\n(through the proxy {redact(proxy)})" if proxy else ""
     if _REFUSED.search(said):
         raise TrustError("apt refuses the index", found=said)
     if _LASTING.search(said):

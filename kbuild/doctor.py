@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from kbuild import fs, mirror, places, progress
-from kbuild.access import masked
 from kbuild.errors import KbuildError, UserError
 from kbuild.model import Settings
 from kbuild.run import which
+from kbuild.secrets import redact
 from kbuild.vm import qemu
 
 # A cloud-amd64 build, its root, the guest's and the packages, from empty caches.
@@ -243,7 +243,7 @@ def _mirrors(settings: Settings) -> Iterator[Finding]:
         yield _judged(
             name,
             bool(urls),
-            ", ".join(map(masked, urls)),
+            ", ".join(map(redact, urls)),
             "Apt's configuration names none.",
             "Give one with --mirror URL.",
         )

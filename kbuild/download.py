@@ -21,9 +21,10 @@ import tenacity
 import urllib3
 
 from kbuild import access, fs, progress
-from kbuild.access import Access, bare, masked
+from kbuild.access import Access, bare
 from kbuild.errors import InfrastructureError, TrustError
 from kbuild.model import Settings
+from kbuild.secrets import redact
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class Network:
             proxy = through = ""
             try:
                 proxy = self.access.proxy(url)
-                through = f" (through the proxy {masked(proxy)})" if proxy else ""
+                through = f" (through the proxy {redact(proxy)})" if proxy else ""
                 response = self._get(url, headers, proxy)
                 target = self.session.get_redirect_target(response)
                 if target is not None:
@@ -78,14 +79,14 @@ class Network:
                     url = _redirected(url, target)
                     continue
             except requests.exceptions.ProxyError as error:
-                raise PassingError(f"the proxy {masked(proxy)} failed: {_cause(error)}") from error
+                raise PassingError(f"the proxy {redact(proxy)} failed: {_cause(error)}") from error
             except ValueError as error:
                 # Of requests, urllib3, urlsplit and the idna codec: what is no URL at all.
-                raise UnavailableError(f"not a URL: {masked(str(error))}{through}") from error
+                raise UnavailableError(f"not a URL: {redact(str(error))}{through}") from error
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 raise PassingError(_cause(error) + through) from error
             return self._checked(response, through)
-        raise UnavailableError(f"more than {_REDIRECTS} redirects from {masked(first)}")
+        raise UnavailableError(f"more than {_REDIRECTS} redirects from {redact(first)}")
 
     def _get(self, url: str, headers: dict[str, str] | None, proxy: str) -> requests.Response:
         request = requests.Request("GET", bare(url), headers=headers, auth=self.access.login(url))
@@ -124,7 +125,7 @@ class Network:
         def say(state: tenacity.RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
             wait_s = state.next_action.sleep if state.next_action else 0.0
-            logger.warning("%s: %s; again in %.1f s", masked(url), error, wait_s)
+            logger.warning("%s: %s; again in %.1f s", redact(url), error, wait_s)
 
         return tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(PassingError),
@@ -176,7 +177,7 @@ def _cause(error: BaseException) -> str:
             if isinstance(reason, urllib3.exceptions.ProxyError):
                 reason = reason.original_error
             text = str(reason)
-    return masked(text.rpartition(": ")[2]) or type(error).__name__
+    return redact(text.rpartition(": ")[2]) or type(error).__name__
 
 
 def _redirected(url: str, target: str) -> str:
@@ -269,8 +270,8 @@ def fetch(settings: Settings, wanted: Wanted, urls: Sequence[str], network: Netw
                 logger.warning("%s", error)
                 refused = refused or error
             except (PassingError, UnavailableError) as error:
-                logger.info("%s: %s", masked(url), error)
-                reasons.append(f"{masked(url)}: {error}")
+                logger.info("%s: %s", redact(url), error)
+                reasons.append(f"{redact(url)}: {error}")
                 gone = gone and isinstance(error, UnavailableError) and error.status in _GONE
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -306,7 +307,7 @@ def _from(network: Network, url: str, wanted: Wanted, part: Path) -> None:
     def stop(state: tenacity.RetryCallState) -> bool:
         return state.attempt_number - last_gain >= network.attempts
 
-    logger.info("fetching %s (%s)", masked(url), progress.size(wanted.size))
+    logger.info("fetching %s (%s)", redact(url), progress.size(wanted.size))
     for attempt in network.retry(url, stop=stop):
         with attempt:
             try:
@@ -316,7 +317,7 @@ def _from(network: Network, url: str, wanted: Wanted, part: Path) -> None:
                 # The beginning came from an earlier run or another mirror; it may be what is wrong.
                 if resumed:
                     logger.warning(
-                        "%s: the resumed file is not the right one; starting anew", masked(url)
+                        "%s: the resumed file is not the right one; starting anew", redact(url)
                     )
                     part.unlink()
                     _transfer(network, url, wanted, part, deadline)
@@ -353,7 +354,7 @@ def _transfer(network: Network, url: str, wanted: Wanted, part: Path, deadline: 
             part.unlink(missing_ok=True)
             raise PassingError("the server sent another range than the one asked for")
         if have and not resumed:
-            logger.info("%s: the server does not resume; starting anew", masked(url))
+            logger.info("%s: the server does not resume; starting anew", redact(url))
         have = have if resumed else 0
         announced = response.headers.get("Content-Length", "")
         if announced.isdecimal() and have + int(announced) != wanted.size:
@@ -421,7 +422,7 @@ def _size(path: Path) -> int:
 
 def _refusal(url: str, wanted: Wanted, found: str) -> TrustError:
     return TrustError(
-        f"{masked(url)} is not the file that the signed index lists; it was thrown away",
+        f"{redact(url)} is not the file that the signed index lists; it was thrown away",
         expected=f"{wanted.size} bytes, sha256 {wanted.sha256}",
         found=found,
         hint="the mirror is damaged, being updated, or lying: "

@@ -18,10 +18,10 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from kbuild import access, suites
-from kbuild.access import masked
 from kbuild.errors import InfrastructureError, UserError
 from kbuild.model import Settings
 from kbuild.run import run
+from kbuild.secrets import redact
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def find(settings: Settings, *, apt: Path = APT) -> Mirrors:
         fault = _fault(url)
         if fault is not None:
             raise UserError(
-                f"the mirror {masked(url)!r} is not a URL that can be fetched from",
+                f"the mirror {redact(url)!r} is not a URL that can be fetched from",
                 expected="http://... or https://..., the directory that has dists/ and pool/",
                 found=fault,
             )
@@ -180,7 +180,7 @@ def _urls(uri: str) -> list[str]:
         try:
             lines = Path(unquote(urlsplit(uri).path)).read_text().splitlines()
         except (OSError, ValueError) as error:
-            logger.warning("the list of mirrors %s cannot be read: %s", masked(uri), error)
+            logger.warning("the list of mirrors %s cannot be read: %s", redact(uri), error)
             return []
         listed = [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
     usable = []
@@ -189,7 +189,7 @@ def _urls(uri: str) -> list[str]:
         if fault is None:
             usable.append(url.rstrip("/"))
         else:
-            logger.warning("the mirror %s is left out: %s", masked(url), fault)
+            logger.warning("the mirror %s is left out: %s", redact(url), fault)
     return usable
 
 
@@ -207,5 +207,5 @@ def _fault(url: str) -> str | None:
         if re.search(r"\s", unquote(parts.username or "") + unquote(parts.password or "")):
             return "a login with white space cannot be handed to apt"
     except ValueError as error:
-        return masked(str(error))
+        return redact(str(error))
     return None

@@ -149,21 +149,19 @@ def test_a_broken_configuration_is_said_in_apts_words(tmp_path: Path) -> None:
     assert "50proxy" in (caught.value.found or "")
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("at http://u:p@h.example/x, y", "at http://***@h.example/x, y"),
-        ("https://u:p/w@h:1/", "https://***@h:1/"),
-        ("http://u:p@w@h/", "http://***@h/"),
-        ("http://token@h/ and http://h/", "http://***@h/ and http://h/"),
-        ("nobody@example.org", "nobody@example.org"),
-    ],
-)
-def test_logins_are_masked(text: str, shown: str) -> None:
-    assert access.masked(text) == shown
-    assert access.bare(text) == shown.replace("***@", "")
-
-
 def test_a_password_is_not_part_of_a_repr() -> None:
     login = Login("m", "u", "secret")
     assert "secret" not in repr(Access({"acquire::http::proxy": "http://u:secret@p/"}, (login,)))
+
+
+@pytest.mark.parametrize(
+    ("url", "without"),
+    [
+        ("https://u:p/w@h:1/", "https://h:1/"),
+        ("http://u:p@w@h/", "http://h/"),
+        ("http://token@h/", "http://h/"),
+        ("nobody@example.org", "nobody@example.org"),
+    ],
+)
+def test_logins_are_left_out(url: str, without: str) -> None:
+    assert access.bare(url) == without
