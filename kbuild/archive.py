@@ -69,10 +69,11 @@ Acquire::Retries "0";
 Acquire::http::Timeout "{timeout_s}";
 Acquire::https::Timeout "{timeout_s}";
 """
-# apt's words where what arrived was wrong, as against what did not arrive.
+# apt's words where what arrived was wrong, as against what did not arrive; since trixie, sqv's.
 _REFUSED = re.compile(
-    r"GPG error|Clearsigned file|Splitting up|signatures? (?:was|were|could)"
-    r"|is expired|not valid yet|Hash Sum mismatch|unexpected size|insufficient|too weak"
+    r"GPG error|OpenPGP signature verification failed|Clearsigned file|Splitting up"
+    r"|signatures? (?:was|were|could)|is expired|not valid yet|Hash Sum mismatch"
+    r"|unexpected size|insufficient|too weak"
 )
 # Answers that the same request would get again.
 _LASTING = re.compile(r"\b(?:3\d\d|4(?!08|25|29)\d\d) ")
@@ -81,7 +82,7 @@ _LASTING = re.compile(r"\b(?:3\d\d|4(?!08|25|29)\d\d) ")
 # and its method for such files hangs on a path with a character to quote.
 _URI = "mirror+file:/proc/self/cwd/mirrors"
 _KEPT = "_proc_self_cwd_mirrors"  # begins the names of its indexes
-_STRANGER = "NO_PUBKEY"
+_STRANGER = re.compile(r"NO_PUBKEY|Missing key")
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def _read(apt: _Apt, prefix: str | None) -> tuple[Release, list[Listed]]:
 def _foreign(settings: Settings, base: str, error: KbuildError) -> bool:
     """Say whether a mirror of the machine's sources is of an archive that is not Debian's."""
     given = [url.rstrip("/") for url in settings.mirrors]
-    return base not in given and _STRANGER in (error.found or "")
+    return base not in given and _STRANGER.search(error.found or "") is not None
 
 
 def _no_index(settings: Settings, dist: str, failures: Mapping[str, KbuildError]) -> KbuildError:

@@ -304,6 +304,30 @@ def test_another_archive_of_the_machine_says_nothing_about_debians(
         read(settings(tmp_path, server.url), server.url, other.url)
 
 
+# Of Debian 13, whose apt verifies with sqv.
+SQV = (
+    "Warning: OpenPGP signature verification failed: http://x bookworm InRelease: "
+    "Sub-process /usr/bin/sqv returned an error code (1), error message is: "
+    "Missing key 0123456789ABCDEF, which is needed to verify signature."
+)
+
+
+def test_the_words_of_the_next_debians_apt_are_understood(
+    server: Server, other: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apt = tmp_path / "bin/apt-get"
+    apt.parent.mkdir()
+    apt.write_text(
+        f'#!/bin/sh\ngrep -q {server.url} mirrors && {{ echo "{SQV}" >&2; exit 100; }}\n'
+        f'exec {shutil.which("apt-get")} "$@"\n'
+    )
+    apt.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{apt.parent}:{os.environ['PATH']}")
+    with pytest.raises(TrustError, match="was refused"):
+        read(settings(tmp_path), server.url)
+    assert read(settings(tmp_path), server.url, other.url)[0].bases == (other.url,)
+
+
 # Age.
 
 
