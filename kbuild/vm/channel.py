@@ -476,6 +476,7 @@ class Channel:
         except TimeoutError:
             raise ChannelTimeout from None
         except ConnectionError:
+            self._drain()
             raise ChannelClosed from None
         finally:
             sock.settimeout(None)

@@ -253,7 +253,8 @@ def test_no_content_of_an_answer_makes_anything_but_an_outcome(payload: bytes) -
         theirs.close()
 
 
-def test_a_killed_qemu_is_heard_to_its_last_word() -> None:
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_killed_qemu_is_heard_to_its_last_word(reads: bool) -> None:
     """What it had sent is more than one reading takes, and its other socket ends first."""
     serial, serial_theirs = socket.socketpair()
     bulk, bulk_theirs = socket.socketpair()
@@ -271,8 +272,12 @@ def test_a_killed_qemu_is_heard_to_its_last_word() -> None:
             sent += 1000
     serial_theirs.close()
     bulk_theirs.close()
+    # reading and writing notice it alike
     with pytest.raises(ChannelClosed):
-        channel.wait(job, 5)
+        if reads:
+            channel.wait(job, 5)
+        else:
+            channel.close_input(job, 5)
     assert len(job.stdout) == sent
     channel.close()
 

@@ -28,6 +28,7 @@ def spec_at(root: Path, **changes: object) -> GuestSpec:
     (root / "boot").mkdir(exist_ok=True)
     for name in ("boot/vmlinuz-6.1.0-fake", "disk.img"):
         (root / name).touch()
+        (root / name).chmod(0o644)
     spec = GuestSpec(
         kernel=Kernel("6.1.0-fake", "fake", root), disk=root / "disk.img", accelerator=FAST
     )
