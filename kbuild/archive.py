@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import errno
 import hashlib
 import logging
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -295,6 +297,9 @@ def _update_once(apt: _Apt) -> None:
     said = redact("\n".join(dict.fromkeys(line.strip() for line in lines)))
     said = said.replace(_URI, redact(apt.bases[0]))
     said += f"\n(through the proxy {redact(proxy)})" if proxy else ""
+    if (full := os.strerror(errno.ENOSPC)) in said:
+        # No mirror can help.
+        raise OSError(errno.ENOSPC, full, str(apt.home.parent))
     if _REFUSED.search(said):
         raise TrustError("apt refuses the index", found=said)
     if _LASTING.search(said):

@@ -22,7 +22,7 @@ import urllib3
 
 from kbuild import access, fs, progress
 from kbuild.access import Access, bare
-from kbuild.errors import InfrastructureError, TrustError
+from kbuild.errors import InfrastructureError, TrustError, naming
 from kbuild.model import Settings
 from kbuild.secrets import redact
 
@@ -361,6 +361,7 @@ def _transfer(network: Network, url: str, wanted: Wanted, part: Path, deadline: 
             part.unlink(missing_ok=True)
             raise _refusal(url, wanted, f"{have + int(announced)} bytes")
         with (
+            naming(part),
             fs.open_own(part, "ab" if have else "wb") as stream,
             progress.bar(wanted.name, wanted.size, unit="bytes", initial=have) as advance,
         ):

@@ -312,17 +312,34 @@ SQV = (
 )
 
 
-def test_the_words_of_the_next_debians_apt_are_understood(
-    server: Server, other: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    apt = tmp_path / "bin/apt-get"
+def apt_says(text: str, url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let apt-get update fail with these words at one mirror."""
+    apt = home / "bin/apt-get"
     apt.parent.mkdir()
     apt.write_text(
-        f'#!/bin/sh\ngrep -q {server.url} mirrors && {{ echo "{SQV}" >&2; exit 100; }}\n'
+        f'#!/bin/sh\ngrep -q {url} mirrors && {{ echo "{text}" >&2; exit 100; }}\n'
         f'exec {shutil.which("apt-get")} "$@"\n'
     )
     apt.chmod(0o755)
     monkeypatch.setenv("PATH", f"{apt.parent}:{os.environ['PATH']}")
+
+
+def test_a_full_disk_is_not_taken_for_a_bad_mirror(
+    server: Server, other: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "E: Write error - write (28: No space left on device)"
+    apt_says(said, server.url, tmp_path, monkeypatch)
+    one = settings(tmp_path)
+    with pytest.raises(OSError, match="No space") as caught:
+        read(one, server.url, other.url)
+    assert caught.value.filename == str(one.cache / "apt" / DIST)
+    assert other.requests == []
+
+
+def test_the_words_of_the_next_debians_apt_are_understood(
+    server: Server, other: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apt_says(SQV, server.url, tmp_path, monkeypatch)
     with pytest.raises(TrustError, match="was refused"):
         read(settings(tmp_path), server.url)
     assert read(settings(tmp_path), server.url, other.url)[0].bases == (other.url,)

@@ -341,8 +341,9 @@ def test_a_full_disk_is_not_taken_for_a_bad_network(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as caught:
         download.fetch(settings(tmp_path), WANTED, urls(server), Waits().network)
+    assert caught.value.filename == str(tmp_path / "cache/partial" / f"{WANTED.sha256}.part")
     assert len(server.requests) == 1
 
 
