@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
-import errno
 import hashlib
 import logging
-import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +25,13 @@ from debian.deb822 import Release as ReleaseFile
 from kbuild import access, fs, mirror, suites
 from kbuild.access import bare
 from kbuild.download import Network, PassingError, Wanted
-from kbuild.errors import InfrastructureError, KbuildError, LostDependencyError, TrustError
+from kbuild.errors import (
+    FullDiskError,
+    InfrastructureError,
+    KbuildError,
+    LostDependencyError,
+    TrustError,
+)
 from kbuild.model import Settings
 from kbuild.run import run
 from kbuild.secrets import redact
@@ -146,6 +150,8 @@ def read(
                 try:
                     _update(apt, undamaged)
                     result = _read(apt, prefix)
+                except FullDiskError:
+                    raise
                 except (TrustError, InfrastructureError) as error:
                     refused = isinstance(error, TrustError) and not _foreign(settings, base, error)
                     level = logging.WARNING if refused else logging.INFO
@@ -297,9 +303,6 @@ def _update_once(apt: _Apt) -> None:
     said = redact("\n".join(dict.fromkeys(line.strip() for line in lines)))
     said = said.replace(_URI, redact(apt.bases[0]))
     said += f"\n(through the proxy {redact(proxy)})" if proxy else ""
-    if (full := os.strerror(errno.ENOSPC)) in said:
-        # No mirror can help.
-        raise OSError(errno.ENOSPC, full, str(apt.home.parent))
     if _REFUSED.search(said):
         raise TrustError("apt refuses the index", found=said)
     if _LASTING.search(said):

@@ -112,6 +112,10 @@ class InfrastructureError(KbuildError):
     kind = "infrastructure"
 
 
+class FullDiskError(InfrastructureError):
+    """There was no room for a file; no other mirror or attempt helps."""
+
+
 class DefectError(KbuildError):
     """This project itself is wrong: an exception that nobody foresaw (``EX_SOFTWARE``)."""
 

@@ -25,7 +25,7 @@ from typing import BinaryIO, Self
 
 from kbuild.errors import (
     BuildError,
-    InfrastructureError,
+    FullDiskError,
     KbuildError,
     LostDependencyError,
     naming,
@@ -389,7 +389,7 @@ def run(
 def _check_room(
     completed: Completed, cwd: Path | None, said: bytes, check: bool, log: Path | None
 ) -> None:
-    """Raise InfrastructureError if a program failed because there was no room for a file."""
+    """Raise FullDiskError if a program failed because there was no room for a file."""
     # A command line names the places that it writes to, those that a root shows too.
     words = [word.rpartition("=")[2] for word in completed.argv]
     known = [os.fspath(one) for one in (cwd, log) if one]
@@ -406,7 +406,7 @@ def _check_room(
     found += [f"{free / 1e6:.1f} MB free at {place}" for free, place in fullest]
     # Of a command in a root, the program is behind bwrap's own words.
     own = completed.argv.index("--") + 1 if "--" in completed.argv[:-1] else 0
-    raise InfrastructureError(
+    raise FullDiskError(
         f"{Path(completed.argv[own]).name} found no room for a file",
         found="\n".join(found),
         log=log,

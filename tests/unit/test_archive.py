@@ -16,7 +16,13 @@ import pytest
 from kbuild import access, archive, suites
 from kbuild.access import Access
 from kbuild.download import Network, Wanted
-from kbuild.errors import InfrastructureError, LostDependencyError, TrustError, UserError
+from kbuild.errors import (
+    FullDiskError,
+    InfrastructureError,
+    LostDependencyError,
+    TrustError,
+    UserError,
+)
 from kbuild.model import Settings
 from tests.unit import signed_archive
 from tests.unit.signed_archive import (
@@ -330,9 +336,9 @@ def test_a_full_disk_is_not_taken_for_a_bad_mirror(
     said = "E: Write error - write (28: No space left on device)"
     apt_says(said, server.url, tmp_path, monkeypatch)
     one = settings(tmp_path)
-    with pytest.raises(OSError, match="No space") as caught:
+    with pytest.raises(FullDiskError, match="apt-get found no room") as caught:
         read(one, server.url, other.url)
-    assert caught.value.filename == str(one.cache / "apt" / DIST)
+    assert "28: No space left on device" in (caught.value.found or "")
     assert other.requests == []
 
 
