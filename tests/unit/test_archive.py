@@ -186,14 +186,23 @@ ABSENT = {
 }
 
 
-@pytest.mark.parametrize("how", ABSENT)
-@pytest.mark.parametrize("path", ["InRelease", "Packages.xz"])
+# How long apt may take here, with every core of the machine at work: a drip costs as much.
+PATIENCE_S = 1.0
+
+
+@pytest.mark.parametrize(
+    ("path", "how"),
+    [
+        *(("InRelease", how) for how in ABSENT),
+        *(("Packages.xz", how) for how in ("404", "304", "no url", "drip of headers", "endless")),
+    ],
+)
 def test_a_mirror_that_does_not_deliver_is_left_for_another(
     tmp_path: Path, server: Server, other: Server, how: str, path: str
 ) -> None:
     server.fail(path, ABSENT[how])
     one = settings(tmp_path)
-    network = Waits(attempts=1, patience_s=0.5).network
+    network = Waits(attempts=1, patience_s=PATIENCE_S).network
     found, _ = read(one, server.url, other.url, network=network)
     assert found.bases[0] == other.url
     assert kept(one) == GOOD
@@ -211,10 +220,10 @@ def test_a_mirror_that_is_away_is_no_breach_of_trust(
     tmp_path: Path, server: Server, how: str
 ) -> None:
     server.fail("InRelease", ABSENT[how])
-    network = Waits(attempts=1, patience_s=0.5).network
+    network = Waits(attempts=1, patience_s=PATIENCE_S).network
     with pytest.raises(InfrastructureError, match="no mirror has bookworm") as caught:
         read(settings(tmp_path), server.url, network=network)
-    said = {"404": "404", "503": "503", "drip": "did not finish in 2 s"}
+    said = {"404": "404", "503": "503", "drip": "did not finish in 4 s"}
     assert said[how] in str(caught.value)
 
 
@@ -241,6 +250,7 @@ def test_a_verification_that_takes_too_long_leads_to_the_next_mirror(
     other: Server,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     home.publish(DIST, codename="slow")
     gpgv = tmp_path / "bin/gpgv"
@@ -253,11 +263,11 @@ def test_a_verification_that_takes_too_long_leads_to_the_next_mirror(
     )
     gpgv.chmod(0o755)
     monkeypatch.setenv("PATH", f"{gpgv.parent}:{os.environ['PATH']}")
-    network = Waits(patience_s=0.5).network
-    with pytest.raises(InfrastructureError, match="no mirror has") as caught:
-        read(settings(tmp_path), server.url, network=network)
-    assert "did not finish" in (caught.value.found or "")
+    caplog.set_level("INFO", logger="kbuild")
+    network = Waits(patience_s=PATIENCE_S).network
     assert read(settings(tmp_path), server.url, other.url, network=network)[0].bases[0] == other.url
+    assert f"{server.url}: apt-get update" in caplog.text
+    assert "did not finish" in caplog.text
 
 
 def test_a_release_signed_by_an_expired_key_is_refused(
