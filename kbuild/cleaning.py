@@ -39,11 +39,11 @@ def clean(settings: Settings, *, cache: bool = False, roots: bool = False) -> tu
     build, cached = places.both(settings)
     whole = [build, cached] if cache else [build]
     with places.taken(settings, [build, cached] if cache or roots else [build]) as there:
-        doomed = [path for place in there if place in whole for path in place.entries()]
+        doomed = [path for place in there if place in whole for path in place.look().entries]
         if roots and not cache and cached in there:
             doomed += [path for path in (cached.path / "roots",) if path.exists()]
         _remove(settings, there, doomed)
-        gone = [place.path for place in there if place in whole and place.made]
+        gone = [place.path for place in there if place in whole and place.look().made]
         if not settings.dry:
             for place in there:
                 if place in whole:

@@ -7,11 +7,13 @@ makes, one that it finds empty, or one that carries the mark of an earlier run.
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import os
 import pwd
 import re
 import stat
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +50,31 @@ _EARLIER = {
 
 
 @dataclass(frozen=True)
+class State:
+    """What was found in a directory, all at one time."""
+
+    there: bool = False
+    locked: bool = False  # the file is in it whose lock each run holds
+    note: str = ""  # of our tag: _MADE or _FOUND
+    entries: tuple[Path, ...] = ()  # the rest
+
+    @property
+    def marked(self) -> bool:
+        """Whether it carries both files of our mark, neither of them a link."""
+        return self.locked and bool(self.note)
+
+    @property
+    def bare(self) -> bool:
+        """Whether nothing lies in it, or it is not there."""
+        return not (self.locked or self.note or self.entries)
+
+    @property
+    def made(self) -> bool:
+        """Whether we made the directory itself, too."""
+        return self.note == _MADE
+
+
+@dataclass(frozen=True)
 class Place:
     """A directory that runs write to."""
 
@@ -66,37 +93,41 @@ class Place:
         return self.mark, self.path / TAG
 
     @property
-    def marked(self) -> bool:
-        """Whether it carries both files of our mark, neither of them a link."""
-        return _is_file(self.mark) and self._note in (_MADE, _FOUND)
-
-    @property
-    def made(self) -> bool:
-        """Whether we made the directory itself, too."""
-        return self._note == _MADE
-
-    @property
-    def _note(self) -> str:
-        path = self.path / TAG
-        lines = path.read_text(errors="replace").splitlines() if _is_file(path) else []
-        return lines[1] if lines[:1] == [_SIGNATURE] and len(lines) > 1 else ""
-
-    @property
     def hint(self) -> str:
         """How another directory is chosen."""
         name = f"INVOKE_{self.key.upper()}"
         return f"give {self.key} a directory of its own: in {name}, or in invoke.yaml"
 
-    def entries(self) -> list[Path]:
-        """List what lies in it, our mark left out."""
-        mark = [self.mark.name, _FOREIGN]
-        mark += [TAG] if self._note in (_MADE, _FOUND) else []
-        # A tag that is being written has another name at first.
-        return [
-            path
-            for path in _listed(self.path)
-            if path.name not in mark and not path.name.startswith(f".{TAG}.")
-        ]
+    def look(self) -> State:
+        """Return what lies in it, seen twice: a run or a clean may be at work there."""
+        state, before = self._glance(), None
+        while state is None or state != before:
+            state, before = self._glance(), state
+        return state
+
+    def _glance(self) -> State | None:
+        try:
+            directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError):
+            return State()
+        try:
+            locked = _content(self.mark.name, directory) is not None
+            lines = (_content(TAG, directory) or "").splitlines()
+            note = lines[1] if lines[:1] == [_SIGNATURE] and len(lines) > 1 else ""
+            note = note if note in (_MADE, _FOUND) else ""
+            with os.scandir(directory) as listed:
+                names = sorted(one.name for one in listed)
+            known = [self.mark.name, _FOREIGN, *([TAG] if note else [])]
+            # A tag that is being written has another name at first.
+            rest = [one for one in names if one not in known and not one.startswith(f".{TAG}.")]
+            # Clean takes a directory away before it removes the mark.
+            if os.path.samestat(os.fstat(directory), self.path.stat()):
+                return State(True, locked, note, tuple(self.path / name for name in rest))
+        except FileNotFoundError:
+            pass
+        finally:
+            os.close(directory)
+        return None
 
 
 def both(settings: Settings) -> tuple[Place, Place]:
@@ -115,7 +146,7 @@ def check(settings: Settings) -> None:
     _check_positions(settings)
     for place in both(settings):
         _check_owners(place)
-        _check_ours(place)
+        _check_ours(place, place.look())
         check_entries(place)
 
 
@@ -128,18 +159,22 @@ def held(settings: Settings, *, build: bool = True) -> Iterator[None]:
     """
     check(settings)
     with contextlib.ExitStack() as stack:
-        for place in both(settings):
-            if not place.path.exists():
+        for place in both(settings)[0 if build else 1 :]:
+            if not place.look().there:
                 stack.callback(_drop_unused, place)
-            while build or place.key == "cache_dir":
-                mark(place)
-                try:
-                    stack.enter_context(fs.lock(place.mark, shared=True, create=False))
-                    break
-                except FileNotFoundError:
-                    # It was cleaned while we waited for that.
-                    continue
+            _enter(place, stack)
+            # A clean may have come between the two files of the mark; now none can.
+            mark(place)
         yield
+
+
+def _enter(place: Place, stack: contextlib.ExitStack) -> None:
+    while True:
+        mark(place)
+        # It may have been cleaned while we waited for that.
+        with contextlib.suppress(FileNotFoundError):
+            stack.enter_context(fs.lock(place.mark, shared=True, create=False))
+            return
 
 
 @contextlib.contextmanager
@@ -149,16 +184,21 @@ def taken(settings: Settings, wanted: Sequence[Place]) -> Iterator[list[Place]]:
     Raises UserError, before it waits, when one does not carry our mark or others may change it.
     """
     _check_positions(settings)
-    there = [place for place in wanted if place.path.exists()]
-    for place in there:
+    there = []
+    for place in wanted:
+        state = place.look()
+        if not (state.marked or state.entries):
+            # There is nothing to remove; half a mark is being written, or removed.
+            continue
+        there.append(place)
         _check_owners(place)
-        _check_ours(place)
+        _check_ours(place, state)
         _check_alone(place, place.files)
-        if not place.marked:
+        if not state.marked:
             raise UserError(
                 f"{place.path} does not carry our mark, so nothing in it is removed",
                 expected=f"{TAG} and {place.mark.name}, which a run writes there",
-                found=_listing(place),
+                found=_listing(state),
                 hint="the next run marks it, since only names of an earlier version are in it:"
                 f" './inv fetch'; if that is not what it is, {place.hint}",
             )
@@ -175,45 +215,72 @@ def taken(settings: Settings, wanted: Sequence[Place]) -> Iterator[list[Place]]:
 def mark(place: Place) -> None:
     """Make a directory ours: make it, or take one that is empty or of an earlier version.
 
-    Raises UserError for any other, and for one that others may change.
+    One that we make has its mark from the start.  Raises UserError for any other, and for one
+    that others may change.
     """
-    try:
-        place.path.mkdir(parents=True)
-        made = True
-    except FileExistsError:
-        made = place.made or bool(place.entries())
+    state = place.look()
+    while not state.there:
+        place.path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = _beside(place)
+        scratch.chmod(0o755)
+        _write(place, scratch, _MADE)
+        try:
+            scratch.rename(place.path)
+        except OSError as error:
+            fs.remove_tree(scratch)
+            # Another run was faster.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        state = place.look()
     _check_owners(place)
-    if not place.marked:
-        _check_ours(place)
-        note = _MADE if made else _FOUND
-        fs.write_atomic(
-            place.path / TAG, f"{_SIGNATURE}\n{note}\n# See https://bford.info/cachedir/\n"
-        )
-        # Never replaced: another run may hold its lock by now.
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(place.mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+    if not state.marked:
+        _check_ours(place, state)
+        earlier = bool(state.entries) and not state.locked
+        _write(place, place.path, state.note or (_MADE if earlier else _FOUND))
+
+
+def _write(place: Place, directory: Path, note: str) -> None:
+    fs.write_atomic(directory / TAG, f"{_SIGNATURE}\n{note}\n# See https://bford.info/cachedir/\n")
+    # Never replaced: another run may hold its lock by now.
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(directory / place.mark.name, os.O_CREAT | os.O_EXCL, 0o644))
 
 
 def unmark(place: Place) -> None:
-    """Remove the mark of an empty directory, and the directory if we made it."""
-    made = place.made
-    for path in (*place.path.glob(f".{TAG}.*"), place.path / TAG, place.mark):
+    """Remove the mark of a directory that is empty but for it, and the directory if we made it."""
+    state = place.look()
+    if state.made and not state.entries:
+        directory = _beside(place)
+        try:
+            # At once: no run is to find it with half of its mark.
+            place.path.rename(directory)
+        except OSError:
+            # A mount point stays.
+            directory.rmdir()
+        else:
+            for path in _listed(directory):
+                if path.name != _FOREIGN:
+                    path.unlink()
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+            return
+    for path in (place.path / TAG, place.mark):
         path.unlink(missing_ok=True)
-    if made:
-        # A mount point stays, and so does a directory that a new run has just marked.
-        with contextlib.suppress(OSError):
-            place.path.rmdir()
+
+
+def _beside(place: Place) -> Path:
+    return Path(tempfile.mkdtemp(dir=place.path.parent, prefix=f".{place.path.name}."))
 
 
 def _drop_unused(place: Place) -> None:
     """Remove a directory again in which the run that made it has left nothing."""
-    if place.entries():
+    if place.look().entries:
         return
     with (
         contextlib.suppress(FileNotFoundError, InfrastructureError),
         fs.lock(place.mark, timeout_s=0, create=False),
     ):
-        if not place.entries():
+        if not place.look().entries:
             unmark(place)
 
 
@@ -243,14 +310,15 @@ def _check_position(place: Place) -> None:
                 found=f"{precious} lies in it" if precious != place.path else None,
                 hint=place.hint,
             )
-    there = _existing(place.path)
-    if not there.is_dir():
-        raise UserError(
-            f"{place.key} is {place.path}, which cannot be a directory",
-            found=f"{there} is there, and is none",
-            hint=place.hint,
-        )
-    if place.marked or place.entries():
+    for there in (place.path, *place.path.parents):
+        status = _status(there)
+        if status is not None and not stat.S_ISDIR(status.st_mode):
+            raise UserError(
+                f"{place.key} is {place.path}, which cannot be a directory",
+                found=f"{there} is there, and is none",
+                hint=place.hint,
+            )
+    if not place.look().bare:
         return
     # A new one below a part of the source would count as source.
     within = [one for one in place.path.parents if one != place.project]
@@ -267,21 +335,20 @@ def _check_position(place: Place) -> None:
             )
 
 
-def _check_ours(place: Place) -> None:
-    entries = place.entries()
-    # Its tag may have been removed, for a backup.
-    if _is_file(place.mark) or not entries:
+def _check_ours(place: Place, state: State) -> None:
+    # The tag may have been removed, for a backup.
+    if state.locked or not state.entries:
         return
     names, sign = _EARLIER[place.key]
-    foreign = [path for path in entries if not re.fullmatch(names, path.name)]
-    below = (path for entry in entries for path in (entry, *_listed(entry)))
+    foreign = [path for path in state.entries if not re.fullmatch(names, path.name)]
+    below = (path for entry in state.entries for path in (entry, *_listed(entry)))
     known = any(re.fullmatch(sign, str(path.relative_to(place.path))) for path in below)
     if foreign or not known:
         raise UserError(
             f"{place.key} is {place.path}, where things lie that we did not make",
             expected="a directory that is not there yet, an empty one, or one with the mark of"
             f" an earlier run ({TAG} and {place.mark.name})",
-            found=_listing(place),
+            found=_listing(state),
             hint=place.hint,
         )
 
@@ -293,9 +360,8 @@ def _check_owners(place: Place) -> None:
         if path == place.project:
             # Its code runs: who may write there needs no way through build/.
             return
-        if path.exists() and (
-            why := _open_to(path, path.stat(), trusted, sticky=path != place.path)
-        ):
+        status = _status(path)
+        if status and (why := _open_to(path, status, trusted, sticky=path != place.path)):
             raise UserError(
                 f"{place.key} is {place.path}, which other users may change",
                 expected="a directory that only root, this user or the checkout's owner may"
@@ -307,7 +373,7 @@ def _check_owners(place: Place) -> None:
 
 def check_entries(place: Place) -> None:
     """Raise UserError when others made, or may change, what lies one or two levels below."""
-    _check_alone(place, (*place.files, *place.entries()))
+    _check_alone(place, (*place.files, *place.look().entries))
 
 
 def _check_alone(place: Place, paths: Sequence[Path]) -> None:
@@ -362,11 +428,18 @@ def _open_to(
         return f"{path} has mode {stat.S_IMODE(mode):04o}"
     if mode & stat.S_IWGRP:
         # With an access control list these bits are the most that anybody is given.
-        if "system.posix_acl_access" in os.listxattr(path):
+        if "system.posix_acl_access" in _attributes(path):
             return f"{path} has an access control list (getfacl)"
         if not _private(status):
             return f"{path} has mode {stat.S_IMODE(mode):04o} and the group {status.st_gid}"
     return None
+
+
+def _attributes(path: Path) -> list[str]:
+    # Not every file system has them, and a file may be gone by now.
+    with contextlib.suppress(OSError):
+        return os.listxattr(path)
+    return []
 
 
 def _private(status: os.stat_result) -> bool:
@@ -386,19 +459,27 @@ def _user(uid: int) -> str | None:
         return None
 
 
-def _existing(path: Path) -> Path:
-    return next(one for one in (path, *path.parents) if os.path.lexists(one))
-
-
-def _is_file(path: Path) -> bool:
+def _status(path: Path) -> os.stat_result | None:
     try:
-        return stat.S_ISREG(path.lstat().st_mode)
+        return path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        return False
+        return None
+
+
+def _content(name: str, directory: int) -> str | None:
+    """Return the beginning of a regular file; None for a link, and for one that is not there."""
+    try:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(name, flags, dir_fd=directory)
+    except OSError:
+        return None
+    with os.fdopen(descriptor, "rb") as stream:
+        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        return stream.read(1000).decode(errors="replace") if regular else None
 
 
 def _carries_mark(path: Path) -> bool:
-    return any(Place(key, path, path).marked for key in _EARLIER)
+    return any(Place(key, path, path).look().marked for key in _EARLIER)
 
 
 def _listed(path: Path) -> list[Path]:
@@ -408,7 +489,7 @@ def _listed(path: Path) -> list[Path]:
         return []
 
 
-def _listing(place: Place) -> str:
-    names = [path.name for path in place.entries()]
+def _listing(state: State) -> str:
+    names = [path.name for path in state.entries]
     more = f", and {len(names) - 5} more" if len(names) > 5 else ""
     return f"no such mark, and {', '.join(names[:5]) or 'nothing else'}{more}"

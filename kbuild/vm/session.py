@@ -44,6 +44,7 @@ _TAKEN = frozenset(
                 DefectError,
             )
         ),
+        # 141, of SIGPIPE, means the same of a command as of ./inv.
         *(_BY_SIGNAL + one for one in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)),
     }
 )

@@ -186,7 +186,7 @@ def test_a_private_cache_shares_all_but_the_compilers(tmp_path: Path) -> None:
     (given.settings.cache / "ccache/result").touch()
     cache = bench_build._private_cache(given, "full", empty=True)
     # The machine had none of these before.
-    for shelf in ("files", "roots", "trees", "dists", "locks"):
+    for shelf in ("files", "roots", "trees", "apt", "locks"):
         assert (cache / shelf).samefile(given.settings.cache / shelf)
     assert list((cache / "ccache").iterdir()) == []
     # How many objects a build had is what a build finds out.

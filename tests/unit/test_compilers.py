@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import cleaning, compilers, roots, run
+from kbuild import cleaning, compilers, places, roots, run
 from kbuild.compilers import Help
 from kbuild.errors import BuildError, InfrastructureError, UserError
 from kbuild.model import Root
@@ -427,6 +427,8 @@ def test_the_compilers_archive_keeps_the_name_that_icecc_gave_it(
 
     monkeypatch.setattr(roots, "enter", enter)
     settings, root = fake_kernel.settings(tmp_path), a_root(tmp_path)
+    for place in places.both(settings):
+        places.mark(place)
     for _ in range(2):
         made = compilers.compiler_environment(settings, root)
         assert made.name == "8b59.tar.gz"

@@ -174,12 +174,6 @@ def test_the_first_run_installs_what_is_missing_and_then_is_invoke(checkout: Che
     assert not (checkout.path / "build").exists()
 
 
-def test_the_results_directory_is_open_whatever_the_umask(checkout: Checkout, umask: int) -> None:
-    """It holds the repository, which apt reads as a user of its own."""
-    assert checkout.inv()[0] == 0
-    assert (checkout.path / "build").stat().st_mode & 0o777 == 0o755
-
-
 def test_the_next_run_does_nothing_but_invoke(checkout: Checkout) -> None:
     checkout.inv()
     checkout.calls()
@@ -286,7 +280,7 @@ def test_no_password_of_a_mirror_or_an_index_is_shown_or_kept(checkout: Checkout
     said = "W: Failed to fetch http://user:p/w@mirror.example/InRelease"
     checkout.fake("apt-get", APT_GET.replace("could not resolve", said))
     status, _, err = checkout.inv()
-    log = (checkout.path / "build/logs/inv-apt.log").read_text()
+    log = (checkout.path / ".venv/logs/inv-apt.log").read_text()
     assert status == 69
     assert "Failed to fetch http://***@mirror.example/InRelease" in log
     assert "p/w" not in err + log

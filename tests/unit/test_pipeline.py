@@ -19,6 +19,7 @@ from kbuild import (
     manifest,
     module,
     pipeline,
+    places,
     repo,
     roots,
     source,
@@ -87,6 +88,8 @@ def test_a_changed_struct_is_refused_before_anything_is_compiled_on_the_fast_pat
     planned = SimpleNamespace(plan=SimpleNamespace(method=method))
     monkeypatch.setattr(pipeline, "_plan", lambda *_: planned)
     settings = dataclasses.replace(settings, project=tmp_path / "distro")
+    for place in places.both(settings):
+        places.mark(place)
     target = Target("bookworm", "cloud-amd64")
     if refused:
         with pytest.raises(GuardError, match="what they were compiled with") as caught:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import archive, cleaning, fs, mirror, roots, run, verify
+from kbuild import archive, cleaning, fs, mirror, places, roots, run, verify
 from kbuild.errors import InfrastructureError, LostDependencyError, TrustError, UserError
 from kbuild.model import Root, Settings
 from kbuild.roots import Bind
@@ -60,6 +60,8 @@ def bootstraps(settings: Settings) -> int:
 
 
 def test_a_root_is_made_once_and_says_what_it_holds(settings: Settings) -> None:
+    for place in places.both(settings):
+        places.mark(place)
     first = roots.make_root(settings, "bookworm", "compile", ["make"])
     os.utime(first.path.parent, (0, 0))
     assert roots.make_root(settings, "bookworm", "compile", ["make"]) == first
@@ -246,10 +248,10 @@ while :; do date > "$1/alive" && sleep 0.02; done
 MAKES_A_ROOT = """
 import sys
 from pathlib import Path
-from kbuild import mirror, roots
+from kbuild import archive, roots
 from kbuild.model import Settings
 from kbuild.run import interruptible
-mirror.sources_list = lambda settings, suite: ""
+archive.sources_list = lambda settings, suite: ""
 here = Path(sys.argv[1])
 settings = Settings(project=here, build=here / "build", cache=here / "cache")
 with interruptible():

@@ -443,7 +443,7 @@ def test_no_task_touches_a_directory_that_is_not_ours(
     for command in (words, ["--dry", *words]):
         status, out, err = here(*command)
         if task == "doctor":
-            assert "places: give build_dir a directory of its own" in out
+            assert "places: Give build_dir a directory of its own" in out
         else:
             assert (status, out) == (2, "")
             assert str(project / place) in err

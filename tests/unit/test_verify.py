@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import fs, manifest, stamp, verify
+from kbuild import fs, manifest, places, stamp, verify
 from kbuild.manifest import Manifest
 from kbuild.model import Settings
 from tests.unit import damage
@@ -42,6 +42,9 @@ FILE = f"cache/files/{hashlib.sha256(DOWNLOAD.encode()).hexdigest()}/x.deb"
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """Return places with one of everything, as the stages leave it."""
+    one = Settings(project=tmp_path, build=tmp_path / "build", cache=tmp_path / "cache")
+    for place in places.both(one):
+        places.mark(place)
     for mark, output in STAMPS.items():
         made = (tmp_path / mark).parent / output
         fs.write_atomic(made, f"{output} " * (1 << 17 if "/" not in output else 10))
@@ -61,7 +64,7 @@ def settings(tmp_path: Path) -> Settings:
     fs.write_json(tmp_path / "build/trixie/lab-debug/guest/image.json", {"disk": "disk.img"})
     fs.write_json(tmp_path / "build/bookworm/source-6.1.192-2/tools/x.json", ["not ours"])
     fs.write_atomic(tmp_path / "cache/partial/0123.part", "half")
-    return Settings(project=tmp_path, build=tmp_path / "build", cache=tmp_path / "cache")
+    return one
 
 
 def damaged(settings: Settings) -> list[str]:
