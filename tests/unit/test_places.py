@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from kbuild import cleaning, places
+from kbuild import cleaning, fs, places
 from kbuild.errors import UserError
 from kbuild.model import Settings
 
@@ -103,8 +104,11 @@ def fill_tagged(path: Path) -> None:
 
 
 def fill_links(path: Path) -> None:
-    (path.parent / "tag").write_text(places._SIGNATURE + "\n" + places._MADE + "\n")
-    (path / "CACHEDIR.TAG").symlink_to(path.parent / "tag")
+    place = places.Place(f"{path.name}_dir", path, path.parents[1] / "project")
+    places.mark(place)
+    for file in place.files:
+        elsewhere = file.rename(path.parent / f"of-another-{file.name}")
+        file.symlink_to(elsewhere)
     (path / "thesis").mkdir()
 
 
@@ -422,6 +426,31 @@ def test_clean_waits_for_a_run(
     assert len(waits) >= 3
     assert "waiting for another run" in caplog.text
     assert given.build.exists() == unused
+
+
+def test_a_dry_clean_waits_for_nobody(given: Settings) -> None:
+    use(given)
+    with places.held(given):
+        dry = dataclasses.replace(given, dry=True)
+        assert cleaning.clean(dry, cache=True) == (given.build, given.cache)
+
+
+def test_a_mark_that_lost_its_tag_to_a_clean_is_whole_when_the_run_begins(
+    given: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fs.lock
+
+    @contextlib.contextmanager
+    def late(path: Path, **options: bool) -> Iterator[None]:
+        with lock(path, **options):
+            path.with_name("CACHEDIR.TAG").unlink()
+            yield
+
+    monkeypatch.setattr(fs, "lock", late)
+    with places.held(given):
+        assert all(place.look().marked for place in places.both(given))
+        (given.build / "result").touch()
+        (given.cache / "result").touch()
 
 
 def test_a_run_that_waited_for_clean_has_new_directories(given: Settings) -> None:
