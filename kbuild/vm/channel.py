@@ -19,7 +19,7 @@ import socket
 import struct
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -228,6 +228,17 @@ def start_payload(
     return payload
 
 
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold back the signals that end a run: between two sockets' bytes they would lose some."""
+    held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Channel:
     """Requests over one or two sockets; used by one thread.
 
@@ -391,7 +402,8 @@ class Channel:
                 if ready or left == 0:
                     break
         # QEMU's end closes all of them, and the last answer may lie in any: each is read first.
-        came = [self._receive(sock) for sock in self._sockets if sock in ready]
+        with _undisturbed():
+            came = [self._receive(sock) for sock in self._sockets if sock in ready]
         if not all(came):
             self._drain()
             raise ChannelClosed

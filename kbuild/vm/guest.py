@@ -128,15 +128,6 @@ class GuestResult:
         return self.stdout.decode(errors="replace")
 
 
-@dataclass(frozen=True)
-class Exchange:
-    """What went over a terminal, or a command's streams, at one time, both ways."""
-
-    typed: bytes | None  # b"" at the end, None for nothing
-    shown: bytes
-    complained: bytes = b""  # on standard error, which a terminal does not have
-
-
 class Background:
     """A command that runs in the guest while others do."""
 
@@ -228,34 +219,32 @@ class Background:
         with self._guest.talking("a new size"):
             self._guest.channel.resize(self._job, rows, columns, self._guest.answer_s)
 
-    def converse(self, keyboard: int | None, timeout_s: float) -> Exchange:
+    @property
+    def output(self) -> tuple[bytearray, bytearray]:
+        """What has come on standard output and error; what is taken is deleted there."""
+        return self._job.stdout, self._job.stderr
+
+    def converse(self, keyboard: int | None, timeout_s: float) -> bytes | None:
         """Wait for bytes on ``keyboard`` or for output, whichever comes first.
 
-        No more is read there than the command takes.  After ``timeout_s`` (unscaled) without a
-        byte the agent has to answer a ping.
+        Returns what was typed: b"" at the end, None for nothing.  No more is read there than the
+        command takes.  After ``timeout_s`` (unscaled) without a byte the agent has to answer a
+        ping.
         """
-        typed = None
         channel, began = self._guest.channel, time.monotonic()
         with self._guest.talking("a command's output"):
-            if not self._job.done and not self._job.stdout and not self._job.stderr:
+            if not self._job.done and not any(self.output):
                 watched = keyboard if channel.hungry(self._job) else None
                 if channel.pump(timeout_s, watched) and watched is not None:
-                    typed = _read(watched)
-                elif time.monotonic() - began >= timeout_s and not self._job.done:
+                    return _read(watched)
+                if time.monotonic() - began >= timeout_s and not self._job.done:
                     self._guest.require_answer()
-        return Exchange(typed, *self._take())
+        return None
 
-    def rest(self) -> tuple[bytes, bytes]:
-        """Return what has come of it on both streams and was not taken yet, at its end or ours."""
+    def take_rest(self) -> None:
+        """Take what else has come, at its end or ours."""
         with suppress(GuestLost), self._guest.talking("a command's last output"):
             self._guest.channel.pump(0)
-        return self._take()
-
-    def _take(self) -> tuple[bytes, bytes]:
-        taken = bytes(self._job.stdout), bytes(self._job.stderr)
-        self._job.stdout.clear()
-        self._job.stderr.clear()
-        return taken
 
     def _result(self) -> GuestResult:
         job = self._job

@@ -74,28 +74,32 @@ def _attach(
     sys.stdout.flush()
     try:
         while not command.ended:
-            came = command.converse(keyboard, _SILENCE_S)
+            typed = command.converse(keyboard, _SILENCE_S)
             each_time()
-            if came.typed:
-                command.write(came.typed)
-            elif came.typed is not None:
+            if typed:
+                command.write(typed)
+            elif typed is not None:
                 keyboard = None
                 at_the_end()
-            _show(command, came.shown, came.complained)
+            _show(command)
     except (GuestLost, KeyboardInterrupt):
-        _show(None, *command.rest())
+        command.take_rest()
+        _show(command)
         raise
 
 
-def _show(command: Background | None, shown: bytes, complained: bytes) -> None:
-    for descriptor, data in ((_STDOUT, shown), (_STDERR, complained)):
-        rest = memoryview(data)
-        try:
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-        except BrokenPipeError:
-            if command is not None and command.running:
-                command.kill(signal.SIGPIPE)
+def _show(command: Background) -> None:
+    for descriptor, waiting in zip((_STDOUT, _STDERR), command.output, strict=True):
+        while waiting:
+            try:
+                written = os.write(descriptor, waiting)
+            except BrokenPipeError:
+                waiting.clear()
+                if command.running:
+                    with contextlib.suppress(GuestLost):
+                        command.kill(signal.SIGPIPE)
+            else:
+                del waiting[:written]
 
 
 def _size() -> tuple[int, int]:

@@ -216,6 +216,7 @@ def _misbehave(control: socket.socket, frame: Frame, behaviour: str, console: in
             for _ in range(10):
                 say(Kind.STDOUT, b"y\n" * 1000)
             if behaviour == "is interrupted":
+                time.sleep(0.3)  # until its start is over: before that, nothing is shown
                 os.kill(os.getppid(), signal.SIGINT)
             return None  # until it is killed
         case "out of memory":
