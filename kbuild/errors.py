@@ -115,6 +115,8 @@ class InfrastructureError(KbuildError):
 class FullDiskError(InfrastructureError):
     """There was no room for a file; no other mirror or attempt helps."""
 
+    kind = "full disk"
+
 
 class DefectError(KbuildError):
     """This project itself is wrong: an exception that nobody foresaw (``EX_SOFTWARE``)."""
@@ -172,7 +174,8 @@ def of_the_machine(
     files = [str(name) for name in (error.filename, error.filename2) if name]
     if not files and number in _NO_ROOM:
         files = [path for _, path in room(places)][:1]
-    return InfrastructureError(": ".join([*files[-1:], str(why)]), hint=_HINT)
+    kind = FullDiskError if number in _NO_ROOM else InfrastructureError
+    return kind(": ".join([*files[-1:], str(why)]), hint=_HINT)
 
 
 def room(places: Iterable[str | os.PathLike[str]]) -> list[tuple[int, str]]:

@@ -26,6 +26,7 @@ def test_statuses_tell_whose_failure_it_is() -> None:
         "GuardError": 3,
         "TrustError": 65,
         "InfrastructureError": 69,
+        "FullDiskError": 69,
         "DefectError": 70,
         "LostDependencyError": 69,
     }

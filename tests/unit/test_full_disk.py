@@ -118,7 +118,7 @@ def test_a_full_disk_is_the_machines_failure(
     said: dict[str, tuple[str, int, str]], name: str, words: str
 ) -> None:
     kind, status, text = said[name]
-    assert (kind, status) == ("InfrastructureError", 69), text
+    assert (kind, status) == ("FullDiskError", 69), text
     assert words in text
     assert "DISK" in text
 

@@ -693,7 +693,7 @@ def test_a_full_disk_is_the_machines_failure_with_the_place(
     (tmp_path / "build").mkdir()
     status, _, err = here("explain")
     assert status == 69
-    assert f"infrastructure error: {tmp_path}/build: No space left on device" in err
+    assert f"full disk error: {tmp_path}/build: No space left on device" in err
     assert "Traceback" not in err
 
 
@@ -739,9 +739,7 @@ def test_an_output_that_is_full_is_said(tmp_path: Path) -> None:
             timeout=100,
         )
     assert done.returncode == 69
-    assert done.stderr.startswith(
-        "infrastructure error: standard output: No space left on device\n"
-    )
+    assert done.stderr.startswith("full disk error: standard output: No space left on device\n")
     assert "Traceback" not in done.stderr
 
 
