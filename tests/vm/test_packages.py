@@ -88,6 +88,8 @@ def test_the_boot_loader_puts_our_kernel_beside_its_base(guest: Guest, tmp_path:
     assert order[3] == neighbour(-1)
 
 
+# DKMS builds the same on both kernels, and each build takes half a minute under TCG.
+@pytest.mark.ours
 def test_a_machine_that_cannot_build_is_no_unsupported_kernel(
     guest: Guest, kernel: Kernel, request: pytest.FixtureRequest
 ) -> None:
