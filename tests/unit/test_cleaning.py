@@ -16,6 +16,7 @@ from kbuild import cleaning, fs, manifest, places
 from kbuild.errors import UserError
 from kbuild.model import Settings
 from tests.unit import fake_kernel
+from tests.unit.mounts import UNSHARE
 
 DAYS = 30
 
@@ -169,7 +170,7 @@ def test_nothing_is_removed_under_a_mount(settings: Settings, name: str, refused
         aged(path)
     done = subprocess.run(
         [
-            *("unshare", "--user", "--map-root-user", "--mount"),
+            *UNSHARE,
             *(sys.executable, "-c", _CLEAN_UNDER_A_MOUNT, settings.project, name),
         ],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},

@@ -16,6 +16,7 @@ import pytest
 
 from kbuild import fs
 from kbuild.errors import InfrastructureError, UserError
+from tests.unit.mounts import UNSHARE
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -476,10 +477,7 @@ def test_no_removal_crosses_a_mount(tmp_path: Path, mount: tuple[str, ...]) -> N
     (tmp_path / "by link").symlink_to(tree)
     subprocess.run(
         [
-            "unshare",
-            "--user",
-            "--map-root-user",
-            "--mount",
+            *UNSHARE,
             sys.executable,
             "-c",
             _REMOVE_UNDER_A_MOUNT,

@@ -18,6 +18,7 @@ import pytest
 from kbuild import errors
 from kbuild.errors import BuildError, InfrastructureError
 from kbuild.run import run
+from tests.unit.mounts import UNSHARE
 
 PROJECT = Path(__file__).parents[2]
 
@@ -62,8 +63,6 @@ for name, action in CASES.items():
     print(json.dumps([name, *said]))
     run(["find", here, "-mindepth", "1", "-delete"], timeout_s=60)
 """
-
-UNSHARE = ("unshare", "--mount", *(() if os.geteuid() == 0 else ("--map-root-user",)))
 
 
 @pytest.fixture(scope="module")
