@@ -191,6 +191,15 @@ def remove_tree(path: Path) -> None:
     device: what lies there is not ours.  Raises InfrastructureError then, and OSError
     when an entry cannot be removed.
     """
+    check_unmounted(path)
+    shutil.rmtree(path, onerror=_unless_gone)
+
+
+def check_unmounted(path: Path) -> None:
+    """Raise InfrastructureError if a file system is mounted at or below ``path``.
+
+    Whoever removes entries of a directory of ours calls this first.
+    """
     mounted = mounts_below(path)
     if mounted:
         raise InfrastructureError(
@@ -198,7 +207,6 @@ def remove_tree(path: Path) -> None:
             found="\n".join(str(one) for one in mounted),
             hint="find out who uses them; then unmount each, deepest first, and run this again",
         )
-    shutil.rmtree(path, onerror=_unless_gone)
 
 
 def _unless_gone(function: object, path: str, info: tuple[object, BaseException, object]) -> None:

@@ -9,18 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from kbuild import fs
-from kbuild.errors import InfrastructureError
-from kbuild.run import run
+from kbuild import contents, fs
 
 logger = logging.getLogger(__name__)
-
-_SYNC_TIMEOUT_S = 1800.0
 
 
 @contextlib.contextmanager
@@ -35,7 +30,7 @@ def noted(output: Path) -> Iterator[None]:
         fs.write_atomic(note, "")
     yield
     # The note stands for files that may not be on the disk yet.
-    run(["sync", "--file-system", output], timeout_s=_SYNC_TIMEOUT_S, error=InfrastructureError)
+    fs.sync(output)
     note.unlink()
 
 
@@ -43,16 +38,18 @@ def recover(output: Path) -> int:
     """Remove what changed in ``output`` since a make began that was cut short; returns how many.
 
     Both times of a file count, because a command may set the one that make goes by.  make and
-    kbuild make every file again that is missing.
+    kbuild make every file again that is missing.  Raises InfrastructureError, and removes nothing,
+    where another file system is mounted.
     """
     note = _note(output)
     if not note.exists():
         return 0
+    fs.check_unmounted(output)
     start, removed = note.stat().st_mtime_ns, 0
-    for path in _files(output, output.lstat().st_dev):
-        status = path.lstat()
-        if max(status.st_mtime_ns, status.st_ctime_ns) >= start:
-            path.unlink()
+    for name, status in list(contents.walk(output)):
+        changed = max(status.st_mtime_ns, status.st_ctime_ns) >= start
+        if changed and not stat.S_ISDIR(status.st_mode):
+            (output / name).unlink()
             removed += 1
     note.unlink()
     logger.info("the last make was cut short: %d files are made again", removed)
@@ -61,14 +58,3 @@ def recover(output: Path) -> int:
 
 def _note(output: Path) -> Path:
     return output.with_name(f"{output.name}.making")
-
-
-def _files(directory: Path, device: int) -> Iterator[Path]:
-    """Yield what lies below a directory and is none, as far as its file system goes."""
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            status = entry.stat(follow_symlinks=False)
-            if not stat.S_ISDIR(status.st_mode):
-                yield Path(entry.path)
-            elif status.st_dev == device:
-                yield from _files(Path(entry.path), device)

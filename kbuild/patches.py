@@ -314,6 +314,7 @@ def mend(pristine: Path, tree: Tree) -> tuple[str, ...]:
     patched = set(tree.changed)
     mended = []
     with fs.lock(tree.path.with_name(f".{tree.path.name}.lock")):
+        fs.check_unmounted(tree.path)
         wanted, there = dict(contents.walk(pristine)), dict(contents.walk(tree.path))
         # A directory that is not in the source goes after what lies in it.
         for name in sorted(there.keys() - wanted.keys() - patched, reverse=True):

@@ -454,13 +454,25 @@ def test_what_cannot_be_removed_is_said(tmp_path: Path) -> None:
 # In a mount namespace of its own; a user namespace lets a test without root make it.
 _REMOVE_UNDER_A_MOUNT = """
 import pathlib, subprocess, sys
-from kbuild import fs
+from kbuild import fs, interrupted, patches
 from kbuild.errors import InfrastructureError
+from kbuild.model import Series, Tree
 tree = pathlib.Path(sys.argv[1])
+(tree.parent / "tree.making").touch()
+for one in tree.rglob("*"):
+    one.touch()
+source = tree.parent / "source"
+source.mkdir()
+removals = [
+    lambda: interrupted.recover(tree),
+    lambda: patches.mend(source, Tree(tree, "1", Series("s", "", (), ""), "", ())),
+]
 subprocess.run(["mount", *sys.argv[3:], sys.argv[2], tree / "a b\\n"], check=True)
 for doomed in (tree, tree.parent / "by link", tree / "a b\\n"):
+    removals.append(lambda doomed=doomed: fs.remove_tree(doomed))
+for removal in removals:
     try:
-        fs.remove_tree(doomed)
+        removal()
     except InfrastructureError as error:
         assert str(tree / "a b\\n") in str(error), error
     else:
