@@ -58,7 +58,7 @@ class Login:
 
 @dataclass(frozen=True)
 class Access:
-    """What stands between this machine and its mirrors."""
+    """The proxies, certificates and logins between this machine and its mirrors."""
 
     options: Mapping[str, str] = field(default_factory=dict, repr=False)  # of apt.conf(5)
     logins: tuple[Login, ...] = ()

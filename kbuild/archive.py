@@ -138,7 +138,7 @@ def read(
         if settings.offline:
             return _read(here, prefix)
         here.lists.mkdir(parents=True, exist_ok=True)
-        # Of a run that was killed; the lock says that no other is at work in it.
+        # A run that was killed left it; the lock says that no other is at work in it.
         for left in home.glob("update.*"):
             fs.remove_tree(left)
         undamaged = _undamaged(here)
@@ -322,7 +322,7 @@ def _checked(apt: _Apt, fields: ReleaseFile, signers: tuple[str, ...]) -> Releas
     until = _date(fields.get("Valid-Until"))
     expired = until is not None and until < datetime.now(UTC)
     if expired and not (apt.settings.accept_expired or apt.settings.offline):
-        # What apt remembers has expired, and the mirror has an older one.
+        # The index that apt remembers has expired, and the mirror has an older one.
         raise TrustError(f"the index of {apt.dist} has expired", found=f"it is expired on {until}")
     if expired:
         logger.warning("the index of %s expired on %s; it is used all the same", apt.dist, until)

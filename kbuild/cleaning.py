@@ -78,7 +78,7 @@ def _remove(settings: Settings, there: Sequence[Place], doomed: Sequence[Path]) 
         )
     if not settings.dry:
         for path in doomed:
-            # Of a link only the link is ours.
+            # Only the link itself is ours, where it is one.
             if path.is_dir() and not path.is_symlink():
                 fs.remove_tree(path)
             else:

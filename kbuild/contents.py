@@ -1,4 +1,4 @@
-"""What a file or a directory consists of, recorded so that damage is seen, and named.
+"""Records of what files and directories consist of, so that damage is seen, and named.
 
 A look at names, kinds, sizes and times takes a third of a second for the 75,000 files of a
 kernel tree.  It finds what a power cut, a full disk or an editor leaves.  Content that changed
