@@ -29,36 +29,26 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import Task
 
-from kbuild import (
-    bench_build,
-    bench_build_cases,
-    bench_procfile,
-    cleaning,
-    compilers,
-    generations,
-    loop,
-    pipeline,
-    places,
-    progress,
-    report_text,
-    request,
-    roots,
-    source,
-    suites,
-    testing,
-    variants,
-)
+from kbuild import cleaning, every_suite, pipeline, request, testing
 from kbuild import doctor as doctor_checks
-from kbuild import mutants as mutations
-from kbuild import report as reports
-from kbuild import stress as stresses
 from kbuild import verify as verification
-from kbuild.errors import DefectError, KbuildError, LostDependencyError, UserError, naming
-from kbuild.generations import Step
-from kbuild.model import Settings, Target
-from kbuild.run import Interrupted, interruptible
-from kbuild.secrets import redact
-from kbuild.vm import session, shell
+from kbuild.core import places, progress, suites, variants
+from kbuild.core.errors import DefectError, KbuildError, LostDependencyError, UserError, naming
+from kbuild.core.model import Settings, Target
+from kbuild.core.run import Interrupted, interruptible
+from kbuild.core.secrets import redact
+from kbuild.every_suite import Step
+from kbuild.fetch import roots, source
+from kbuild.guest import session, shell
+from kbuild.kernel import helpers
+from kbuild.lab import loop, mutation, workloads
+from kbuild.lab import mutants as mutations
+from kbuild.lab import stress as stresses
+from kbuild.measure import build as bench_build
+from kbuild.measure import build_cases
+from kbuild.measure import procfile as bench_procfile
+from kbuild.report import kernels as reports
+from kbuild.report import text as report_text
 
 PROJECT = Path(__file__).resolve().parent
 
@@ -132,7 +122,7 @@ def _settings(config: Mapping[str, object], given: Mapping[str, object], *, dry:
         remote_cache=_text(given.get("cache")) or str(config["remote_cache"]),
         scheduler=_text(given.get("scheduler")) or str(config["scheduler"]),
     )
-    compilers.check(settings)
+    helpers.check(settings)
     return settings
 
 
@@ -367,9 +357,9 @@ def _every(
                 _say(f"{error.kind} error: {error}")
                 status = status or error.exit_status
         return status
-    rows = generations.run(target, lambda one: steps(settings, one, modules=modules))
-    _say(generations.render(rows))
-    return generations.exit_status(rows)
+    rows = every_suite.run(target, lambda one: steps(settings, one, modules=modules))
+    _say(every_suite.render(rows))
+    return every_suite.exit_status(rows)
 
 
 def _print_steps(settings: Settings, target: Target, modules: str) -> None:
@@ -387,8 +377,8 @@ def fetch(settings: Settings, target: Target) -> None:
 @_command(_TARGET_OPTIONS, _BUILD_OPTIONS, _RUN_OPTIONS, every_suite=True, root=_always)
 def build_kernel(settings: Settings, target: Target, modules: str) -> int:
     """Fetch, patch, configure and compile a kernel, or with --suite all one of each suite."""
-    if target.suite == generations.ALL:
-        return _every(settings, target, modules, generations.build_steps)
+    if target.suite == every_suite.ALL:
+        return _every(settings, target, modules, every_suite.build_steps)
     if not _dry(settings, target, modules):
         built = pipeline.build_kernel(settings, target, modules=modules)
         _say(f"{built.release} ({built.method}): {built.output}")
@@ -454,15 +444,15 @@ def test(
     if settings.dry:
         for one in tiers:
             _say(shlex.join(testing.pytest_command(settings, one, ["-k", k] if k else [])))
-    if target.suite == generations.ALL:
+    if target.suite == every_suite.ALL:
         if settings.dry and stock:
             return 0
         steps = functools.partial(
-            generations.test_steps, tiers=tiers, keyword=k, accel=accel, whole=all, stock=stock
+            every_suite.test_steps, tiers=tiers, keyword=k, accel=accel, whole=all, stock=stock
         )
         failed = None
         if not settings.dry:
-            failed = generations.unit_tests(settings, target, tiers=tiers, keyword=k)
+            failed = every_suite.unit_tests(settings, target, tiers=tiers, keyword=k)
         status = _every(settings, target, modules, steps)
         if failed is not None:
             _say(f"unit tests: {failed}")
@@ -509,7 +499,7 @@ def mutants(
     every = mutations.read_all(settings.project / mutations.PATCHES)
     if settings.dry:
         for one in every:
-            _say(f"{one.name:<28} {mutations.written(one.detectors)}")
+            _say(f"{one.name:<28} {mutation.written(one.detectors)}")
         return
     if refresh:
         for one in every:
@@ -591,7 +581,7 @@ def stress(
     seconds = seconds or minutes * 60
     if settings.dry:
         slowness = variants.variant(target.variant).slowness
-        rounds = stresses.plan(stresses.choose(workload or ()), seconds, seed, slowness)
+        rounds = workloads.plan(workloads.choose(workload or ()), seconds, seed, slowness)
         for one in rounds:
             names = " + ".join(load.name for load in one.workloads)
             _say(f"{one.seconds:>4} s  {names}{', reloaded' * one.reloaded}")
@@ -642,7 +632,7 @@ def bench(
     """Measure what reading costs, or what building does, and keep the result as JSON."""
     if what == "build":
         if settings.dry:
-            for one in bench_build_cases.choose(target, case or (), before=before):
+            for one in build_cases.choose(target, case or (), before=before):
                 _say(f"would measure {one.name:<14} {one.title}")
             return
         path = bench_build.run(settings, target, names=case or (), before=before, say=_say)

@@ -1,6 +1,6 @@
 """Removing results and caches: all of them, or what nobody has used for long.
 
-Only directories with our mark are touched, when no run uses them (kbuild/places.py).
+Only directories with our mark are touched, when no run uses them (core/places.py).
 """
 
 from __future__ import annotations
@@ -9,25 +9,13 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kbuild import fs, manifest, places, suites
-from kbuild.errors import BuildError, UserError
-from kbuild.model import Settings
-from kbuild.places import Place
+from kbuild.core import fs, places, suites
+from kbuild.core.errors import BuildError, UserError
+from kbuild.core.model import Settings
+from kbuild.core.places import Place
+from kbuild.ship import manifest
 
 _DAY_S = 86400.0
-# The cache's shelves whose entries grow old, a file or a directory each.  The compiler cache
-# has a limit of its own; lists of packages are replaced; and locks must stay where they are.
-SHELVES = (
-    "debs",
-    "extracts",
-    "files",
-    "icecream",
-    "images",
-    "partial",
-    "roots",
-    "snapshots",
-    "trees",
-)
 
 
 def clean(settings: Settings, *, cache: bool = False, roots: bool = False) -> tuple[Path, ...]:
@@ -87,7 +75,7 @@ def _remove(settings: Settings, there: Sequence[Place], doomed: Sequence[Path]) 
 
 def _cached(cache: Path) -> Iterator[Path]:
     """Yield the entries of the cache's shelves, what killed runs left among them."""
-    for shelf in SHELVES:
+    for shelf in places.SHELVES:
         if (cache / shelf).is_dir():
             entries = sorted((cache / shelf).iterdir())
             yield from (path for path in entries if path.suffix != ".lock")

@@ -18,7 +18,7 @@ from invoke.exceptions import AmbiguousEnvVar, Exit, UncastableEnvVar, UnknownFi
 from invoke.program import Program
 from invoke.util import yaml  # type: ignore[attr-defined]  # the one that it reads with
 
-from kbuild.errors import UserError
+from kbuild.core.errors import UserError
 
 _HINT = "see 'Configuration' in the README; remove what you did not write"
 

@@ -17,12 +17,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from kbuild import fs, mirror, places, progress
-from kbuild.errors import KbuildError, UserError
-from kbuild.model import Settings
-from kbuild.run import which
-from kbuild.secrets import redact
-from kbuild.vm import qemu
+from kbuild.core import fs, places, progress
+from kbuild.core.errors import KbuildError, UserError
+from kbuild.core.model import Settings
+from kbuild.core.run import which
+from kbuild.core.secrets import redact
+from kbuild.fetch import mirror
+from kbuild.guest import qemu
 
 # A cloud-amd64 build, its root, the guest's and the packages, from empty caches.
 DISK_NEEDED = 15 * 10**9  # bytes
@@ -225,7 +226,7 @@ def _accelerator(settings: Settings) -> Iterator[Finding]:
     else:
         detail = "/dev/kvm is there; it is used once a guest has been seen to boot under it"
     yield Finding("accelerator", True, detail)
-    # What kbuild.vm.qemu found when it tried; a new kernel or QEMU is tried again.
+    # What kbuild.guest.qemu found when it tried; a new kernel or QEMU is tried again.
     for path in sorted((settings.cache / "accelerator").glob("*.json")):
         tried = qemu.read_choice(path)
         detail = (

@@ -1,7 +1,7 @@
 """From a target to an apt repository: the stages in their order, each run only if it must.
 
 Arrows go one way: fetch → patch → compile → package → repository → guest image.  Each
-stage has a manifest of its inputs beside its result (:mod:`kbuild.stamp`); this module
+stage has a manifest of its inputs beside its result (:mod:`kbuild.core.stamp`); this module
 knows where the results lie and what goes into each.
 """
 
@@ -15,29 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kbuild import (
-    deb,
-    dkms,
-    fastpath,
-    fs,
-    kernel,
-    manifest,
-    module,
-    patches,
-    progress,
-    publishing,
-    repo,
-    roots,
-    source,
-    stamp,
-    versions,
-)
-from kbuild.errors import BuildError, InfrastructureError
-from kbuild.manifest import Manifest, Output
-from kbuild.model import Base, BuiltKernel, Package, Root, Settings, Target, Tree
-from kbuild.module import BuiltModule, Headers
-from kbuild.vm import image
-from kbuild.vm.image import GuestImage
+from kbuild.core import fs, progress, stamp
+from kbuild.core.errors import BuildError, InfrastructureError
+from kbuild.core.model import Base, BuiltKernel, Package, Root, Settings, Target, Tree
+from kbuild.fetch import roots, source, unpack
+from kbuild.guest import image
+from kbuild.guest.image import GuestImage
+from kbuild.kernel import compilation, guard, module, patches, planning, quilt
+from kbuild.kernel.module import BuiltModule, Headers
+from kbuild.ship import deb, dkms, manifest, publishing, repo, versions
+from kbuild.ship.manifest import Manifest, Output
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +82,7 @@ class Prepared:
     distro_image: Path  # unpacked
     distro_headers: Path  # unpacked
     tree: Tree
-    plan: kernel.Plan
+    plan: planning.Plan
     epoch: int  # seconds since 1970, of the distro's own build
 
 
@@ -131,8 +118,8 @@ def prepare(settings: Settings, target: Target, base: Base, *, modules: str = "a
 
     Raises GuardError where the distro's modules would be kept and the series changes types.
     """
-    pristine = source.unpack(settings, base)
-    series = patches.choose(settings.project / "patches", base.upstream)
+    pristine = unpack.unpack(settings, base)
+    series = quilt.choose(settings.project / "patches", base.upstream)
     tree = patches.apply(
         pristine, series, _tree_path(settings, target, base), base_version=base.version
     )
@@ -141,17 +128,17 @@ def prepare(settings: Settings, target: Target, base: Base, *, modules: str = "a
     prepared = _plan(settings, target, base, pristine, tree, modules)
     if prepared.plan.method == "fast":
         known = [name for name in tree.changed if (pristine / name).is_file()]
-        fastpath.check_types(pristine, tree.path, known)
+        guard.check_types(pristine, tree.path, known)
     return prepared
 
 
 def _plan(
     settings: Settings, target: Target, base: Base, pristine: Path, tree: Tree, modules: str
 ) -> Prepared:
-    distro_image = source.unpack_image(settings, base)
-    distro_headers = source.unpack_deb(settings, base.headers)
+    distro_image = unpack.unpack_image(settings, base)
+    distro_headers = unpack.unpack_deb(settings, base.headers)
     epoch = deb.changelog_epoch(distro_image, base.image.name)
-    plan = kernel.make_plan(
+    plan = planning.make_plan(
         settings,
         target,
         base,
@@ -172,7 +159,7 @@ def build_kernel(settings: Settings, target: Target, *, modules: str = "auto") -
     return compile_kernel(settings, _compile_root(settings, prepared.plan), prepared)
 
 
-def _compile_root(settings: Settings, plan: kernel.Plan) -> Root:
+def _compile_root(settings: Settings, plan: planning.Plan) -> Root:
     """Return the suite's root, made again if the distro has a newer compiler than it holds.
 
     A point release may bring a compiler with it, and the next kernel is built with that.
@@ -185,16 +172,16 @@ def _compile_root(settings: Settings, plan: kernel.Plan) -> Root:
     return roots.compile_root(settings, plan.target.suite, refresh=True)
 
 
-def _why_refresh(settings: Settings, root: Root, plan: kernel.Plan) -> str | None:
-    wanted = kernel.distro_compiler(plan)
-    if wanted is None or kernel.compiler_version(root) == wanted or settings.offline:
+def _why_refresh(settings: Settings, root: Root, plan: planning.Plan) -> str | None:
+    wanted = planning.distro_compiler(plan)
+    if wanted is None or compilation.compiler_version(root) == wanted or settings.offline:
         return None
     return f"its compiler is not the distro's ({wanted})"
 
 
 def compile_kernel(settings: Settings, root: Root, prepared: Prepared) -> BuiltKernel:
-    """Configure and compile what was prepared; raises what :func:`kbuild.kernel.build` raises."""
-    return kernel.build(
+    """Configure and compile what was prepared; raises what :func:`compilation.build` raises."""
+    return compilation.build(
         settings,
         root,
         prepared.plan,
@@ -278,7 +265,7 @@ def _kernel_package_inputs(
     return {
         "kernel": kernel_digest,
         "templates": fs.sha256_tree(settings.project / "debian" / "kernel"),
-        "recipe": _recipe("deb.py", "headers.py", "versions.py"),
+        "recipe": _recipe("ship/deb.py", "ship/headers.py", "ship/versions.py"),
         "root": root.digest,
         "revision": str(settings.revision),
         "epoch": str(epoch),
@@ -289,7 +276,7 @@ def _module_inputs(settings: Settings, headers_sha256: str, root: Root) -> dict[
     return {
         "headers": headers_sha256,
         "module": fs.sha256_tree(settings.project / "kmod"),
-        "recipe": _recipe("module.py"),
+        "recipe": _recipe("kernel/module.py"),
         "root": root.digest,
     }
 
@@ -301,7 +288,7 @@ def _module_package_inputs(
         "module": fs.sha256_file(made.path),
         "templates": fs.sha256_tree(settings.project / "debian" / "modules"),
         "example": fs.sha256_file(settings.project / deb.EXAMPLE),
-        "recipe": _recipe("deb.py", "versions.py"),
+        "recipe": _recipe("ship/deb.py", "ship/versions.py"),
         "root": root.digest,
         "revision": str(settings.revision),
         "epoch": str(epoch),
@@ -313,7 +300,7 @@ def _dkms_inputs(settings: Settings, root: Root, epoch: int) -> dict[str, str]:
         "module": fs.sha256_tree(settings.project / "kmod"),
         "dkms": fs.sha256_tree(settings.project / "dkms"),
         "templates": fs.sha256_tree(settings.project / "debian" / "dkms"),
-        "recipe": _recipe("dkms.py", "deb.py", "versions.py"),
+        "recipe": _recipe("ship/dkms.py", "ship/deb.py", "ship/versions.py"),
         "root": root.digest,
         "epoch": str(epoch),
     }
@@ -408,7 +395,7 @@ def kernel_headers(settings: Settings, done: PackagedKernel) -> Path:
         if stamp.due(mark, inputs) is not None:
             mark.unlink(missing_ok=True)
             with fs.fresh_directory(out) as unpacked:
-                source.extract(headers.path, unpacked)
+                unpack.extract(headers.path, unpacked)
             stamp.write(mark, inputs, [out], 0.0)
     return _headers_tree(where, built.release)
 
@@ -423,7 +410,7 @@ def debian_headers(settings: Settings, base: Base) -> Headers:
             mark.unlink(missing_ok=True)
             with fs.fresh_directory(out) as unpacked:
                 for file in files:
-                    source.extract(file.path, unpacked)
+                    unpack.extract(file.path, unpacked)
             stamp.write(mark, inputs, [out], 0.0)
     return module.debian(out, base.release)
 
@@ -501,7 +488,7 @@ def _publish(settings: Settings, where: Places, mine: Manifest) -> None:
 
 
 def _repository_inputs(outputs: Iterable[Output]) -> dict[str, str]:
-    return {one.path: one.sha256 for one in outputs} | {"recipe": _recipe("repo.py")}
+    return {one.path: one.sha256 for one in outputs} | {"recipe": _recipe("ship/repo.py")}
 
 
 def prebuilt_module(done: Packaged) -> Path:
@@ -520,7 +507,7 @@ def guest_image(settings: Settings, target: Target, done: Packaged) -> GuestImag
         repo=done.repo,
         packages=[names.image_meta, names.headers_meta, dkms.PACKAGE],
         debs=[file.path for file in base.packages],
-        guest_sources=settings.project / "tests" / "guest",
+        tested=settings.project / "kmod" / "format.h",
         home=where.home / "guest",
         inputs={f"package {one.name}": one.sha256 for one in done.packages},
         log=where.log("guest"),
@@ -534,14 +521,14 @@ def stock_image(settings: Settings, target: Target) -> GuestImage:
     """
     base = source.fetch(settings, target)
     where = places(settings, target, base)
-    epoch = deb.changelog_epoch(source.unpack_image(settings, base), base.image.name)
+    epoch = deb.changelog_epoch(unpack.unpack_image(settings, base), base.image.name)
     packages = _dkms_packages(settings, where, roots.compile_root(settings, target.suite), epoch)
     return image.make(
         roots.guest_root(settings, target.suite),
         repo=None,
         packages=[],
         debs=[*(file.path for file in base.packages), *(one.path for one in packages)],
-        guest_sources=settings.project / "tests" / "guest",
+        tested=settings.project / "kmod" / "format.h",
         home=where.home / "stock",
         inputs={},
         log=where.log("stock"),
@@ -569,7 +556,7 @@ def lab_image(settings: Settings, done: PackagedKernel, *, tools: Sequence[str] 
         repo=None,
         packages=[],
         debs=[*ours, *(file.path for file in base.packages)],
-        guest_sources=settings.project / "tests" / "guest",
+        tested=settings.project / "kmod" / "format.h",
         home=where.home / name,
         inputs={},
         log=where.log(name),
@@ -591,7 +578,7 @@ def check_stock_module(settings: Settings, target: Target) -> None:
     headers = debian_headers(settings, base)
     digest = stamp.digest({file.name: file.sha256 for file in (base.headers, *base.support)})
     root = roots.compile_root(settings, target.suite)
-    tree = source.unpack(settings, base)
+    tree = unpack.unpack(settings, base)
     _check_module(settings, where, root, digest, headers, tree, name="lint-stock")
 
 
@@ -608,7 +595,7 @@ def _check_module(
     inputs = {
         "module": fs.sha256_tree(settings.project / "kmod"),
         "kernel": digest,
-        "recipe": _recipe("module.py"),
+        "recipe": _recipe("kernel/module.py"),
     }
     mark = where.version / f"{name}.json"
     why = stamp.reason(mark, inputs)
@@ -633,7 +620,7 @@ def check_packages(settings: Settings, target: Target, done: Packaged) -> None:
     for out in sorted({one.path.parent for one in done.packages}):
         inputs = {one.path.name: one.sha256 for one in done.packages if one.path.parent == out}
         mark = out.with_name(f"{out.name}.lintian.json")
-        why = stamp.reason(mark, inputs | {"recipe": _recipe("deb.py")})
+        why = stamp.reason(mark, inputs | {"recipe": _recipe("ship/deb.py")})
         if why is None:
             continue
         logger.info("reading %s with lintian: %s", out.name, why)
@@ -644,7 +631,7 @@ def check_packages(settings: Settings, target: Target, done: Packaged) -> None:
             log=where.log(f"lintian-{out.name}"),
         )
         seconds = time.monotonic() - began
-        stamp.write(mark, inputs | {"recipe": _recipe("deb.py")}, [], seconds)
+        stamp.write(mark, inputs | {"recipe": _recipe("ship/deb.py")}, [], seconds)
         logger.info("lintian has nothing to say (%s)", progress.duration(seconds))
 
 
@@ -673,10 +660,10 @@ def _reasons(settings: Settings, target: Target, modules: str) -> Iterator[tuple
     missing = [file.path.name for file in base.files if not file.path.exists()]
     yield next(stage), f"not in the cache: {', '.join(missing)}" if missing else None
 
-    packed = [file.path.name for file in source.not_unpacked(settings, base)]
+    packed = [file.path.name for file in unpack.not_unpacked(settings, base)]
     yield next(stage), f"not unpacked: {', '.join(packed)}" if packed else None
-    series = patches.choose(settings.project / "patches", base.upstream)
-    pristine = source.unpack(quiet, base)
+    series = quilt.choose(settings.project / "patches", base.upstream)
+    pristine = unpack.unpack(quiet, base)
     tree = patches.foresee(
         pristine,
         series,
@@ -693,7 +680,7 @@ def _reasons(settings: Settings, target: Target, modules: str) -> Iterator[tuple
     yield next(stage), why
 
     where = places(settings, target, base)
-    inputs = kernel.plan_inputs(prepared.plan, tree.digest, root.digest)
+    inputs = planning.plan_inputs(prepared.plan, tree.digest, root.digest)
     yield next(stage), stamp.reason(where.version / "kernel.json", inputs)
 
     out = where.version / "packages-kernel"

@@ -14,17 +14,20 @@ from typing import Any
 
 from invoke.config import Config
 
-from kbuild import bench_procfile, generations, kconfig, kernel, stress, suites, testing, variants
-from kbuild.errors import UserError
-from kbuild.model import Target
-from kbuild.vm.spec import ACCELERATORS
+from kbuild import every_suite, testing
+from kbuild.core import suites, variants
+from kbuild.core.errors import UserError
+from kbuild.core.model import BACKENDS, Target
+from kbuild.guest.spec import ACCELERATORS
+from kbuild.kernel import kconfig, planning
+from kbuild.measure import procfile as bench_procfile
 
 # What an option may say, where there are few things to choose from.
 CHOICES: Mapping[str, Sequence[str]] = {
-    "modules": kernel.MODULES,
+    "modules": planning.MODULES,
     "tier": testing.TIERS,
     "accel": tuple(ACCELERATORS),
-    "backend": stress.BACKENDS,
+    "backend": BACKENDS,
     "kernel": bench_procfile.KERNELS,
 }
 # What a file may hold for a key, in words and types; a text for every other one.
@@ -163,7 +166,7 @@ def check_target(target: Target, *, every: bool = False) -> None:
 
     ``every`` says that the task can do with every suite at once.
     """
-    if target.suite != generations.ALL:
+    if target.suite != every_suite.ALL:
         suites.suite(target.suite)
     elif not every:
         raise UserError(
@@ -173,7 +176,7 @@ def check_target(target: Target, *, every: bool = False) -> None:
             hint="build-kernel, test and report take all; of others, run one for each suite",
         )
     else:
-        generations.check(target)
+        every_suite.check(target)
     suites.base_flavour(target.flavour)
     variants.variant(target.variant)
     for path in target.fragments:

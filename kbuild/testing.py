@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
-from kbuild import fs, lab, mutants, pipeline, progress
-from kbuild.errors import InfrastructureError, KbuildError, UserError
-from kbuild.model import Settings, Target
-from kbuild.run import start, stop
+from kbuild import pipeline
+from kbuild.core import fs, progress
+from kbuild.core.errors import InfrastructureError, KbuildError, UserError
+from kbuild.core.model import Settings, Target
+from kbuild.core.run import start, stop
+from kbuild.lab import kill_matrix, lab, mutants, mutation
 
 logger = logging.getLogger(__name__)
 
@@ -180,21 +182,25 @@ def run_mutants(
     options = _lab_options(settings, target, accel=accel, whole=whole)
     options += ["-k", f"({keyword}) or test_kill_matrix"] if keyword else []
     wanted = lab_target(target)
-    result = mutants.kept(settings.build, wanted)
+    result = mutation.kept(settings.build, wanted)
     outcome = _run_tier(settings, "mutants", options, whole=whole)
     every = mutants.read_all(settings.project / mutants.PATCHES)
     names = {mutants.CONTROL, *(one.name for one in every)}
-    trials = [one for one in mutants.load(result) if one.mutant in names]
+    trials = [one for one in mutation.load(result) if one.mutant in names]
     untried = names - {one.mutant for one in trials}
-    if (wanted.suite, wanted.name) != (mutants.PAGE_OF.suite, mutants.PAGE_OF.name):
-        logger.info("%s is not of %s's %s: see %s", mutants.PAGE, wanted.suite, wanted.name, result)
+    if (wanted.suite, wanted.name) != (kill_matrix.PAGE_OF.suite, kill_matrix.PAGE_OF.name):
+        logger.info(
+            "%s is not of %s's %s: see %s", kill_matrix.PAGE, wanted.suite, wanted.name, result
+        )
     elif untried:
-        logger.info("%s stays as it is: %d mutants were not tried here", mutants.PAGE, len(untried))
+        logger.info(
+            "%s stays as it is: %d mutants were not tried here", kill_matrix.PAGE, len(untried)
+        )
     else:
-        text = mutants.page(trials, every, conditions=_conditions(target, trials[0].release))
-        fs.write_atomic(settings.project / mutants.PAGE, text)
+        text = kill_matrix.page(trials, every, conditions=_conditions(target, trials[0].release))
+        fs.write_atomic(settings.project / kill_matrix.PAGE, text)
     _judge([outcome])
-    return mutants.matrix(trials)
+    return kill_matrix.matrix(trials)
 
 
 def _conditions(target: Target, release: str) -> str:

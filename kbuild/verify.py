@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kbuild import fs, manifest, stamp, suites
-from kbuild.errors import BuildError, InfrastructureError
-from kbuild.model import Settings
+from kbuild.core import fs, stamp, suites
+from kbuild.core.errors import BuildError, InfrastructureError
+from kbuild.core.model import Settings
+from kbuild.ship import manifest
 
 logger = logging.getLogger(__name__)
 

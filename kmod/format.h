@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Writers of numbers and names.  They know nothing of the kernel's state, so KUnit tests
- * them (tests/guest/format_test).  Each writes where its caller has seen room for the longest
+ * them (kbuild/guest/modules/format_test).  Each writes where its caller has seen room for the longest
  * line, and returns the end of what it wrote.
  *
  * seq_file's own functions were measured in their place: a line took 1.5 times as long,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kbuild.model import Settings
-from kbuild.suites import USUAL_SUITE
+from kbuild.core.model import Settings
+from kbuild.core.suites import USUAL_SUITE
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kbuild.vm.procfile import OpenFile, Process
-from kbuild.vm.topology import O_APPEND, O_LARGEFILE, O_NONBLOCK
+from kbuild.lab.procfile import OpenFile, Process
+from tests.topology.topology import O_APPEND, O_LARGEFILE, O_NONBLOCK
 
 # As in flux.c.
 CONTAINERS = 3

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from kbuild.vm import procfile
-from kbuild.vm import topology as t
-from kbuild.vm.planning import SIGCHLD
-from kbuild.vm.topology import Container, End, Op, Process, Rest, Signal, Topology
+from kbuild.lab import procfile
+from tests.topology import topology as t
+from tests.topology.planning import SIGCHLD
+from tests.topology.topology import Container, End, Op, Process, Rest, Signal, Topology
 
 _FORGED = b"\n\n" + b"0" * procfile.ID_LENGTH + b"\t1\t1\t0\t0\tforged\n"
 

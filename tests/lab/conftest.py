@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import lab, programs, quick
-from kbuild.lab import Lab
-from kbuild.model import Settings, Target
-from kbuild.vm import triage
-from kbuild.vm.console import between_marks
-from kbuild.vm.guest import Guest
+from kbuild.core.model import MODULE, Settings, Target
+from kbuild.guest import triage
+from kbuild.guest.console import between_marks
+from kbuild.guest.guest import Guest
+from kbuild.lab import lab, quick
+from kbuild.lab.lab import Lab
+from tests import programs as test_programs
 
 # In a guest; put there by the fixture of that name.
 MODULE_FILE = "/tmp/cplayground.ko"
@@ -81,7 +82,7 @@ def built(place: Lab) -> Path:
 def module_guest(request: pytest.FixtureRequest, place: Lab) -> Iterator[Guest]:
     """A guest with the programs that the module's PROGRAMS names; its verdict must be PASSED."""
     names = request.module.PROGRAMS
-    compiled = programs.compile_programs(place.settings, place.target.suite, names)
+    compiled = test_programs.compile_programs(place.settings, place.target.suite, names)
     machine = lab.open_guest(place, workdir=logs(place, Path(str(request.node.name)).stem))
     try:
         quick.prepare(machine, compiled)
@@ -121,7 +122,7 @@ def pytest_runtest_makereport(
         path = machine.machine.console.path
         if found:
             built = item.funcargs.get("built") if isinstance(item, pytest.Function) else None
-            modules = {quick.MODULE: built} if isinstance(built, Path) else {}
+            modules = {MODULE: built} if isinstance(built, Path) else {}
             shown = triage.render(found, modules=modules, again=_again(item), console=path)
             report.sections.insert(0, ("the kernel's reports", shown))
         report.sections.append(("whole console", str(path)))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from kbuild import stress
-from kbuild.lab import Lab
-from kbuild.variants import variant
-from kbuild.vm.guest import Guest
+from kbuild.core.variants import variant
+from kbuild.guest.guest import Guest
+from kbuild.lab import stress
+from kbuild.lab.lab import Lab
 
 
 @contextlib.contextmanager

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import lab
-from kbuild.lab import Lab
-from kbuild.variants import Detector, variant
-from kbuild.vm import checking, triage
-from kbuild.vm.guest import Guest, GuestResult
-from kbuild.vm.spec import MISBEHAVE
+from kbuild.core.variants import Detector, variant
+from kbuild.guest import triage
+from kbuild.guest.guest import Guest, GuestResult, check_detectors
+from kbuild.guest.spec import MISBEHAVE
+from kbuild.lab import lab
+from kbuild.lab.lab import Lab
 from tests.lab.conftest import logs
 
 _WHAT = "/sys/module/misbehave/parameters/what"
@@ -119,7 +119,7 @@ def test_a_detector_notices(place: Lab, workdir: Path, detector: Detector) -> No
         order(guest, detector.deed)
         reports = triage.scan(console_after(guest, since))
         if detector.kind == "kmemleak":
-            reports += checking.at_the_end(guest).leaks
+            reports += check_detectors(guest).leaks
         seen = {triage.fingerprint(report): report for report in reports}
         ours = [mark for mark in seen if detector.made(mark)]
         assert ours, f"expected {detector}, found {list(seen)}"

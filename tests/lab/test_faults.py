@@ -12,15 +12,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from kbuild.lab import Lab
-from kbuild.programs import PLACE
-from kbuild.quick import FILE, MODULE
-from kbuild.vm.guest import Guest
+from kbuild.core.model import BACKENDS, MODULE, PROCFILE
+from kbuild.guest.guest import Guest
+from kbuild.guest.programs import PLACE
+from kbuild.lab.lab import Lab
 from tests.lab import leaks
 from tests.lab.conftest import MODULE_FILE
 
 PROGRAMS = ("faults", "topology", "counts")
-BACKENDS = ("stock", "export")
 
 _DEBUGFS = "/sys/kernel/debug"
 ENOMEM, EFAULT, EBUSY = 12, 14, 16
@@ -139,7 +138,7 @@ def test_every_failure_on_the_read_path(
     faults.c compares each byte with the listing of before.
     """
     passes = 20 if whole else 4
-    argv = [f"{PLACE}/faults", way, FILE, "4096", str(passes)]
+    argv = [f"{PLACE}/faults", way, PROCFILE, "4096", str(passes)]
     since = injecting.machine.console.size()
     with leaks.none(injecting, place), quiet_listing(injecting, backend):
         done = injecting.run(argv, timeout_s=60 * passes, check=True)
@@ -167,7 +166,7 @@ def test_every_failure_on_the_read_path(
 def test_memory_that_is_not_there(guest: Guest, place: Lab, backend: str) -> None:
     """EFAULT, or what fitted; the reader of either gets every byte of the listing once."""
     with leaks.none(guest, place), quiet_listing(guest, backend):
-        done = guest.run([f"{PLACE}/faults", "copy", FILE], timeout_s=60, check=True)
+        done = guest.run([f"{PLACE}/faults", "copy", PROCFILE], timeout_s=60, check=True)
     found = failures(done.text)
     assert {error for _, error, _ in found} == {EFAULT}
     assert {where for _, _, where in found} == {"copy", "nowhere"}
@@ -177,7 +176,7 @@ def test_memory_that_is_not_there(guest: Guest, place: Lab, backend: str) -> Non
 def test_readers_killed_at_every_stage(guest: Guest, place: Lab, whole: bool, backend: str) -> None:
     times = 200 if whole else 20
     with leaks.none(guest, place), quiet_listing(guest, backend):
-        argv = [f"{PLACE}/faults", "kill", FILE, str(times)]
+        argv = [f"{PLACE}/faults", "kill", PROCFILE, str(times)]
         done = guest.run(argv, timeout_s=times * 2, check=True)
     _, killed, inside = done.text.split()
     print(done.text)

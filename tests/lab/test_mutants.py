@@ -13,12 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import fs, mutants, programs, quick
-from kbuild.lab import Lab
-from kbuild.mutants import CONTROL, Fate, Mutant, Trial, Workshop
+from kbuild.core import fs
+from kbuild.core.model import BACKENDS
+from kbuild.lab import kill_matrix, mutants, mutation, quick
+from kbuild.lab.lab import Lab
+from kbuild.lab.mutants import CONTROL, Mutant
+from kbuild.lab.mutation import Fate, Trial, Workshop
+from tests import programs as test_programs
 from tests.lab.conftest import logs
 
-MUTANTS = Path(__file__).parent / "mutants"
+MUTANTS = Path(__file__).parents[2] / "kbuild/lab/bugs"
 REPETITIONS = 10
 
 Case = tuple[Mutant | None, str, int]
@@ -30,7 +34,7 @@ def cases(whole: bool) -> list[Case]:
     chosen: list[Case] = []
     # Round by round, so that a run which is interrupted has tried all of them as often.
     for number in range(REPETITIONS if whole else 1):
-        chosen += [(None, backend, number) for backend in mutants.BACKENDS]
+        chosen += [(None, backend, number) for backend in BACKENDS]
         for mutant in every:
             backends = mutant.backends if whole else mutant.backends[:1]
             chosen += [(mutant, backend, number) for backend in backends]
@@ -56,13 +60,13 @@ def trials() -> list[Trial]:
 @pytest.fixture(scope="session")
 def earlier(place: Lab, whole: bool) -> tuple[Trial, ...]:
     """What --all, which takes hours, need not do again."""
-    return mutants.load(mutants.kept(place.settings.build, place.target)) if whole else ()
+    return mutation.load(mutation.kept(place.settings.build, place.target)) if whole else ()
 
 
 @pytest.fixture(scope="session")
 def compiled(place: Lab) -> dict[str, Path]:
     """The quick suite's programs."""
-    return programs.compile_programs(place.settings, place.target.suite, quick.PROGRAMS)
+    return test_programs.compile_programs(place.settings, place.target.suite, quick.PROGRAMS)
 
 
 @pytest.fixture(scope="session")
@@ -93,9 +97,9 @@ def test_mutant(
 ) -> None:
     mutant, backend, number = case
     built = workshop.module(mutant)
-    digest = mutants.inputs(place, mutant, built)
-    kept = mutants.kept(place.settings.build, place.target)
-    known = mutants.seen(earlier, mutant, backend, number + 1, digest)
+    digest = mutation.inputs(place, mutant, built)
+    kept = mutation.kept(place.settings.build, place.target)
+    known = mutation.seen(earlier, mutant, backend, number + 1, digest)
     if known:
         # A failure too: of ten runs all ten count.
         trials.append(known)
@@ -104,7 +108,7 @@ def test_mutant(
         # kmemleak's scans take longer than all the rest; counting finds leaks each time.
         kmemleak = mutant is None and number == 0
         workdir = logs(place, "mutants", name(case))
-        trial, result = mutants.run_trial(
+        trial, result = mutation.run_trial(
             place,
             mutant,
             built,
@@ -115,14 +119,14 @@ def test_mutant(
             kmemleak=kmemleak,
         )
         trials.append(trial)
-        explained = mutants.explain(trial, mutant, result, workdir)
+        explained = mutation.explain(trial, mutant, result, workdir)
         if mutant is None:
             unasked = set() if kmemleak else {"kmemleak"}
             asked = {"slab counts", *place.spec.checkers} - unasked
             assert place.target.variant != "debug" or result.armed == asked, explained
     # Each time, so that a run which is interrupted has not been for nothing.
     with fs.lock(kept.with_name(f".{kept.name}.lock")):
-        mutants.save(kept, mutants.merge(mutants.load(kept), trials))
+        mutation.save(kept, mutation.merge(mutation.load(kept), trials))
     wanted = Fate.KILLED if mutant else Fate.SURVIVED
     assert trials[-1].fate == wanted.value, explained
 
@@ -132,4 +136,4 @@ def test_kill_matrix(trials: list[Trial], capsys: pytest.CaptureFixture[str]) ->
     if not trials:
         pytest.skip("no mutant was tried in this run")
     with capsys.disabled():
-        print("\n\n" + mutants.matrix(trials))
+        print("\n\n" + kill_matrix.matrix(trials))

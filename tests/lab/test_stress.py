@@ -7,18 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import lab, programs, stress
-from kbuild.errors import BuildError
-from kbuild.lab import Lab
-from kbuild.model import Settings
-from kbuild.programs import PLACE
-from kbuild.quick import FILE, MODULE
-from kbuild.run import run
-from kbuild.stress import Check, Summary
-from kbuild.variants import variant
-from kbuild.vm.guest import Guest
-from kbuild.vm.outcome import Outcome
-from kbuild.vm.spec import MISBEHAVE
+from kbuild.core.errors import BuildError
+from kbuild.core.model import MODULE, PROCFILE, Settings
+from kbuild.core.run import run
+from kbuild.core.variants import variant
+from kbuild.guest import programs
+from kbuild.guest.guest import Guest
+from kbuild.guest.outcome import Outcome
+from kbuild.guest.programs import PLACE
+from kbuild.guest.spec import MISBEHAVE
+from kbuild.lab import checks, lab, stress, workloads
+from kbuild.lab.checks import Check
+from kbuild.lab.lab import Lab
+from kbuild.lab.stress import Summary
+from tests import programs as test_programs
 from tests.lab.conftest import MODULE_FILE, logs
 
 PROGRAMS = (*stress.PROGRAMS, "topology")
@@ -28,8 +30,8 @@ CORPUS = Path(__file__).resolve().parents[1] / "unit" / "data" / "procfile"
 def test_a_short_run_passes(place: Lab, built: Path, whole: bool) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
-    rounds = stress.plan(stress.choose(()), 300 if whole else 30, seed)
-    compiled = programs.compile_programs(place.settings, place.target.suite, stress.PROGRAMS)
+    rounds = workloads.plan(workloads.choose(()), 300 if whole else 30, seed)
+    compiled = test_programs.compile_programs(place.settings, place.target.suite, stress.PROGRAMS)
     workdir = logs(place, "test_stress", "run")
     summary = stress.stress_guest(
         lab.open_guest(place, workdir=workdir),
@@ -58,13 +60,13 @@ def test_what_is_left_over_is_found(guest: Guest, place: Lab) -> None:
     while holder.read_line(60) != b"ready\n":
         pass
     assert bad(stress.leak_checks(guest, before, fragments)) == {"counts"}
-    left = stress.check_processes(processes, stress.processes(guest))
+    left = checks.check_processes(processes, stress.processes(guest))
     assert left.outcome is Outcome.LEAKED
     assert "topology" in left.found
     holder.close_stdin()
     holder.wait(60)
     assert not bad(stress.leak_checks(guest, before, fragments))
-    assert stress.check_processes(processes, stress.processes(guest)).passed
+    assert checks.check_processes(processes, stress.processes(guest)).passed
 
 
 _WHEN_LOADED = f"while ! [ -e /sys/module/{MODULE} ]; do sleep 1; done; sleep 2; "
@@ -73,7 +75,7 @@ _DO = "echo {deed} >/sys/module/misbehave/parameters/what; "
 
 def stress_spoiled(place: Lab, built: Path, script: str, name: str) -> Summary:
     """Stress a guest in which ``script`` is run meanwhile; returns the summary of the failure."""
-    compiled = programs.compile_programs(place.settings, place.target.suite, PROGRAMS)
+    compiled = test_programs.compile_programs(place.settings, place.target.suite, PROGRAMS)
     workdir = logs(place, "test_stress", name)
     with (
         lab.open_guest(place, workdir=workdir) as guest,
@@ -85,7 +87,7 @@ def stress_spoiled(place: Lab, built: Path, script: str, name: str) -> Summary:
             guest,
             built,
             compiled,
-            rounds=stress.plan(stress.choose(["churn"]), 10, 1),
+            rounds=workloads.plan(workloads.choose(["churn"]), 10, 1),
             parameters=[],
             seed=1,
             fragments=variant(place.target.variant).fragments,
@@ -141,7 +143,7 @@ def test_a_detector_that_is_off_is_found(place: Lab) -> None:
     there = [ways[name] for name in fragments if name in ways]
     if not there:
         pytest.skip(f"the variant {place.target.variant} has no detector that can be asked")
-    compiled = programs.compile_programs(place.settings, place.target.suite, PROGRAMS)
+    compiled = test_programs.compile_programs(place.settings, place.target.suite, PROGRAMS)
     workdir = logs(place, "test_stress", "off")
     guest = lab.open_guest(place, workdir=workdir)
     try:
@@ -160,14 +162,14 @@ def test_a_detector_that_is_off_is_found(place: Lab) -> None:
 def test_readers_notice_what_they_must_not_see(guest: Guest) -> None:
     """An unloading that nobody has told them of is an error for each kind of reader."""
     guest.run(["insmod", MODULE_FILE], timeout_s=20, check=True)
-    storm = guest.start([f"{PLACE}/reader", "storm", FILE, "60", "1", "still"])
+    storm = guest.start([f"{PLACE}/reader", "storm", PROCFILE, "60", "1", "still"])
     storm.read_line(60)
     guest.run(["rmmod", MODULE], timeout_s=20, check=True)
     result = storm.wait(60)
     assert result.status == 1
     assert b"a reader saw what it must not see: " in result.stderr
     # and readers of nothing have not tested anything
-    result = guest.run([f"{PLACE}/reader", "storm", FILE, "2", "1", "reloaded"], timeout_s=90)
+    result = guest.run([f"{PLACE}/reader", "storm", PROCFILE, "2", "1", "reloaded"], timeout_s=90)
     assert result.status == 1
     assert b"no whole reader has read anything" in result.stderr
 
@@ -189,7 +191,7 @@ def test_a_load_that_does_nothing_has_failed(guest: Guest) -> None:
 @pytest.fixture(scope="session")
 def reader(settings: Settings, suite: str) -> Path:
     """The readers' program, which is static and so runs here too."""
-    return programs.compile_programs(settings, suite, ["reader"])["reader"]
+    return test_programs.compile_programs(settings, suite, ["reader"])["reader"]
 
 
 @pytest.mark.parametrize("path", sorted(CORPUS.glob("*.procfile")), ids=lambda one: one.stem)

@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from kbuild.lab import Lab
-from kbuild.programs import PLACE
-from kbuild.quick import FILE
-from kbuild.vm.guest import Guest
+from kbuild.core.model import PROCFILE
+from kbuild.guest.guest import Guest
+from kbuild.guest.programs import PLACE
+from kbuild.lab.lab import Lab
 from tests.lab import leaks
 from tests.lab.conftest import MODULE_FILE
 
@@ -34,7 +34,7 @@ def test_in_all_orders(guest: Guest, place: Lab, whole: bool, backend: str) -> N
     count = ORDERS if whole else SAMPLE
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
-    argv = [f"{PLACE}/unload", "orders", FILE, MODULE_FILE, str(count), str(seed)]
+    argv = [f"{PLACE}/unload", "orders", PROCFILE, MODULE_FILE, str(count), str(seed)]
     with leaks.none(guest, place):
         done = guest.run([*argv, f"backend={backend}"], timeout_s=seconds(2 * count), check=True)
     unloadings, reads, gone, absent = (int(word) for word in done.text.split())
@@ -51,7 +51,7 @@ def test_at_once(guest: Guest, place: Lab, whole: bool, backend: str) -> None:
     cycles = CYCLES if whole else SAMPLE
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
-    argv = [f"{PLACE}/unload", "race", FILE, MODULE_FILE, str(cycles), str(seed)]
+    argv = [f"{PLACE}/unload", "race", PROCFILE, MODULE_FILE, str(cycles), str(seed)]
     with leaks.none(guest, place):
         done = guest.run([*argv, f"backend={backend}"], timeout_s=seconds(cycles), check=True)
     unloadings, reads, gone, absent = (int(word) for word in done.text.split())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kbuild.vm import qemu
+from kbuild.guest import qemu
 
 PROJECT = Path(__file__).parents[2]
 

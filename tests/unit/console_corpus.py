@@ -12,9 +12,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from kbuild.vm import triage
-from kbuild.vm.console import banner, between_marks
-from kbuild.vm.outcome import Evidence, judge
+from kbuild.guest import triage
+from kbuild.guest.console import banner, between_marks
+from kbuild.guest.verdict import Evidence, judge
 
 DIRECTORY = Path(__file__).parent / "data" / "console"
 

@@ -6,8 +6,8 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
-from kbuild.fs import sha256_file
-from kbuild.model import (
+from kbuild.core.fs import sha256_file
+from kbuild.core.model import (
     Base,
     BuiltKernel,
     Package,

@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-from kbuild.vm.channel import Decoder, Frame, Kind, encode
+from kbuild.guest.channel import Decoder, Frame, Kind, encode
 
 BANNER = "[    0.000000] Linux version 6.1.0-fake (fake) #1\r\n"
 

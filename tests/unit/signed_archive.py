@@ -29,11 +29,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from kbuild import suites
-from kbuild.access import Access
-from kbuild.download import Network
-from kbuild.model import Settings
-from kbuild.run import run
+from kbuild.core import suites
+from kbuild.core.model import Settings
+from kbuild.core.run import run
+from kbuild.fetch.access import Access
+from kbuild.fetch.download import Network
 
 NOTHING = Path("/nonexistent-apt-configuration")  # no mirror comes from the machine
 

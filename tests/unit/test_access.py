@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import access
-from kbuild.access import Access, Login
-from kbuild.errors import InfrastructureError
+from kbuild.core.errors import InfrastructureError
+from kbuild.fetch import access
+from kbuild.fetch.access import Access, Login
 
 URL = "http://deb.example/debian/x"
 SECURE = "https://deb.example/debian/x"

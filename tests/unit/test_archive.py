@@ -13,17 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import access, archive, suites
-from kbuild.access import Access
-from kbuild.download import Network, Wanted
-from kbuild.errors import (
+from kbuild.core import suites
+from kbuild.core.errors import (
     FullDiskError,
     InfrastructureError,
     LostDependencyError,
     TrustError,
     UserError,
 )
-from kbuild.model import Settings
+from kbuild.core.model import Settings
+from kbuild.fetch import access, index
+from kbuild.fetch.access import Access
+from kbuild.fetch.download import Network, Wanted
 from tests.unit import signed_archive
 from tests.unit.signed_archive import (
     NOTHING,
@@ -68,9 +69,9 @@ def other(template: SignedArchive, tmp_path: Path) -> Iterator[Server]:
 
 def read(
     one: Settings, *bases: str, network: Network | None = None
-) -> tuple[archive.Release, list[archive.Listed]]:
+) -> tuple[index.Release, list[index.Listed]]:
     row = signed_archive.suite(signed_archive.key())
-    return archive.read(one, row, DIST, bases, network or Waits().network, prefix="linux-")
+    return index.read(one, row, DIST, bases, network or Waits().network, prefix="linux-")
 
 
 def ago(**passed: float) -> datetime:
@@ -85,7 +86,7 @@ def newer(home: SignedArchive) -> None:
 
 def test_a_good_release_is_taken_with_its_signer(tmp_path: Path, server: Server) -> None:
     found, (one,) = read(settings(tmp_path), server.url)
-    assert found == archive.Release(
+    assert found == index.Release(
         DIST, (server.url,), (signed_archive.key().fingerprint,), expired=False
     )
     assert (one.package, one.version, one.source) == ("linux-kbuild-6.1", "6.1.10-1~x+y", "linux")
@@ -97,7 +98,7 @@ def test_apt_says_where_a_package_lies_and_what_it_is(tmp_path: Path, server: Se
     found, listed = read(one, server.url)
     row = signed_archive.suite(signed_archive.key())
     before = len(server.requests)
-    files = archive.locate(one, row, found, listed, Waits().network)
+    files = index.locate(one, row, found, listed, Waits().network)
     assert len(server.requests) == before
     (pool,) = server.root.glob("pool/main/l/linux/*")
     content = pool.read_bytes()
@@ -112,7 +113,7 @@ def test_a_package_that_has_left_the_index_is_said(tmp_path: Path, server: Serve
     row = signed_archive.suite(signed_archive.key())
     gone = dataclasses.replace(listed, version="6.1.9-1")
     with pytest.raises(InfrastructureError, match="apt-get") as caught:
-        archive.locate(one, row, found, [listed, gone], Waits().network)
+        index.locate(one, row, found, [listed, gone], Waits().network)
     assert "6.1.9-1" in (caught.value.found or "")
 
 
@@ -277,7 +278,7 @@ def test_a_release_signed_by_an_expired_key_is_refused(
     home.publish(DIST, key=old)
     row = signed_archive.suite(old)
     with pytest.raises(TrustError, match="was refused") as caught:
-        archive.read(settings(tmp_path), row, DIST, [server.url], Waits().network, prefix=None)
+        index.read(settings(tmp_path), row, DIST, [server.url], Waits().network, prefix=None)
     assert "EXPKEYSIG" in (caught.value.found or "")
 
 
@@ -561,7 +562,7 @@ def test_a_missing_keyring_is_named(server: Server, tmp_path: Path) -> None:
         signed_archive.suite(signed_archive.key()), keyring="/nonexistent.gpg"
     )
     with pytest.raises(LostDependencyError, match=r"/nonexistent\.gpg"):
-        archive.read(settings(tmp_path), row, DIST, [server.url], Waits().network, prefix=None)
+        index.read(settings(tmp_path), row, DIST, [server.url], Waits().network, prefix=None)
 
 
 # Proxies and passwords.
@@ -616,7 +617,7 @@ def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SignedArchive:
 
 
 def sources(one: Settings, apt: Path = NOTHING) -> list[str]:
-    text = archive.sources_list(one, DIST, apt=apt, network=Waits(attempts=1).network)
+    text = index.sources_list(one, DIST, apt=apt, network=Waits(attempts=1).network)
     return text.splitlines()
 
 
@@ -686,4 +687,4 @@ def test_offline_there_is_no_sources_list(tmp_path: Path) -> None:
 
 def test_an_unknown_suite_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="bookwurm"):
-        archive.sources_list(settings(tmp_path), "bookwurm", apt=NOTHING)
+        index.sources_list(settings(tmp_path), "bookwurm", apt=NOTHING)

@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import bench, bench_procfile
-from kbuild.bench import Aim, BenchError, Comparison, Pass, Series
-from kbuild.bench_procfile import LOADS, Load, Method
-from kbuild.errors import UserError
-from kbuild.model import Settings, Target
+from kbuild.core.errors import UserError
+from kbuild.core.model import Settings, Target
+from kbuild.measure import procfile as bench_procfile
+from kbuild.measure import stats
+from kbuild.measure.procfile import LOADS, Load, Method
+from kbuild.measure.stats import Aim, BenchError, Comparison, Pass, Series
 
 PROJECT = Path(__file__).resolve().parents[2]
 
 
 def test_passes_are_read() -> None:
-    assert bench.parse_passes("pass 1500 3 40\npass 1600 3 40\n") == (
+    assert stats.parse_passes("pass 1500 3 40\npass 1600 3 40\n") == (
         Pass(1500, 3, 40),
         Pass(1600, 3, 40),
     )
@@ -28,34 +29,34 @@ def test_passes_are_read() -> None:
 )
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(BenchError):
-        bench.parse_passes(text)
+        stats.parse_passes(text)
 
 
 def test_a_spread_has_quartiles_and_extremes() -> None:
-    found = bench.spread([5.0, 1.0, 4.0, 2.0, 3.0])
+    found = stats.spread([5.0, 1.0, 4.0, 2.0, 3.0])
     assert (found.least, found.q1, found.median, found.q3, found.most) == (1, 2, 3, 4, 5)
     assert found.count == 5
-    assert bench.spread([7.0]) == bench.Spread(7, 7, 7, 7, 7, 1)
+    assert stats.spread([7.0]) == stats.Spread(7, 7, 7, 7, 7, 1)
     with pytest.raises(ValueError, match="no value"):
-        bench.spread([])
+        stats.spread([])
 
 
 def test_the_interval_of_a_median_is_the_sign_tests() -> None:
     # From the tables of the binomial distribution: with 20 values the 6th from either end,
     # with 6 the ends themselves, with 5 none is 95 % sure.
     twenty = [float(n) for n in range(1, 21)]
-    assert bench.median_interval(twenty[::-1]) == (6, 15)
-    assert bench.median_interval(twenty[:6]) == (1, 6)
-    assert bench.median_interval(twenty[:5]) is None
-    assert bench.median_interval([]) is None
-    assert bench.median_interval(twenty, confidence=0.99) == (4, 17)
+    assert stats.median_interval(twenty[::-1]) == (6, 15)
+    assert stats.median_interval(twenty[:6]) == (1, 6)
+    assert stats.median_interval(twenty[:5]) is None
+    assert stats.median_interval([]) is None
+    assert stats.median_interval(twenty, confidence=0.99) == (4, 17)
 
 
 def test_a_loss_is_seen_or_excluded() -> None:
     def said(*ratios: float) -> str:
         control = Series("control", dict.fromkeys(range(len(ratios)), 2.0))
         read = Series("read", {k: 2.0 * value for k, value in enumerate(ratios)})
-        return bench.loss(Comparison("c", "c", "per s", "control", (control, read)), "read")
+        return stats.loss(Comparison("c", "c", "per s", "control", (control, read)), "read")
 
     assert said(0.98, 1, 1, 1.01, 1, 0.99, 1.03) == (
         "read ÷ control: 1.00, at 95 % 0.980–1.03: no loss seen, one of more than 2.0 % is excluded"
@@ -69,14 +70,14 @@ def test_a_ratio_is_taken_within_rounds() -> None:
     # Round 1 was twice as slow for both: the ratio does not know of it.
     slow = Series("slow", {0: 10.0, 1: 20.0, 2: 10.0})
     fast = Series("fast", {0: 2.0, 1: 4.0, 3: 100.0})
-    found = bench.ratio(slow, fast)
+    found = stats.ratio(slow, fast)
     assert found is not None
     assert (found.least, found.most, found.count) == (5.0, 5.0, 2)
 
 
 def test_a_ratio_of_rounds_that_were_never_shared_is_none() -> None:
-    assert bench.ratio(Series("a", {0: 1.0}), Series("b", {1: 1.0})) is None
-    assert bench.ratio(Series("a", why="no"), Series("b", {1: 1.0})) is None
+    assert stats.ratio(Series("a", {0: 1.0}), Series("b", {1: 1.0})) is None
+    assert stats.ratio(Series("a", why="no"), Series("b", {1: 1.0})) is None
 
 
 def test_a_series_has_values_or_a_reason() -> None:
@@ -105,7 +106,7 @@ def test_a_comparison_needs_its_reference() -> None:
     ],
 )
 def test_numbers_have_three_digits(value: float, text: str) -> None:
-    assert bench.number(value) == text
+    assert stats.number(value) == text
 
 
 def example() -> Comparison:
@@ -123,7 +124,7 @@ def example() -> Comparison:
 
 
 def test_the_table_shows_ratios_and_what_was_not_measured() -> None:
-    text = bench.render(example(), width=160)
+    text = stats.render(example(), width=160)
     rows = {line.split("  ")[0]: line for line in text.splitlines()}
     assert "3.00  [2.50–3.50]  2.00–4.00" in rows["module"]
     assert rows["lsof"].endswith("50.0  [50.0–50.0]  50.0–50.0")
@@ -131,11 +132,11 @@ def test_the_table_shows_ratios_and_what_was_not_measured() -> None:
 
 
 def test_one_round_has_no_spread() -> None:
-    assert bench.show_spread(bench.spread([2.0])) == "2.00 (once)"
+    assert stats.show_spread(stats.spread([2.0])) == "2.00 (once)"
 
 
 def test_the_json_holds_every_round() -> None:
-    series = json.loads(json.dumps(bench.to_json(example())))["series"]
+    series = json.loads(json.dumps(stats.to_json(example())))["series"]
     assert series["module"]["rounds"] == {"0": 2.0, "1": 4.0}
     assert series["lsof"]["ratio"]["median"] == 50.0
     assert series["lsof"]["ratio"]["count"] == 2
@@ -144,16 +145,16 @@ def test_the_json_holds_every_round() -> None:
 
 def test_an_aim_is_judged_by_the_median_ratio() -> None:
     said = "lsof ÷ module at least 40: 1 of 1, the least 50.0"
-    assert bench.judge(Aim("lsof", 40), [example()]) == said
+    assert stats.judge(Aim("lsof", 40), [example()]) == said
     said = "lsof ÷ module at least 60: 0 of 1; not few (50.0)"
-    assert bench.judge(Aim("lsof", 60), [example()]) == said
+    assert stats.judge(Aim("lsof", 60), [example()]) == said
 
 
 def test_an_aim_that_nothing_was_measured_for_is_not_met() -> None:
     said = "BPF iterator ÷ module at least 2: not measurable here"
-    assert bench.judge(Aim("BPF iterator", 2), [example()]) == said
+    assert stats.judge(Aim("BPF iterator", 2), [example()]) == said
     assert (
-        bench.judge(Aim("lsfd", 2), [example()]) == "lsfd ÷ module at least 2: not measurable here"
+        stats.judge(Aim("lsfd", 2), [example()]) == "lsfd ÷ module at least 2: not measurable here"
     )
 
 
@@ -212,7 +213,7 @@ def test_loads_are_few_and_many_sparse_and_long() -> None:
     assert all(load.files * load.stride + 64 < 1 << 20 for load in LOADS.values())
     options = bench_procfile.load_options(LOADS["sparse"], host=3)
     assert options.pop("host") == 3
-    source = (PROJECT / "tests/guest/bench_load.c").read_text()
+    source = (PROJECT / "kbuild/measure/programs/bench_load.c").read_text()
     assert all(f'{{ "{name}", ' in source for name in options)
 
 

@@ -11,25 +11,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from kbuild import (
-    bench_build,
-    bench_build_cases,
-    bench_build_table,
-    kernel,
-    misses,
-    patches,
-    pipeline,
-    progress,
-    roots,
-    source,
-)
-from kbuild.bench import BenchError
-from kbuild.bench_build import Bench
-from kbuild.bench_build_cases import CASES, Case, Measurement
-from kbuild.errors import UserError
-from kbuild.model import Base, Settings, Target
-from kbuild.roots import Bind
-from kbuild.run import Completed
+from kbuild import pipeline
+from kbuild.core import progress, sandbox
+from kbuild.core.errors import UserError
+from kbuild.core.model import Base, Settings, Target
+from kbuild.core.run import Completed
+from kbuild.core.sandbox import Bind
+from kbuild.fetch import roots, source, unpack
+from kbuild.kernel import compilation, patches, quilt
+from kbuild.measure import build as bench_build
+from kbuild.measure import build_cases, build_table, misses
+from kbuild.measure.build import Bench
+from kbuild.measure.build_cases import CASES, Case, Measurement
+from kbuild.measure.stats import BenchError
 from tests.unit import fake_kernel, toy
 
 CLOUD = Target("bookworm", "cloud-amd64")
@@ -43,13 +37,13 @@ def names(cases: tuple[Case, ...]) -> list[str]:
 
 def test_by_default_what_makes_sense_is_measured() -> None:
     everything = [name for name in CASES if name != "point-release"]
-    assert names(bench_build_cases.choose(CLOUD, ())) == everything
-    assert "point-release" in names(bench_build_cases.choose(CLOUD, (), before="6.1.187-1"))
-    assert "fast" not in names(bench_build_cases.choose(LAB, ()))
+    assert names(build_cases.choose(CLOUD, ())) == everything
+    assert "point-release" in names(build_cases.choose(CLOUD, (), before="6.1.187-1"))
+    assert "fast" not in names(build_cases.choose(LAB, ()))
     # Many hours: counted, not compiled, unless somebody asks for it.
-    assert not {"plain", "full", "full-ccache"} & set(names(bench_build_cases.choose(AMD64, ())))
-    assert {"count", "fast"} <= set(names(bench_build_cases.choose(AMD64, ())))
-    assert names(bench_build_cases.choose(AMD64, ["full"])) == ["full"]
+    assert not {"plain", "full", "full-ccache"} & set(names(build_cases.choose(AMD64, ())))
+    assert {"count", "fast"} <= set(names(build_cases.choose(AMD64, ())))
+    assert names(build_cases.choose(AMD64, ["full"])) == ["full"]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +56,7 @@ def test_by_default_what_makes_sense_is_measured() -> None:
 )
 def test_a_case_that_cannot_be_is_refused(target: Target, case: str, words: str) -> None:
     with pytest.raises(UserError) as caught:
-        bench_build_cases.choose(target, [case])
+        build_cases.choose(target, [case])
     assert words in str(caught.value)
 
 
@@ -105,7 +99,7 @@ def test_results_are_kept_by_case_and_read_again(
     settings.cache.mkdir()
     path = bench_build.run(settings, CLOUD, names=["nothing"], say=said.append)
     bench_build.run(settings, CLOUD, names=["patch"], say=said.append)
-    found = bench_build_cases.read(path)
+    found = build_cases.read(path)
     assert set(found) == {"nothing", "patch"}
     assert found["patch"] == measurement(
         "patch", 10.0, missed=("a.c",), load=(1.0, 2.0), hits=1, misses=1
@@ -124,7 +118,7 @@ def test_a_suite_without_a_fast_path_is_measured_all_the_same(
     config = distro.headers / f"usr/src/linux-headers-{toy.RELEASE}/.config"
     config.write_text(config.read_text().replace("CONFIG_MODVERSIONS=y\n", ""))
     monkeypatch.setattr(source, "fetch", lambda *_: distro.base)
-    monkeypatch.setattr(source, "unpack_deb", lambda *_: distro.headers)
+    monkeypatch.setattr(unpack, "unpack_deb", lambda *_: distro.headers)
     settings = fake_kernel.settings(tmp_path)
     settings.cache.mkdir()
     fast = bench_build._MEASURE["fast"]
@@ -149,7 +143,7 @@ def test_a_suite_without_a_fast_path_is_measured_all_the_same(
 
 def test_a_failed_case_is_not_shown_with_the_figures_of_an_earlier_run() -> None:
     found = {"full": measurement("full", 100.0), "fast": measurement("fast", 10.0)}
-    text = bench_build_table.render(CLOUD, found, absent={"full": "FAILED: build error"}, width=200)
+    text = build_table.render(CLOUD, found, absent={"full": "FAILED: build error"}, width=200)
     assert "FAILED: build error" in text
     assert "met: 1/3" not in text
 
@@ -159,10 +153,10 @@ def test_a_target_says_what_it_was_compared_with() -> None:
         "full": measurement("full", 100.0, version="6.1.187-1", began="2026-11-21"),
         "fast": measurement("fast", 10.0),
     }
-    assert bench_build_table.judge(CASES["fast"], CLOUD, found).endswith("CPU, of 6.1.187-1")
+    assert build_table.judge(CASES["fast"], CLOUD, found).endswith("CPU, of 6.1.187-1")
     cloud = {"count": measurement("count", 1.0, objects=1), "full": measurement("full", 1000.0)}
     mine = {"count": measurement("count", 1.0, objects=2), "fast": measurement("fast", 10.0)}
-    text = bench_build_table.render(AMD64, mine, cloud, width=300)
+    text = build_table.render(AMD64, mine, cloud, width=300)
     assert "met: 1/8 of full's CPU, extrapolated" in text
 
 
@@ -203,8 +197,8 @@ def test_a_damaged_result_is_said(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text('{"full": {"case": "full", "missed": [], "load": []}}')
     with pytest.raises(BenchError, match="does not hold"):
-        bench_build_cases.read(path)
-    assert bench_build_cases.read(tmp_path / "none") == {}
+        build_cases.read(path)
+    assert build_cases.read(tmp_path / "none") == {}
 
 
 @pytest.mark.parametrize(
@@ -222,12 +216,12 @@ def test_a_damaged_result_is_said(tmp_path: Path) -> None:
 )
 def test_a_target_is_met_or_missed(case: str, target: Target, cpu_s: float, words: str) -> None:
     found = {"full": measurement("full", 100.0), case: measurement(case, cpu_s)}
-    assert bench_build_table.judge(CASES[case], target, found).startswith(words)
+    assert build_table.judge(CASES[case], target, found).startswith(words)
 
 
 def test_without_the_other_value_nothing_is_judged() -> None:
     found = {"fast": measurement("fast", 1.0)}
-    assert bench_build_table.judge(CASES["fast"], CLOUD, found) == ""
+    assert build_table.judge(CASES["fast"], CLOUD, found) == ""
 
 
 def test_a_full_build_of_amd64_is_extrapolated_and_said_to_be() -> None:
@@ -236,13 +230,13 @@ def test_a_full_build_of_amd64_is_extrapolated_and_said_to_be() -> None:
         "full": measurement("full", 1000.0),
     }
     mine = {"count": measurement("count", 1.0, objects=20000)}
-    text = bench_build_table.render(AMD64, mine, cloud, width=200)
+    text = build_table.render(AMD64, mine, cloud, width=200)
     assert "extrapolated: cloud-amd64's × 4.0" in text
     assert "1 h 06 min" in text
     # Not where it was measured, nor from what was not.
-    assert bench_build_table.extrapolate({**mine, "full": cloud["full"]}, cloud) is None
-    assert bench_build_table.extrapolate(mine, {"full": cloud["full"]}) is None
-    assert bench_build_table.extrapolate({}, cloud) is None
+    assert build_table.extrapolate({**mine, "full": cloud["full"]}, cloud) is None
+    assert build_table.extrapolate(mine, {"full": cloud["full"]}) is None
+    assert build_table.extrapolate({}, cloud) is None
 
 
 def test_the_table_shows_ratios_and_misses() -> None:
@@ -257,7 +251,7 @@ def test_the_table_shows_ratios_and_misses() -> None:
             counters={"cache_miss": 1, "direct_cache_hit": 9},
         ),
     }
-    text = bench_build_table.render(CLOUD, found, width=200)
+    text = build_table.render(CLOUD, found, width=200)
     (row,) = [line for line in text.splitlines() if line.startswith("full-ccache  ")]
     assert "9 of 10" in row
     assert "0.250" in row
@@ -274,7 +268,7 @@ def test_an_edit_changes_the_patchs_code_and_nothing_of_its_shape(tmp_path: Path
     assert after.count("EXPORT_SYMBOL(get_files_struct);") == 1
     assert len(after.splitlines()) == len(before.splitlines())
     # It still applies, and still does what it declares.
-    series = patches.choose(distro.patches, "6.1.192")
+    series = quilt.choose(distro.patches, "6.1.192")
     patches.apply(distro.pristine, series, tmp_path / "tree", base_version="6.1.192-2")
     bench_build.edit(path)
     assert path.read_text() == before
@@ -284,7 +278,7 @@ def test_every_series_of_ours_can_be_edited(tmp_path: Path) -> None:
     marks = sorted((Path(__file__).parents[2] / "patches").glob("*/series"))
     assert marks
     for mark in marks:
-        for patch in patches.read_series(mark.parent).patches:
+        for patch in quilt.read_series(mark.parent).patches:
             copy = tmp_path / patch.path.name
             copy.write_text(patch.path.read_text())
             bench_build.edit(copy)
@@ -393,16 +387,16 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Seen:
 
     monkeypatch.setattr(source, "fetch", fetch)
     monkeypatch.setattr(pipeline, "prepare", prepare)
-    monkeypatch.setattr(kernel, "build", build)
+    monkeypatch.setattr(compilation, "build", build)
     monkeypatch.setattr(pipeline, "pack_kernel", lambda *_: asked.packed.append(True))
 
     def make_arguments(*_: object, plain: bool) -> list[str]:
         compiler = "gcc-12" if plain else "ccache gcc-12"
         return ["make", "O=/mnt/out", f"CC={compiler}", "KERNELRELEASE=x"]
 
-    monkeypatch.setattr(kernel, "make_arguments", make_arguments)
+    monkeypatch.setattr(compilation, "make_arguments", make_arguments)
     monkeypatch.setattr(roots, "compile_root", lambda *_: None)
-    monkeypatch.setattr(roots, "enter", enter)
+    monkeypatch.setattr(sandbox, "enter", enter)
     return asked
 
 
@@ -421,9 +415,9 @@ def test_a_cold_build_is_cold_and_alone(tmp_path: Path, seen: Seen) -> None:
     assert (found.objects, found.hits, found.misses) == (2, 1, 1)
     assert found.missed == ("/mnt/source/a.c",)
     assert found.versions == (1, 1)
-    kept = bench_build_cases.read(given.result)
+    kept = build_cases.read(given.result)
     assert kept == {"full": found}
-    text = bench_build_table.render(CLOUD, kept, width=300)
+    text = build_table.render(CLOUD, kept, width=300)
     assert "symbol versions of 1 of 2 files from ccache" in text
 
 
@@ -433,7 +427,7 @@ def test_what_is_compared_with_bindeb_pkg_is_packed_too(tmp_path: Path, seen: Se
     found = bench_build.measure(given, CASES["full"])
     assert seen.packed == [True]
     assert (found.cpu_s, found.packages_cpu_s) == (90.0, 30.0)
-    text = bench_build_table.render(CLOUD, bench_build_cases.read(given.result), width=300)
+    text = build_table.render(CLOUD, build_cases.read(given.result), width=300)
     assert "30 s of the CPU for packages" in text
 
 
@@ -459,7 +453,7 @@ def test_misses_are_explained_by_the_build_that_filled_the_cache(
         "fast/bookworm/cloud-amd64/6.1.192-2/out",
         "point-release-before/bookworm/cloud-amd64/6.1.187-1/out",
     ]
-    text = bench_build_table.render(CLOUD, bench_build_cases.read(given.result), width=200)
+    text = build_table.render(CLOUD, build_cases.read(given.result), width=200)
     assert "because, by files: 1 a header changed (x.h 1)" in text
 
 
@@ -526,12 +520,12 @@ def test_a_plain_build_without_an_image_is_no_measurement(
     tmp_path: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing = Completed((), 0, "", "", 0.0)
-    monkeypatch.setattr(roots, "enter", lambda *_, **__: nothing)
+    monkeypatch.setattr(sandbox, "enter", lambda *_, **__: nothing)
     given = bench(tmp_path)
     for case, words in (("plain", "no image package"), ("count", "names nothing")):
         with pytest.raises(BenchError, match=words):
             bench_build.measure(given, CASES[case])
-    assert bench_build_cases.read(given.result) == {}
+    assert build_cases.read(given.result) == {}
 
 
 def test_objects_are_counted_without_compiling_them(tmp_path: Path, seen: Seen) -> None:
@@ -572,12 +566,12 @@ def test_an_edit_has_to_have_changed_the_kernel(
     monkeypatch.setattr(pipeline, "package", package)
     monkeypatch.setattr(pipeline, "guest_image", lambda *_: None)
     given = bench(tmp_path)
-    before = patches.choose(given.settings.project / "patches", "6.1.192").digest
+    before = quilt.choose(given.settings.project / "patches", "6.1.192").digest
     if digests[0] == digests[1]:
         with pytest.raises(BenchError, match="changed nothing"):
             bench_build.measure(given, CASES["patch"])
     else:
         assert "then installed" in bench_build.measure(given, CASES["patch"]).note
     # The copy was edited, and not the checkout.
-    assert patches.choose(projects[0] / "patches", "6.1.192").digest != before
-    assert patches.choose(given.settings.project / "patches", "6.1.192").digest == before
+    assert quilt.choose(projects[0] / "patches", "6.1.192").digest != before
+    assert quilt.choose(given.settings.project / "patches", "6.1.192").digest == before

@@ -4,9 +4,9 @@ import os
 import subprocess
 from pathlib import Path
 
-from kbuild import ccache
-from kbuild.kconfig import Fragment
-from kbuild.model import Settings
+from kbuild.core.model import Settings
+from kbuild.kernel import ccache
+from kbuild.kernel.kconfig import Fragment
 
 
 def test_the_cache_is_there_when_a_root_shows_it(tmp_path: Path) -> None:

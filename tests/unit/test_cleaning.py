@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import cleaning, fs, manifest, places
-from kbuild.errors import UserError
-from kbuild.model import Settings
+from kbuild import cleaning
+from kbuild.core import fs, places
+from kbuild.core.errors import UserError
+from kbuild.core.model import Settings
+from kbuild.ship import manifest
 from tests.unit import fake_kernel
 from tests.unit.mounts import UNSHARE
 
@@ -46,7 +48,7 @@ def aged(path: Path, age_days: float = DAYS + 1) -> Path:
     return path
 
 
-@pytest.mark.parametrize("shelf", cleaning.SHELVES)
+@pytest.mark.parametrize("shelf", places.SHELVES)
 def test_what_was_not_used_for_so_long_goes(settings: Settings, shelf: str) -> None:
     home = settings.cache / shelf
     old = entry(home / "old")
@@ -130,8 +132,8 @@ def test_a_directory_without_our_mark_is_left_alone(
 _CLEAN_UNDER_A_MOUNT = """
 import dataclasses, os, pathlib, subprocess, sys
 from kbuild import cleaning
-from kbuild.errors import UserError
-from kbuild.model import Settings
+from kbuild.core.errors import UserError
+from kbuild.core.model import Settings
 home, name = pathlib.Path(sys.argv[1]), sys.argv[2]
 given = Settings(project=home, build=home / "build", cache=home / "cache")
 subprocess.run(["mount", "--bind", home / "host", home / name], check=True)

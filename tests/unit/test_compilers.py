@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import cleaning, compilers, places, roots, run
-from kbuild.compilers import Help
-from kbuild.errors import BuildError, InfrastructureError, UserError
-from kbuild.model import Root
-from kbuild.roots import Bind
+from kbuild import cleaning
+from kbuild.core import places, run, sandbox
+from kbuild.core.errors import BuildError, InfrastructureError, UserError
+from kbuild.core.model import Root
+from kbuild.core.sandbox import Bind
+from kbuild.kernel import helpers, icecream, remote_cache
+from kbuild.kernel.help import Help
 from tests.unit import fake_kernel
 
 # As ccache 4.7 writes it.
@@ -81,7 +83,7 @@ def server(answer: bytes, *, path: Path | None = None) -> Iterator[str | tuple[s
     ],
 )
 def test_a_cache_is_read_from_its_url(url: str, scheme: str, address: object, inside: str) -> None:
-    found = compilers.parse_cache(url)
+    found = remote_cache.parse_cache(url)
     assert (found.scheme, found.address, found.option) == (scheme, address, inside)
 
 
@@ -115,7 +117,7 @@ def test_a_cache_is_read_from_its_url(url: str, scheme: str, address: object, in
 )
 def test_a_senseless_cache_is_the_users_error(url: str) -> None:
     with pytest.raises(UserError, match="is no cache server") as caught:
-        compilers.parse_cache(url)
+        remote_cache.parse_cache(url)
     assert caught.value.found
     assert "redis+unix:///" in (caught.value.expected or "")
 
@@ -129,7 +131,7 @@ def test_a_senseless_cache_is_the_users_error(url: str) -> None:
     ],
 )
 def test_a_scheduler_is_a_host_and_a_port(text: str, address: tuple[str, int]) -> None:
-    assert compilers.parse_scheduler(text) == address
+    assert icecream.parse_scheduler(text) == address
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,7 @@ def test_a_scheduler_is_a_host_and_a_port(text: str, address: tuple[str, int]) -
     ],
 )
 def test_no_password_is_in_what_is_said_of_an_address(url: str) -> None:
-    for parse in (compilers.parse_cache, compilers.parse_scheduler):
+    for parse in (remote_cache.parse_cache, icecream.parse_scheduler):
         with pytest.raises(UserError) as caught:
             parse(url)
         assert "***@cache.example" in str(caught.value)
@@ -158,7 +160,7 @@ def test_no_password_is_in_what_is_said_of_an_address(url: str) -> None:
 )
 def test_a_senseless_scheduler_is_the_users_error(text: str) -> None:
     with pytest.raises(UserError, match="no icecream scheduler"):
-        compilers.parse_scheduler(text)
+        icecream.parse_scheduler(text)
 
 
 @pytest.mark.parametrize(
@@ -176,14 +178,16 @@ def test_a_senseless_scheduler_is_the_users_error(text: str) -> None:
 def test_a_server_is_asked_before_the_build(url: str, answer: bytes, why: str | None) -> None:
     with server(answer) as address:
         assert isinstance(address, tuple)
-        found = compilers.answers(compilers.parse_cache(url.format(f"127.0.0.1:{address[1]}")))
+        found = remote_cache.answers(
+            remote_cache.parse_cache(url.format(f"127.0.0.1:{address[1]}"))
+        )
     assert found is None if why is None else why in (found or "")
 
 
 def test_a_server_on_a_socket_is_asked_too(tmp_path: Path) -> None:
     with server(b"+PONG\r\n", path=tmp_path / "s"):
-        assert compilers.answers(compilers.parse_cache(f"redis+unix://{tmp_path}/s")) is None
-    gone = compilers.answers(compilers.parse_cache(f"redis+unix://{tmp_path}/none"))
+        assert remote_cache.answers(remote_cache.parse_cache(f"redis+unix://{tmp_path}/s")) is None
+    gone = remote_cache.answers(remote_cache.parse_cache(f"redis+unix://{tmp_path}/none"))
     assert gone == "No such file or directory"
 
 
@@ -198,7 +202,7 @@ def pretend_version(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     def enter(*_: object, **__: object) -> run.Completed:
         return run.Completed((), 0, said, "", 0.0)
 
-    monkeypatch.setattr(roots, "enter", enter)
+    monkeypatch.setattr(sandbox, "enter", enter)
 
 
 def configured(tmp_path: Path, help: Help) -> str:
@@ -215,7 +219,7 @@ MODERN = "ccache version 4.7.5\nFeatures: file-storage http-storage redis+unix-s
 def test_without_options_nothing_is_opened(tmp_path: Path) -> None:
     root = a_root(tmp_path)
     settings = fake_kernel.settings(tmp_path)
-    with compilers.ready(settings, root, tmp_path / "home") as help:
+    with helpers.ready(settings, root, tmp_path / "home") as help:
         assert not help.network
         assert help.env == {"CCACHE_STATSLOG": "/mnt/statistics/ccache.log"}
         assert help.binds == (Bind(tmp_path / "home/statistics", "/mnt/statistics", True),)
@@ -229,7 +233,7 @@ def test_a_cache_on_a_socket_needs_no_network(
     settings = replace(fake_kernel.settings(tmp_path), remote_cache=url)
     with (
         server(b"+PONG\r\n", path=tmp_path / "s"),
-        compilers.ready(settings, a_root(tmp_path), tmp_path / "home") as help,
+        helpers.ready(settings, a_root(tmp_path), tmp_path / "home") as help,
     ):
         assert not help.network
         assert configured(tmp_path, help) == "redis+unix:///mnt/cache-server/socket"
@@ -243,7 +247,7 @@ def test_a_cache_elsewhere_needs_the_network(
     with server(b"HTTP/1.1 200 OK\r\n\r\n") as address:
         url = f"http://127.0.0.1:{address[1]}/k"
         settings = replace(fake_kernel.settings(tmp_path), remote_cache=url)
-        with compilers.ready(settings, a_root(tmp_path), tmp_path / "home") as help:
+        with helpers.ready(settings, a_root(tmp_path), tmp_path / "home") as help:
             assert help.network
             assert configured(tmp_path, help) == url
 
@@ -264,7 +268,7 @@ def test_a_cache_that_is_of_no_use_is_left_out_with_a_warning(
     settings = replace(fake_kernel.settings(tmp_path), remote_cache=url)
     with (
         caplog.at_level(logging.WARNING),
-        compilers.ready(settings, a_root(tmp_path), tmp_path / "home") as help,
+        helpers.ready(settings, a_root(tmp_path), tmp_path / "home") as help,
     ):
         assert "CCACHE_CONFIGPATH" not in help.env
         assert not (tmp_path / "home/statistics/ccache.conf").exists()
@@ -277,7 +281,7 @@ def test_a_senseless_address_ends_the_build_before_it_begins(tmp_path: Path) -> 
         settings = replace(fake_kernel.settings(tmp_path), **wrong)  # type: ignore[arg-type]
         with (
             pytest.raises(UserError),
-            compilers.ready(settings, Root("bookworm", tmp_path, "d"), tmp_path / "home"),
+            helpers.ready(settings, Root("bookworm", tmp_path, "d"), tmp_path / "home"),
         ):
             pass
 
@@ -292,7 +296,7 @@ def test_the_statistics_of_a_build_are_its_own(
         left.write_text("# old.c\ncache_miss\n")
     with (
         caplog.at_level(logging.INFO),
-        compilers.ready(fake_kernel.settings(tmp_path), a_root(tmp_path), tmp_path / "home"),
+        helpers.ready(fake_kernel.settings(tmp_path), a_root(tmp_path), tmp_path / "home"),
     ):
         log.write_text(LOG)
         versions.write_text("# /mnt/source/f1.c\ndirect_cache_hit\n")
@@ -310,9 +314,9 @@ def test_a_password_is_on_no_command_line(tmp_path: Path, monkeypatch: pytest.Mo
         url = f"redis://:secret@127.0.0.1:{address[1]}"
         settings = replace(fake_kernel.settings(tmp_path), remote_cache=url)
         root = a_root(tmp_path)
-        with compilers.ready(settings, root, tmp_path / "home") as help:
+        with helpers.ready(settings, root, tmp_path / "home") as help:
             assert configured(tmp_path, help) == url
-            line = roots.command(root, ["make"], binds=help.binds, env=help.env)
+            line = sandbox.command(root, ["make"], binds=help.binds, env=help.env)
     assert "CCACHE_CONFIGPATH" in line
     assert not [word for word in line if "secret" in str(word)]
     left = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
@@ -320,16 +324,16 @@ def test_a_password_is_on_no_command_line(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_no_statistics_are_none(tmp_path: Path) -> None:
-    assert compilers.read_statistics(tmp_path / "none") is None
+    assert remote_cache.read_statistics(tmp_path / "none") is None
     (tmp_path / "empty").touch()
-    empty = compilers.read_statistics(tmp_path / "empty")
+    empty = remote_cache.read_statistics(tmp_path / "empty")
     assert empty is not None
-    assert compilers.describe(empty) == "ccache: 0 of 0 objects (none) from the cache"
+    assert remote_cache.describe(empty) == "ccache: 0 of 0 objects (none) from the cache"
 
 
 def test_several_helps_are_added_up(tmp_path: Path) -> None:
     bind = Bind(tmp_path, "/mnt/x")
-    found = compilers.together([Help({"A": "1"}, (bind,)), Help({"B": "2"}, (bind,), network=True)])
+    found = helpers.together([Help({"A": "1"}, (bind,)), Help({"B": "2"}, (bind,), network=True)])
     assert found == Help({"A": "1", "B": "2"}, (bind,), network=True)
 
 
@@ -337,10 +341,10 @@ def test_several_helps_are_added_up(tmp_path: Path) -> None:
 def pretend_daemon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) -> Iterator[None]:
     archive = tmp_path / "0123abcd.tar.gz"
     archive.touch()
-    monkeypatch.setattr(compilers, "compiler_environment", lambda *_: archive)
-    monkeypatch.setattr(roots, "command", lambda *_, **__: ["sh", "-c", script])
-    monkeypatch.setattr(compilers, "_owner", lambda *_: (None, None))
-    monkeypatch.setattr(compilers.shutil, "chown", lambda *_: None)  # type: ignore[attr-defined]
+    monkeypatch.setattr(icecream, "compiler_environment", lambda *_: archive)
+    monkeypatch.setattr(sandbox, "command", lambda *_, **__: ["sh", "-c", script])
+    monkeypatch.setattr(icecream, "_owner", lambda *_: (None, None))
+    monkeypatch.setattr(icecream.shutil, "chown", lambda *_: None)  # type: ignore[attr-defined]
     yield
 
 
@@ -351,7 +355,7 @@ def test_icecream_is_used_when_its_scheduler_has_taken_the_daemon(
     script = "echo Connected to scheduler '(I am known as 10.0.0.1)'; exec sleep 60"
     with (
         pretend_daemon(monkeypatch, tmp_path, script),
-        compilers.ready(settings, a_root(tmp_path), tmp_path / "home") as help,
+        helpers.ready(settings, a_root(tmp_path), tmp_path / "home") as help,
     ):
         assert help.network
         assert help.env["CCACHE_PREFIX"] == "icecc"
@@ -363,12 +367,12 @@ def test_icecream_is_used_when_its_scheduler_has_taken_the_daemon(
 def test_without_a_scheduler_the_build_goes_on_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(compilers, "_DAEMON_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(icecream, "_DAEMON_TIMEOUT_S", 0.3)
     settings = replace(fake_kernel.settings(tmp_path), scheduler="farm")
     with (
         pretend_daemon(monkeypatch, tmp_path, "echo scheduler not yet found; exec sleep 60"),
         caplog.at_level(logging.WARNING),
-        compilers.ready(settings, a_root(tmp_path), tmp_path / "home") as help,
+        helpers.ready(settings, a_root(tmp_path), tmp_path / "home") as help,
     ):
         assert not help.network
         assert "CCACHE_PREFIX" not in help.env
@@ -382,7 +386,7 @@ def test_a_daemon_that_dies_is_told_from_a_scheduler_that_is_away(
     with (
         pretend_daemon(monkeypatch, tmp_path, "echo mkdir failed; exit 1"),
         pytest.raises(InfrastructureError, match="daemon does not start") as caught,
-        compilers.ready(settings, a_root(tmp_path), tmp_path / "home"),
+        helpers.ready(settings, a_root(tmp_path), tmp_path / "home"),
     ):
         pass
     assert caught.value.found == "mkdir failed"
@@ -396,8 +400,8 @@ def test_a_compiler_that_cannot_be_sent_is_no_reason_to_end_a_build(
 
     settings = replace(fake_kernel.settings(tmp_path), scheduler="farm")
     with pretend_daemon(monkeypatch, tmp_path, "exit 1"), caplog.at_level(logging.WARNING):
-        monkeypatch.setattr(compilers, "compiler_environment", none)
-        with compilers.ready(settings, a_root(tmp_path), tmp_path / "home") as help:
+        monkeypatch.setattr(icecream, "compiler_environment", none)
+        with helpers.ready(settings, a_root(tmp_path), tmp_path / "home") as help:
             assert "CCACHE_PREFIX" not in help.env
     assert "icecream is left out: icecc made no archive" in caplog.text
 
@@ -405,15 +409,15 @@ def test_a_compiler_that_cannot_be_sent_is_no_reason_to_end_a_build(
 @pytest.mark.parametrize("url", ["redis://:secret@", "redis://u:secret@host:x", "ftp://u:secret@h"])
 def test_a_refused_address_does_not_show_its_password(url: str) -> None:
     with pytest.raises(UserError) as caught:
-        compilers.parse_cache(url)
+        remote_cache.parse_cache(url)
     assert "secret" not in str(caught.value)
 
 
 def test_the_daemons_user_is_the_roots(tmp_path: Path) -> None:
     root = a_root(tmp_path)
-    assert compilers._owner(root, "icecc") == (100, 101)
+    assert icecream._owner(root, "icecc") == (100, 101)
     with pytest.raises(BuildError, match="no user nobody"):
-        compilers._owner(root, "nobody")
+        icecream._owner(root, "nobody")
 
 
 def test_the_compilers_archive_keeps_the_name_that_icecc_gave_it(
@@ -425,12 +429,12 @@ def test_the_compilers_archive_keeps_the_name_that_icecc_gave_it(
         calls.append(argv)
         (binds[0].source / "8b59.tar.gz").write_text("x")
 
-    monkeypatch.setattr(roots, "enter", enter)
+    monkeypatch.setattr(sandbox, "enter", enter)
     settings, root = fake_kernel.settings(tmp_path), a_root(tmp_path)
     for place in places.both(settings):
         places.mark(place)
     for _ in range(2):
-        made = compilers.compiler_environment(settings, root)
+        made = icecream.compiler_environment(settings, root)
         assert made.name == "8b59.tar.gz"
         assert cleaning.clean_unused(settings, days=1) == ()
         os.utime(made.parent, (0, 0))
@@ -439,6 +443,6 @@ def test_the_compilers_archive_keeps_the_name_that_icecc_gave_it(
 
 def test_the_network_is_closed_unless_it_is_asked_for(tmp_path: Path) -> None:
     root = a_root(tmp_path)
-    assert "--unshare-net" in roots.command(root, ["true"])
-    assert "--unshare-net" not in roots.command(root, ["true"], network=True)
-    assert roots.command(root, ["true"])[-2:] == ["--", "true"]
+    assert "--unshare-net" in sandbox.command(root, ["true"])
+    assert "--unshare-net" not in sandbox.command(root, ["true"], network=True)
+    assert sandbox.command(root, ["true"])[-2:] == ["--", "true"]

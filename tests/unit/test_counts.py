@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kbuild.vm import counts
-from kbuild.vm.counts import Counts
+from kbuild.lab import counts
+from kbuild.lab.counts import Counts
 
 BEFORE = Counts({"struct file": 100, "struct pid": 3, "open files": 90})
 

@@ -15,10 +15,11 @@ import pytest
 from debian.changelog import Changelog
 from debian.deb822 import Deb822
 
-from kbuild import deb, fs, headers, roots, versions
-from kbuild.errors import BuildError
-from kbuild.model import Root
-from kbuild.run import Arg, Completed
+from kbuild.core import fs, sandbox
+from kbuild.core.errors import BuildError
+from kbuild.core.model import Root
+from kbuild.core.run import Arg, Completed
+from kbuild.ship import deb, headers, versions
 from tests.unit import fake_kernel
 from tests.unit.fake_kernel import EPOCH, RELEASE
 
@@ -174,12 +175,12 @@ def test_packages_install_where_their_suite_has_it(
     builder = FakeBuilder()
 
     def enter(
-        root: Root, argv: Sequence[Arg], *, binds: Sequence[roots.Bind], **options: object
+        root: Root, argv: Sequence[Arg], *, binds: Sequence[sandbox.Bind], **options: object
     ) -> Completed:
         staged.update(names_below(binds[0].source / "source/stage"))
         return builder(root, argv, binds=binds, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(roots, "enter", enter)
+    monkeypatch.setattr(sandbox, "enter", enter)
     module = fake_kernel.write(tmp_path / "cplayground.ko", "module")
     deb.build_prebuilt(
         fake_kernel.settings(tmp_path),
@@ -197,7 +198,7 @@ def test_packages_install_where_their_suite_has_it(
 
 
 class FakeBuilder:
-    """Stands in for roots.enter: takes the rendered tree, leaves small packages."""
+    """Stands in for sandbox.enter: takes the rendered tree, leaves small packages."""
 
     def __init__(self, *, leave_out: str = "", status: int = 0, output: str = "") -> None:
         self.leave_out = leave_out
@@ -212,7 +213,7 @@ class FakeBuilder:
         root: Root,
         argv: Sequence[Arg],
         *,
-        binds: Sequence[roots.Bind],
+        binds: Sequence[sandbox.Bind],
         env: Mapping[str, str] | None = None,
         **options: object,
     ) -> Completed:
@@ -252,7 +253,7 @@ ROOT = Root("bookworm", Path("/nowhere"), "digest")
 def build(
     tmp_path: Path, builder: Callable[..., Completed], monkeypatch: pytest.MonkeyPatch
 ) -> list[str]:
-    monkeypatch.setattr(roots, "enter", builder)
+    monkeypatch.setattr(sandbox, "enter", builder)
     kernel = fake_kernel.kernel(tmp_path)
     packages = deb.build_kernel_packages(
         fake_kernel.settings(tmp_path),
@@ -420,7 +421,7 @@ def test_lost_package_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_prebuilt_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     builder = FakeBuilder()
-    monkeypatch.setattr(roots, "enter", builder)
+    monkeypatch.setattr(sandbox, "enter", builder)
     module = fake_kernel.write(tmp_path / "cplayground.ko", "module")
     settings = fake_kernel.settings(tmp_path)
     packages = deb.build_prebuilt(
@@ -466,12 +467,12 @@ def test_changes_with_a_changed_package_are_refused(
 
 def test_lint_lists_the_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = "running with root privileges\nE: linux-image-x: bad-thing [usr]\nN: aside\n"
-    monkeypatch.setattr(roots, "enter", FakeBuilder(status=2, output=output))
+    monkeypatch.setattr(sandbox, "enter", FakeBuilder(status=2, output=output))
     changes = fake_kernel.write(tmp_path / "x.changes")
     with pytest.raises(BuildError, match="lintian found 1 fault") as caught:
         deb.lint(ROOT, [changes], log=tmp_path / "log")
     assert caught.value.found == "E: linux-image-x: bad-thing [usr]"
-    monkeypatch.setattr(roots, "enter", FakeBuilder(status=0))
+    monkeypatch.setattr(sandbox, "enter", FakeBuilder(status=0))
     deb.lint(ROOT, [changes], log=tmp_path / "log")
 
 
@@ -519,7 +520,7 @@ def test_a_root_names_no_file_of_the_host_as_its_own(
     usual = FakeBuilder()
 
     def enter(
-        root: Root, argv: Sequence[Arg], *, binds: Sequence[roots.Bind], **options: object
+        root: Root, argv: Sequence[Arg], *, binds: Sequence[sandbox.Bind], **options: object
     ) -> Completed:
         done = usual(root, argv, binds=binds, **options)  # type: ignore[arg-type]
         work = binds[0].source

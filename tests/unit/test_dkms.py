@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import dkms, roots, versions
-from kbuild.errors import BuildError
-from kbuild.model import Root
+from kbuild.core import sandbox
+from kbuild.core.errors import BuildError
+from kbuild.core.model import Root
+from kbuild.ship import dkms, versions
 from tests.unit import fake_kernel
 from tests.unit.fake_kernel import EPOCH
 from tests.unit.test_deb import FakeBuilder
@@ -404,7 +405,7 @@ def test_build_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suite: str, mark: str, distribution: str
 ) -> None:
     builder = FakeBuilder()
-    monkeypatch.setattr(roots, "enter", builder)
+    monkeypatch.setattr(sandbox, "enter", builder)
     (package,) = dkms.build_package(
         fake_kernel.settings(tmp_path),
         Root(suite, Path("/nowhere"), "digest"),
@@ -510,7 +511,7 @@ def test_nothing_but_the_trigger_takes_over(administered: Administered) -> None:
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suite: str) -> FakeBuilder:
     """Build cplayground-dkms with a stand-in for dpkg-buildpackage, which is returned."""
     builder = FakeBuilder()
-    monkeypatch.setattr(roots, "enter", builder)
+    monkeypatch.setattr(sandbox, "enter", builder)
     dkms.build_package(
         fake_kernel.settings(tmp_path),
         Root(suite, Path("/nowhere"), "digest"),

@@ -11,11 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from kbuild import doctor, mirror
+from kbuild import doctor
+from kbuild.core.errors import InfrastructureError, UserError
+from kbuild.core.model import Settings
 from kbuild.doctor import Finding
-from kbuild.errors import InfrastructureError, UserError
-from kbuild.mirror import Mirrors
-from kbuild.model import Settings
+from kbuild.fetch import mirror
+from kbuild.fetch.mirror import Mirrors
 
 PROJECT = Path(__file__).resolve().parents[2]
 LIST = """\
@@ -36,7 +37,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     (project / "host-packages.txt").write_text(LIST.format(keyring=tmp_path / "keyring.gpg"))
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setattr("kbuild.run._SBIN", ())
+    monkeypatch.setattr("kbuild.core.run._SBIN", ())
     monkeypatch.setattr(mirror, "find", lambda settings: Mirrors(("http://a.example/debian",), ()))
     return Settings(project=project, build=tmp_path / "build", cache=tmp_path / "cache", jobs=2)
 

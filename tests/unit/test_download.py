@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import access, download, fs
-from kbuild.access import Access, Login
-from kbuild.download import Wanted
-from kbuild.errors import InfrastructureError, TrustError, UserError
+from kbuild.core import fs
+from kbuild.core.errors import InfrastructureError, TrustError, UserError
+from kbuild.fetch import access, download
+from kbuild.fetch.access import Access, Login
+from kbuild.fetch.download import Wanted
 from tests.unit.signed_archive import Fault, Server, Waits, flip, kept, serve, settings
 from tests.unit.signed_archive import authority as authority_of
 

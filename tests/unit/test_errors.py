@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import errors
-from kbuild.errors import KbuildError
-from kbuild.vm.outcome import Outcome
+from kbuild.core import errors
+from kbuild.core.errors import KbuildError
+from kbuild.guest.outcome import Outcome
 
 CLASSES = [
     value

@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from kbuild import fastpath, patches, symvers
-from kbuild.errors import BuildError, GuardError
-from kbuild.kconfig import Fragment
-from kbuild.model import Root, Series
-from kbuild.symvers import ExportedSymbol
+from kbuild.core.errors import BuildError, GuardError
+from kbuild.core.model import Root, Series
+from kbuild.kernel import debian_image, guard, quilt, symvers
+from kbuild.kernel.kconfig import Fragment
+from kbuild.kernel.symvers import ExportedSymbol
 from tests.unit import toy
 
 
 @pytest.fixture
 def series(tmp_path: Path) -> Series:
-    return patches.choose(toy.make(tmp_path).patches, "6.1.192")
+    return quilt.choose(toy.make(tmp_path).patches, "6.1.192")
 
 
 DISTRO = {
@@ -41,7 +41,7 @@ OURS = {name: s for name, s in DISTRO.items() if s.owner == "vmlinux"} | NEW
 
 
 def test_guard_passes_and_returns_the_new_exports(series: Series) -> None:
-    assert fastpath.guard(DISTRO, OURS, series) == NEW
+    assert guard.guard(DISTRO, OURS, series) == NEW
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_guard_names_what_differs_and_offers_the_other_way(
     ours: dict[str, ExportedSymbol], words: str, series: Series
 ) -> None:
     with pytest.raises(GuardError) as caught:
-        fastpath.guard(DISTRO, ours, series)
+        guard.guard(DISTRO, ours, series)
     assert words in (caught.value.found or "")
     assert "--modules rebuild" in (caught.value.hint or "")
 
@@ -120,7 +120,7 @@ def test_a_header_may_gain_declarations(old: str, new: str, tmp_path: Path) -> N
     toy.write(tmp_path / "b/new.h", "struct fresh { int a; };\n")
     toy.write(tmp_path / "a/x.c", "int a;\n")
     toy.write(tmp_path / "b/x.c", "struct local { int a; };\n")
-    fastpath.check_types(tmp_path / "a", tmp_path / "b", ["x.h", "new.h", "x.c"])
+    guard.check_types(tmp_path / "a", tmp_path / "b", ["x.h", "new.h", "x.c"])
 
 
 @pytest.mark.parametrize(
@@ -145,12 +145,12 @@ def test_a_header_that_says_something_else_is_refused(
     toy.write(tmp_path / "a/x.h", HEADER)
     toy.write(tmp_path / "b/x.h", HEADER.replace(old, new, 1))
     with pytest.raises(GuardError, match="what they were compiled with") as caught:
-        fastpath.check_types(tmp_path / "a", tmp_path / "b", ["x.h"])
+        guard.check_types(tmp_path / "a", tmp_path / "b", ["x.h"])
     assert found in (caught.value.found or "")
     assert "--modules rebuild" in (caught.value.hint or "")
     (tmp_path / "b/x.h").unlink()
     with pytest.raises(GuardError):
-        fastpath.check_types(tmp_path / "a", tmp_path / "b", ["x.h"])
+        guard.check_types(tmp_path / "a", tmp_path / "b", ["x.h"])
 
 
 SOURCE = """\
@@ -205,7 +205,7 @@ def test_a_source_may_change_what_a_function_does(old: str, new: str, tmp_path: 
     assert old in SOURCE
     toy.write(tmp_path / "a/x.c", SOURCE)
     toy.write(tmp_path / "b/x.c", SOURCE.replace(old, new, 1))
-    fastpath.check_types(tmp_path / "a", tmp_path / "b", ["x.c", "new.c", "Makefile"])
+    guard.check_types(tmp_path / "a", tmp_path / "b", ["x.c", "new.c", "Makefile"])
 
 
 @pytest.mark.parametrize(
@@ -231,54 +231,54 @@ def test_a_source_that_defines_another_type_is_refused(
     toy.write(tmp_path / "a/x.c", SOURCE)
     toy.write(tmp_path / "b/x.c", SOURCE.replace(old, new, 1))
     with pytest.raises(GuardError, match="what the distro's BTF describes") as caught:
-        fastpath.check_types(tmp_path / "a", tmp_path / "b", ["x.c"])
+        guard.check_types(tmp_path / "a", tmp_path / "b", ["x.c"])
     assert f"x.c: {found}" in (caught.value.found or "")
     (tmp_path / "b/x.c").unlink()
     with pytest.raises(GuardError):
-        fastpath.check_types(tmp_path / "a", tmp_path / "b", ["x.c"])
+        guard.check_types(tmp_path / "a", tmp_path / "b", ["x.c"])
 
 
 def test_guard_needs_crcs(series: Series) -> None:
     bare = {n: dataclasses.replace(s, crc=None) for n, s in DISTRO.items()}
     with pytest.raises(GuardError, match="no CRCs"):
-        fastpath.guard(bare, OURS, series)
+        guard.guard(bare, OURS, series)
     with pytest.raises(GuardError, match="no CRCs"):
-        fastpath.guard({}, OURS, series)
+        guard.guard({}, OURS, series)
 
 
 def test_guard_needs_the_symbol_that_stands_for_struct_module(series: Series) -> None:
     distro, ours = ({n: s for n, s in m.items() if n != "module_layout"} for m in (DISTRO, OURS))
     with pytest.raises(GuardError, match="does not prove struct module") as caught:
-        fastpath.guard(distro, ours, series)
+        guard.guard(distro, ours, series)
     assert "--modules rebuild" in (caught.value.hint or "")
 
 
 def test_one_symbol_without_a_crc_is_enough_to_prove_nothing(series: Series) -> None:
     one = DISTRO | {"fput": dataclasses.replace(DISTRO["fput"], crc=None)}
     with pytest.raises(GuardError, match="no CRCs"):
-        fastpath.guard(one, OURS, series)
+        guard.guard(one, OURS, series)
 
 
 def test_written_symvers_hold_both(tmp_path: Path) -> None:
     distro = tmp_path / "distro"
     distro.write_text("0x11111111\tfput\tvmlinux\tEXPORT_SYMBOL\t\n")
-    fastpath.write_symvers(distro, NEW, tmp_path / "ours")
+    guard.write_symvers(distro, NEW, tmp_path / "ours")
     assert set(symvers.read(tmp_path / "ours")) == {"fput", *NEW}
 
 
 def test_btf_and_certificate_come_out_of_the_image(tmp_path: Path) -> None:
     image = toy.make(tmp_path).image / "boot" / f"vmlinuz-{toy.RELEASE}"
-    vmlinux = fastpath.unpack_vmlinuz(image)
-    assert fastpath.btf_section(vmlinux, where=image) == toy.BTF
-    certificate = fastpath.find_certificate(vmlinux, toy.SERIAL)
+    vmlinux = debian_image.unpack_vmlinuz(image)
+    assert debian_image.btf_section(vmlinux, where=image) == toy.BTF
+    certificate = debian_image.find_certificate(vmlinux, toy.SERIAL)
     assert isinstance(certificate, x509.Certificate)
     assert certificate.serial_number == toy.SERIAL
-    assert fastpath.find_certificate(vmlinux, toy.SERIAL + 1) is None
+    assert debian_image.find_certificate(vmlinux, toy.SERIAL + 1) is None
 
 
 def test_the_serial_alone_is_no_certificate() -> None:
     bare = toy.elf(toy.BTF, b"\x30\x82\x01\x00" + toy.SERIAL.to_bytes(20, "big") + bytes(300))
-    assert fastpath.find_certificate(bare, toy.SERIAL) is None
+    assert debian_image.find_certificate(bare, toy.SERIAL) is None
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_a_bad_image_is_refused(content: bytes, words: str, tmp_path: Path) -> N
     path = tmp_path / "vmlinuz"
     path.write_bytes(content)
     with pytest.raises(BuildError, match=words):
-        fastpath.unpack_vmlinuz(path)
+        debian_image.unpack_vmlinuz(path)
 
 
 @pytest.mark.parametrize("packer", ["lz4 -l -9", "zstd -19", "xz"])
@@ -309,7 +309,7 @@ def test_every_compression_that_debian_uses_is_undone(packer: str, tmp_path: Pat
     path = tmp_path / "vmlinuz"
     # scripts/Makefile.lib puts the size behind each of them.
     path.write_bytes(toy.bz_image(b"", packed + struct.pack("<I", len(vmlinux))))
-    assert fastpath.unpack_vmlinuz(path) == vmlinux
+    assert debian_image.unpack_vmlinuz(path) == vmlinux
 
 
 def test_a_damaged_payload_is_said(tmp_path: Path) -> None:
@@ -319,29 +319,29 @@ def test_a_damaged_payload_is_said(tmp_path: Path) -> None:
     for damage in (b"\xff" * 8, bytes(8)):
         path.write_bytes(whole[:begin] + damage + whole[begin + 8 :])
         with pytest.raises(BuildError, match="is damaged"):
-            fastpath.unpack_vmlinuz(path)
+            debian_image.unpack_vmlinuz(path)
 
 
 def test_an_image_without_btf_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"no \.BTF section"):
-        fastpath.btf_section(toy.elf(None, b"x"), where=tmp_path)
+        debian_image.btf_section(toy.elf(None, b"x"), where=tmp_path)
 
 
 def test_another_compiler_is_refused() -> None:
     config = Fragment("distro", {"CC_VERSION_TEXT": '"gcc-12 (Debian 12.2.0-14) 12.2.0"'})
-    fastpath.check_compiler(config, "gcc-12 (Debian 12.2.0-14) 12.2.0")
+    guard.check_compiler(config, "gcc-12 (Debian 12.2.0-14) 12.2.0")
     with pytest.raises(GuardError, match="not the one that built"):
-        fastpath.check_compiler(config, "gcc-12 (Debian 12.2.0-15) 12.2.0")
+        guard.check_compiler(config, "gcc-12 (Debian 12.2.0-15) 12.2.0")
 
 
 def test_the_pahole_stand_in_tells_the_distros_version(tmp_path: Path) -> None:
-    fastpath.write_pahole(tmp_path / "pahole", 124)
+    guard.write_pahole(tmp_path / "pahole", 124)
     said = subprocess.run([tmp_path / "pahole", "--version"], capture_output=True, check=True)
     assert said.stdout == b"v1.24\n"
 
 
 def test_the_pahole_stand_in_puts_the_distros_btf_into_the_file_named_last(tmp_path: Path) -> None:
-    fastpath.write_pahole(tmp_path / "pahole", 130)
+    guard.write_pahole(tmp_path / "pahole", 130)
     (tmp_path / "objcopy").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / "objcopy").chmod(0o755)
     said = subprocess.run(
@@ -365,12 +365,12 @@ def test_what_did_not_change_keeps_its_time(
 ) -> None:
     # make would link the kernel again for a certificate that is only newer.
     distro = toy.make(tmp_path)
-    monkeypatch.setattr(fastpath, "signing_serial", lambda *_: toy.SERIAL)
+    monkeypatch.setattr(debian_image, "signing_serial", lambda *_: toy.SERIAL)
     image, root = distro.image / "boot" / f"vmlinuz-{toy.RELEASE}", Root("bookworm", tmp_path, "d")
-    given = fastpath.extract(root, image, distro.image, tmp_path / "input")
+    given = debian_image.extract(root, image, distro.image, tmp_path / "input")
     for path in (given.btf, given.certificate):
         os.utime(path, ns=(1, 1))
-    again = fastpath.extract(root, image, distro.image, tmp_path / "input")
+    again = debian_image.extract(root, image, distro.image, tmp_path / "input")
     assert [path.stat().st_mtime_ns for path in (again.btf, again.certificate)] == [1, 1]
 
 
@@ -378,24 +378,24 @@ def test_an_image_is_proved_by_its_vermagic_and_its_btf(tmp_path: Path) -> None:
     vmlinux, btf = tmp_path / "vmlinux", tmp_path / "distro.btf"
     vmlinux.write_bytes(toy.elf(toy.BTF, b"\x006.1.0-9 SMP modversions \0more"))
     btf.write_bytes(toy.BTF)
-    fastpath.check_image(vmlinux, release="6.1.0-9", flags="SMP modversions ", btf=btf)
+    guard.check_image(vmlinux, release="6.1.0-9", flags="SMP modversions ", btf=btf)
     for flags, found in (
         ("SMP ", "6.1.0-9 SMP modversions "),  # the whole is compared, not a beginning of it
         ("SMP preempt modversions ", "6.1.0-9 SMP modversions "),
     ):
         with pytest.raises(GuardError, match="vermagic differs") as caught:
-            fastpath.check_image(vmlinux, release="6.1.0-9", flags=flags, btf=btf)
+            guard.check_image(vmlinux, release="6.1.0-9", flags=flags, btf=btf)
         assert caught.value.found == found
     with pytest.raises(GuardError, match="vermagic differs") as caught:
-        fastpath.check_image(vmlinux, release="6.1.0-10", flags="SMP modversions ", btf=btf)
+        guard.check_image(vmlinux, release="6.1.0-10", flags="SMP modversions ", btf=btf)
     assert caught.value.found == "no vermagic"
     btf.write_bytes(toy.BTF + b"x")
     with pytest.raises(GuardError, match="BTF is not the distro's"):
-        fastpath.check_image(vmlinux, release="6.1.0-9", flags="SMP modversions ", btf=btf)
+        guard.check_image(vmlinux, release="6.1.0-9", flags="SMP modversions ", btf=btf)
 
 
 def test_a_kernel_that_knows_no_pahole_version_is_given_one_it_takes(tmp_path: Path) -> None:
     # scripts/link-vmlinux.sh of Linux 5.10 reads the version itself, and wants 116 at least
-    fastpath.write_pahole(tmp_path / "pahole", 0)
+    guard.write_pahole(tmp_path / "pahole", 0)
     done = subprocess.run([tmp_path / "pahole", "--version"], capture_output=True, text=True)
     assert done.stdout == "v1.16\n"

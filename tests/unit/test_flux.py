@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from kbuild.vm.procfile import OpenFile, Process, Signals
+from kbuild.lab.procfile import OpenFile, Process, Signals
 from tests import flux
 
 PLACE = b"/tmp/flux"

@@ -14,8 +14,8 @@ from typing import IO
 
 import pytest
 
-from kbuild import fs
-from kbuild.errors import InfrastructureError, UserError
+from kbuild.core import fs
+from kbuild.core.errors import InfrastructureError, UserError
 from tests.unit.mounts import UNSHARE
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -64,7 +64,7 @@ def test_a_killed_writer_leaves_the_old_file_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
     fs.write_atomic(path, "old")
     code = (
-        "import os, sys; from pathlib import Path; from kbuild import fs\n"
+        "import os, sys; from pathlib import Path; from kbuild.core import fs\n"
         "os.fsync = lambda descriptor: os.kill(os.getpid(), 9)\n"
         "fs.write_atomic(Path(sys.argv[1]), 'new' * 100000)\n"
     )
@@ -78,7 +78,7 @@ def test_readers_see_one_version_or_the_other(tmp_path: Path) -> None:
     versions = {"a" * 300000, "b" * 300000}
     fs.write_atomic(path, "a" * 300000)
     code = (
-        "import sys; from pathlib import Path; from kbuild import fs\n"
+        "import sys; from pathlib import Path; from kbuild.core import fs\n"
         "for n in range(60): fs.write_atomic(Path(sys.argv[1]), 'ab'[n % 2] * 300000)\n"
     )
     writer = python(code, str(path))
@@ -141,7 +141,7 @@ def test_a_failed_swap_puts_the_old_directory_back(
 # file system is in use.  ext4 then has a file's name, and writes its content half a minute later.
 _POWER_CUT = """
 import pathlib, shutil, subprocess, sys
-from kbuild import fs, stamp
+from kbuild.core import fs, stamp
 top, entries, how = pathlib.Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 disk, after, here, there = (top / name for name in ("disk", "after", "here", "there"))
 def mount(image, place):
@@ -254,7 +254,7 @@ def test_a_record_is_read_or_counts_as_none(
 def test_a_lock_excludes_another_process(tmp_path: Path) -> None:
     path = tmp_path / "x.lock"
     code = (
-        "import sys, time; from pathlib import Path; from kbuild import fs\n"
+        "import sys, time; from pathlib import Path; from kbuild.core import fs\n"
         "with fs.lock(Path(sys.argv[1])):\n"
         "    print('mine', flush=True); time.sleep(300)\n"
     )
@@ -282,7 +282,7 @@ def test_a_waiter_says_so_once_and_gets_the_lock(
     caplog.set_level(logging.INFO)
     path = tmp_path / "x.lock"
     code = (
-        "import sys, time; from pathlib import Path; from kbuild import fs\n"
+        "import sys, time; from pathlib import Path; from kbuild.core import fs\n"
         "with fs.lock(Path(sys.argv[1])):\n"
         "    print('mine', flush=True); sys.stdin.readline()\n"
     )
@@ -454,9 +454,10 @@ def test_what_cannot_be_removed_is_said(tmp_path: Path) -> None:
 # In a mount namespace of its own; a user namespace lets a test without root make it.
 _REMOVE_UNDER_A_MOUNT = """
 import pathlib, subprocess, sys
-from kbuild import fs, interrupted, patches
-from kbuild.errors import InfrastructureError
-from kbuild.model import Series, Tree
+from kbuild.core import fs, interrupted
+from kbuild.kernel import patches
+from kbuild.core.errors import InfrastructureError
+from kbuild.core.model import Series, Tree
 tree = pathlib.Path(sys.argv[1])
 (tree.parent / "tree.making").touch()
 for one in tree.rglob("*"):

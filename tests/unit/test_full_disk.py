@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import errors
-from kbuild.errors import BuildError, InfrastructureError
-from kbuild.run import run
+from kbuild.core import errors
+from kbuild.core.errors import BuildError, InfrastructureError
+from kbuild.core.run import run
 from tests.unit.mounts import UNSHARE
 
 PROJECT = Path(__file__).parents[2]
@@ -26,9 +26,9 @@ PROJECT = Path(__file__).parents[2]
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
-from kbuild import fs
-from kbuild.errors import DefectError, KbuildError
-from kbuild.run import run
+from kbuild.core import fs
+from kbuild.core.errors import DefectError, KbuildError
+from kbuild.core.run import run
 
 here, big = Path.cwd(), Path(os.environ["BIG"])
 DEB = ["dpkg-deb", "--root-owner-group"]

@@ -8,10 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from kbuild import generations, patches, pipeline, source, suites, testing
-from kbuild.errors import BuildError, InfrastructureError, KbuildError, UserError
-from kbuild.generations import Step
-from kbuild.model import Settings, Target
+from kbuild import every_suite, pipeline, testing
+from kbuild.core import suites
+from kbuild.core.errors import BuildError, InfrastructureError, KbuildError, UserError
+from kbuild.core.model import Settings, Target
+from kbuild.every_suite import Step
+from kbuild.fetch import source
+from kbuild.kernel import quilt
 from kbuild.testing import FailedTestsError, MisusedTestsError, NoTestsError
 
 TARGET = Target("all", "lab")
@@ -39,15 +42,15 @@ def test_a_failing_suite_costs_no_other_and_no_step_that_does_not_need_it() -> N
             Step("patched kernel", ("installed",), lambda: ok("patched kernel")),
         )
 
-    rows = generations.run(TARGET, steps)
+    rows = every_suite.run(TARGET, steps)
     assert [row.suite for row in rows] == list(suites.SUITES)
     assert "bullseye stock" in done
     assert "bullseye installed" not in done
     assert {f"{name} patched kernel" for name in suites.SUITES if name != "bullseye"} <= {*done}
-    assert generations.exit_status(rows) == BuildError.exit_status
-    text = generations.render(rows, width=200)
+    assert every_suite.exit_status(rows) == BuildError.exit_status
+    text = every_suite.render(rows, width=200)
     head, first, second, *_ = text.splitlines()
-    assert all(column in head for column in ("suite", *generations.COLUMNS))
+    assert all(column in head for column in ("suite", *every_suite.COLUMNS))
     assert first.startswith("bullseye")
     assert "FAILED: build error, 0.0 s" in first
     assert first.count("not reached") == 2
@@ -64,8 +67,8 @@ def test_the_exit_status_is_the_first_failures() -> None:
         error = errors.get(target.suite)
         return (Step("fetched", (), lambda: fail(error) if error else ""),)
 
-    assert generations.exit_status(generations.run(TARGET, steps)) == 69
-    assert generations.exit_status(generations.run(TARGET, lambda _: ())) == 0
+    assert every_suite.exit_status(every_suite.run(TARGET, steps)) == 69
+    assert every_suite.exit_status(every_suite.run(TARGET, lambda _: ())) == 0
 
 
 def test_a_defect_of_ours_costs_one_suite_too_and_is_told_from_the_others(
@@ -78,12 +81,12 @@ def test_a_defect_of_ours_costs_one_suite_too_and_is_told_from_the_others(
             Step("patched", ("fetched",), lambda: "5.11"),
         )
 
-    rows = generations.run(TARGET, steps)
+    rows = every_suite.run(TARGET, steps)
     assert [row.suite for row in rows if row.cells["patched"].passed] == [
         name for name in suites.SUITES if name != "bookworm"
     ]
-    assert generations.exit_status(rows) == 70
-    text = generations.render(rows, width=200)
+    assert every_suite.exit_status(rows) == 70
+    text = every_suite.render(rows, width=200)
     assert "FAILED: internal error" in text
     assert "bookworm, fetched: ZeroDivisionError" in text
     assert "Traceback" in caplog.text
@@ -91,9 +94,9 @@ def test_a_defect_of_ours_costs_one_suite_too_and_is_told_from_the_others(
 
 def test_each_step_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 5.0, 10.0, 82.0] * len(suites.SUITES))
-    monkeypatch.setattr(generations.time, "monotonic", lambda: next(clock))  # type: ignore[attr-defined]
+    monkeypatch.setattr(every_suite.time, "monotonic", lambda: next(clock))  # type: ignore[attr-defined]
     broken = BuildError("it does not build")
-    rows = generations.run(
+    rows = every_suite.run(
         TARGET,
         lambda _: (
             Step("fetched", (), lambda: "6.1"),
@@ -101,7 +104,7 @@ def test_each_step_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     )
     assert [cell.seconds for cell in rows[0].cells.values()] == [5.0, 72.0]
-    assert "FAILED: build error, 1 min 12 s" in generations.render(rows, width=200)
+    assert "FAILED: build error, 1 min 12 s" in every_suite.render(rows, width=200)
 
 
 def test_installed_means_that_module_and_packages_were_checked_too(
@@ -123,7 +126,7 @@ def test_installed_means_that_module_and_packages_were_checked_too(
     settings = Settings(project=tmp_path, build=tmp_path, cache=tmp_path)
     (install,) = (
         step.action
-        for step in generations.test_steps(
+        for step in every_suite.test_steps(
             settings,
             Target("trixie", "lab"),
             modules="auto",
@@ -147,7 +150,7 @@ def test_an_interruption_ends_all() -> None:
         return (Step("fetched", (), lambda: fail(KeyboardInterrupt())),)
 
     with pytest.raises(KeyboardInterrupt):
-        generations.run(TARGET, steps)
+        every_suite.run(TARGET, steps)
     assert len(begun) == 1
 
 
@@ -178,7 +181,7 @@ def test_the_unit_tests_keep_no_suite_from_its_turn(
 
     monkeypatch.setattr(testing, "run_tests", run_tests)
     settings = Settings(project=tmp_path, build=tmp_path, cache=tmp_path)
-    found = generations.unit_tests(settings, TARGET, tiers=tiers, keyword=keyword)
+    found = every_suite.unit_tests(settings, TARGET, tiers=tiers, keyword=keyword)
     assert found is (error if kept else None)
 
 
@@ -189,12 +192,12 @@ def test_an_expression_that_is_none_ends_all_at_once(
     monkeypatch.setattr(testing, "_run_tier", lambda *_, **__: misused)
     settings = Settings(project=tmp_path, build=tmp_path, cache=tmp_path)
     with pytest.raises(MisusedTestsError, match="ended with status 4"):
-        generations.unit_tests(settings, TARGET, tiers=("unit", "vm"), keyword="a and")
+        every_suite.unit_tests(settings, TARGET, tiers=("unit", "vm"), keyword="a and")
 
 
 def test_one_version_is_not_that_of_all_suites() -> None:
     with pytest.raises(UserError, match=r"no two suites have linux 6\.1\.192-2"):
-        generations.run(Target("all", "lab", version="6.1.192-2"), lambda _: ())
+        every_suite.run(Target("all", "lab", version="6.1.192-2"), lambda _: ())
 
 
 @pytest.mark.parametrize(
@@ -214,7 +217,7 @@ def test_the_steps_are_those_asked_for(
     tmp_path: Path, tiers: tuple[str, ...], stock: bool, columns: list[str]
 ) -> None:
     settings = Settings(project=tmp_path, build=tmp_path, cache=tmp_path)
-    steps = generations.test_steps(
+    steps = every_suite.test_steps(
         settings,
         Target("trixie", "lab"),
         modules="auto",
@@ -227,7 +230,7 @@ def test_the_steps_are_those_asked_for(
     assert [step.column for step in steps] == ["fetched", "patched", *columns]
     before: set[str] = set()
     for step in steps:
-        assert step.column in generations.COLUMNS
+        assert step.column in every_suite.COLUMNS
         assert set(step.needs) <= before, "a step needs one that comes later"
         before.add(step.column)
 
@@ -242,7 +245,7 @@ def test_each_kernel_is_judged_by_itself(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(testing, "run_tests", run_tests)
     steps = {
         step.column: step
-        for step in generations.test_steps(
+        for step in every_suite.test_steps(
             Settings(project=tmp_path, build=tmp_path, cache=tmp_path),
             Target("trixie", "lab"),
             modules="auto",
@@ -273,12 +276,12 @@ def test_building_all_is_fetching_patching_and_compiling(
     wishes: list[object] = []
     monkeypatch.setattr(source, "fetch", lambda *args: Found)
     monkeypatch.setattr(pipeline, "prepare", lambda *args, **options: wishes.append(options))
-    monkeypatch.setattr(patches, "choose", lambda *args: Found)
+    monkeypatch.setattr(quilt, "choose", lambda *args: Found)
     monkeypatch.setattr(pipeline, "build_kernel", lambda *args, **options: Found)
     settings = Settings(project=tmp_path, build=tmp_path, cache=tmp_path)
-    rows = generations.run(
-        TARGET, lambda one: generations.build_steps(settings, one, modules="auto")
+    rows = every_suite.run(
+        TARGET, lambda one: every_suite.build_steps(settings, one, modules="auto")
     )
     assert [cell.said for cell in rows[0].cells.values()] == ["5.10.262-1", "5.10", "fast"]
-    assert "not asked for" in generations.render(rows)
+    assert "not asked for" in every_suite.render(rows)
     assert wishes == [{"modules": "rebuild"}] * len(suites.SUITES)

@@ -12,24 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import (
-    compilers,
-    fs,
-    kernel,
-    module,
-    mutants,
-    pipeline,
-    programs,
-    report,
-    roots,
-)
-from kbuild.model import Kernel, Root, Settings, Target
-from kbuild.module import BuiltModule
+from kbuild import pipeline
+from kbuild.core import fs, sandbox
+from kbuild.core.model import Kernel, Root, Settings, Target
+from kbuild.core.sandbox import Bind
+from kbuild.fetch import roots
+from kbuild.guest import image, programs, qemu
+from kbuild.guest.qemu import Choice
+from kbuild.guest.spec import TCG
+from kbuild.kernel import compilation, icecream, module, planning
+from kbuild.kernel.module import BuiltModule
+from kbuild.lab import mutation
 from kbuild.pipeline import Places
-from kbuild.roots import Bind
-from kbuild.vm import image, qemu
-from kbuild.vm.qemu import Choice
-from kbuild.vm.spec import TCG
+from kbuild.report import kernels
 from tests.unit import damage, fake_kernel, toy
 
 every_harm = pytest.mark.parametrize("harm", damage.EVERY.values(), ids=damage.EVERY)
@@ -38,8 +33,7 @@ Harm = Callable[[Path], None]
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    toy.write(tmp_path / "project/tests/guest/reader.c", "int main(void) { return 0; }\n")
-    toy.write(tmp_path / "project/tests/guest/agent.c", "int main(void) { return 0; }\n")
+    toy.write(tmp_path / "project/reader.c", "int main(void) { return 0; }\n")
     toy.write(tmp_path / "project/kmod/format.h", "/* format */\n")
     return Settings(project=tmp_path / "project", build=tmp_path / "b", cache=tmp_path / "c")
 
@@ -55,7 +49,7 @@ class Compiler:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Root, names: Sequence[str]) -> None:
         self.runs = 0
         self.names = names
-        monkeypatch.setattr(roots, "enter", self)
+        monkeypatch.setattr(sandbox, "enter", self)
         monkeypatch.setattr(roots, "compile_root", lambda *_: root)
 
     def __call__(self, *_: object, binds: Sequence[Bind], **__: object) -> None:
@@ -70,10 +64,11 @@ def test_a_program_for_guests(
     settings: Settings, root: Root, monkeypatch: pytest.MonkeyPatch, harm: Harm
 ) -> None:
     compiler = Compiler(monkeypatch, root, ["reader"])
-    made = programs.compile_programs(settings, "bookworm", ["reader"])["reader"]
+    sources = [settings.project / "reader.c"]
+    made = programs.compile_programs(settings, root, sources)["reader"]
     harm(made)
     for _ in range(2):
-        programs.compile_programs(settings, "bookworm", ["reader"])
+        programs.compile_programs(settings, root, sources)
         assert made.read_text() == "what reader is\n"
         assert compiler.runs == 2
 
@@ -83,10 +78,10 @@ def test_the_compiler_for_icecreams_workers(
     settings: Settings, root: Root, monkeypatch: pytest.MonkeyPatch, harm: Harm
 ) -> None:
     compiler = Compiler(monkeypatch, root, ["0123.tar.gz"])
-    made = compilers.compiler_environment(settings, root)
+    made = icecream.compiler_environment(settings, root)
     harm(made)
     for _ in range(2):
-        assert compilers.compiler_environment(settings, root) == made
+        assert icecream.compiler_environment(settings, root) == made
         assert made.read_text() == "what 0123.tar.gz is\n"
         assert compiler.runs == 2
 
@@ -113,7 +108,7 @@ def test_a_guests_disk(
             repo=None,
             packages=[],
             debs=[],
-            guest_sources=settings.project / "tests" / "guest",
+            tested=settings.project / "kmod" / "format.h",
             home=home,
             inputs={},
             log=settings.build / "guest.log",
@@ -182,7 +177,7 @@ def test_which_accelerator_works(
 def test_how_many_objects_a_kernel_has_is_a_guess(tmp_path: Path, harm: Harm) -> None:
     distro = toy.make(tmp_path / "distro")
     one = Settings(project=tmp_path, build=tmp_path / "b", cache=tmp_path / "c")
-    plan = kernel.make_plan(
+    plan = planning.make_plan(
         one,
         Target("bookworm", "cloud-amd64"),
         distro.base,
@@ -192,20 +187,20 @@ def test_how_many_objects_a_kernel_has_is_a_guess(tmp_path: Path, harm: Harm) ->
         timestamp=0,
         pristine=distro.pristine,
     )
-    usual = kernel.expected_objects(one, plan)
-    kept = kernel._counts(one, plan)
+    usual = compilation.expected_objects(one, plan)
+    kept = compilation._counts(one, plan)
     fs.write_atomic(kept, "4711\n")
-    assert kernel.expected_objects(one, plan) == 4711
+    assert compilation.expected_objects(one, plan) == 4711
     harm(kept)
     kept.write_bytes(b"\xff\xfe") if kept.exists() else None
-    assert kernel.expected_objects(one, plan) == usual
+    assert compilation.expected_objects(one, plan) == usual
 
 
 @pytest.mark.parametrize("content", [b"", b"[", b"[3]", b"{}", b'[{"mutant": 1}]', b"\xff"])
 def test_trials_of_mutants_are_tried_again(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "trials.json"
     path.write_bytes(content)
-    assert mutants.load(path) == ()
+    assert mutation.load(path) == ()
 
 
 @pytest.mark.parametrize("content", [b"", b"[", b"[]", b"{}", b"\xff"])
@@ -216,4 +211,4 @@ def test_a_damaged_record_leaves_the_other_kernels_in_the_report(
         path = settings.build / "bookworm" / flavour / "record.json"
         path.parent.mkdir(parents=True)
         path.write_bytes(content)
-    assert report.last_built(settings, fake_kernel.base()) is None
+    assert kernels.last_built(settings, fake_kernel.base()) is None

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import interrupted
-from kbuild.errors import BuildError
-from kbuild.run import run, start
+from kbuild.core import interrupted
+from kbuild.core.errors import BuildError
+from kbuild.core.run import run, start
 
 # Each object is its source twice.  "slow" stops b.o between the halves; c.o has an old time, as
 # "cp -p" and "objcopy -p" leave.

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kbuild import kconfig
-from kbuild.errors import UserError
-from kbuild.kconfig import Fragment
+from kbuild.core.errors import UserError
+from kbuild.kernel import kconfig
+from kbuild.kernel.kconfig import Fragment
 
 OPTIONS = st.dictionaries(
     st.from_regex(r"[A-Z][A-Z0-9_]{0,20}", fullmatch=True),

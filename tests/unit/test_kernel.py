@@ -11,11 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import fastpath, fs, kernel, patches, symvers
-from kbuild.errors import BuildError, GuardError, UserError
-from kbuild.kconfig import Fragment
-from kbuild.kernel import Plan
-from kbuild.model import BuiltKernel, Root, Settings, Target
+from kbuild.core import fs
+from kbuild.core.errors import BuildError, GuardError, UserError
+from kbuild.core.model import BuiltKernel, Root, Settings, Target
+from kbuild.kernel import (
+    compilation,
+    debian_image,
+    guard,
+    makelog,
+    patches,
+    planning,
+    quilt,
+    symvers,
+)
+from kbuild.kernel.kconfig import Fragment
+from kbuild.kernel.planning import Plan
 from tests.unit import damage, toy
 
 CLOUD = Target("bookworm", "cloud-amd64")
@@ -32,7 +42,7 @@ class Bench:
     home: Path
 
     def plan(self, target: Target = CLOUD, modules: str = "auto") -> Plan:
-        return kernel.make_plan(
+        return planning.make_plan(
             self.settings,
             target,
             self.distro.base,
@@ -45,11 +55,11 @@ class Bench:
         )
 
     def build(self, target: Target = CLOUD, modules: str = "auto") -> BuiltKernel:
-        series = patches.choose(self.distro.patches, self.distro.base.upstream)
+        series = quilt.choose(self.distro.patches, self.distro.base.upstream)
         tree = patches.apply(
             self.distro.pristine, series, self.home / "tree", base_version="6.1.192-2"
         )
-        return kernel.build(
+        return compilation.build(
             self.settings,
             self.root,
             self.plan(target, modules),
@@ -136,7 +146,7 @@ def test_a_full_build_says_where_its_configuration_is_not_the_distros(
     ],
 )
 def test_an_object_is_what_counting_the_files_finds(line: str, counts: bool) -> None:
-    assert (kernel._OBJECT.match(line) is not None) == counts
+    assert (makelog._OBJECT.match(line) is not None) == counts
 
 
 def test_nothing_is_rebuilt_when_nothing_changed(bench: Bench) -> None:
@@ -160,7 +170,7 @@ def test_a_guard_of_another_kind_looks_at_what_was_built_before(
     target = dataclasses.replace(CLOUD, flavour=flavour)
     bench.build(target)
     toy.write(tmp_path / "fastpath.py", "# stricter\n")
-    monkeypatch.setattr(fastpath, "__file__", str(tmp_path / "fastpath.py"))
+    monkeypatch.setattr(guard, "__file__", str(tmp_path / "fastpath.py"))
     caplog.clear()
     bench.build(target)
     assert ("recipe changed" in caplog.text) == again
@@ -374,7 +384,7 @@ def test_files_are_known_by_dependencies_where_the_options_are_the_distros(bench
 
 def test_macros_are_tracked_where_something_asks_for_it(bench: Bench) -> None:
     def told(plan: Plan, *, plain: bool = False) -> dict[str, str]:
-        said = kernel.make_arguments(bench.settings, plan, plain=plain)
+        said = compilation.make_arguments(bench.settings, plan, plain=plain)
         return dict(one.split("=", 1) for one in said if "=" in one)
 
     fast, full = told(bench.plan()), told(bench.plan(modules="rebuild"))
@@ -389,7 +399,7 @@ def test_macros_are_tracked_where_something_asks_for_it(bench: Bench) -> None:
 
 def test_what_makes_the_fast_path_faster_is_not_asked_of_a_full_build(bench: Bench) -> None:
     fast, full = (
-        {one.partition("=")[0]: one for one in kernel.make_arguments(bench.settings, plan)}
+        {one.partition("=")[0]: one for one in compilation.make_arguments(bench.settings, plan)}
         for plan in (bench.plan(), bench.plan(modules="rebuild"))
     )
     assert fast["KCFLAGS"] == "KCFLAGS=-g0 -Wno-misleading-indentation"
@@ -399,7 +409,7 @@ def test_what_makes_the_fast_path_faster_is_not_asked_of_a_full_build(bench: Ben
 
 def test_the_host_compiler_is_one_word_since_rustc_is_given_it_as_it_is(bench: Bench) -> None:
     bench.build()
-    said = kernel.make_arguments(bench.settings, bench.plan())
+    said = compilation.make_arguments(bench.settings, bench.plan())
     (host,) = (one.removeprefix("HOSTCC=") for one in said if one.startswith("HOSTCC="))
     assert host == "/mnt/input/host-compiler"
     # as the root shows the directory of that name
@@ -443,23 +453,23 @@ def test_the_modules_have_one_vermagic_each_and_the_same(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
     modules = bench.distro.image / "lib/modules" / toy.RELEASE
-    assert fastpath.vermagic_flags(bench.root, modules) == "SMP mod_unload modversions "
+    assert debian_image.vermagic_flags(bench.root, modules) == "SMP mod_unload modversions "
     toy.write(modules / "kernel/second.ko.xz", "")
     toy.write(tmp_path / "bin/modinfo", f"#!/bin/sh\n{said}\n")
     (tmp_path / "bin/modinfo").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     with pytest.raises(BuildError, match="have not one vermagic") as caught:
-        fastpath.vermagic_flags(bench.root, modules)
+        debian_image.vermagic_flags(bench.root, modules)
     assert caught.value.expected == "2 modules, one vermagic"
 
 
 def test_a_lost_export_is_noticed_in_a_full_build(bench: Bench) -> None:
-    series = patches.choose(bench.distro.patches, "6.1.192")
+    series = quilt.choose(bench.distro.patches, "6.1.192")
     patch = dataclasses.replace(series.patches[0], exports=("get_files_struct", "gone"))
     tree = patches.apply(bench.distro.pristine, series, bench.home / "t", base_version="6.1.192-2")
     bare = dataclasses.replace(tree, series=dataclasses.replace(series, patches=(patch,)))
     with pytest.raises(GuardError, match="does not export what the series declares"):
-        kernel.build(
+        compilation.build(
             bench.settings,
             bench.root,
             bench.plan(LAB),
@@ -488,7 +498,7 @@ def test_the_method_follows_from_what_is_asked_and_what_is_there(
     modules: str,
     method: str,
 ) -> None:
-    assert kernel.choose_method(target, Fragment("d", distro), fragments, modules)[0] == method
+    assert planning.choose_method(target, Fragment("d", distro), fragments, modules)[0] == method
 
 
 @pytest.mark.parametrize(
@@ -496,17 +506,17 @@ def test_the_method_follows_from_what_is_asked_and_what_is_there(
 )
 def test_modules_that_cannot_be_kept_are_refused(target: Target, distro: dict[str, str]) -> None:
     with pytest.raises(UserError, match="cannot be kept"):
-        kernel.choose_method(target, Fragment("d", distro), (), "keep")
+        planning.choose_method(target, Fragment("d", distro), (), "keep")
 
 
 def test_an_unknown_wish_is_refused() -> None:
     with pytest.raises(UserError, match="--modules kep"):
-        kernel.choose_method(CLOUD, Fragment("d", {"MODVERSIONS": "y"}), (), "kep")
+        planning.choose_method(CLOUD, Fragment("d", {"MODVERSIONS": "y"}), (), "kep")
 
 
 def test_an_unknown_variant_is_refused(bench: Bench) -> None:
     with pytest.raises(UserError, match="variant 'kosher'"):
-        kernel.fragments_of(bench.settings, Target("bookworm", "lab", "kosher"))
+        planning.fragments_of(bench.settings, Target("bookworm", "lab", "kosher"))
 
 
 @pytest.mark.parametrize(
@@ -520,4 +530,4 @@ def test_an_unknown_variant_is_refused(bench: Bench) -> None:
     ],
 )
 def test_first_error(log: str, first: str) -> None:
-    assert kernel.first_error(log).splitlines()[0] == first
+    assert makelog.first_error(log).splitlines()[0] == first

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import lab, loop, quick
-from kbuild.errors import BuildError
-from kbuild.loop import Attempt, Stage, TryFailedError
-from kbuild.model import Settings, Target
-from kbuild.module import BuiltModule
-from kbuild.quick import Finding, QuickResult, Step
-from kbuild.vm import triage
-from kbuild.vm.outcome import Outcome
+from kbuild.core.errors import BuildError
+from kbuild.core.model import Settings, Target
+from kbuild.guest import triage
+from kbuild.guest.outcome import Outcome
+from kbuild.kernel.module import BuiltModule
+from kbuild.lab import lab, loop, quick
+from kbuild.lab.loop import Attempt, Stage, TryFailedError
+from kbuild.lab.quick import Finding, QuickResult, Step
 
 OOPS = "[    9.0] BUG: kernel NULL pointer dereference, address: 0000000000000000\n"
 GOOD = QuickResult(

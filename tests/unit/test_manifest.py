@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import manifest
-from kbuild.errors import BuildError
-from kbuild.fs import sha256_file
-from kbuild.manifest import Manifest
+from kbuild.core.errors import BuildError
+from kbuild.core.fs import sha256_file
+from kbuild.ship import manifest
+from kbuild.ship.manifest import Manifest
 from tests.unit import fake_kernel
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import mirror
-from kbuild.errors import UserError
-from kbuild.mirror import Mirrors
+from kbuild.core.errors import UserError
+from kbuild.fetch import mirror
+from kbuild.fetch.mirror import Mirrors
 from tests.unit.signed_archive import NOTHING, settings
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kbuild import misses
-from kbuild.misses import Build
+from kbuild.measure import misses
+from kbuild.measure.misses import Build
 from tests.unit import toy
 
 COMMAND = "ccache gcc-12 -c -o fs/file.o /mnt/source/fs/file.c"

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import module, roots
-from kbuild.errors import BuildError
-from kbuild.model import Root, Settings
-from kbuild.module import ModuleFacts
-from kbuild.roots import Bind
-from kbuild.run import Completed, run
-from kbuild.symvers import ExportedSymbol
+from kbuild.core import sandbox
+from kbuild.core.errors import BuildError
+from kbuild.core.model import Root, Settings
+from kbuild.core.run import Completed, run
+from kbuild.core.sandbox import Bind
+from kbuild.kernel import module
+from kbuild.kernel.module import ModuleFacts
+from kbuild.kernel.symvers import ExportedSymbol
 
 RELEASE = "6.1.0-56-cplayground-cloud-amd64"
 INFO = {"vermagic": f"{RELEASE} SMP preempt mod_unload modversions ", "backends": "export stock"}
@@ -82,7 +83,7 @@ def headers(tmp_path: Path) -> Path:
 
 
 class FakeRoot:
-    """Stands in for roots.enter: make leaves the given module, checkpatch says its piece."""
+    """Stands in for sandbox.enter: make leaves the given module, checkpatch says its piece."""
 
     def __init__(self, made: bytes, said: str = "", status: int = 0, checkpatch: str = "") -> None:
         self.made = made
@@ -113,7 +114,7 @@ class FakeRoot:
 
 
 def enter(monkeypatch: pytest.MonkeyPatch, fake: FakeRoot) -> FakeRoot:
-    monkeypatch.setattr(roots, "enter", fake)
+    monkeypatch.setattr(sandbox, "enter", fake)
     return fake
 
 

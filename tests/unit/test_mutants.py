@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import mutants, quick
-from kbuild.errors import BuildError, UserError
-from kbuild.mutants import CONTROL, Fate, Mutant, Trial
-from kbuild.quick import Finding, QuickResult
+from kbuild.core.errors import BuildError, UserError
+from kbuild.lab import kill_matrix, mutants, mutation, quick
+from kbuild.lab.mutants import CONTROL, Mutant
+from kbuild.lab.mutation import Fate, Trial
+from kbuild.lab.quick import Finding, QuickResult
 
 PROJECT = Path(__file__).parents[2]
-MUTANTS = PROJECT / "tests" / "lab" / "mutants"
+MUTANTS = PROJECT / "kbuild" / "lab" / "bugs"
 
 # Those that there must be (issue 4), by name.
 REQUIRED = {
@@ -129,7 +130,7 @@ def test_reads_a_header(tmp_path: Path) -> None:
     assert (mutant.bug, mutant.why) == ("It counts from one.", "People do.")
     assert mutant.backends == ("stock",)
     assert mutant.detectors == (("oracle",), ("KASAN", "page fault"))
-    assert mutants.written(mutant.detectors) == "oracle, KASAN or page fault"
+    assert mutation.written(mutant.detectors) == "oracle, KASAN or page fault"
     assert mutant.within_s == 20.0
 
 
@@ -199,21 +200,21 @@ def test_a_bug_that_has_gone_is_not_refreshed(tmp_path: Path) -> None:
     ],
 )
 def test_fate(found: list[tuple[str, float]], complete: bool, fate: Fate) -> None:
-    assert mutants.judge((("KASAN",),), 20.0, result(*found, complete=complete)) is fate
+    assert mutation.judge((("KASAN",),), 20.0, result(*found, complete=complete)) is fate
 
 
 def test_each_of_several_detectors_must_report() -> None:
     both = (("oracle",), ("KASAN",))
-    assert mutants.judge(both, 20.0, result(("KASAN", 1.0))) is Fate.BY_ANOTHER
-    assert mutants.judge(both, 20.0, result(("KASAN", 1.0), ("oracle", 2.0))) is Fate.KILLED
+    assert mutation.judge(both, 20.0, result(("KASAN", 1.0))) is Fate.BY_ANOTHER
+    assert mutation.judge(both, 20.0, result(("KASAN", 1.0), ("oracle", 2.0))) is Fate.KILLED
 
 
 def test_where_any_may_be_first_one_is_enough() -> None:
     any_of = (("KASAN", "page fault"),)
-    assert mutants.judge(any_of, 20.0, result(("page fault", 1.0))) is Fate.KILLED
+    assert mutation.judge(any_of, 20.0, result(("page fault", 1.0))) is Fate.KILLED
     late = result(("KASAN", 21.0), ("page fault", 22.0))
-    assert mutants.judge(any_of, 20.0, late) is Fate.LATE
-    assert mutants.judge(any_of, 20.0, result(("oops", 1.0))) is Fate.BY_ANOTHER
+    assert mutation.judge(any_of, 20.0, late) is Fate.LATE
+    assert mutation.judge(any_of, 20.0, result(("oops", 1.0))) is Fate.BY_ANOTHER
 
 
 @pytest.mark.parametrize(
@@ -228,7 +229,7 @@ def test_where_any_may_be_first_one_is_enough() -> None:
 def test_the_control_has_no_finding_at_all(
     found: list[tuple[str, float]], complete: bool, fate: Fate
 ) -> None:
-    assert mutants.judge((), 20.0, result(*found, complete=complete)) is fate
+    assert mutation.judge((), 20.0, result(*found, complete=complete)) is fate
 
 
 # The matrix.
@@ -247,7 +248,7 @@ TRIALS = (
 
 
 def test_matrix() -> None:
-    assert mutants.matrix(TRIALS).splitlines() == [
+    assert kill_matrix.matrix(TRIALS).splitlines() == [
         "| mutant | backend | killed | KASAN | oops | oracle |",
         "| --- | --- | --- | --- | --- | --- |",
         "| from-one | stock | 1/2 | **3.0** | 3.5 |  |",
@@ -258,42 +259,42 @@ def test_matrix() -> None:
 
 def test_trials_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "trials.json"
-    assert mutants.load(path) == ()
-    mutants.save(path, TRIALS)
-    assert mutants.load(path) == TRIALS
+    assert mutation.load(path) == ()
+    mutation.save(path, TRIALS)
+    assert mutation.load(path) == TRIALS
 
 
 def test_the_last_run_of_a_mutant_counts() -> None:
     again = (trial("from-two", Fate.KILLED, {"oracle": 1.0}, (("oracle",),)),)
-    assert mutants.merge(TRIALS, again) == (*TRIALS[:2], TRIALS[3], *again)
+    assert mutation.merge(TRIALS, again) == (*TRIALS[:2], TRIALS[3], *again)
     elsewhere = (replace(again[0], release="6.2"),)
-    assert mutants.merge(TRIALS, elsewhere) == elsewhere
-    assert mutants.merge(TRIALS, ()) == ()
+    assert mutation.merge(TRIALS, elsewhere) == elsewhere
+    assert mutation.merge(TRIALS, ()) == ()
 
 
 def test_repetitions_stay_while_nothing_has_changed() -> None:
     ten = tuple(replace(TRIALS[2], number=n, inputs="a") for n in range(1, 11))
     (third,) = (replace(ten[2], seconds=1.0),)
-    assert mutants.merge(ten, [third]) == (*ten[:2], *ten[3:], third)
-    assert mutants.merge(ten, [replace(third, inputs="b")]) == (replace(third, inputs="b"),)
+    assert mutation.merge(ten, [third]) == (*ten[:2], *ten[3:], third)
+    assert mutation.merge(ten, [replace(third, inputs="b")]) == (replace(third, inputs="b"),)
 
 
 def test_what_was_tried_is_known_until_something_changes(tmp_path: Path) -> None:
     mutant = mutants.read(toy(tmp_path))
     kept = [replace(TRIALS[0], mutant=mutant.name, number=2, inputs="a")]
-    assert mutants.seen(kept, mutant, "stock", 2, "a") == kept[0]
+    assert mutation.seen(kept, mutant, "stock", 2, "a") == kept[0]
     for other in (("export", 2, "a"), ("stock", 1, "a"), ("stock", 2, "b")):
-        assert mutants.seen(kept, mutant, *other) is None
-    assert mutants.seen(kept, None, "stock", 2, "a") is None
+        assert mutation.seen(kept, mutant, *other) is None
+    assert mutation.seen(kept, None, "stock", 2, "a") is None
 
 
 def test_the_page_says_what_was_not_tried(tmp_path: Path) -> None:
     one = mutants.read(toy(tmp_path))
-    text = mutants.page(TRIALS, [one], conditions="On a Saturday.")
+    text = kill_matrix.page(TRIALS, [one], conditions="On a Saturday.")
     assert "On a Saturday." in text
     assert "**from-one** (stock): It counts from one. *People do.*" in text
     assert "Not tried" not in text
-    assert "**Not tried:** unmutated." in mutants.page(TRIALS[:3], [one], conditions="")
+    assert "**Not tried:** unmutated." in kill_matrix.page(TRIALS[:3], [one], conditions="")
 
 
 def test_detectors_have_names_of_their_own() -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import patches
-from kbuild.errors import BuildError, KbuildError, UserError
+from kbuild.core.errors import BuildError, KbuildError, UserError
+from kbuild.kernel import patches, quilt
 from tests.unit import toy
 
 HEADER = b"Description: d\nForwarded: no\nLast-Update: 2026-01-01\nX-Exports:\n\n"
@@ -182,7 +182,7 @@ def test_a_random_series_makes_what_patch_makes(number: int, tmp_path: Path) -> 
     toy.write(tmp_path / "series/range", ">=1\n")
     for count in range(len(names), 0, -1):
         toy.write(tmp_path / "series/series", "\n".join(names[:count]))
-        series = patches.read_series(tmp_path / "series")
+        series = quilt.read_series(tmp_path / "series")
         try:
             patches.apply(pristine, series, tmp_path / "tree", base_version="1-1")
         except KbuildError:
@@ -218,7 +218,7 @@ def made(tmp_path: Path, diff: bytes, *, name: str = "p.patch", line: str = "") 
     toy.write(tmp_path / "s/range", ">=1\n")
     toy.write(tmp_path / "s/series", f"{line or name}\n")
     toy.write(tmp_path / "s" / name, diff)
-    series = patches.read_series(tmp_path / "s")
+    series = quilt.read_series(tmp_path / "s")
     patches.apply(tmp_path / "pristine", series, tmp_path / "tree", base_version="1-1")
     return tmp_path / "tree"
 
@@ -378,7 +378,7 @@ def test_a_fifo_is_no_patch(tmp_path: Path) -> None:
     (tmp_path / "s/p.patch").unlink()
     os.mkfifo(tmp_path / "s/p.patch")
     with pytest.raises(UserError, match="names a patch that is not there"):
-        patches.read_series(tmp_path / "s")
+        quilt.read_series(tmp_path / "s")
 
 
 def test_a_name_that_no_file_can_have_is_no_traceback(tmp_path: Path) -> None:
@@ -407,7 +407,7 @@ def test_the_digest_knows_modes_and_links(tmp_path: Path) -> None:
     for mode in (b"100644", b"100755", b"120000"):
         where = tmp_path / mode.decode()
         made(where, HEADER + new % mode)
-        series = patches.read_series(where / "s")
+        series = quilt.read_series(where / "s")
         tree = patches.foresee(where / "pristine", series, where / "tree", base_version="1-1")
         digests.add(tree.digest)
     assert len(digests) == 3

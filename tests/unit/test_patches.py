@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import fs, patches
-from kbuild.errors import BuildError, UserError
-from kbuild.model import Series
-from kbuild.run import run
+from kbuild.core import fs
+from kbuild.core.errors import BuildError, UserError
+from kbuild.core.model import Series
+from kbuild.core.run import run
+from kbuild.kernel import effect, patches, quilt
 from tests.unit import damage, toy
 
 DATA = Path(__file__).parent / "data"
@@ -40,7 +41,7 @@ def rewrite(distro: toy.ToyDistro, old: str, new: str) -> None:
 
 
 def apply(distro: toy.ToyDistro, tree: Path) -> Path:
-    series = patches.choose(distro.patches, "6.1.192")
+    series = quilt.choose(distro.patches, "6.1.192")
     return patches.apply(distro.pristine, series, tree, base_version="6.1.192-2").path
 
 
@@ -77,7 +78,7 @@ def test_an_edited_patch_rewrites_only_what_it_changes(
 
 
 def mend(distro: toy.ToyDistro, tree: Path) -> tuple[str, ...]:
-    series = patches.choose(distro.patches, "6.1.192")
+    series = quilt.choose(distro.patches, "6.1.192")
     made = patches.apply(distro.pristine, series, tree, base_version="6.1.192-2")
     return patches.mend(distro.pristine, made)
 
@@ -237,17 +238,17 @@ WANTED = "'void reset_files_struct(struct files_struct *files)'"
 def of_2020(tmp_path: Path, text: str) -> tuple[Path, Series]:
     spaced = text.replace("\treturn", "\n\treturn")
     toy.write(tmp_path / "tree/fs/file.c", f"int nothing;\n\n{spaced}")
-    return tmp_path / "tree", patches.read_series(DATA / "series-2020")
+    return tmp_path / "tree", quilt.read_series(DATA / "series-2020")
 
 
 def test_context_diffs_are_read_as_patch_reads_them(tmp_path: Path) -> None:
     pristine, series = of_2020(tmp_path, OF_2020)
-    assert patches.touched(series) == ("fs/file.c",)
+    assert quilt.touched(series) == ("fs/file.c",)
     assert patches.refusals(pristine, series) == ()
     tree = patches.apply(pristine, series, tmp_path / "patched", base_version="5.3-1").path
     text = (tree / "fs/file.c").read_text()
-    assert patches.exported_function(text, "get_files_struct") == "get_files_struct"
-    assert patches.exported_function(text, "put_files_struct") == "put_files_struct"
+    assert effect.exported_function(text, "get_files_struct") == "get_files_struct"
+    assert effect.exported_function(text, "put_files_struct") == "put_files_struct"
 
 
 @pytest.mark.parametrize(
@@ -285,7 +286,7 @@ def test_a_patch_of_2020_whose_context_is_another_function_s_is_refused_by_its_e
 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
-    series = patches.read_series(DATA / "series-2020")
+    series = quilt.read_series(DATA / "series-2020")
     with pytest.raises(BuildError, match="does not apply") as caught:
         patches.apply(tmp_path / "tree", series, tmp_path / "patched", base_version="6.1-1")
     assert "can't find file to patch" in (caught.value.found or "")
@@ -293,13 +294,13 @@ def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("upstream", ["5.11", "6.1.192", "7.3.4"])
 def test_range_holds(upstream: str, distro: toy.ToyDistro) -> None:
-    assert patches.choose(distro.patches, upstream).name == "5.11"
+    assert quilt.choose(distro.patches, upstream).name == "5.11"
 
 
 @pytest.mark.parametrize("upstream", ["5.10.262", "8.0"])
 def test_out_of_range_is_refused(upstream: str, distro: toy.ToyDistro) -> None:
     with pytest.raises(UserError, match="0 series are for Linux"):
-        patches.choose(distro.patches, upstream)
+        quilt.choose(distro.patches, upstream)
 
 
 def test_overlapping_ranges_are_refused(distro: toy.ToyDistro) -> None:
@@ -307,14 +308,14 @@ def test_overlapping_ranges_are_refused(distro: toy.ToyDistro) -> None:
     toy.write(distro.patches / "6/range", ">=6\n")
     toy.write(distro.patches / "6/export.patch", toy.PATCH)
     with pytest.raises(UserError, match="2 series are for Linux"):
-        patches.choose(distro.patches, "6.1.192")
+        quilt.choose(distro.patches, "6.1.192")
 
 
 @pytest.mark.parametrize("field", ["Description", "Forwarded", "Last-Update", "X-Exports"])
 def test_incomplete_dep3_header_is_refused(distro: toy.ToyDistro, field: str) -> None:
     rewrite(distro, f"{field}:", f"Not-{field}:")
     with pytest.raises(UserError, match="DEP-3") as caught:
-        patches.choose(distro.patches, "6.1.192")
+        quilt.choose(distro.patches, "6.1.192")
     assert field in (caught.value.found or "")
 
 
@@ -330,19 +331,19 @@ def test_incomplete_dep3_header_is_refused(distro: toy.ToyDistro, field: str) ->
 def test_our_own_series_declare_their_exports(
     upstream: str, name: str, files: tuple[str, ...]
 ) -> None:
-    series = patches.choose(Path(__file__).parents[2] / "patches", upstream)
+    series = quilt.choose(Path(__file__).parents[2] / "patches", upstream)
     assert series.name == name
     assert series.exports == ("get_files_struct", "put_files_struct")
-    assert patches.touched(series) == files
+    assert quilt.touched(series) == files
 
 
 @pytest.mark.parametrize("name", ["5.10", "5.11"])
 def test_our_own_patches_are_mails_that_git_am_takes(name: str, tmp_path: Path) -> None:
     """git refuses a mail without an author, a subject or a diff."""
-    series = patches.read_series(Path(__file__).parents[2] / "patches" / name)
+    series = quilt.read_series(Path(__file__).parents[2] / "patches" / name)
     repository = tmp_path / "tree"
     for patch in series.patches:
-        for file, change in patches.changes(patch).items():
+        for file, change in quilt.changes(patch).items():
             lines = {
                 line.source_line_no or 0: line.value for h in change for line in h.source_lines()
             }
@@ -374,4 +375,4 @@ def test_our_own_patches_are_mails_that_git_am_takes(name: str, tmp_path: Path) 
     ],
 )
 def test_exported_function(text: str, owner: str | None) -> None:
-    assert patches.exported_function(text, "a") == owner
+    assert effect.exported_function(text, "a") == owner

@@ -11,26 +11,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from kbuild import (
-    cleaning,
-    dkms,
-    fs,
-    kernel,
-    manifest,
-    module,
-    pipeline,
-    places,
-    repo,
-    roots,
-    source,
-    stamp,
-)
-from kbuild import deb as deb_tools
-from kbuild.errors import GuardError, UserError
-from kbuild.kconfig import Fragment
-from kbuild.manifest import Manifest, Output
-from kbuild.model import Base, BuiltKernel, Package, Root, Settings, Target, Tree
-from kbuild.module import BuiltModule
+from kbuild import cleaning, pipeline
+from kbuild.core import fs, places, stamp
+from kbuild.core.errors import GuardError, UserError
+from kbuild.core.model import Base, BuiltKernel, Package, Root, Settings, Target, Tree
+from kbuild.fetch import roots, source, unpack
+from kbuild.kernel import compilation, module, planning
+from kbuild.kernel.kconfig import Fragment
+from kbuild.kernel.module import BuiltModule
+from kbuild.ship import deb as deb_tools
+from kbuild.ship import dkms, manifest, repo
+from kbuild.ship.manifest import Manifest, Output
 from tests.unit import damage, toy
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -84,7 +75,7 @@ def test_a_changed_struct_is_refused_before_anything_is_compiled_on_the_fast_pat
         + "@@ -1,2 +1,3 @@\n struct files_struct;\n+struct fdtable { int more; };\n"
         + " void put_files_struct(struct files_struct *fs);\n"
     )
-    monkeypatch.setattr(source, "unpack", lambda *_: distro.pristine)
+    monkeypatch.setattr(unpack, "unpack", lambda *_: distro.pristine)
     planned = SimpleNamespace(plan=SimpleNamespace(method=method))
     monkeypatch.setattr(pipeline, "_plan", lambda *_: planned)
     settings = dataclasses.replace(settings, project=tmp_path / "distro")
@@ -207,16 +198,16 @@ class Line:
             (source, "resolve", lambda *_: None),
             (source, "base", lambda *_: self.distro.base),
             (source, "fetch", self.fetch),
-            (source, "unpack", self.unpack),
-            (source, "not_unpacked", lambda *_: () if self.unpacked else self.distro.base.files),
-            (source, "unpack_image", lambda *_: self.distro.image),
-            (source, "unpack_deb", lambda *_: self.distro.headers),
-            (source, "extract", lambda _, into: into.mkdir(exist_ok=True)),
+            (unpack, "unpack", self.unpack),
+            (unpack, "not_unpacked", lambda *_: () if self.unpacked else self.distro.base.files),
+            (unpack, "unpack_image", lambda *_: self.distro.image),
+            (unpack, "unpack_deb", lambda *_: self.distro.headers),
+            (unpack, "extract", lambda _, into: into.mkdir(exist_ok=True)),
             (deb_tools, "changelog_epoch", lambda *_: 0),
             (roots, "why_make", lambda *_: None if self.root else "it has not been done yet"),
             (roots, "compile_root", self.make_root),
-            (kernel, "compiler_version", lambda _: self.compiler),
-            (kernel, "build", self.build),
+            (compilation, "compiler_version", lambda _: self.compiler),
+            (compilation, "build", self.build),
             (deb_tools, "build_kernel_packages", self.packages("kernel packages", "headers")),
             (module, "build", self.build_module),
             (deb_tools, "build_prebuilt", self.packages("module packages", "modules")),
@@ -242,9 +233,9 @@ class Line:
         return self.root
 
     def build(
-        self, settings: Settings, root: Root, plan: kernel.Plan, tree: Tree, **where: Path
+        self, settings: Settings, root: Root, plan: planning.Plan, tree: Tree, **where: Path
     ) -> BuiltKernel:
-        inputs = kernel.plan_inputs(plan, tree.digest, root.digest)
+        inputs = planning.plan_inputs(plan, tree.digest, root.digest)
         mark = where["home"] / "kernel.json"
         if stamp.reason(mark, inputs):
             self.ran.append("kernel")
@@ -381,8 +372,8 @@ def test_a_root_with_an_older_compiler_is_made_again(
         return Root(suite, settings.cache, "digest")
 
     monkeypatch.setattr(roots, "compile_root", compile_root)
-    monkeypatch.setattr(kernel, "compiler_version", lambda root: found)
-    plan = kernel.Plan(
+    monkeypatch.setattr(compilation, "compiler_version", lambda root: found)
+    plan = planning.Plan(
         target=Target("bookworm", "cloud-amd64"),
         base=toy.make(settings.cache).base,
         release="6.1.0-56-cplayground-cloud-amd64",

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import cleaning, fs, places
-from kbuild.errors import UserError
-from kbuild.model import Settings
+from kbuild import cleaning
+from kbuild.core import fs, places
+from kbuild.core.errors import UserError
+from kbuild.core.model import Settings
 
 PROJECT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -378,8 +379,8 @@ def test_a_mark_that_another_user_left_is_none(given: Settings, name: str) -> No
 _RUN = """
 import sys
 from pathlib import Path
-from kbuild import places
-from kbuild.model import Settings
+from kbuild.core import places
+from kbuild.core.model import Settings
 project, build, cache = map(Path, sys.argv[1:])
 with places.held(Settings(project=project, build=build, cache=cache)):
     (build / "repo.lock").touch()
@@ -483,8 +484,9 @@ def test_runs_do_not_wait_for_one_another(given: Settings) -> None:
 _AT_ONCE = """
 import random, sys, time
 from pathlib import Path
-from kbuild import cleaning, places
-from kbuild.model import Settings
+from kbuild import cleaning
+from kbuild.core import places
+from kbuild.core.model import Settings
 role, seed, *paths = sys.argv[1:]
 project, build, cache = map(Path, paths)
 given = Settings(project=project, build=build, cache=cache)

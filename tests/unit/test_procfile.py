@@ -11,9 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kbuild.vm import oracle, procfile
-from kbuild.vm.procfile import OpenFile, Process, ProcfileError, Signals
-from kbuild.vm.topology import O_CLOEXEC
+from kbuild.lab import oracle, procfile
+from kbuild.lab.procfile import OpenFile, Process, ProcfileError, Signals
+from tests.topology.topology import O_CLOEXEC
 
 RECORDED = Path(__file__).parent / "data" / "procfile" / "topology.procfile"
 # For readers in any language; its README.md says what the names and the JSON mean.
@@ -261,7 +261,7 @@ def test_recorded_files_are_accepted() -> None:
 
 
 def test_the_recorded_topology_is_what_was_built() -> None:
-    """Seen on Debian's 6.1 kernel: every scenario of tests/guest/topology.c, compared there."""
+    """Every scenario of lab/programs/topology.c, as compared on Debian's 6.1 kernel."""
     listing = procfile.parse(RECORDED.read_bytes())
     assert len(listing) == 53
     assert sum(len(process.files) for process in listing) == 522

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from kbuild import progress
+from kbuild.core import progress
 
 
 class Clock:

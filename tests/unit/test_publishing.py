@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import fs, manifest, pipeline, publishing
-from kbuild.errors import BuildError
-from kbuild.manifest import KernelRecord, Manifest, Output
-from kbuild.model import Settings
+from kbuild import pipeline
+from kbuild.core import fs
+from kbuild.core.errors import BuildError
+from kbuild.core.model import Settings
 from kbuild.pipeline import Places
+from kbuild.ship import manifest, publishing
+from kbuild.ship.manifest import KernelRecord, Manifest, Output
 from tests.unit import damage, fake_kernel
 
 

@@ -11,11 +11,12 @@ from typing import cast
 
 import pytest
 
-from kbuild import quick, traces
-from kbuild.programs import PLACE
-from kbuild.quick import QuickResult
-from kbuild.vm import triage
-from kbuild.vm.guest import Guest, GuestResult
+from kbuild.core.model import PROCFILE
+from kbuild.guest import triage
+from kbuild.guest.guest import Guest, GuestResult
+from kbuild.guest.programs import PLACE
+from kbuild.lab import quick, traces
+from kbuild.lab.quick import QuickResult
 
 MODULE = Path(__file__)
 
@@ -130,17 +131,17 @@ class FakeGuest:
 
     def usual(self, name: str) -> bytes:
         whole = {
-            f"@read {quick.FILE}": self.listing(),
+            f"@read {PROCFILE}": self.listing(),
             "@read /proc/sys/kernel/tainted": b"4096\n",
             "@read /proc/lockdep_stats": b" debug_locks:      1\n",
             "@read /sys/kernel/debug/kcsan": b"enabled: 1\nsetup_watchpoints: 7\n",
             "@read /tmp/counted": COUNTS,
-            f"recycle {quick.FILE} header": self.recycled(b"/tmp/old"),
-            f"recycle {quick.FILE} files": self.recycled(b"/tmp/old"),
-            f"recycle {quick.FILE} end": self.recycled(b"/tmp/new"),
-            f"moment {quick.FILE} header": self.changed(range(1, 64), 32),
-            f"moment {quick.FILE} 1": self.changed(range(1, 64), 32),
-            f"moment {quick.FILE} 65536": self.changed(range(1, 64), 64),
+            f"recycle {PROCFILE} header": self.recycled(b"/tmp/old"),
+            f"recycle {PROCFILE} files": self.recycled(b"/tmp/old"),
+            f"recycle {PROCFILE} end": self.recycled(b"/tmp/new"),
+            f"moment {PROCFILE} header": self.changed(range(1, 64), 32),
+            f"moment {PROCFILE} 1": self.changed(range(1, 64), 32),
+            f"moment {PROCFILE} 65536": self.changed(range(1, 64), 64),
         }
         by_first_word = {
             "observe": OBSERVED,
@@ -212,13 +213,13 @@ def test_a_module_that_is_right_passes() -> None:
         ("moment", always(0, FakeGuest().changed(range(1, 64), 32)), "invariants"),
         ("moment", always(0, FakeGuest().changed(range(64), -1)), "invariants"),
         (
-            f"moment {quick.FILE} header",
+            f"moment {PROCFILE} header",
             always(0, FakeGuest().changed(range(1, 64), -1)),
             "invariants",
         ),
         *(
             (
-                f"moment {quick.FILE} {size}",
+                f"moment {PROCFILE} {size}",
                 always(0, FakeGuest().changed(range(1, 64), old)),
                 "invariants",
             )
@@ -228,8 +229,8 @@ def test_a_module_that_is_right_passes() -> None:
         ("observe_reads", always(0, b"other"), "ways of reading"),
         ("observe", always(0, OBSERVED.replace(b"P 7 1 0", b"P 7 1 3")), "oracle"),
         ("observe", always(1), "workload"),
-        (f"@read {quick.FILE}", always(5), "reading"),
-        (f"@read {quick.FILE}", always(0, b"x\n"), "grammar"),
+        (f"@read {PROCFILE}", always(5), "reading"),
+        (f"@read {PROCFILE}", always(0, b"x\n"), "grammar"),
         ("sh", always(2, err=b"cannot open"), "reading"),
         ("unshare", always(0, b"something"), "privacy"),
         ("witness", always(3, b"anchored 1\n"), "grammar"),
@@ -240,16 +241,16 @@ def test_a_module_that_is_right_passes() -> None:
         ("turmoil", always(1), "workload"),
         ("lives", always(1), "reading"),
         ("traces", always(0, b"rounds=4 late=0\n"), "workload"),
-        (f"lives {quick.FILE} exec", always(0, b"wrong=1 missing=0 bare=0\n"), "parent"),
-        (f"lives {quick.FILE} reaped", always(0, b"wrong=0 group=2\n"), "parent"),
-        (f"lives {quick.FILE} series", always(0, b"repeated=1 differ=0\n"), "ids"),
-        (f"lives {quick.FILE} between", always(0, b"shown=1\n"), "ids"),
+        (f"lives {PROCFILE} exec", always(0, b"wrong=1 missing=0 bare=0\n"), "parent"),
+        (f"lives {PROCFILE} reaped", always(0, b"wrong=0 group=2\n"), "parent"),
+        (f"lives {PROCFILE} series", always(0, b"repeated=1 differ=0\n"), "ids"),
+        (f"lives {PROCFILE} between", always(0, b"shown=1\n"), "ids"),
         *(
-            (f"traces {quick.FILE} {case}", trace, f"trace {case}")
+            (f"traces {PROCFILE} {case}", trace, f"trace {case}")
             for case in ("text", "eof", "fuse")
             for trace in (
                 always(1),
-                always(0, traces_of(f"traces {quick.FILE} {case} 4 2", late=1)),
+                always(0, traces_of(f"traces {PROCFILE} {case} 4 2", late=1)),
             )
         ),
         ("reader", always(1, err=b"a reader saw"), "invariants"),
@@ -292,7 +293,7 @@ def test_what_a_kernel_has_lost_at_boot_is_its_own_and_said(
 
 def test_ids_that_stay_are_found() -> None:
     listing = FakeGuest().listing()
-    result = judge(FakeGuest({f"@read {quick.FILE}": always(0, listing)}))
+    result = judge(FakeGuest({f"@read {PROCFILE}": always(0, listing)}))
     assert "ids" in detectors(result)
 
 
@@ -363,7 +364,7 @@ def test_a_reader_that_had_no_turn_is_no_finding() -> None:
 
 def cases(guest: FakeGuest, program: str) -> dict[str, int]:
     """Return the rounds of each case of a program that has read the module's file."""
-    ran = [argv for argv in guest.started if argv[:2] == (f"{PLACE}/{program}", quick.FILE)]
+    ran = [argv for argv in guest.started if argv[:2] == (f"{PLACE}/{program}", PROCFILE)]
     return {argv[2]: int(argv[3]) for argv in ran}
 
 
@@ -387,7 +388,7 @@ def test_a_thorough_look_tries_each_case() -> None:
         words = traces_of(" ".join(argv).removeprefix(f"{PLACE}/")).rstrip(b"\n")
         return (0, words + b" by_others=0 killed=not-tried unload=not-tried\n", b"")
 
-    guest = FakeGuest({f"traces {quick.FILE} fuse-stuck": alone})
+    guest = FakeGuest({f"traces {PROCFILE} fuse-stuck": alone})
     assert judge(guest, thorough=True).passed
     assert cases(guest, "traces") == traces.ROUNDS
     assert cases(guest, "lives") == {name: most for name, (_, most, *_) in quick._LIVES.items()}

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import fs, repo
-from kbuild.errors import BuildError, UserError
-from kbuild.model import Package, Settings
+from kbuild.core import fs
+from kbuild.core.errors import BuildError, UserError
+from kbuild.core.model import Package, Settings
+from kbuild.ship import repo
 from tests.unit import fake_kernel
 
 DOCS = Path(__file__).parents[2] / "docs/packages.md"
@@ -192,9 +193,10 @@ def test_what_a_killed_run_left_is_removed(
     reprepro = tmp_path / "bin/reprepro"
     fake_kernel.write(reprepro, "#!/bin/sh\nkill -9 $PPID\nsleep 60\n", mode=0o755)
     script = (
-        "import sys; from pathlib import Path; from tests.unit import fake_kernel; from kbuild "
+        "import sys; from pathlib import Path; from tests.unit import fake_kernel; "
+        "from kbuild.ship import repo; "
+        "repo.publish(fake_kernel.settings(Path(sys.argv[1])), {'bookworm': ()})"
     )
-    script += "import repo; repo.publish(fake_kernel.settings(Path(sys.argv[1])), {'bookworm': ()})"
     killed = subprocess.run(
         [sys.executable, "-c", script, tmp_path],
         cwd=settings.project,

@@ -10,23 +10,25 @@ from types import SimpleNamespace
 
 import pytest
 
-from kbuild import (
-    download,
-    fs,
-    manifest,
-    module,
-    patches,
-    pipeline,
-    report,
-    report_text,
-    roots,
-    source,
-    symvers,
+from kbuild import pipeline
+from kbuild.core import fs
+from kbuild.core.errors import BuildError, InfrastructureError, UserError
+from kbuild.core.model import Root, Settings, Target
+from kbuild.fetch import download, roots, source, unpack
+from kbuild.kernel import module, quilt, symvers
+from kbuild.report import kernels
+from kbuild.report import text as report_text
+from kbuild.report.kernels import (
+    Backend,
+    Fix,
+    GoneOptions,
+    KernelReport,
+    Lacking,
+    News,
+    SeriesVerdict,
 )
-from kbuild.errors import BuildError, InfrastructureError, UserError
-from kbuild.manifest import Manifest
-from kbuild.model import Root, Settings, Target
-from kbuild.report import Backend, Fix, GoneOptions, KernelReport, Lacking, News, SeriesVerdict
+from kbuild.ship import manifest
+from kbuild.ship.manifest import Manifest
 from tests.unit import fake_kernel, toy
 
 FUNCTION = """\
@@ -81,13 +83,15 @@ def exported(distro: toy.ToyDistro) -> dict[str, symvers.ExportedSymbol]:
 
 
 def test_a_backend_works_if_all_it_needs_is_exported(distro: toy.ToyDistro) -> None:
-    stock = report.judge_backend("stock", {"open", "exit_files"}, exported(distro), distro.pristine)
+    stock = kernels.judge_backend(
+        "stock", {"open", "exit_files"}, exported(distro), distro.pristine
+    )
     assert (stock.works, stock.needs, stock.lacking) == (True, 2, ())
 
 
 def test_what_a_backend_lacks_is_named_with_its_place(distro: toy.ToyDistro) -> None:
     needed = {"open", "put_files_struct", "get_files_struct"}
-    found = report.judge_backend("export", needed, exported(distro), distro.pristine)
+    found = kernels.judge_backend("export", needed, exported(distro), distro.pristine)
     assert not found.works
     assert found.lacking == (
         Lacking("get_files_struct", None),
@@ -97,18 +101,18 @@ def test_what_a_backend_lacks_is_named_with_its_place(distro: toy.ToyDistro) -> 
 
 def test_a_declaration_is_no_definition() -> None:
     lines = ["void f(int a,", "       int b);", "", "static int g(void)", "{", "\tf(1, 2);", "}"]
-    assert report.function_span(lines, "f") is None
-    assert report.function_span(lines, "g") == (3, 6)
+    assert kernels.function_span(lines, "f") is None
+    assert kernels.function_span(lines, "g") == (3, 6)
 
 
 def test_the_series_of_the_range_applies(distro: toy.ToyDistro) -> None:
-    (verdict,) = report.judge_series(distro.patches, distro.base, distro.pristine)
+    (verdict,) = kernels.judge_series(distro.patches, distro.base, distro.pristine)
     assert (verdict.series, verdict.chosen, verdict.applies) == ("5.11", True, True)
 
 
 def test_where_no_series_is_for_a_kernel_each_is_tried(distro: toy.ToyDistro) -> None:
     rewrite(distro.patches / "5.11/range", ">=5.11,<8", ">=7")
-    (verdict,) = report.judge_series(distro.patches, distro.base, distro.pristine)
+    (verdict,) = kernels.judge_series(distro.patches, distro.base, distro.pristine)
     assert (verdict.chosen, verdict.applies) == (False, True)
 
 
@@ -118,7 +122,7 @@ def test_a_series_for_other_kernels_is_not_tried_where_one_is_for_this(
     for name in ("series", "export.patch"):
         toy.write(distro.patches / "5.10" / name, (distro.patches / "5.11" / name).read_text())
     toy.write(distro.patches / "5.10/range", "<5.11\n")
-    (verdict,) = report.judge_series(distro.patches, distro.base, distro.pristine)
+    (verdict,) = kernels.judge_series(distro.patches, distro.base, distro.pristine)
     assert verdict.series == "5.11"
 
 
@@ -139,7 +143,7 @@ def test_a_report_fetches_all_but_the_image(
     monkeypatch.setattr(source, "base", lambda *_: distro.base)
     monkeypatch.setattr(download, "fetch", lambda _, wanted, *__: fetched.append(wanted))
     settings = fake_kernel.settings(tmp_path)
-    report.fetch(settings, Target("bookworm", "cloud-amd64"), download.Network())
+    kernels.fetch(settings, Target("bookworm", "cloud-amd64"), download.Network())
     assert fetched == ["source", "headers", "common", "kbuild"]
 
 
@@ -148,9 +152,9 @@ def test_the_backend_export_needs_what_the_series_exports(
 ) -> None:
     symbols = distro.headers / f"usr/src/linux-headers-{toy.RELEASE}/Module.symvers"
     monkeypatch.setattr(pipeline, "debian_headers", lambda *_: SimpleNamespace(symvers=symbols))
-    monkeypatch.setattr(report, "_needed", lambda *_: frozenset({"open"}))
+    monkeypatch.setattr(kernels, "_needed", lambda *_: frozenset({"open"}))
     settings = fake_kernel.settings(tmp_path)
-    stock, export = report._backends(
+    stock, export = kernels._backends(
         settings, distro.base, distro.pristine, ["get_files_struct", "put_files_struct"]
     )
     assert (stock.works, stock.needs) == (True, 1)
@@ -177,10 +181,10 @@ def test_the_module_is_compiled_again_when_it_changed(
     headers = module.debian(distro.headers, toy.RELEASE)
     toy.write(tmp_path / "kmod/a.c", "int a;\n")
     for _ in range(2):
-        assert report._needed(settings, distro.base, headers) == needed
+        assert kernels._needed(settings, distro.base, headers) == needed
     assert len(compiled) == 1
     toy.write(tmp_path / "kmod/a.c", "int b;\n")
-    report._needed(settings, distro.base, headers)
+    kernels._needed(settings, distro.base, headers)
     assert len(compiled) == 2
 
 
@@ -190,17 +194,17 @@ def test_the_changelog_may_lie_in_what_the_headers_need(
     # Linux 7's headers have a link to the documentation of linux-base-*.
     other = fake_kernel.verified("linux-base-7.3")
     base = replace(distro.base, support=(other,))
-    monkeypatch.setattr(source, "unpack_deb", lambda _, file: tmp_path / file.name)
+    monkeypatch.setattr(unpack, "unpack_deb", lambda _, file: tmp_path / file.name)
     with pytest.raises(BuildError, match="has a changelog"):
-        report._changelog(fake_kernel.settings(tmp_path), base)
+        kernels._changelog(fake_kernel.settings(tmp_path), base)
     place = tmp_path / other.name / "usr/share/doc" / other.name / "changelog.Debian.gz"
     write_changelog(place)
-    assert report._changelog(fake_kernel.settings(tmp_path), base) == place
+    assert kernels._changelog(fake_kernel.settings(tmp_path), base) == place
 
 
 def test_a_failing_hunk_names_its_function_and_what_changed(distro: toy.ToyDistro) -> None:
     rewrite(distro.pristine / "fs/file.c", "\tif (files)\n", "\tif (files && !files->dead)\n")
-    (verdict,) = report.judge_series(distro.patches, distro.base, distro.pristine)
+    (verdict,) = kernels.judge_series(distro.patches, distro.base, distro.pristine)
     assert not verdict.applies
     (hunk,) = verdict.hunks
     assert (hunk.patch, hunk.file, hunk.line) == ("export.patch", "fs/file.c", 5)
@@ -221,7 +225,7 @@ def test_what_changed_is_taken_from_the_last_built_source(
     older = tmp_path / "older"
     toy.write(older / "fs/file.c", toy.FILE_C)
     rewrite(distro.pristine / "fs/file.c", FUNCTION, "")
-    verdict = report.judge_series(
+    verdict = kernels.judge_series(
         distro.patches, distro.base, distro.pristine, ("6.1.187-1", older)
     )
     (hunk,) = verdict[0].hunks
@@ -232,7 +236,7 @@ def test_what_changed_is_taken_from_the_last_built_source(
 
 def test_a_file_that_is_gone_is_said(distro: toy.ToyDistro) -> None:
     (distro.pristine / "fs/file.c").unlink()
-    (verdict,) = report.judge_series(distro.patches, distro.base, distro.pristine)
+    (verdict,) = kernels.judge_series(distro.patches, distro.base, distro.pristine)
     assert not verdict.applies
     assert "fs/file.c" in (verdict.why or "")
 
@@ -240,7 +244,7 @@ def test_a_file_that_is_gone_is_said(distro: toy.ToyDistro) -> None:
 def test_a_patch_that_applies_in_the_wrong_place_says_so(distro: toy.ToyDistro) -> None:
     path = distro.patches / "5.11/export.patch"
     rewrite(path, "+EXPORT_SYMBOL_GPL(put_files_struct);\n", "+EXPORT_SYMBOL_GPL(close_files);\n")
-    (verdict,) = report.judge_series(distro.patches, distro.base, distro.pristine)
+    (verdict,) = kernels.judge_series(distro.patches, distro.base, distro.pristine)
     assert not verdict.applies
     assert verdict.hunks == ()
     assert "does not follow its own function" in (verdict.why or "")
@@ -254,15 +258,15 @@ def test_hunks_after_one_that_applied_are_tried_on_its_result(distro: toy.ToyDis
     )
     toy.write(distro.patches / "5.11/second.patch", second)
     toy.write(distro.patches / "5.11/series", "export.patch\nsecond.patch\n")
-    series = patches.read_series(distro.patches / "5.11")
-    assert report.failing_hunks(series, distro.pristine) == ()
+    series = quilt.read_series(distro.patches / "5.11")
+    assert kernels.failing_hunks(series, distro.pristine) == ()
 
 
 def test_lines_have_to_follow_each_other() -> None:
     lines = ["a", "b", "x", "a"]
-    assert report.has_lines(lines, ["b", "x"])
-    assert not report.has_lines(lines, ["b", "a"])
-    assert not report.has_lines(lines, [*lines, "y"])
+    assert kernels.has_lines(lines, ["b", "x"])
+    assert not kernels.has_lines(lines, ["b", "a"])
+    assert not kernels.has_lines(lines, [*lines, "y"])
 
 
 def test_options_are_found_by_following_source(tmp_path: Path) -> None:
@@ -270,9 +274,9 @@ def test_options_are_found_by_following_source(tmp_path: Path) -> None:
     toy.write(tmp_path / "arch/x86/Kconfig", "config\tX86\n\tbool\n\thelp\n\t  config of it\n")
     toy.write(tmp_path / "arch/arm/Kconfig", "config ARM\n")
     toy.write(tmp_path / "b", "if X86\n  menuconfig NET\nendif\nsource missing/Kconfig\n")
-    assert report.options_of(tmp_path) == {"X86", "NET"}
+    assert kernels.options_of(tmp_path) == {"X86", "NET"}
     toy.write(tmp_path / "lab.config", "CONFIG_NET=y\n# CONFIG_ARM is not set\n")
-    (gone,) = report.gone_options([tmp_path / "lab.config"], report.options_of(tmp_path))
+    (gone,) = kernels.gone_options([tmp_path / "lab.config"], kernels.options_of(tmp_path))
     assert gone == GoneOptions("lab.config", ("ARM",), 2)
 
 
@@ -285,7 +289,7 @@ def test_an_option_that_a_fragment_can_do_without_is_told_apart(tmp_path: Path) 
         "# [where it exists, else CONFIG_GONE_TOO]\nCONFIG_LOST=y\n"
         "CONFIG_MISSED=y\nCONFIG_NET=y\n",
     )
-    (gone,) = report.gone_options([path], frozenset({"NET", "NEW"}))
+    (gone,) = kernels.gone_options([path], frozenset({"NET", "NEW"}))
     assert gone.foreseen == ("OLD", "RENAMED")
     assert gone.options == ("LOST", "MISSED")
     text = report_text.render([replace(one_report(), options=(gone,))], terminal=False)
@@ -301,7 +305,7 @@ def write_changelog(path: Path) -> Path:
 
 
 def test_news_are_what_is_newer_than_the_last_build(tmp_path: Path) -> None:
-    found = report.news(write_changelog(tmp_path / "changelog.gz"), "6.1.187-1")
+    found = kernels.news(write_changelog(tmp_path / "changelog.gz"), "6.1.187-1")
     assert found.versions == ("6.1.192-2", "6.1.192-1")
     assert found.cves == ("CVE-2026-89633", "CVE-2026-89634", "CVE-2026-99228")
     assert [fix.cves for fix in found.fixes] == [
@@ -332,16 +336,16 @@ def test_a_backport_has_what_it_was_made_of(
     with gzip.open(path, "wt") as stream:
         for name in named:
             stream.write(f"linux ({name}) unstable; urgency=low\n\n  * x (CVE-2026-1111)\n{tail}")
-    assert list(report.news(path, since).versions) == versions
+    assert list(kernels.news(path, since).versions) == versions
 
 
 def test_without_a_build_the_newest_entry_is_the_news(tmp_path: Path) -> None:
-    found = report.news(write_changelog(tmp_path / "changelog.gz"), None)
+    found = kernels.news(write_changelog(tmp_path / "changelog.gz"), None)
     assert (found.versions, found.fixes) == (("6.1.192-2",), ())
 
 
 def test_nothing_is_new_when_the_newest_was_built(tmp_path: Path) -> None:
-    found = report.news(write_changelog(tmp_path / "changelog.gz"), "6.1.192-2")
+    found = kernels.news(write_changelog(tmp_path / "changelog.gz"), "6.1.192-2")
     assert (found.versions, found.fixes) == ((), ())
 
 
@@ -357,14 +361,14 @@ def record(settings: Settings, where: str, version: str, flavour: str, tmp_path:
 def test_the_last_build_is_the_newest_of_the_flavour_or_of_the_suite(tmp_path: Path) -> None:
     settings = fake_kernel.settings(tmp_path)
     base = fake_kernel.base()
-    assert report.last_built(settings, base) is None
+    assert kernels.last_built(settings, base) is None
     record(settings, "lab", "6.1.190-1", "lab", tmp_path)
     record(settings, "amd64", "6.1.99-1", "amd64", tmp_path)
-    last = report.last_built(settings, base)
+    last = kernels.last_built(settings, base)
     assert last is not None
     assert last.base_version == "6.1.190-1"
     record(settings, "cloud", "6.1.80-1", "cloud-amd64", tmp_path)
-    last = report.last_built(settings, base)
+    last = kernels.last_built(settings, base)
     assert last is not None
     assert last.base_version == "6.1.80-1"
 
@@ -434,16 +438,16 @@ def test_the_answer_follows_from_the_backends(stock: Backend, export: Backend, w
 
 def test_the_exit_status_is_that_of_the_first_failure() -> None:
     failed = KernelReport("trixie", "amd64", error=UserError("no"))
-    assert report.exit_status([one_report()]) == 0
-    assert report.exit_status([one_report(), failed]) == 2
+    assert kernels.exit_status([one_report()]) == 0
+    assert kernels.exit_status([one_report(), failed]) == 2
 
 
 def test_an_unknown_name_is_the_users_error(tmp_path: Path) -> None:
     settings, target = fake_kernel.settings(tmp_path), Target("bookworm", "cloud-amd64")
     with pytest.raises(UserError, match="'sid'"):
-        report.run(settings, target, suite="sid")
+        kernels.run(settings, target, suite="sid")
     with pytest.raises(UserError, match="'huge'"):
-        report.run(settings, target, flavour="huge")
+        kernels.run(settings, target, flavour="huge")
 
 
 def test_one_kernel_is_put_together_and_another_that_fails_does_not_end_it(
@@ -462,10 +466,10 @@ def test_one_kernel_is_put_together_and_another_that_fails_does_not_end_it(
             raise InfrastructureError("the mirror is away")
         return distro.base
 
-    monkeypatch.setattr(report, "fetch", fetch)
-    monkeypatch.setattr(source, "unpack", lambda *_: distro.pristine)
-    monkeypatch.setattr(source, "unpack_deb", lambda *_: distro.headers)
-    monkeypatch.setattr(source, "extract", lambda deb, into: fs.write_atomic(into / "x", str(deb)))
+    monkeypatch.setattr(kernels, "fetch", fetch)
+    monkeypatch.setattr(unpack, "unpack", lambda *_: distro.pristine)
+    monkeypatch.setattr(unpack, "unpack_deb", lambda *_: distro.headers)
+    monkeypatch.setattr(unpack, "extract", lambda deb, into: fs.write_atomic(into / "x", str(deb)))
     monkeypatch.setattr(
         pipeline,
         "debian_headers",
@@ -476,16 +480,16 @@ def test_one_kernel_is_put_together_and_another_that_fails_does_not_end_it(
         raise InfrastructureError("the compile root of bookworm is not in the cache")
 
     monkeypatch.setattr(roots, "compile_root", no_root)
-    found = report.run(settings, Target("bookworm", "cloud-amd64"), suite="bookworm")
+    found = kernels.run(settings, Target("bookworm", "cloud-amd64"), suite="bookworm")
     assert [one.error is None for one in found] == [True, False]
 
     def defect(*_: object) -> object:
         raise KeyError("Depends")
 
     with monkeypatch.context() as broken:
-        broken.setattr(report, "options_of", defect)
-        (unseen, _) = report.run(settings, Target("bookworm", "cloud-amd64"), suite="bookworm")
-    assert report.exit_status([unseen]) == 70
+        broken.setattr(kernels, "options_of", defect)
+        (unseen, _) = kernels.run(settings, Target("bookworm", "cloud-amd64"), suite="bookworm")
+    assert kernels.exit_status([unseen]) == 70
     assert "KeyError: 'Depends'" in report_text.render([unseen], terminal=False)
     ours = found[0]
     assert ours.series[0].applies
@@ -495,6 +499,6 @@ def test_one_kernel_is_put_together_and_another_that_fails_does_not_end_it(
     # Nothing was compiled, and the report does not pretend that it was.
     assert "not in the cache" in (ours.backends[0].unknown or "")
     assert ours.answer == "not known"
-    assert report.exit_status(found) == InfrastructureError.exit_status
+    assert kernels.exit_status(found) == InfrastructureError.exit_status
     text = report_text.render(found, terminal=False)
     assert "the mirror is away" in text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kbuild import request
-from kbuild.model import Target
+from kbuild.core.model import Target
 
 
 def test_a_usual_request_is_let_through() -> None:

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import archive, cleaning, fs, mirror, places, roots, run, verify
-from kbuild.errors import InfrastructureError, LostDependencyError, TrustError, UserError
-from kbuild.model import Root, Settings
-from kbuild.roots import Bind
+from kbuild import cleaning, verify
+from kbuild.core import fs, places, run, sandbox
+from kbuild.core.errors import InfrastructureError, LostDependencyError, TrustError, UserError
+from kbuild.core.model import Root, Settings
+from kbuild.core.sandbox import Bind
+from kbuild.fetch import index, mirror, roots
 from tests.unit import damage, toy
 
 # The last two arguments of mmdebstrap are the directory and "-", the sources on its input.
@@ -48,7 +50,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     status.write_text("0")
     monkeypatch.setenv("PATH", f"{tools}:{toy.FAKE_TOOLS}:{os.environ['PATH']}")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(archive, "sources_list", lambda settings, suite: f"deb {suite}\n")
+    monkeypatch.setattr(index, "sources_list", lambda settings, suite: f"deb {suite}\n")
     private = contextlib.nullcontext(mirror.Private((), ()))
     monkeypatch.setattr(mirror, "private", lambda settings: private)
     return Settings(project=tmp_path, build=tmp_path / "build", cache=tmp_path / "cache")
@@ -226,7 +228,7 @@ def test_a_command_sees_what_is_bound_and_the_environment_that_is_given(
     (tmp_path / "given").mkdir()
     (tmp_path / "given/file").write_text("content")
     root = Root("bookworm", tmp_path / "root", "digest")
-    done = roots.enter(
+    done = sandbox.enter(
         root,
         ["sh", "-c", 'cat /mnt/given/file; echo " $ANSWER $TZ"'],
         binds=[Bind(tmp_path / "given", "/mnt/given")],
@@ -248,10 +250,10 @@ while :; do date > "$1/alive" && sleep 0.02; done
 MAKES_A_ROOT = """
 import sys
 from pathlib import Path
-from kbuild import archive, roots
-from kbuild.model import Settings
-from kbuild.run import interruptible
-archive.sources_list = lambda settings, suite: ""
+from kbuild.fetch import index, roots
+from kbuild.core.model import Settings
+from kbuild.core.run import interruptible
+index.sources_list = lambda settings, suite: ""
 here = Path(sys.argv[1])
 settings = Settings(project=here, build=here / "build", cache=here / "cache")
 with interruptible():
@@ -346,4 +348,4 @@ def test_a_tool_that_is_not_there_is_named_before_anything_is_made(
     with pytest.raises(LostDependencyError, match="mmdebstrap"):
         roots.make_root(settings, "bookworm", "compile", ["make"])
     with pytest.raises(LostDependencyError, match="bwrap"):
-        roots.enter(Root("bookworm", settings.project, "digest"), ["true"], timeout_s=20)
+        sandbox.enter(Root("bookworm", settings.project, "digest"), ["true"], timeout_s=20)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kbuild.errors import BuildError, InfrastructureError, LostDependencyError
-from kbuild.run import (
+from kbuild.core.errors import BuildError, InfrastructureError, LostDependencyError
+from kbuild.core.run import (
     Interrupted,
     describe_status,
     environment,
@@ -92,7 +92,7 @@ def test_a_silent_grandchild_that_holds_the_output_open_is_not_waited_for_for_ev
 
 def test_a_killed_parent_takes_its_child_along(tmp_path: Path) -> None:
     code = (
-        "import sys; from kbuild.run import run;"
+        "import sys; from kbuild.core.run import run;"
         "run(['sh', '-c', 'echo $$ > pid; exec sleep 300'], timeout_s=300)"
     )
     parent = subprocess.Popen(

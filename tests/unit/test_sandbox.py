@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import roots, run
-from kbuild.errors import BuildError
-from kbuild.model import Root
-from kbuild.roots import Bind
+from kbuild.core import run, sandbox
+from kbuild.core.errors import BuildError
+from kbuild.core.model import Root
+from kbuild.core.sandbox import Bind
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="entering a root needs root privileges")
 
@@ -67,7 +67,7 @@ def inside(request: pytest.FixtureRequest, place: Path) -> Inside:
     def run_program(program: str, *, network: bool = False) -> str:
         # No kernel maps the ids of sysfs.
         unmappable = [Bind(Path("/sys/kernel"), "/mnt/sys")] if request.param == "unmapped" else []
-        return roots.enter(
+        return sandbox.enter(
             Root("bookworm", place / "root", "digest"),
             ["python3", "-I", "-c", HELPERS + textwrap.dedent(program)],
             binds=[
@@ -85,7 +85,7 @@ def inside(request: pytest.FixtureRequest, place: Path) -> Inside:
 
 def test_it_is_nobody_on_the_host_and_its_files_are_roots(place: Path) -> None:
     (place / "out/old").write_text("old")
-    done = roots.enter(
+    done = sandbox.enter(
         Root("bookworm", place / "root", "digest"),
         ["sh", "-c", "cat /proc/self/uid_map; echo new > /mnt/out/old; mkdir /mnt/out/d; id -u"],
         binds=[Bind(Path("/usr"), "/usr"), Bind(place / "out", "/mnt/out", writable=True)],
@@ -103,10 +103,10 @@ def test_a_checkout_below_mnt_is_found(place: Path) -> None:
     # Where the sandbox attaches its mounts; in a namespace of our own, for the host may have one.
     code = textwrap.dedent("""
         from pathlib import Path
-        from kbuild import roots
-        from kbuild.model import Root
-        from kbuild.roots import Bind
-        done = roots.enter(
+        from kbuild.core import sandbox
+        from kbuild.core.model import Root
+        from kbuild.core.sandbox import Bind
+        done = sandbox.enter(
             Root("bookworm", Path("/mnt/root"), "digest"),
             ["sh", "-c", "cat /mnt/given /mnt/dir/file /proc/self/uid_map"],
             binds=[
@@ -135,7 +135,7 @@ def test_a_checkout_below_mnt_is_found(place: Path) -> None:
 
 def test_what_is_not_there_is_named(place: Path) -> None:
     with pytest.raises(BuildError, match="exit status 1") as caught:
-        roots.enter(
+        sandbox.enter(
             Root("bookworm", place / "root", "digest"),
             ["true"],
             binds=[Bind(place / "gone", "/mnt/gone")],
@@ -147,7 +147,7 @@ def test_what_is_not_there_is_named(place: Path) -> None:
 
 def test_without_mapped_ids_it_has_no_capabilities(place: Path) -> None:
     program = "grep -h -e CapEff -e CapPrm /proc/self/status; echo new > /mnt/out/new"
-    done = roots.enter(
+    done = sandbox.enter(
         Root("bookworm", place / "root", "digest"),
         ["sh", "-c", program],
         binds=[
@@ -338,7 +338,7 @@ def test_with_the_network_no_service_takes_it_for_root(place: Path) -> None:
         listener.bind(name)
         listener.listen()
         program = f"s = socket.socket(socket.AF_UNIX); s.connect({name!r})"
-        roots.enter(
+        sandbox.enter(
             Root("bookworm", place / "root", "digest"),
             ["python3", "-I", "-c", HELPERS + program],
             binds=[Bind(Path("/usr"), "/usr")],
@@ -357,7 +357,7 @@ def test_files_of_any_owner_and_mode_can_be_read_and_given_away(place: Path) -> 
     (place / "given/file").chmod(0o600)
     os.chown(place / "given", 12345, 12345)
     (place / "given").chmod(0o700)
-    roots.enter(
+    sandbox.enter(
         Root("bookworm", place / "root", "digest"),
         ["sh", "-c", "cp /mnt/given/file /mnt/out/file && chown 7:8 /mnt/out/file"],
         binds=[
@@ -381,7 +381,7 @@ def test_a_writable_root_takes_packages_but_gives_no_more(place: Path, unmapped:
         print(call(165, b"tmpfs", b"/tmp", b"tmpfs", 0, None), call(272, 0x10000000))
         print(attempt(os.mknod, "/disk", 0o600 | stat.S_IFBLK, os.makedev(8, 0)))
     """)
-    done = roots.enter(
+    done = sandbox.enter(
         Root("bookworm", place / "root", "digest"),
         ["python3", "-I", "-c", program],
         binds=[
@@ -399,10 +399,10 @@ def test_a_writable_root_takes_packages_but_gives_no_more(place: Path, unmapped:
 def test_a_killed_run_leaves_no_process_and_no_mount(place: Path) -> None:
     code = textwrap.dedent(f"""
         from pathlib import Path
-        from kbuild import roots
-        from kbuild.model import Root
-        from kbuild.roots import Bind
-        roots.enter(
+        from kbuild.core import sandbox
+        from kbuild.core.model import Root
+        from kbuild.core.sandbox import Bind
+        sandbox.enter(
             Root("bookworm", Path({str(place / "root")!r}), "digest"),
             ["sh", "-c", "while :; do echo >> /mnt/out/alive; sleep 0.02; done"],
             binds=[
@@ -430,7 +430,7 @@ def test_a_killed_run_leaves_no_process_and_no_mount(place: Path) -> None:
 
 def test_what_was_stopped_writes_no_more(place: Path) -> None:
     program = "trap '' TERM; while :; do echo >> /mnt/out/alive; done"
-    command = roots.command(
+    command = sandbox.command(
         Root("bookworm", place / "root", "digest"),
         ["sh", "-c", f"({program}) & ({program}) & wait"],
         binds=[Bind(Path("/usr"), "/usr"), Bind(place / "out", "/mnt/out", writable=True)],

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 import tasks
-from kbuild import fs, secrets
-from kbuild.errors import BuildError, UserError
-from kbuild.model import Settings
-from kbuild.run import run
+from kbuild.core import fs, secrets
+from kbuild.core.errors import BuildError, UserError
+from kbuild.core.model import Settings
+from kbuild.core.run import run
 
 PROJECT = Path(__file__).parents[2]
 URLS = [

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import cleaning, places, source, suites, verify
-from kbuild.download import GoneError
-from kbuild.errors import BuildError, InfrastructureError, TrustError, UserError
-from kbuild.model import Base, Settings, Target, VerifiedFile
+from kbuild import cleaning, verify
+from kbuild.core import places, suites
+from kbuild.core.errors import BuildError, InfrastructureError, TrustError, UserError
+from kbuild.core.model import Base, Settings, Target, VerifiedFile
+from kbuild.fetch import source, unpack
+from kbuild.fetch.download import GoneError
 from tests.unit import damage, signed_archive
 from tests.unit.signed_archive import NOTHING, Fault, Server, SignedArchive, Waits, flip, settings
 
@@ -147,14 +149,14 @@ def test_a_split_kernel_is_one_kernel(tmp_path: Path, home: SignedArchive, serve
         "linux-headers-7.3.4+deb13-common",
     ]
     assert all(file.path.exists() for file in base.files)
-    assert {file.name for file in source.not_unpacked(one, base)} >= {base.image.name, *parts}
-    tree = source.unpack_image(one, base)
+    assert {file.name for file in unpack.not_unpacked(one, base)} >= {base.image.name, *parts}
+    tree = unpack.unpack_image(one, base)
     assert (tree / f"boot/vmlinuz-{base.release}").read_text() == "7.3.4-1~bpo13+1\n"
     assert (tree / "lib/modules" / base.release / "base").exists()
     os.utime(tree.parent, (0, 0))
-    assert source.unpack_image(one, base) == tree
+    assert unpack.unpack_image(one, base) == tree
     assert tree.parent not in cleaning.clean_unused(one, days=1)
-    assert base.image not in source.not_unpacked(one, base)
+    assert base.image not in unpack.not_unpacked(one, base)
 
 
 def test_a_split_kernel_without_its_binary_is_said(
@@ -164,7 +166,7 @@ def test_a_split_kernel_without_its_binary_is_said(
     drop(home, "linux-binary-7.3.4+deb13-cloud-amd64", "bookworm")
     one = settings(tmp_path, server.url)
     with pytest.raises(BuildError, match="hold no kernel"):
-        source.unpack_image(one, fetch(one))
+        unpack.unpack_image(one, fetch(one))
 
 
 def test_backports_bring_the_kernel_and_nothing_else_does(
@@ -371,21 +373,21 @@ def test_a_dry_run_fetches_no_package_and_says_which(
 def test_the_tree_is_unpacked_once_with_its_times(tmp_path: Path, server: Server) -> None:
     one = settings(tmp_path, server.url)
     base = fetch(one)
-    tree = source.unpack(one, base)
+    tree = unpack.unpack(one, base)
     assert (tree / "Makefile").read_text() == f"# {NEW}\n"
     assert (tree / "Makefile").stat().st_mtime == 1_000_000_000
     assert sorted(p.name for p in tree.iterdir()) == ["Makefile", "fs"]
     inode = tree.stat().st_ino
-    assert source.unpack(one, base) == tree
+    assert unpack.unpack(one, base) == tree
     assert tree.stat().st_ino == inode
 
 
 def test_what_a_run_has_used_is_not_removed_as_unused(tmp_path: Path, server: Server) -> None:
     def use(one: Settings) -> None:
         base = fetch(one)
-        source.unpack(one, base)
-        source.unpack_deb(one, base.headers)
-        source.unpack_image(one, base)
+        unpack.unpack(one, base)
+        unpack.unpack_deb(one, base.headers)
+        unpack.unpack_image(one, base)
 
     one = settings(tmp_path, server.url)
     for place in places.both(one):
@@ -409,7 +411,7 @@ def test_what_a_killed_run_left_is_cleared_away(tmp_path: Path, server: Server) 
     base = fetch(one)
     half = one.cache / "trees" / f".{base.source.sha256}.killed" / "content"
     half.mkdir(parents=True)
-    tree = source.unpack(one, base)
+    tree = unpack.unpack(one, base)
     assert (tree / "Makefile").exists()
     assert [p.name for p in (one.cache / "trees").iterdir()] == [base.source.sha256]
 
@@ -419,7 +421,7 @@ def test_a_failed_unpacking_leaves_nothing(tmp_path: Path, server: Server) -> No
     base = fetch(one)
     # The image is a package without a tarball.
     with pytest.raises(BuildError, match="does not hold a kernel tree"):
-        source.unpack(one, dataclasses.replace(base, source=base.image))
+        unpack.unpack(one, dataclasses.replace(base, source=base.image))
     assert list((one.cache / "trees").iterdir()) == []
 
 
@@ -430,35 +432,35 @@ def test_a_package_changed_after_its_verification_is_not_unpacked(
     base = fetch(one)
     flip(base.source.path)
     with pytest.raises(TrustError, match="has changed"):
-        source.unpack(one, base)
-    tree = source.unpack(one, fetch(one))
+        unpack.unpack(one, base)
+    tree = unpack.unpack(one, fetch(one))
     assert (tree / "Makefile").exists()
 
 
 def test_any_package_can_be_unpacked(tmp_path: Path, server: Server) -> None:
     one = settings(tmp_path, server.url)
     base = fetch(one)
-    files = source.unpack_deb(one, base.image)
+    files = unpack.unpack_deb(one, base.image)
     assert (files / f"boot/config-{base.image.name}").read_text() == f"# {NEW}\n"
-    assert source.unpack_deb(one, base.image) == files
+    assert unpack.unpack_deb(one, base.image) == files
 
 
 def test_an_image_is_unpacked_as_it_would_be_installed(tmp_path: Path, server: Server) -> None:
     one = settings(tmp_path, server.url)
     base = fetch(one)
-    tree = source.unpack_image(one, base)
+    tree = unpack.unpack_image(one, base)
     assert (tree / f"boot/vmlinuz-{base.release}").is_file()
-    assert tree == source.unpack_deb(one, base.image)
+    assert tree == unpack.unpack_deb(one, base.image)
 
 
 def test_what_is_unpacked_can_be_asked_beforehand(tmp_path: Path, server: Server) -> None:
     one = settings(tmp_path, server.url)
     base = fetch(one)
-    assert source.not_unpacked(one, base) == (base.source, base.image, base.headers)
-    source.unpack(one, base)
-    assert source.not_unpacked(one, base) == (base.image, base.headers)
-    source.unpack_image(one, base)
-    assert source.not_unpacked(one, base) == (base.headers,)
+    assert unpack.not_unpacked(one, base) == (base.source, base.image, base.headers)
+    unpack.unpack(one, base)
+    assert unpack.not_unpacked(one, base) == (base.image, base.headers)
+    unpack.unpack_image(one, base)
+    assert unpack.not_unpacked(one, base) == (base.headers,)
 
 
 @pytest.mark.parametrize("harm", [damage.emptied, damage.edited, damage.lost])
@@ -469,16 +471,16 @@ def test_what_is_damaged_is_unpacked_again_and_named(
     one = settings(tmp_path, server.url)
     base = fetch(one)
 
-    def unpack() -> dict[Path, bytes]:
+    def pristine_files() -> dict[Path, bytes]:
         caplog.clear()
-        tops = (source.unpack, source.unpack_image)
-        trees = [use(one, base) for use in tops] + [source.unpack_deb(one, base.headers)]
+        tops = (unpack.unpack, unpack.unpack_image)
+        trees = [use(one, base) for use in tops] + [unpack.unpack_deb(one, base.headers)]
         files = (min(p for p in tree.rglob("*") if p.is_file()) for tree in trees)
         return {file: file.read_bytes() for file in files}
 
-    whole = unpack()
+    whole = pristine_files()
     assert len(whole) == 3
-    assert unpack() == whole
+    assert pristine_files() == whole
     assert "unpacking" not in caplog.text
     assert {p.path.name: (p.checked, p.damaged) for p in verify.check(one)} == {
         "files": (6, ()),
@@ -488,11 +490,11 @@ def test_what_is_damaged_is_unpacked_again_and_named(
     for path in whole:
         harm(path)
     assert sum(len(place.damaged) for place in verify.check(one)) == 3
-    assert len(source.not_unpacked(one, base)) == 3
-    assert unpack() == whole
+    assert len(unpack.not_unpacked(one, base)) == 3
+    assert pristine_files() == whole
     assert caplog.text.count("unpacking") == 3
     assert "its output content is damaged: 1 of 3 files: Makefile (" in caplog.text
-    assert source.not_unpacked(one, base) == ()
+    assert unpack.not_unpacked(one, base) == ()
 
 
 def test_a_directory_of_an_earlier_version_is_made_again_once(
@@ -501,15 +503,15 @@ def test_a_directory_of_an_earlier_version_is_made_again_once(
     caplog.set_level(logging.INFO)
     one = settings(tmp_path, server.url)
     base = fetch(one)
-    tree = source.unpack(one, base)
-    assert source.kept_tree(one, base.source.sha256) == tree
+    tree = unpack.unpack(one, base)
+    assert unpack.kept_tree(one, base.source.sha256) == tree
     # As after a power cut: what is there now is no proof of what was there.
     (tree.parent / "stamp.json").unlink()
     damage.emptied(tree / "Makefile")
-    assert source.kept_tree(one, base.source.sha256) is None
-    source.unpack(one, base)
+    assert unpack.kept_tree(one, base.source.sha256) is None
+    unpack.unpack(one, base)
     assert (tree / "Makefile").read_text() == f"# {NEW}\n"
-    source.unpack(one, base)
+    unpack.unpack(one, base)
     assert caplog.text.count("an earlier version kept no record of its files") == 1
 
 
@@ -518,7 +520,7 @@ def test_a_file_that_is_no_package_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(b"no package")
     sha256 = "f49d3c21da0a89e7f5ed0ea8a2a5e47cd3f4b4a4a4b6b0ab14a2ee9c4b37e2cd"
     with pytest.raises(TrustError):
-        source.unpack_deb(settings(tmp_path), VerifiedFile("x", "1", path, sha256, 10))
+        unpack.unpack_deb(settings(tmp_path), VerifiedFile("x", "1", path, sha256, 10))
 
 
 def test_two_runs_at_once_do_not_harm_each_other(tmp_path: Path, server: Server) -> None:
@@ -529,7 +531,7 @@ def test_two_runs_at_once_do_not_harm_each_other(tmp_path: Path, server: Server)
     def work() -> None:
         gate.wait(10)
         base = fetch(one)
-        results.append((base, source.unpack(one, base)))
+        results.append((base, unpack.unpack(one, base)))
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import contents, fs, stamp
+from kbuild.core import contents, fs, stamp
 from tests.unit import damage
 
 INPUTS = {"config": "a" * 64, "compiler": "gcc 12"}

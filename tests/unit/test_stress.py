@@ -12,16 +12,18 @@ from typing import cast
 
 import pytest
 
-from kbuild import stress
-from kbuild.errors import UserError
-from kbuild.stress import Check, Figures, Summary, System
-from kbuild.vm import triage
-from kbuild.vm.counts import Counts
-from kbuild.vm.guest import Guest, GuestCommandError, GuestResult
-from kbuild.vm.outcome import Outcome, Verdict
+from kbuild.core.errors import UserError
+from kbuild.guest import triage
+from kbuild.guest.guest import Guest, GuestCommandError, GuestResult
+from kbuild.guest.outcome import Outcome
+from kbuild.guest.verdict import Verdict
+from kbuild.lab import checks, stress, workloads
+from kbuild.lab.checks import Check, Figures, System
+from kbuild.lab.counts import Counts
+from kbuild.lab.stress import Summary
 
 PROJECT = Path(__file__).resolve().parents[2]
-EVERYTHING = tuple(stress.WORKLOADS.values())
+EVERYTHING = tuple(workloads.WORKLOADS.values())
 SYSTEM = System(
     slab_kib=20_000, unaccounted_kib=30_000, open_files=100, tasks=50, taint=0, answer_s=0.1
 )
@@ -31,7 +33,7 @@ SYSTEM = System(
 
 
 def test_ours_are_the_workloads_that_the_program_has() -> None:
-    source = (PROJECT / "tests" / "guest" / "load.c").read_text()
+    source = (PROJECT / "kbuild" / "lab" / "programs" / "load.c").read_text()
     table = source.split("} workloads[] = {", 1)[1].split("};", 1)[0]
     ours = {one.name for one in EVERYTHING if not one.stressor}
     assert set(re.findall(r'\{ "([\w-]+)",', table)) == ours
@@ -40,7 +42,7 @@ def test_ours_are_the_workloads_that_the_program_has() -> None:
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("seconds", [270, 600, 1800])
 def test_each_workload_has_its_turn_before_any_has_a_third(seconds: int, seed: int) -> None:
-    rounds = stress.plan(EVERYTHING, seconds, seed)
+    rounds = workloads.plan(EVERYTHING, seconds, seed)
     first = [one for each in rounds for one in each.workloads][: 2 * len(EVERYTHING)]
     turns = Counter(first)
     assert set(turns) == set(EVERYTHING)
@@ -51,42 +53,42 @@ def test_each_workload_has_its_turn_before_any_has_a_third(seconds: int, seed: i
 
 
 def test_a_plan_is_its_seed_s() -> None:
-    assert stress.plan(EVERYTHING, 600, 7) == stress.plan(EVERYTHING, 600, 7)
-    assert stress.plan(EVERYTHING, 600, 7) != stress.plan(EVERYTHING, 600, 8)
+    assert workloads.plan(EVERYTHING, 600, 7) == workloads.plan(EVERYTHING, 600, 7)
+    assert workloads.plan(EVERYTHING, 600, 7) != workloads.plan(EVERYTHING, 600, 8)
 
 
 @pytest.mark.parametrize("seconds", [10, 60, 61, 599])
 def test_the_module_stays_in_some_rounds_and_comes_and_goes_in_others(seconds: int) -> None:
-    rounds = stress.plan(stress.choose(["churn"]), seconds, 1)
+    rounds = workloads.plan(workloads.choose(["churn"]), seconds, 1)
     assert {each.reloaded for each in rounds} == {False, True}
     assert sum(each.seconds for each in rounds) == seconds
 
 
 def test_a_slow_kernel_has_fewer_rounds_in_the_same_time() -> None:
-    fast, slow = (stress.plan(EVERYTHING, 1800, 1, slowness) for slowness in (1.0, 6.0))
+    fast, slow = (workloads.plan(EVERYTHING, 1800, 1, slowness) for slowness in (1.0, 6.0))
     assert (len(fast), len(slow)) == (60, 10)
     assert sum(each.seconds for each in slow) == 1800
     assert {one for each in slow for one in each.workloads} == set(EVERYTHING)
-    assert len(stress.plan(EVERYTHING, 60, 1, 6.0)) == 2
+    assert len(workloads.plan(EVERYTHING, 60, 1, 6.0)) == 2
 
 
 def test_nonsense_is_refused() -> None:
     with pytest.raises(UserError, match="no such workload: nothing"):
-        stress.choose(["churn", "nothing"])
+        workloads.choose(["churn", "nothing"])
     with pytest.raises(UserError, match="too short"):
-        stress.plan(EVERYTHING, 9, 1)
+        workloads.plan(EVERYTHING, 9, 1)
 
 
 # What the guest says.
 
 
 def test_figures_are_read_and_added_up() -> None:
-    one = stress.parse_figures(b"10 20 30 4 5 6 700 90\n")
+    one = checks.parse_figures(b"10 20 30 4 5 6 700 90\n")
     assert one == Figures(10, 20, 30, 4, 5, 6, 700, 90)
     assert one.plus(Figures(1, 1, 1, 1, 1, 1, 800, 1)) == Figures(11, 21, 31, 5, 6, 7, 800, 91)
     for bad in (b"10 20\n1\n 2 3 4 5 6 7 8 9 10\n", b"ten\n"):
         with pytest.raises((ValueError, TypeError)):
-            stress.parse_figures(bad)
+            checks.parse_figures(bad)
 
 
 MEMINFO = """\
@@ -104,7 +106,7 @@ PageTables:          460 kB
 
 def test_the_system_is_read() -> None:
     text = MEMINFO + "416\t0\t98232\n0.00 0.01 0.05 2/61 1234\n4097\n"
-    found = stress.parse_system(text, 0.5)
+    found = checks.parse_system(text, 0.5)
     assert found == System(
         slab_kib=20320,
         unaccounted_kib=982320 - 851340 - 1000 - 60000 - 5000 - 20320 - 1200 - 460,
@@ -114,9 +116,9 @@ def test_the_system_is_read() -> None:
         answer_s=0.5,
     )
     with pytest.raises(KeyError):
-        stress.parse_system(text.replace("Slab", "Slob"), 0.5)
+        checks.parse_system(text.replace("Slab", "Slob"), 0.5)
     with pytest.raises(ValueError, match="not enough values"):
-        stress.parse_system(MEMINFO, 0.5)
+        checks.parse_system(MEMINFO, 0.5)
 
 
 def test_processes_are_counted_without_kernel_threads() -> None:
@@ -124,7 +126,7 @@ def test_processes_are_counted_without_kernel_threads() -> None:
         "1 (agent) S 0 1 1 0\n2 (kthreadd) S 0 0 0 0\n17 (kworker/0:1) I 2 0 0 0\n"
         "30 (a) R (b) S 1 30 30 0\n31 (load) Z 30 30 30 0\n32 (load) S 1 30 30 0\n"
     )
-    assert stress.parse_processes(text) == Counter({"agent": 1, "a) R (b": 1, "load": 2})
+    assert checks.parse_processes(text) == Counter({"agent": 1, "a) R (b": 1, "load": 2})
 
 
 # Each check, passed and tripped.
@@ -136,78 +138,78 @@ def outcome(check: Check) -> Outcome | None:
 
 def test_readers_that_read_nothing_are_no_success() -> None:
     good = Figures(listings=10, records=5)
-    assert stress.check_readers(good, 1, 3, True).passed
-    assert stress.check_readers(good, 1, 0, False).passed
+    assert checks.check_readers(good, 1, 3, True).passed
+    assert checks.check_readers(good, 1, 0, False).passed
     for figures, samples, unloadings in (
         (replace(good, listings=0), 1, 3),
         (replace(good, records=0), 1, 3),
         (good, 0, 3),
         (good, 1, 0),
     ):
-        assert outcome(stress.check_readers(figures, samples, unloadings, True)) is Outcome.FAILED
+        assert outcome(checks.check_readers(figures, samples, unloadings, True)) is Outcome.FAILED
 
 
 EXACT = Counts({"struct file": 100, "struct pid": 3, "open files": 90})
 
 
 def test_objects_that_were_not_given_back() -> None:
-    assert stress.check_counts(EXACT, EXACT, True).passed
+    assert checks.check_counts(EXACT, EXACT, True).passed
     more = Counts({**EXACT.values, "struct pid": 43})
-    check = stress.check_counts(EXACT, more, True)
+    check = checks.check_counts(EXACT, more, True)
     assert check.outcome is Outcome.LEAKED
     assert "40 of struct pid" in check.found
 
 
 def test_a_kernel_that_does_not_count_is_no_success() -> None:
     rough = Counts({"open files": 90})
-    assert outcome(stress.check_counts(rough, rough, False)) is None
-    assert outcome(stress.check_counts(rough, rough, True)) is Outcome.FAILED
+    assert outcome(checks.check_counts(rough, rough, False)) is None
+    assert outcome(checks.check_counts(rough, rough, True)) is Outcome.FAILED
     leaked = Counts({"open files": 900})
-    assert outcome(stress.check_counts(rough, leaked, False)) is Outcome.LEAKED
+    assert outcome(checks.check_counts(rough, leaked, False)) is Outcome.LEAKED
 
 
 def test_pages_that_nothing_accounts_for() -> None:
-    assert stress.check_pages(SYSTEM, replace(SYSTEM, unaccounted_kib=31_000)).passed
+    assert checks.check_pages(SYSTEM, replace(SYSTEM, unaccounted_kib=31_000)).passed
     # the buffers of 400 readers
     leaked = replace(SYSTEM, unaccounted_kib=30_000 + 400 * 68)
-    assert outcome(stress.check_pages(SYSTEM, leaked)) is Outcome.LEAKED
+    assert outcome(checks.check_pages(SYSTEM, leaked)) is Outcome.LEAKED
 
 
 def test_processes_that_are_left() -> None:
     before = Counter({"agent": 1, "sh": 1})
-    assert stress.check_processes(before, before).passed
-    check = stress.check_processes(before, before + Counter({"load": 2}))
+    assert checks.check_processes(before, before).passed
+    check = checks.check_processes(before, before + Counter({"load": 2}))
     assert check.outcome is Outcome.LEAKED
     assert "2 load" in check.found
 
 
 def test_a_module_that_is_held() -> None:
-    assert stress.check_refcount("0\n").passed
-    assert outcome(stress.check_refcount("1\n")) is Outcome.LEAKED
+    assert checks.check_refcount("0\n").passed
+    assert outcome(checks.check_refcount("1\n")) is Outcome.LEAKED
 
 
 def test_leaks_that_the_kernel_found() -> None:
-    assert stress.check_kmemleak("", True).passed
+    assert checks.check_kmemleak("", True).passed
     report = 'unreferenced object 0xffff8880 (size 64):\n  comm "cat", pid 7\n'
-    check = stress.check_kmemleak(report * 3, True)
+    check = checks.check_kmemleak(report * 3, True)
     assert check.outcome is Outcome.LEAKED
     assert "3 objects" in check.found
-    assert outcome(stress.check_kmemleak(None, True)) is Outcome.FAILED
-    assert outcome(stress.check_kmemleak(None, False)) is None
+    assert outcome(checks.check_kmemleak(None, True)) is Outcome.FAILED
+    assert outcome(checks.check_kmemleak(None, False)) is None
 
 
 def test_a_lockdep_that_is_off() -> None:
     alive = " lock-classes:                 1201 [max: 8192]\n debug_locks:                     1\n"
-    assert stress.check_alive("lockdep", alive, True).passed
+    assert checks.check_alive("lockdep", alive, True).passed
     dead = alive.replace("debug_locks:                     1", "debug_locks:                     0")
-    assert outcome(stress.check_alive("lockdep", dead, False)) is Outcome.FAILED
-    assert outcome(stress.check_alive("lockdep", None, True)) is Outcome.FAILED
-    assert outcome(stress.check_alive("lockdep", None, False)) is None
+    assert outcome(checks.check_alive("lockdep", dead, False)) is Outcome.FAILED
+    assert outcome(checks.check_alive("lockdep", None, True)) is Outcome.FAILED
+    assert outcome(checks.check_alive("lockdep", None, False)) is None
 
 
 def test_a_system_that_does_not_answer_in_time() -> None:
-    assert stress.check_answer(1.0, 30.0).passed
-    assert outcome(stress.check_answer(31.0, 30.0)) is Outcome.HUNG
+    assert checks.check_answer(1.0, 30.0).passed
+    assert outcome(checks.check_answer(31.0, 30.0)) is Outcome.HUNG
 
 
 # The summary.
@@ -350,7 +352,7 @@ def stress_fake(
         cast("Guest", guest),
         Path("cplayground.ko"),
         {},
-        rounds=stress.plan(stress.choose(["churn", "oom"]), 10, 1),
+        rounds=workloads.plan(workloads.choose(["churn", "oom"]), 10, 1),
         parameters=["backend=stock"],
         seed=1,
         fragments=[],

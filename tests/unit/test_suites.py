@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import mirror, roots, suites
-from kbuild.mirror import Mirrors
+from kbuild.core import suites
+from kbuild.fetch import mirror, roots
+from kbuild.fetch.mirror import Mirrors
 
 FOUND = Mirrors(main=("http://main",), security=("http://security",))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import symbol_versions
+from kbuild.kernel import symbol_versions
 from tests.unit import toy
 
 OPTIONS = {"MODVERSIONS": "y"}

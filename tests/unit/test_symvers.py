@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import symvers
-from kbuild.errors import BuildError
+from kbuild.core.errors import BuildError
+from kbuild.kernel import symvers
 
 LINES = (
     "0x1b7a3c5d\tput_pid\tvmlinux\tEXPORT_SYMBOL_GPL\t\n"

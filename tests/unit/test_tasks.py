@@ -18,9 +18,11 @@ import pytest
 from invoke.parser import Parser
 
 import tasks
-from kbuild import cli, fs, pipeline, places, source, testing
-from kbuild.errors import BuildError, InfrastructureError
-from kbuild.model import Settings, Target
+from kbuild import cli, pipeline, testing
+from kbuild.core import fs, places
+from kbuild.core.errors import BuildError, InfrastructureError
+from kbuild.core.model import Settings, Target
+from kbuild.fetch import source
 from kbuild.testing import FailedTestsError, TierResult, _judge, read_junit
 from tasks import DEFAULTS, _settings, _strings, ns
 
@@ -767,8 +769,8 @@ AT_WORK = """
 import logging
 from invoke.program import Program
 import tasks
-from kbuild import fs
-from kbuild.run import run
+from kbuild.core import fs
+from kbuild.core.run import run
 def fetch(settings, target):
     with fs.fresh_directory(settings.cache / "tree"):
         run(["sh", "-c", "echo $$ > {0}; trap 'exit 0' TERM; while :; do sleep 0.1; done"],

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import lab, mutants, testing
-from kbuild.errors import UserError
-from kbuild.model import Settings, Target
-from kbuild.mutants import CONTROL, Fate, Trial
+from kbuild import testing
+from kbuild.core.errors import UserError
+from kbuild.core.model import Settings, Target
+from kbuild.lab import kill_matrix, lab, mutants, mutation
+from kbuild.lab.mutants import CONTROL
+from kbuild.lab.mutation import Fate, Trial
 from kbuild.testing import FailedTestsError, TierResult
 
 TARGET = Target(suite="bookworm", flavour="cloud-amd64")
@@ -48,12 +50,12 @@ def commands(
     def run_tier(settings: Settings, tier: str, options: Sequence[str], **rest: object) -> object:
         told.append([tier, *options])
         suite = options[options.index("--suite") + 1]
-        result = mutants.kept(settings.build, Target(suite, "lab", "debug"))
+        result = mutation.kept(settings.build, Target(suite, "lab", "debug"))
         after = [
             Trial(CONTROL, "stock", "6.1", (), {}, Fate.SURVIVED.value, 1.0),
             Trial("one", "stock", "6.1", (("oracle",),), {"oracle": 2}, Fate.KILLED.value, 1.0),
         ]
-        mutants.save(result, mutants.merge(mutants.load(result), after))
+        mutation.save(result, mutation.merge(mutation.load(result), after))
         return TierResult(tier, failed, 2, failed, 1.0, Path("lab.xml"))
 
     monkeypatch.setattr(testing, "_run_tier", run_tier)
@@ -126,7 +128,7 @@ def test_all_mutants_are_tried_and_their_page_is_written(
     assert command[1:5] == ["--variant", "debug", "--suite", "bookworm"]
     assert "--all" in command
     assert "| one | stock | 1/1 |" in text
-    page = (project.project / mutants.PAGE).read_text()
+    page = (project.project / kill_matrix.PAGE).read_text()
     assert text in page
     assert "the variant debug" in page
 
@@ -134,12 +136,12 @@ def test_all_mutants_are_tried_and_their_page_is_written(
 def test_some_of_them_take_the_place_of_their_last_runs(
     project: Settings, commands: list[list[str]]
 ) -> None:
-    result = mutants.kept(project.build, mutants.PAGE_OF)
-    mutants.save(result, [Trial("old", "stock", "6.1", (), {}, Fate.SURVIVED.value, 1.0)])
+    result = mutation.kept(project.build, kill_matrix.PAGE_OF)
+    mutation.save(result, [Trial("old", "stock", "6.1", (), {}, Fate.SURVIVED.value, 1.0)])
     testing.run_mutants(project, TARGET, keyword="one")
     assert commands[0][-2:] == ["-k", "(one) or test_kill_matrix"]
     assert "--all" not in commands[0]
-    assert [trial.mutant for trial in mutants.load(result)] == ["old", CONTROL, "one"]
+    assert [trial.mutant for trial in mutation.load(result)] == ["old", CONTROL, "one"]
 
 
 def test_the_tests_are_told_of_all_that_decides_which_kernel_it_is(
@@ -171,14 +173,14 @@ def test_another_suites_trials_are_kept_apart_from_the_page(
     project: Settings, commands: list[list[str]]
 ) -> None:
     testing.run_mutants(project, TARGET)
-    page = (project.project / mutants.PAGE).read_text()
-    of_bookworm = mutants.kept(project.build, mutants.PAGE_OF)
+    page = (project.project / kill_matrix.PAGE).read_text()
+    of_bookworm = mutation.kept(project.build, kill_matrix.PAGE_OF)
     before = of_bookworm.read_bytes()
     text = testing.run_mutants(project, Target("trixie", "cloud-amd64"))
     assert "| one | stock | 1/1 |" in text
-    assert mutants.kept(project.build, Target("trixie", "lab", "debug")).exists()
+    assert mutation.kept(project.build, Target("trixie", "lab", "debug")).exists()
     assert of_bookworm.read_bytes() == before
-    assert (project.project / mutants.PAGE).read_text() == page
+    assert (project.project / kill_matrix.PAGE).read_text() == page
 
 
 def test_the_page_is_not_written_by_a_run_of_some(
@@ -187,7 +189,7 @@ def test_the_page_is_not_written_by_a_run_of_some(
     other = (project.project / mutants.PATCHES / "one.patch").read_text()
     (project.project / mutants.PATCHES / "two.patch").write_text(other)
     assert "| one | stock | 1/1 |" in testing.run_mutants(project, TARGET, keyword="one")
-    assert not (project.project / mutants.PAGE).exists()
+    assert not (project.project / kill_matrix.PAGE).exists()
 
 
 @pytest.mark.parametrize("commands", [1], indirect=True)
@@ -196,4 +198,4 @@ def test_a_failure_is_one_and_the_page_shows_it(
 ) -> None:
     with pytest.raises(FailedTestsError, match="1 of 2 mutants tests failed"):
         testing.run_mutants(project, TARGET)
-    assert (project.project / mutants.PAGE).exists()
+    assert (project.project / kill_matrix.PAGE).exists()

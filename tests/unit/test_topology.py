@@ -12,12 +12,13 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from kbuild.vm import building, oracle, planning, procfile
-from kbuild.vm import topology as t
-from kbuild.vm.planning import ExpectedProcess, Plan
-from kbuild.vm.procfile import OpenFile, Process, Signals
-from kbuild.vm.topology import Container, End, Rest, Signal, Topology
+from kbuild.lab import oracle, procfile
+from kbuild.lab.procfile import OpenFile, Process, Signals
 from tests.topologies import TOPOLOGIES
+from tests.topology import building, planning
+from tests.topology import topology as t
+from tests.topology.planning import ExpectedProcess, Plan
+from tests.topology.topology import Container, End, Rest, Signal, Topology
 
 PROJECT = Path(__file__).resolve().parents[2]
 PLACE = b"/tmp/place"

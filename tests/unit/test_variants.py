@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from kbuild.errors import UserError
-from kbuild.variants import CHECKERS, DETECTORS, FAULTS, VARIANTS, named_in, variant
-from kbuild.vm import triage
+from kbuild.core.errors import UserError
+from kbuild.core.variants import CHECKERS, DETECTORS, FAULTS, VARIANTS, named_in, variant
+from kbuild.guest import triage
 
 PROJECT = Path(__file__).parents[2]
-MISBEHAVE = (PROJECT / "tests" / "guest" / "misbehave" / "misbehave.c").read_text()
+MISBEHAVE = (PROJECT / "kbuild" / "guest" / "modules" / "misbehave" / "misbehave.c").read_text()
 
 
 def test_every_fragment_is_there_and_brings_detectors() -> None:

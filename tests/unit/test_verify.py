@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import fs, manifest, places, stamp, verify
-from kbuild.manifest import Manifest
-from kbuild.model import Settings
+from kbuild import verify
+from kbuild.core import fs, places, stamp
+from kbuild.core.model import Settings
+from kbuild.ship import manifest
+from kbuild.ship.manifest import Manifest
 from tests.unit import damage
 from tests.unit.test_tasks import Here, here
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from debian.debian_support import Version
 
-from kbuild import versions
-from kbuild.errors import BuildError, UserError
+from kbuild.core.errors import BuildError, UserError
+from kbuild.kernel import quilt
+from kbuild.ship import versions
+from tests import grub
 
 # Ascending, as apt must see them.
 ORDERED = (
@@ -201,12 +203,12 @@ version_sort () { LC_ALL=C sort -V "$@"; }
 def test_boot_order_runs_the_function_of_the_root(tmp_path: Path, library: str) -> None:
     root = grub_library(tmp_path, library)
     mixed = [*BOOTED[::2], *BOOTED[1::2]]
-    assert versions.boot_order(mixed, root) == tuple(reversed(BOOTED))
+    assert grub.boot_order(mixed, root) == tuple(reversed(BOOTED))
 
 
 def test_boot_order_fails_without_grub(tmp_path: Path) -> None:
     with pytest.raises(BuildError):
-        versions.boot_order(BOOTED, tmp_path)
+        grub.boot_order(BOOTED, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -223,11 +225,11 @@ def test_boot_order_fails_without_grub(tmp_path: Path) -> None:
     ],
 )
 def test_upstream_in_range(upstream: str, specifier: str, expected: bool) -> None:
-    assert versions.upstream_in_range(upstream, specifier) is expected
+    assert quilt.upstream_in_range(upstream, specifier) is expected
 
 
 def test_upstream_in_range_refuses_nonsense() -> None:
     with pytest.raises(UserError, match="not an upstream kernel version"):
-        versions.upstream_in_range("6.1.192-2", ">=5.11")
+        quilt.upstream_in_range("6.1.192-2", ">=5.11")
     with pytest.raises(UserError, match="not a range"):
-        versions.upstream_in_range("6.1.192", "from 5.11 on")
+        quilt.upstream_in_range("6.1.192", "from 5.11 on")

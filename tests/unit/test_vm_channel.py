@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kbuild.errors import UserError
-from kbuild.vm.channel import (
+from kbuild.core.errors import UserError
+from kbuild.guest.channel import (
     MAGIC,
     MAX_PAYLOAD,
     MAX_STRINGS,

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from kbuild.errors import InfrastructureError, UserError
-from kbuild.model import Kernel, Settings
-from kbuild.vm import image, qemu, session
-from kbuild.vm.guest import Guest, GuestCommandError, GuestLost, GuestResult, judge_command
-from kbuild.vm.outcome import Outcome
-from kbuild.vm.spec import KVM, TCG, Accelerator, GuestSpec
+from kbuild.core.errors import InfrastructureError, UserError
+from kbuild.core.model import Kernel, Settings
+from kbuild.guest import image, qemu, session
+from kbuild.guest.guest import Guest, GuestCommandError, GuestLost, GuestResult, judge_command
+from kbuild.guest.outcome import Outcome
+from kbuild.guest.spec import KVM, TCG, Accelerator, GuestSpec
 
 # Every deadline a hundredth: silence has not to be waited for here.
 FAST = Accelerator("tcg", 0.05)
@@ -186,7 +186,7 @@ def test_a_guest_without_free_processes_is_powered_off_and_says_so(
 def test_a_console_without_end_ends_the_guest(
     behave: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kbuild.vm.console.LIMIT", 100_000)
+    monkeypatch.setattr("kbuild.guest.console.LIMIT", 100_000)
     behave.write_text("floods the console")
     guest = Guest.boot(spec_at(tmp_path, slowness=200.0), workdir=tmp_path / "w")
     began = time.monotonic()
@@ -201,7 +201,7 @@ def test_a_console_without_end_ends_the_guest(
 def test_a_command_that_prints_without_end_is_killed(
     behave: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kbuild.vm.channel.MAX_OUTPUT", 5000)
+    monkeypatch.setattr("kbuild.guest.channel.MAX_OUTPUT", 5000)
     behave.write_text("prints for ever")
     with Guest.boot(spec_at(tmp_path, slowness=20.0), workdir=tmp_path / "w") as guest:
         with pytest.raises(GuestCommandError, match="printed more than") as caught:
@@ -409,7 +409,7 @@ def test_what_was_printed_before_the_end_is_shown(
 def test_more_than_is_kept_may_be_shown(
     run_command: Run, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    monkeypatch.setattr("kbuild.vm.channel.MAX_OUTPUT", 70_000)
+    monkeypatch.setattr("kbuild.guest.channel.MAX_OUTPUT", 70_000)
     assert run_command("cat", bytes(1 << 20)) == 0
     assert len(capfdbinary.readouterr().out) == 1 << 20
 
@@ -483,7 +483,7 @@ def kvm_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let /dev/kvm look usable, whatever this machine has."""
     monkeypatch.setattr("os.access", lambda *_: True)
     monkeypatch.setattr(qemu, "_PROBE_TIMEOUT_S", 2.0)
-    monkeypatch.setattr("kbuild.run.run", lambda *_, **__: _Version())
+    monkeypatch.setattr("kbuild.core.run.run", lambda *_, **__: _Version())
 
 
 class _Version:

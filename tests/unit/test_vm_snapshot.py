@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import stamp
-from kbuild.errors import InfrastructureError
-from kbuild.vm import qemu, snapshot
-from kbuild.vm.guest import Guest, GuestCommandError, GuestLost
-from kbuild.vm.outcome import Outcome
-from kbuild.vm.snapshot import Provision
-from kbuild.vm.spec import KVM, GuestSpec, Snapshot
+from kbuild.core import stamp
+from kbuild.core.errors import InfrastructureError
+from kbuild.guest import qemu, snapshot
+from kbuild.guest.guest import Guest, GuestCommandError, GuestLost
+from kbuild.guest.outcome import Outcome
+from kbuild.guest.snapshot import Provision
+from kbuild.guest.spec import KVM, GuestSpec, Snapshot
 from tests.unit import damage
 from tests.unit.test_vm_guest import spec_at
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from kbuild.vm import decoding, triage
-from kbuild.vm.console import mark_line
-from kbuild.vm.decoding import Location, Place
-from kbuild.vm.outcome import Outcome
+from kbuild.guest import decoding, triage
+from kbuild.guest.console import mark_line
+from kbuild.guest.decoding import Location, Place
+from kbuild.guest.outcome import Outcome
 from tests.unit import console_corpus
 
 CORPUS = sorted(console_corpus.DIRECTORY.glob("*.log"))

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kbuild.vm import checking
-from kbuild.vm.console import LIMIT, Console, banner, between_marks, mark_line, oom_kill
-from kbuild.vm.outcome import Evidence, Outcome, judge, taint_letters
-from kbuild.vm.triage import Report
+from kbuild.guest import detectors
+from kbuild.guest.console import LIMIT, Console, banner, between_marks, mark_line, oom_kill
+from kbuild.guest.outcome import Outcome, taint_letters
+from kbuild.guest.triage import Report
+from kbuild.guest.verdict import Evidence, judge
 
 GOOD = Evidence(
     hello=True,
@@ -84,18 +85,18 @@ def test_each_missing_piece_flips_the_verdict(change: dict[str, object], outcome
 
 def test_lockdep_is_alive_only_if_it_says_so() -> None:
     stats = " in-process chains:   1 [max: 2]\n debug_locks:               1\n\n zap: 0\n"
-    assert checking.alive("lockdep", stats)
-    assert not checking.alive("lockdep", stats.replace(" 1\n\n", " 0\n\n"))
-    assert not checking.alive("lockdep", "debug_locks:\n1\n")
-    assert not checking.alive("lockdep", "")
+    assert detectors.alive("lockdep", stats)
+    assert not detectors.alive("lockdep", stats.replace(" 1\n\n", " 0\n\n"))
+    assert not detectors.alive("lockdep", "debug_locks:\n1\n")
+    assert not detectors.alive("lockdep", "")
 
 
 def test_kcsan_is_alive_only_if_it_is_on_and_has_watched() -> None:
     stats = "enabled: 1\nused_watchpoints: 0\nsetup_watchpoints: 61494\ndata_races: 0\n"
-    assert checking.alive("kcsan", stats)
-    assert not checking.alive("kcsan", stats.replace("enabled: 1", "enabled: 0"))
-    assert not checking.alive("kcsan", stats.replace("61494", "0"))
-    assert not checking.alive("kcsan", "enabled: 1\n")
+    assert detectors.alive("kcsan", stats)
+    assert not detectors.alive("kcsan", stats.replace("enabled: 1", "enabled: 0"))
+    assert not detectors.alive("kcsan", stats.replace("61494", "0"))
+    assert not detectors.alive("kcsan", "enabled: 1\n")
 
 
 def test_nothing_seen_at_all_is_no_output() -> None:
@@ -195,16 +196,16 @@ def test_only_what_is_lost_before_there_is_a_program_is_the_kernels_own(
 ) -> None:
     own = LEAK.format(comm="swapper/0", pid=0, function="ramfs_init_fs_context")
     own += LEAK.format(comm="swapper/0", pid=1, function="do_one_initcall")
-    assert checking.leaks(own) == ()
+    assert detectors.leaks(own) == ()
     assert "ramfs_init_fs_context" in caplog.text
     assert "do_one_initcall" in caplog.text
     for comm, pid in (("sh", 1), ("insmod", 70), ("softirq", 0), ("swapper/0", 12)):
         ours = LEAK.format(comm=comm, pid=pid, function="cplayground_open")
-        found = checking.leaks(own + ours + own)
+        found = detectors.leaks(own + ours + own)
         assert [report.excerpt.strip() for report in found] == [ours.strip()]
 
 
 def test_a_list_of_leaks_that_is_not_understood_is_a_leak() -> None:
-    assert checking.leaks("") == checking.leaks("\n") == ()
-    (found,) = checking.leaks("lost: 8 bytes\n")
+    assert detectors.leaks("") == detectors.leaks("\n") == ()
+    (found,) = detectors.leaks("lost: 8 bytes\n")
     assert (found.outcome, found.title) == (Outcome.LEAKED, "lost: 8 bytes")

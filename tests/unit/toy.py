@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from kbuild.model import Base, VerifiedFile
+from kbuild.core.model import Base, VerifiedFile
 from tests.unit.toy_elf import elf as elf
 
 FAKE_TOOLS = Path(__file__).parent / "fake"

@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import programs, run, variants
-from kbuild.model import Kernel, Settings
-from kbuild.programs import PLACE
-from kbuild.vm import image, qemu, triage
-from kbuild.vm.console import between_marks
-from kbuild.vm.guest import Guest
-from kbuild.vm.image import GuestImage
-from kbuild.vm.outcome import taint_letters
-from kbuild.vm.shell import interactive
-from kbuild.vm.spec import Accelerator, GuestSpec
-from tests.vm.module import MODULE, PROGRAMS
+from kbuild.core import run, variants
+from kbuild.core.model import MODULE, Kernel, Settings
+from kbuild.guest import image, programs, qemu, triage
+from kbuild.guest.console import between_marks
+from kbuild.guest.guest import Guest
+from kbuild.guest.image import GuestImage
+from kbuild.guest.outcome import MODULE_TAINT, taint_letters
+from kbuild.guest.programs import PLACE
+from kbuild.guest.shell import interactive
+from kbuild.guest.spec import Accelerator, GuestSpec, suited
+from tests import programs as test_programs
+from tests.vm.module import PROGRAMS
 
-# A module of ours is out of tree (O), DKMS signs with a key that nobody trusts (E), and
 # KUnit marks a kernel that has run tests (N).
-MODULE_TAINT = 1 << 12 | 1 << 13 | 1 << 18
+TAINT = MODULE_TAINT | 1 << 18
 
 _GUEST_KEY = pytest.StashKey[Guest]()
 _NAME_KEY = pytest.StashKey[str]()
@@ -32,7 +32,7 @@ _NAME_KEY = pytest.StashKey[str]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("vm", "tests that boot a guest")
-    group.addoption("--image", type=Path, help="image.json that kbuild.vm.image wrote")
+    group.addoption("--image", type=Path, help="image.json that kbuild.guest.image wrote")
     group.addoption("--prebuilt", type=Path, help="package with the module built for our kernel")
     group.addoption(
         "--target", default="", help="options of './inv test' that lead to this image again"
@@ -124,7 +124,7 @@ class Slot:
             self.guest = Guest.boot(
                 self.spec,
                 workdir=self.workdir / str(self.boots),
-                expected_taint=MODULE_TAINT,
+                expected_taint=TAINT,
             )
         return self.guest
 
@@ -156,7 +156,7 @@ def guest_slot(
         append=("kunit.enable=1",),
     )
     if image.is_ours(kernel):
-        spec = variants.suited(spec, variants.named_in(kernel.flavour))
+        spec = suited(spec, variants.named_in(kernel.flavour))
     slot = Slot(spec, workdir)
     yield slot
     slot.close()
@@ -185,7 +185,7 @@ def guest(request: pytest.FixtureRequest, guest_slot: Slot) -> Iterator[Guest]:
 @pytest.fixture(scope="session")
 def compiled(settings: Settings, suite: str) -> dict[str, Path]:
     """The guest's programs, compiled here once."""
-    return programs.compile_programs(settings, suite, PROGRAMS)
+    return test_programs.compile_programs(settings, suite, PROGRAMS)
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def loaded(guest: Guest) -> Iterator[Guest]:
     if not guest.alive:
         return  # the guest's own fixture says so
     guest.run(["rmmod", MODULE], timeout_s=20, check=True)
-    extra = guest.taint() & ~before & ~MODULE_TAINT
+    extra = guest.taint() & ~before & ~TAINT
     if extra:
         pytest.fail(f"the module tainted the kernel: {taint_letters(extra)}")
 

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from kbuild.programs import PLACE
-from kbuild.vm import oracle, procfile
-from kbuild.vm.guest import Guest
-from kbuild.vm.procfile import Process
+from kbuild.core.model import MODULE, PROCFILE
+from kbuild.guest.guest import Guest
+from kbuild.guest.programs import PLACE
+from kbuild.lab import oracle, procfile
+from kbuild.lab.procfile import Process
 
-FILE = "/proc/cplayground"
-MODULE = "cplayground"
 # A module of the tests' own, for what only the kernel can say: tests/guest/peek.
 PEEK = "/usr/lib/cplayground/{release}/peek.ko"
 # KUnit's tests of kmod/format.h: tests/guest/format_test.
@@ -53,7 +52,7 @@ def topology(guest: Guest, *scenarios: str) -> Iterator[dict[str, int]]:
 
 
 def listing(guest: Guest) -> tuple[Process, ...]:
-    return procfile.parse(guest.read(FILE))
+    return procfile.parse(guest.read(PROCFILE))
 
 
 def compare(guest: Guest) -> tuple[Process, ...]:

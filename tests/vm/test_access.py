@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kbuild.programs import PLACE
-from kbuild.vm import procfile
-from kbuild.vm.guest import Guest
-from kbuild.vm.procfile import Process
-from tests.vm.module import FILE, load, loaded_with, topology, unload
+from kbuild.core.model import PROCFILE
+from kbuild.guest.guest import Guest
+from kbuild.guest.programs import PLACE
+from kbuild.lab import procfile
+from kbuild.lab.procfile import Process
+from tests.vm.module import load, loaded_with, topology, unload
 
 MOUNTED = f"{PLACE}/mounted"
 OTHER_USER = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"]
@@ -27,10 +28,10 @@ def refused(guest: Guest, reason: str, argv: Sequence[str]) -> bool:
 
 
 def test_only_root_may_read_by_default(loaded: Guest) -> None:
-    status = loaded.run(["stat", "-c", "%a %u %g", FILE], timeout_s=10, check=True)
+    status = loaded.run(["stat", "-c", "%a %u %g", PROCFILE], timeout_s=10, check=True)
     assert status.text == "400 0 0\n"
     other = loaded.run(
-        ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "cat", FILE], timeout_s=10
+        ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "cat", PROCFILE], timeout_s=10
     )
     assert other.status != 0
     assert b"Permission denied" in other.stderr
@@ -39,11 +40,18 @@ def test_only_root_may_read_by_default(loaded: Guest) -> None:
 def test_the_owner_is_a_parameter(guest: Guest) -> None:
     load(guest, "file_uid=1000", "file_gid=1001", "file_mode=0440")
     try:
-        status = guest.run(["stat", "-c", "%a %u %g", FILE], timeout_s=10, check=True)
+        status = guest.run(["stat", "-c", "%a %u %g", PROCFILE], timeout_s=10, check=True)
         assert status.text == "440 1000 1001\n"
         for user, group, allowed in ((1000, 5, True), (5, 1001, True), (5, 5, False)):
             reader = guest.run(
-                ["setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", "cat", FILE],
+                [
+                    "setpriv",
+                    f"--reuid={user}",
+                    f"--regid={group}",
+                    "--clear-groups",
+                    "cat",
+                    PROCFILE,
+                ],
                 timeout_s=10,
             )
             assert (reader.status == 0) == allowed, reader
@@ -54,12 +62,12 @@ def test_the_owner_is_a_parameter(guest: Guest) -> None:
 def test_a_container_cannot_read_it_through_its_own_procfs(loaded: Guest) -> None:
     """The original could be read there (KERNEL.md's number 2)."""
     inside = ["unshare", "--fork", "--pid"]
-    own = loaded.run([*inside, "--mount-proc", "cat", FILE], timeout_s=20)
+    own = loaded.run([*inside, "--mount-proc", "cat", PROCFILE], timeout_s=20)
     assert own.status != 0
     assert own.stdout == b""
     assert b"Permission denied" in own.stderr
     # The host's procfs, which one may give to a container on purpose, is another matter.
-    hosts = loaded.run([*inside, "cat", FILE], timeout_s=20, check=True)
+    hosts = loaded.run([*inside, "cat", PROCFILE], timeout_s=20, check=True)
     assert [process.command for process in procfile.parse(hosts.stdout)] == [b"cat"]
 
 
@@ -71,7 +79,7 @@ def test_the_hosts_procfs_given_to_a_container(loaded: Guest, armed: Guest) -> N
         shown = read_as(loaded, *mount, "--mount-proc", "cat", through)
         assert {process.ns_pid for process in shown} > {1, 2, 3}
         assert [process.command for process in shown].count(b"cat") == 1
-    own_and_hosts = [*mount, "--mount-proc", "cat", FILE]
+    own_and_hosts = [*mount, "--mount-proc", "cat", PROCFILE]
     assert refused(loaded, "Permission denied", own_and_hosts)
     assert refused(loaded, "Permission denied", [*mount, *OTHER_USER, "cat", through])
 
@@ -81,19 +89,19 @@ def test_root_of_a_user_namespace(loaded: Guest, armed: Guest) -> None:
     inside = [*OTHER_USER, "unshare", "--user", "--map-root-user", "--pid", "--fork"]
     result = loaded.run([*inside, "id", "-u"], timeout_s=20, check=True)
     assert result.text == "0\n"
-    assert refused(loaded, "Permission denied", [*inside, "cat", FILE])
-    assert refused(loaded, "Permission denied", [*inside, "--mount-proc", "cat", FILE])
+    assert refused(loaded, "Permission denied", [*inside, "cat", PROCFILE])
+    assert refused(loaded, "Permission denied", [*inside, "--mount-proc", "cat", PROCFILE])
     # The host's own root is the file's owner, however it is called in a namespace of users.
-    owner = ["unshare", "--user", "--map-root-user", "cat", FILE]
+    owner = ["unshare", "--user", "--map-root-user", "cat", PROCFILE]
     assert read_as(loaded, *owner) == ()
 
 
 def test_a_container_may_not_read_its_own_even_with_mode_0444(armed: Guest) -> None:
     load(armed, "file_mode=0444")
     try:
-        assert read_as(armed, *OTHER_USER, "cat", FILE) == ()
+        assert read_as(armed, *OTHER_USER, "cat", PROCFILE) == ()
         for user in ([], OTHER_USER):
-            inside = ["unshare", "--fork", "--pid", "--mount-proc", *user, "cat", FILE]
+            inside = ["unshare", "--fork", "--pid", "--mount-proc", *user, "cat", PROCFILE]
             assert refused(armed, "Permission denied", inside)
     finally:
         unload(armed)
@@ -103,7 +111,7 @@ def test_mount_options_of_procfs(armed: Guest) -> None:
     """hidepid hides directories of processes, not this file; subset=pid leaves it out."""
     where = "/tmp/other-proc"
     with topology(armed, "tree") as inits, loaded_with(armed, "file_mode=0444"):
-        expected = armed.read(FILE)
+        expected = armed.read(PROCFILE)
         hidden = [MOUNTED, "proc", where, "hidepid=2"]
         (init,) = inits.values()
         directory = armed.run([*hidden, *OTHER_USER, "ls", f"{where}/{init}"], timeout_s=20)
@@ -120,7 +128,7 @@ def test_a_reader_in_a_chroot(loaded: Guest, armed: Guest) -> None:
     # The files are opened where the reader's root is: in the same mount namespace.
     script = f"""
         exec 7<jail/inside 8</etc/passwd
-        exec unshare --fork --pid chroot jail /bin/observe_reads {FILE} size 65536
+        exec unshare --fork --pid chroot jail /bin/observe_reads {PROCFILE} size 65536
     """
     armed.run(
         [
@@ -143,6 +151,6 @@ def test_a_reader_in_a_chroot(loaded: Guest, armed: Guest) -> None:
 
 def test_an_open_file_stays_readable(loaded: Guest) -> None:
     """Rights are looked at when it is opened: it is not to be handed on."""
-    handed_on = f"exec 7<{FILE}; exec {' '.join(OTHER_USER)} cat <&7"
+    handed_on = f"exec 7<{PROCFILE}; exec {' '.join(OTHER_USER)} cat <&7"
     result = loaded.run(["sh", "-c", handed_on], timeout_s=10)
     assert (result.status, result.stdout) == (0, b"")

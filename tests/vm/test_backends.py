@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from kbuild.vm import image
-from kbuild.vm.guest import Guest
-from tests.vm.module import (
-    FILE,
-    MODULE,
-    backends,
-    compare,
-    kernel_log,
-    load,
-    topology,
-    unload,
-    without_ids,
-)
+from kbuild.core.model import MODULE, PROCFILE
+from kbuild.guest import image
+from kbuild.guest.guest import Guest
+from tests.vm.module import backends, compare, kernel_log, load, topology, unload, without_ids
 
 
 def test_says_what_it_is(loaded: Guest, request: pytest.FixtureRequest) -> None:
@@ -25,7 +16,7 @@ def test_says_what_it_is(loaded: Guest, request: pytest.FixtureRequest) -> None:
     parameter = loaded.read(f"/sys/module/{MODULE}/parameters/backend")
     assert parameter.decode().strip() == expected[0]
     version = (request.config.rootpath / "kmod" / "VERSION").read_text().strip()
-    assert f"{MODULE}: version {version}, {FILE}, backend {expected[0]}" in kernel_log(loaded)
+    assert f"{MODULE}: version {version}, {PROCFILE}, backend {expected[0]}" in kernel_log(loaded)
 
 
 def test_each_backend_or_a_clear_refusal(armed: Guest) -> None:
@@ -34,7 +25,7 @@ def test_each_backend_or_a_clear_refusal(armed: Guest) -> None:
     with topology(armed):
         for backend in backends(armed):
             load(armed, f"backend={backend}")
-            texts[backend] = without_ids(armed.read(FILE))
+            texts[backend] = without_ids(armed.read(PROCFILE))
             compare(armed)
             unload(armed)
         if "export" not in texts:

@@ -6,18 +6,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from kbuild import bench, bench_procfile, programs
-from kbuild.bench_procfile import Load, Method
-from kbuild.model import Settings
-from kbuild.programs import PLACE
-from kbuild.vm.guest import Guest
+from kbuild.core.model import PROCFILE, Settings
+from kbuild.guest import programs
+from kbuild.guest.guest import Guest
+from kbuild.guest.programs import PLACE
+from kbuild.measure import procfile as bench_procfile
+from kbuild.measure import stats
+from kbuild.measure.procfile import Load, Method
+from tests import programs as test_programs
 from tests.vm.module import compare, listing
 
 
 @pytest.fixture
 def measured(loaded: Guest, armed: Guest, settings: Settings, suite: str) -> Iterator[Guest]:
     """The guest with the module, and with the benchmark's programs in it beside the tests'."""
-    compiled = programs.compile_programs(settings, suite, bench_procfile.PROGRAMS)
+    compiled = test_programs.compile_programs(settings, suite, bench_procfile.PROGRAMS)
     programs.install(loaded, compiled)
     yield loaded
 
@@ -34,9 +37,7 @@ def test_a_load_is_what_it_says(measured: Guest, load: Load) -> None:
             kind: measured.run(bench_procfile.walker(kind)(2, ()), timeout_s=60, check=True).text
             for kind in ("plain", "kcmp")
         }
-        read = measured.run(
-            bench_procfile.reader("/proc/cplayground")(2, ()), timeout_s=60, check=True
-        )
+        read = measured.run(bench_procfile.reader(PROCFILE)(2, ()), timeout_s=60, check=True)
     assert len(shown) == load.processes
     assert shown[0].pid in inits
     for process in shown:
@@ -49,7 +50,7 @@ def test_a_load_is_what_it_says(measured: Guest, load: Load) -> None:
             assert {len(one.path) for one in files} == {load.path}
     same = Method("same", lambda _passes, _pids: [], fewer=0)
     for text in (*walked.values(), read.text):
-        passes = bench.parse_passes(text)
+        passes = stats.parse_passes(text)
         assert len(passes) == 2
         bench_procfile.check_lines(same, passes, load)
     assert listing(measured) == ()

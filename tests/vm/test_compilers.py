@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import ccache, compilers, roots, suites, symbol_versions
-from kbuild.compilers import Statistics
-from kbuild.model import Root, Settings
-from kbuild.roots import Bind
+from kbuild.core import sandbox, suites
+from kbuild.core.model import Root, Settings
+from kbuild.core.sandbox import Bind
+from kbuild.fetch import roots
+from kbuild.kernel import ccache, helpers, remote_cache, symbol_versions
+from kbuild.kernel.remote_cache import Statistics
 
 SOURCES = 3
 
@@ -107,9 +109,9 @@ def compile_in(
     if not tree.exists():
         lay_out(tree)
     compiler = suites.suite(root.suite).compiler
-    with compilers.ready(settings, root, tree / "home") as help:
+    with helpers.ready(settings, root, tree / "home") as help:
         for number in range(SOURCES):
-            roots.enter(
+            sandbox.enter(
                 root,
                 [
                     *("ccache", compiler, f"-Wp,-MMD,.f{number}.o.d", "-O2"),
@@ -123,7 +125,7 @@ def compile_in(
                 network=help.network,
             )
     objects = {path.name: path.read_bytes() for path in (tree / "out").glob("*.o")}
-    return objects, compilers.read_statistics(tree / "home/statistics/ccache.log")
+    return objects, remote_cache.read_statistics(tree / "home/statistics/ccache.log")
 
 
 @pytest.mark.parametrize("distro_options", [True, False])
@@ -136,7 +138,7 @@ def test_a_second_tree_is_given_what_the_first_compiled(
     distro_options: bool,
 ) -> None:
     helped = dataclasses.replace(settings, build=tmp_path / "build", remote_cache=url)
-    features = roots.enter(root, ["ccache", "--version"], timeout_s=60).stdout
+    features = sandbox.enter(root, ["ccache", "--version"], timeout_s=60).stdout
     with caplog.at_level(logging.WARNING):
         first, cold = compile_in(helped, root, tmp_path / "first", distro_options=distro_options)
         second, warm = compile_in(helped, root, tmp_path / "second", distro_options=distro_options)
@@ -202,7 +204,7 @@ class Kbuild:
         # What was written in the second of the call is never cached by ccache 4.2.
         newest = max(path.stat().st_ctime for path in self.tree.rglob("*.h"))
         time.sleep(max(0.0, newest + 1.1 - time.time()))
-        roots.enter(
+        sandbox.enter(
             self.root,
             ["make", "-s", f"CPP={compiler} -E", *told, goal],
             timeout_s=60,
@@ -252,5 +254,5 @@ def test_symbol_versions_are_made_once_for_each_text(kbuild: Kbuild) -> None:
 
 
 def test_compilers_have_no_network_without_need(settings: Settings, root: Root) -> None:
-    devices = roots.enter(root, ["cat", "/proc/net/dev"], timeout_s=60).stdout
+    devices = sandbox.enter(root, ["cat", "/proc/net/dev"], timeout_s=60).stdout
     assert [line.split(":")[0].strip() for line in devices.splitlines()[2:]] == ["lo"]

@@ -14,17 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from kbuild.errors import InfrastructureError
-from kbuild.model import Kernel, Settings
-from kbuild.vm import image, qemu, session
-from kbuild.vm.channel import Frame, Kind, encode
-from kbuild.vm.guest import Guest, GuestCommandError, GuestLost, judge_command
-from kbuild.vm.image import GuestImage
-from kbuild.vm.outcome import Outcome
-from kbuild.vm.spec import MISBEHAVE, TCG, Accelerator, GuestSpec
+from kbuild.core.errors import InfrastructureError
+from kbuild.core.model import Kernel, Settings
+from kbuild.guest import image, qemu, session
+from kbuild.guest.channel import Frame, Kind, encode
+from kbuild.guest.guest import Guest, GuestCommandError, GuestLost, judge_command
+from kbuild.guest.image import GuestImage
+from kbuild.guest.outcome import MODULE_TAINT, Outcome
+from kbuild.guest.spec import MISBEHAVE, TCG, Accelerator, GuestSpec
 
-# Out of tree (O) and unsigned (E): what the harness's own module does by being loaded.
-MODULE_TAINT = 1 << 12 | 1 << 13
 WARN_TAINT = 1 << 9
 # Where a test waits for silence, deadlines are short; a guest that is up answers in this time.
 SILENCE_S = 8.0
@@ -195,7 +193,7 @@ def test_what_goes_wrong_in_a_command_is_its_own_fault(
         assert killed.status == -9
         assert re.fullmatch(r"Out of memory: Killed process \d+ \(tail\)", killed.oom)
         # output without end, of the command and of what it leaves
-        monkeypatch.setattr("kbuild.vm.channel.MAX_OUTPUT", 1 << 20)
+        monkeypatch.setattr("kbuild.guest.channel.MAX_OUTPUT", 1 << 20)
         with pytest.raises(GuestCommandError, match="printed more than"):
             guest.run(["yes"], timeout_s=60)
         left = guest.run(["sh", "-c", "(setsid yes &); echo main"], timeout_s=20, check=True)
@@ -218,7 +216,7 @@ def test_a_guest_without_free_processes_says_so(spec: GuestSpec, workdir: Path) 
 def test_a_console_that_is_flooded_ends_the_guest(
     spec: GuestSpec, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kbuild.vm.console.LIMIT", 200_000)
+    monkeypatch.setattr("kbuild.guest.console.LIMIT", 200_000)
     guest = Guest.boot(spec, workdir=workdir)
     with pytest.raises(GuestLost) as lost:
         guest.run(["sh", "-c", "while :; do echo noise; done >/dev/kmsg"], timeout_s=60)

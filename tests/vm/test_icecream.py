@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import ccache, compilers, roots, run, suites
-from kbuild.model import Root, Settings
-from kbuild.roots import Bind
+from kbuild.core import run, sandbox, suites
+from kbuild.core.model import Root, Settings
+from kbuild.core.sandbox import Bind
+from kbuild.fetch import roots
+from kbuild.kernel import ccache, helpers
 
 SOURCES = 12
 STARTED_S, AT_WORK_S, MADE_S = 30.0, 60.0, 300.0
@@ -108,8 +110,8 @@ def daemon(root: Root, home: Path, *argv: str) -> Iterator[Daemon]:
     idle = home / "stat"
     idle.write_text("cpu  0 0 0 1000 0 0 0 0 0 0\n")
     place = Bind(home, "/mnt/icecream", writable=True)
-    roots.enter(root, ["chown", USER, "/mnt/icecream"], timeout_s=60, binds=[place])
-    command = roots.command(
+    sandbox.enter(root, ["chown", USER, "/mnt/icecream"], timeout_s=60, binds=[place])
+    command = sandbox.command(
         root,
         argv,
         binds=[place, Bind(idle, "/proc/stat")],
@@ -166,8 +168,8 @@ def compile_in(settings: Settings, root: Root, tree: Path) -> dict[str, bytes]:
     """Compile the files of a tree, which is laid out for it, and return the objects."""
     lay_out(tree)
     compiler = suites.suite(root.suite).compiler
-    with compilers.ready(settings, root, tree / "home") as help:
-        roots.enter(
+    with helpers.ready(settings, root, tree / "home") as help:
+        sandbox.enter(
             root,
             ["make", "-j6", f"COMPILER={compiler}", "all"],
             timeout_s=MADE_S,

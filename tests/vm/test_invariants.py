@@ -6,13 +6,14 @@ import random
 
 import pytest
 
-from kbuild import programs
-from kbuild.model import Settings
-from kbuild.programs import PLACE
-from kbuild.vm import procfile
-from kbuild.vm.guest import Guest
+from kbuild.core.model import PROCFILE, Settings
+from kbuild.guest import programs
+from kbuild.guest.guest import Guest
+from kbuild.guest.programs import PLACE
+from kbuild.lab import procfile
 from tests import flux
-from tests.vm.module import FILE, backends, loaded_with
+from tests import programs as test_programs
+from tests.vm.module import backends, loaded_with
 
 PROGRAM = "flux"
 READINGS = 250
@@ -25,7 +26,7 @@ def test_each_record_is_of_some_moment(
 ) -> None:
     """The invariants of docs/procfile.md, on each backend, under fork, exec, exit and dup."""
     if guest.run(["test", "-e", f"{PLACE}/{PROGRAM}"], timeout_s=5).status:
-        programs.install(guest, programs.compile_programs(settings, suite, [PROGRAM]))
+        programs.install(guest, test_programs.compile_programs(settings, suite, [PROGRAM]))
     number: int = request.config.getoption("topology_seed") or random.randrange(1 << 32)
     before = guest.read("/proc/sys/kernel/pid_max").decode().strip()
     guest.run(["sysctl", "-qw", f"kernel.pid_max={PID_MAX}"], timeout_s=5, check=True)
@@ -42,7 +43,7 @@ def test_each_record_is_of_some_moment(
 def check_readings(guest: Guest, backend: str, number: int) -> None:
     """Read while everything changes, and hold each reading against the invariants."""
     place = f"/tmp/flux.{backend}"
-    command = [f"{PLACE}/{PROGRAM}", place, FILE, str(READINGS), str(number)]
+    command = [f"{PLACE}/{PROGRAM}", place, PROCFILE, str(READINGS), str(number)]
     result = guest.run(command, timeout_s=60, check=True)
     read = flux.parse(result.stdout)
     listings = [procfile.parse(text, extended=True) for text in read.readings]

@@ -7,11 +7,11 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from kbuild import patches
-from kbuild.model import Kernel
-from kbuild.vm.guest import Guest
-from kbuild.vm.image import is_ours
-from kbuild.vm.outcome import taint_letters
+from kbuild.core.model import Kernel
+from kbuild.guest.guest import Guest
+from kbuild.guest.image import is_ours
+from kbuild.guest.outcome import taint_letters
+from kbuild.kernel import quilt
 
 # One directory of lib/modules for each kind of module that a server depends on.
 KINDS = (
@@ -56,7 +56,7 @@ def test_exactly_the_declared_symbols_are_exported(
     guest: Guest, kernel: Kernel, request: pytest.FixtureRequest
 ) -> None:
     upstream = re.split(r"[-+]", guest.release)[0]
-    series = patches.choose(request.config.rootpath / "patches", upstream)
+    series = quilt.choose(request.config.rootpath / "patches", upstream)
     exported = {
         line.split()[2].removeprefix("__ksymtab_")
         for line in guest.run(["cat", "/proc/kallsyms"], timeout_s=60).text.splitlines()

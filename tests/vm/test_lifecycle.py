@@ -8,24 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from kbuild.model import Kernel
-from kbuild.programs import PLACE
-from kbuild.vm.guest import Guest
-from kbuild.vm.image import GuestImage
-from kbuild.vm.outcome import Outcome
-from kbuild.vm.spec import Accelerator, GuestSpec
-from tests.vm.conftest import MODULE_TAINT
-from tests.vm.module import (
-    FILE,
-    MODULE,
-    PEEK,
-    kernel_log,
-    listing,
-    load,
-    module_file,
-    topology,
-    unload,
-)
+from kbuild.core.model import MODULE, PROCFILE, Kernel
+from kbuild.guest.guest import Guest
+from kbuild.guest.image import GuestImage
+from kbuild.guest.outcome import Outcome
+from kbuild.guest.programs import PLACE
+from kbuild.guest.spec import Accelerator, GuestSpec
+from tests.vm.conftest import TAINT
+from tests.vm.module import PEEK, kernel_log, listing, load, module_file, topology, unload
 
 CYCLES = 50  # twice as many as there may be namespaces: see reloads.c
 WARN_TAINT = 1 << 9
@@ -34,12 +24,12 @@ WARN_TAINT = 1 << 9
 def test_unloaded_while_open(guest: Guest) -> None:
     load(guest)
     script = f"""
-        exec 7<{FILE} 8<{FILE}
+        exec 7<{PROCFILE} 8<{PROCFILE}
         head -c 1 <&7 >/dev/null
         rmmod {MODULE} || exit 9
         cat <&7; echo "begun $?"
         cat <&8; echo "fresh $?"
-        cat {FILE}; echo "closed $?"
+        cat {PROCFILE}; echo "closed $?"
     """
     result = guest.run(["sh", "-c", script], timeout_s=20)
     assert result.text == "begun 1\nfresh 1\nclosed 1\n"
@@ -68,7 +58,7 @@ def test_reloaded_under_readers(armed: Guest) -> None:
     script = f"""
         echo +memory >/sys/fs/cgroup/cgroup.subtree_control
         mkdir {group} && echo $$ >{group}/cgroup.procs &&
-        {PLACE}/reloads {FILE} {unpacked(armed)} {CYCLES} 2
+        {PLACE}/reloads {PROCFILE} {unpacked(armed)} {CYCLES} 2
         status=$?
         echo $$ >/sys/fs/cgroup/cgroup.procs
         exit $status
@@ -115,7 +105,7 @@ def test_the_name_is_taken(
     spec = GuestSpec(kernel=kernel, disk=guest_image.disk, accelerator=accelerator)
     workdir = logs / "test_lifecycle" / f"{kernel.release}-name-taken"
     tries = 3
-    with Guest.boot(spec, workdir=workdir, expected_taint=MODULE_TAINT | WARN_TAINT) as guest:
+    with Guest.boot(spec, workdir=workdir, expected_taint=TAINT | WARN_TAINT) as guest:
         peek = PEEK.format(release=kernel.release)
         guest.run(["insmod", peek, f"name={MODULE}"], timeout_s=20, check=True)
         for _ in range(tries):
@@ -125,8 +115,8 @@ def test_the_name_is_taken(
             gone = guest.run(["test", "-e", f"/sys/module/{MODULE}"], timeout_s=5)
             assert gone.status != 0
         said = kernel_log(guest)
-        assert said.count(f"{FILE} cannot be made: is the name taken, or no memory?") == tries
-        assert guest.run(["test", "-e", FILE], timeout_s=5).status == 0
+        assert said.count(f"{PROCFILE} cannot be made: is the name taken, or no memory?") == tries
+        assert guest.run(["test", "-e", PROCFILE], timeout_s=5).status == 0
         guest.run(["rmmod", "peek"], timeout_s=20, check=True)
         # The way is free again.
         load(guest)
@@ -159,7 +149,7 @@ def test_nonsense_is_refused(guest: Guest, parameter: str, message: str) -> None
     result = guest.run(["modprobe", MODULE, parameter], timeout_s=20)
     assert result.status != 0
     assert message in kernel_log(guest)[before:]
-    assert guest.run(["test", "-e", FILE], timeout_s=5).status != 0
+    assert guest.run(["test", "-e", PROCFILE], timeout_s=5).status != 0
 
 
 def documented(text: str) -> set[str]:

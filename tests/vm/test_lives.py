@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from kbuild import traces
-from kbuild.programs import PLACE
-from kbuild.vm.guest import Guest
-from tests.vm.module import FILE, backends, loaded_with
+from kbuild.core.model import PROCFILE
+from kbuild.guest.guest import Guest
+from kbuild.guest.programs import PLACE
+from kbuild.lab import traces
+from tests.vm.module import backends, loaded_with
 
 EXECS = 500
 FAMILIES = 500  # parents that end as soon as they have children
@@ -15,9 +16,9 @@ FILES = 20
 
 
 def lives(guest: Guest, backend: str, case: str, rounds: int) -> dict[str, str]:
-    """Run a case of tests/guest/lives.c, and give what it counted."""
+    """Run a case of kbuild/lab/programs/lives.c, and give what it counted."""
     with loaded_with(guest, f"backend={backend}"):
-        argv = [f"{PLACE}/lives", FILE, case, str(rounds)]
+        argv = [f"{PLACE}/lives", PROCFILE, case, str(rounds)]
         result = guest.run(argv, timeout_s=60, cwd="/tmp", check=True)
     print(f"backend {backend}, {case}: {result.text.strip()}, in {result.seconds:.1f} s")
     return traces.figures(result.text)

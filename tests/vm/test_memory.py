@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from kbuild.programs import PLACE
-from kbuild.vm.guest import Background, Guest
-from tests.vm.module import FILE, MODULE, PEEK, backends, kernel_log, load, loaded_with, topology
+from kbuild.core.model import MODULE, PROCFILE
+from kbuild.guest.guest import Background, Guest
+from kbuild.guest.programs import PLACE
+from tests.vm.module import PEEK, backends, kernel_log, load, loaded_with, topology
 
 MILLION = 1 << 20  # fs.nr_open, and so the largest table that there is by default
 CGROUP = "/sys/fs/cgroup/reader"
@@ -62,7 +63,7 @@ def count(guest: Guest) -> Counted:
         if not known:
             limit = f"echo {LIMIT_BYTES} >{CGROUP}/memory.max"
             guest.run(["sh", "-c", limit], timeout_s=5, check=True)
-        argv = [*inside, f"{PLACE}/observe_reads", FILE, "count", "65536"]
+        argv = [*inside, f"{PLACE}/observe_reads", PROCFILE, "count", "65536"]
         words = guest.run(argv, timeout_s=60, check=True).text.split()
         peak = int(guest.read(f"{CGROUP}/memory.peak")) if known else LIMIT_BYTES
     total, records, descriptors, highest, slab, vmalloc = (int(word) for word in words)
@@ -91,7 +92,7 @@ def test_memory_of_a_reader(loaded: Guest, armed: Guest) -> None:
     """Of the order of one buffer, also in the middle of a large table."""
     readers = 64
     with topology(armed, "full-table", "10000"), cgroup(loaded) as inside:
-        argv = [*inside, f"{PLACE}/observe_reads", FILE, "hold", str(readers)]
+        argv = [*inside, f"{PLACE}/observe_reads", PROCFILE, "hold", str(readers)]
         holder: Background = loaded.start(argv)
         assert holder.read_line(20) == b"closed\n"
         before = int(loaded.read(f"{CGROUP}/memory.current"))
@@ -122,7 +123,7 @@ def watch(guest: Guest) -> Steps:
     options = ["watch=cat", f"text={begin:#x},{end:#x}"]
     guest.run(["insmod", PEEK.format(release=guest.release), *options], timeout_s=20, check=True)
     try:
-        guest.run(["sh", "-c", f"exec cat {FILE} >/dev/null"], timeout_s=120, check=True)
+        guest.run(["sh", "-c", f"exec cat {PROCFILE} >/dev/null"], timeout_s=120, check=True)
     finally:
         guest.run(["rmmod", "peek"], timeout_s=20, check=True)
     (found,) = re.findall(
@@ -187,7 +188,7 @@ def test_a_long_read_ends_when_it_is_told_to(guest: Guest, armed: Guest) -> None
     load(guest)
     before = len(kernel_log(guest))
     with topology(armed, "full-table", "200000"):
-        argv = [f"{PLACE}/cut_short", FILE, str(200_000 * 90)]
+        argv = [f"{PLACE}/cut_short", PROCFILE, str(200_000 * 90)]
         result = guest.run(argv, timeout_s=120, check=True)
     print(result.text)
     figures = {}
@@ -201,5 +202,5 @@ def test_a_long_read_ends_when_it_is_told_to(guest: Guest, armed: Guest) -> None
         assert ended_by == expected, "a signal is negative; 5 is EIO"
         assert cut < whole / 2
         assert used - cut < whole / 4
-    assert guest.run(["test", "-e", FILE], timeout_s=5).status != 0
+    assert guest.run(["test", "-e", PROCFILE], timeout_s=5).status != 0
     assert "buggy" not in kernel_log(guest)[before:]

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import versions
-from kbuild.model import Kernel
-from kbuild.vm import procfile
-from kbuild.vm.guest import Guest
+from kbuild.core.model import PROCFILE, Kernel
+from kbuild.guest.guest import Guest
+from kbuild.lab import procfile
+from kbuild.ship import versions
+from tests import grub
 
 
 def installed(guest: Guest) -> dict[str, tuple[str, str]]:
@@ -82,7 +83,7 @@ def test_the_boot_loader_puts_our_kernel_beside_its_base(guest: Guest, tmp_path:
         number = r"(?<=-)\d+(?=-)|(?<=\.)\d+(?=\+)"
         return re.sub(number, lambda m: str(int(m[0]) + by), base, count=1)
 
-    order = versions.boot_order([neighbour(-1), *releases, neighbour(1)], tmp_path)
+    order = grub.boot_order([neighbour(-1), *releases, neighbour(1)], tmp_path)
     assert order[0] == neighbour(1)
     assert sorted(order[1:3]) == releases
     assert order[3] == neighbour(-1)
@@ -119,7 +120,7 @@ def test_the_prebuilt_module_loads_too(
     path = f"/lib/modules/{kernel.release}/extra/cplayground.ko"
     guest.run(["insmod", path], timeout_s=20, check=True)
     try:
-        guest.run(["cat", "/proc/cplayground"], timeout_s=20, check=True)
+        guest.run(["cat", PROCFILE], timeout_s=20, check=True)
     finally:
         guest.run(["rmmod", "cplayground"], timeout_s=20, check=True)
     # DKMS has built one already, which goes first; without it, it would leave this one alone.
@@ -145,7 +146,7 @@ def test_the_example_is_what_c_playgrounds_server_needs(guest: Guest) -> None:
     guest.run(["cp", example, place], timeout_s=5, check=True)
     guest.run(["modprobe", "cplayground"], timeout_s=20, check=True)
     inside = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"]
-    command = ["unshare", "--fork", "--pid", *inside, "cat", "/proc/cplayground"]
+    command = ["unshare", "--fork", "--pid", *inside, "cat", PROCFILE]
     shown = guest.run(command, timeout_s=20, check=True).stdout
     guest.run(["rmmod", "cplayground"], timeout_s=20, check=True)
     guest.run(["rm", place], timeout_s=5, check=True)

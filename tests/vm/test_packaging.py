@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import deb, dkms, roots
-from kbuild.model import Package, Settings
-from kbuild.roots import Bind
-from kbuild.run import run
+from kbuild.core import sandbox
+from kbuild.core.model import Package, Settings
+from kbuild.core.run import run
+from kbuild.core.sandbox import Bind
+from kbuild.fetch import roots
+from kbuild.ship import deb, dkms
 from tests.unit import fake_kernel
 from tests.unit.fake_kernel import EPOCH, RELEASE
 
@@ -85,7 +87,7 @@ def test_purge_leaves_nothing_that_the_depmod_of_the_suite_made(
 
     def enter(*argv: str) -> None:
         binds = [Bind(tmp_path / "machine", "/mnt", writable=True)]
-        roots.enter(roots.compile_root(settings, suite), argv, binds=binds, timeout_s=60)
+        sandbox.enter(roots.compile_root(settings, suite), argv, binds=binds, timeout_s=60)
 
     enter("depmod", "-b", "/mnt", RELEASE)
     made = {path.name for path in modules.iterdir()}

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import roots, suites
-from kbuild.model import Settings
-from kbuild.roots import Bind
+from kbuild.core import sandbox, suites
+from kbuild.core.model import Settings
+from kbuild.core.sandbox import Bind
+from kbuild.fetch import roots
 
 PROJECT = Path(__file__).parents[2]
 _GET = "struct files_struct *get_files_struct(struct task_struct *);"
@@ -88,7 +89,7 @@ def test_a_probe_minds_what_is_used_and_no_warning_of_a_header(
         changed = text.replace(there, instead) if there else instead or text
         (include / name).write_text(changed if name == header else text)
     (tmp_path / "Module.symvers").write_text(_SYMVERS)
-    done = roots.enter(
+    done = sandbox.enter(
         roots.compile_root(settings, suite),
         [
             *("sh", "kmod/probe.sh", "features.h", "Module.symvers", "1.2.3"),

@@ -12,16 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import programs
-from kbuild.model import Settings
-from kbuild.programs import PLACE
-from kbuild.vm import oracle, procfile
-from kbuild.vm.guest import Guest
-from kbuild.vm.topology import O_CLOEXEC
+from kbuild.core.model import MODULE, PROCFILE, Settings
+from kbuild.guest.guest import Guest
+from kbuild.guest.programs import PLACE
+from kbuild.lab import oracle, procfile
+from tests import programs as test_programs
+from tests.topology.topology import O_CLOEXEC
 from tests.vm.guesses import guesses
 from tests.vm.module import (
-    FILE,
-    MODULE,
     PEEK,
     compare,
     kernel_log,
@@ -33,7 +31,7 @@ from tests.vm.module import (
     without_ids,
 )
 
-# The scenario "hostile" of tests/guest/topology.c: its files, but for those in directories.
+# The scenario "hostile" of kbuild/lab/programs/topology.c: its files, but for those in directories.
 FILES = {
     b"tab\there",
     b"line\nhere\n\n",
@@ -125,7 +123,7 @@ def test_no_name_ends_a_line(loaded: Guest, armed: Guest) -> None:
     """Also for who splits text as Python does, and as Node's readline, at U+2028 and the like."""
     with topology(armed, "hostile") as inits:
         shown = compare(loaded)
-        text = loaded.read(FILE)
+        text = loaded.read(PROCFILE)
     records = of_container(shown, inits["hostile"])
     assert {process.command for process in records} == COMMANDS
     names = {file.path.partition(b"/hostile/")[2] for file in records[0].files} - {b""}
@@ -176,7 +174,7 @@ def test_many_processes(loaded: Guest, armed: Guest) -> None:
 
 def test_no_process_of_the_host_is_shown(loaded: Guest, armed: Guest) -> None:
     """A dying task has no namespace any more, which is not to be taken for another one (1)."""
-    result = armed.run([f"{PLACE}/observe_reads", FILE, "storm", "5"], timeout_s=30, check=True)
+    result = armed.run([f"{PLACE}/observe_reads", PROCFILE, "storm", "5"], timeout_s=30, check=True)
     head, _, text = result.stdout.partition(b"\n")
     reads, length, processes = (int(word) for word in head.split())
     assert text == b""
@@ -186,8 +184,8 @@ def test_no_process_of_the_host_is_shown(loaded: Guest, armed: Guest) -> None:
 
 
 def test_the_grammar_in_c_agrees_with_the_conformance_set(settings: Settings, suite: str) -> None:
-    """The readers of tests/guest/listing.h run in guests, and this one of them here."""
-    reader = programs.compile_programs(settings, suite, ["reader"])["reader"]
+    """The readers of kbuild/guest/include/listing.h run in guests, and this one of them here."""
+    reader = test_programs.compile_programs(settings, suite, ["reader"])["reader"]
 
     def accepts(path: Path) -> bool:
         result = subprocess.run(
@@ -226,9 +224,9 @@ def test_every_way_of_reading_gives_the_same(
     loaded: Guest, armed: Guest, way: str, size: int
 ) -> None:
     with topology(armed):
-        expected = loaded.read(FILE)
+        expected = loaded.read(PROCFILE)
         got = armed.run(
-            [f"{PLACE}/observe_reads", FILE, way, str(size)], timeout_s=60, check=True
+            [f"{PLACE}/observe_reads", PROCFILE, way, str(size)], timeout_s=60, check=True
         ).stdout
     assert len(expected) > 65536, "it has to be longer than the module's buffer"
     assert got == expected
@@ -236,8 +234,10 @@ def test_every_way_of_reading_gives_the_same(
 
 def test_several_readers_at_once_see_the_same(loaded: Guest, armed: Guest) -> None:
     with topology(armed):
-        expected = loaded.read(FILE)
-        got = armed.run([f"{PLACE}/observe_reads", FILE, "together", "6"], timeout_s=60, check=True)
+        expected = loaded.read(PROCFILE)
+        got = armed.run(
+            [f"{PLACE}/observe_reads", PROCFILE, "together", "6"], timeout_s=60, check=True
+        )
     assert got.stdout == expected
 
 
@@ -248,7 +248,8 @@ def test_an_id_cannot_be_computed_from_the_address(armed: Guest) -> None:
         for load in 1 2; do
             modprobe {MODULE} || exit
             insmod {PEEK.format(release=armed.release)} fd=7 2>/dev/null
-            echo "id $(cut -f 1 {FILE} | head -n 1) $(grep -m 1 '/etc/passwd$' {FILE} | cut -f 3)"
+            id=$(cut -f 1 {PROCFILE} | head -n 1)
+            echo "id $id $(grep -m 1 '/etc/passwd$' {PROCFILE} | cut -f 3)"
             rmmod {MODULE} || exit
         done
     """
@@ -277,11 +278,11 @@ def test_an_id_cannot_be_computed_from_the_address(armed: Guest) -> None:
 def test_ids_are_new_with_each_load(armed: Guest) -> None:
     with topology(armed):
         load(armed)
-        first = armed.read(FILE)
-        again = armed.read(FILE)
+        first = armed.read(PROCFILE)
+        again = armed.read(PROCFILE)
         unload(armed)
         load(armed)
-        second = armed.read(FILE)
+        second = armed.read(PROCFILE)
         unload(armed)
     ids = re.compile(rb"(?<![^\t\n])[0-9a-f]{64}(?=\t)")
     assert first == again

@@ -12,18 +12,19 @@ from dataclasses import dataclass, field, replace
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from kbuild import programs
-from kbuild.model import Settings
-from kbuild.programs import PLACE
-from kbuild.run import describe_status
-from kbuild.vm import image, procfile
-from kbuild.vm import topology as t
-from kbuild.vm.building import Builder, Built, NotBuiltError, compare
-from kbuild.vm.guest import Background, Guest, GuestLost
-from kbuild.vm.planning import Plan
-from kbuild.vm.topology import Container, End, Process, Signal, Topology
+from kbuild.core.model import PROCFILE, Settings
+from kbuild.core.run import describe_status
+from kbuild.guest import image, programs
+from kbuild.guest.guest import Background, Guest, GuestLost
+from kbuild.guest.programs import PLACE
+from kbuild.lab import procfile
+from tests import programs as test_programs
 from tests.topologies import TOPOLOGIES
-from tests.vm.module import FILE, backends, loaded_with
+from tests.topology import topology as t
+from tests.topology.building import Builder, Built, NotBuiltError, compare
+from tests.topology.planning import Plan
+from tests.topology.topology import Container, End, Process, Signal, Topology
+from tests.vm.module import backends, loaded_with
 
 PROGRAM = "build_topology"
 # For one topology, on a fast machine; the program's own deadline is shorter.
@@ -52,7 +53,7 @@ class Workshop:
         if self.builder is None:
             # Not one that an earlier program may have left behind.
             place = f"/tmp/topologies.{secrets.token_hex(4)}"
-            self.program = self.guest.start([f"{PLACE}/{PROGRAM}", place, FILE], cwd="/tmp")
+            self.program = self.guest.start([f"{PLACE}/{PROGRAM}", place, PROCFILE], cwd="/tmp")
             self.builder = Builder(self.program, place.encode(), timeout_s=BUILD_S)
         return self.builder
 
@@ -97,7 +98,7 @@ class Workshop:
 def workshop(guest: Guest, settings: Settings, suite: str) -> Iterator[Workshop]:
     """The guest with the builder in it."""
     if guest.run(["test", "-e", f"{PLACE}/{PROGRAM}"], timeout_s=5).status:
-        programs.install(guest, programs.compile_programs(settings, suite, [PROGRAM]))
+        programs.install(guest, test_programs.compile_programs(settings, suite, [PROGRAM]))
     shop = Workshop(guest)
     yield shop
     shop.close()

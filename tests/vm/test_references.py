@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import pytest
 
-from kbuild.programs import PLACE
-from kbuild.vm import procfile
-from kbuild.vm.guest import Guest
-from kbuild.vm.procfile import Process
+from kbuild.core.model import PROCFILE
+from kbuild.guest.guest import Guest
+from kbuild.guest.programs import PLACE
+from kbuild.lab import procfile
+from kbuild.lab.procfile import Process
 from tests.vm.module import (
-    FILE,
     backends,
     compare,
     kernel_log,
@@ -98,7 +98,7 @@ def test_no_kernel_thread_is_shown(loaded: Guest, armed: Guest) -> None:
 @pytest.mark.parametrize("where", ["header", "files"])
 def test_a_pid_that_is_given_to_another_process(loaded: Guest, armed: Guest, where: str) -> None:
     """A record that was begun ends, and nothing of the new process is under its header (15)."""
-    result = armed.run([f"{PLACE}/recycle", FILE, where], timeout_s=60, cwd="/tmp", check=True)
+    result = armed.run([f"{PLACE}/recycle", PROCFILE, where], timeout_s=60, cwd="/tmp", check=True)
     head, _, text = result.stdout.partition(b"\n")
     pid = int(head.split()[1])
     (process,) = procfile.parse(text)
@@ -110,7 +110,7 @@ def test_a_pid_that_is_given_to_another_process(loaded: Guest, armed: Guest, whe
 @pytest.mark.parametrize("piece", ["header", "1", "4096", "65536"])
 def test_descriptors_that_change_between_two_reads(loaded: Guest, armed: Guest, piece: str) -> None:
     """A batch that was begun is from before the change, however it is read; the next is not."""
-    argv = [f"{PLACE}/moment", FILE, piece]
+    argv = [f"{PLACE}/moment", PROCFILE, piece]
     result = armed.run(argv, timeout_s=60, cwd="/tmp", check=True)
     (process,) = procfile.parse(result.stdout.partition(b"\n")[2])
     shown = {file.fd: file.path[-3:] for file in process.files if file.fd < 64}
@@ -124,7 +124,7 @@ def test_reading_leaves_nothing_in_the_log(loaded: Guest, armed: Guest) -> None:
     with topology(armed):
         before = kernel_log(loaded)
         for _ in range(3):
-            loaded.read(FILE)
+            loaded.read(PROCFILE)
         assert kernel_log(loaded) == before
 
 
@@ -147,7 +147,7 @@ def test_state_and_signals(armed: Guest) -> None:
         with loaded_with(armed, "fields=basic"):
             basic = listing(armed)
         with loaded_with(armed, "fields=extended"):
-            shown = procfile.parse(armed.read(FILE), extended=True)
+            shown = procfile.parse(armed.read(PROCFILE), extended=True)
             for process in shown:
                 said = status(armed, process.pid)
                 assert process.extended is not None

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import patches, source, suites
-from kbuild.errors import BuildError
-from kbuild.model import Settings, Target
-from kbuild.vm.image import GuestImage
+from kbuild.core import suites
+from kbuild.core.errors import BuildError
+from kbuild.core.model import Settings, Target
+from kbuild.fetch import source, unpack
+from kbuild.guest.image import GuestImage
+from kbuild.kernel import patches, quilt
 
 OF_2020 = Path("tests/unit/data/series-2020")
 
@@ -23,14 +25,14 @@ def pristine(
     # The same for all flavours; but nothing is fetched here, and this one's files are there.
     flavour = suites.base_flavour(guest_image.kernels[0].flavour)
     base = source.fetch(settings, Target(suite, flavour, version=version))
-    return source.unpack(settings, base), base.upstream
+    return unpack.unpack(settings, base), base.upstream
 
 
 def test_our_series_applies_and_does_what_it_declares(
     settings: Settings, pristine: tuple[Path, str], tmp_path: Path
 ) -> None:
     tree, upstream = pristine
-    series = patches.choose(settings.project / "patches", upstream)
+    series = quilt.choose(settings.project / "patches", upstream)
     patches.foresee(tree, series, tmp_path / "tree", base_version=upstream)
 
 
@@ -38,7 +40,7 @@ def test_the_patches_of_2020_are_refused_for_what_changed(
     settings: Settings, pristine: tuple[Path, str], tmp_path: Path
 ) -> None:
     tree, upstream = pristine
-    series = patches.read_series(settings.project / OF_2020)
+    series = quilt.read_series(settings.project / OF_2020)
     text = (tree / "fs/file.c").read_text()
     reasons = {one.function: one.reason for one in patches.refusals(tree, series)}
     if "get_files_struct(" in text:

@@ -10,16 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from kbuild.model import Kernel
-from kbuild.vm import qemu, snapshot
-from kbuild.vm.guest import Guest, GuestLost
-from kbuild.vm.image import GuestImage
-from kbuild.vm.outcome import Outcome
-from kbuild.vm.snapshot import Provision
-from kbuild.vm.spec import MISBEHAVE, TCG, Accelerator, GuestSpec, Snapshot
+from kbuild.core.model import Kernel
+from kbuild.guest import qemu, snapshot
+from kbuild.guest.guest import Guest, GuestLost
+from kbuild.guest.image import GuestImage
+from kbuild.guest.outcome import MODULE_TAINT, Outcome
+from kbuild.guest.snapshot import Provision
+from kbuild.guest.spec import MISBEHAVE, TCG, Accelerator, GuestSpec, Snapshot
 
-# Out of tree (O) and unsigned (E): what a module of the tests' own does by being loaded.
-MODULE_TAINT = 1 << 12 | 1 << 13
 WARN_TAINT = 1 << 9
 
 

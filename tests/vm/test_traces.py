@@ -1,6 +1,6 @@
 """A reader leaves no trace: no program in a container notices that it is read, none holds it up.
 
-tests/guest/traces.c has the cases: what a program may rely on once it has closed a file, or
+kbuild/lab/programs/traces.c has the cases: what a program may rely on once it has closed a file, or
 once it has ended.  A module that takes references on open files breaks them, most in a third of
 the rounds or more, since the last reference decides when a file is closed and who closes it.
 """
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import pytest
 
-from kbuild import traces
-from kbuild.programs import PLACE
-from kbuild.traces import Traces
-from kbuild.vm.guest import Guest
-from tests.vm.module import FILE, backends, loaded_with
+from kbuild.core.model import PROCFILE
+from kbuild.guest.guest import Guest
+from kbuild.guest.programs import PLACE
+from kbuild.lab import traces
+from kbuild.lab.traces import Traces
+from tests.vm.module import backends, loaded_with
 
 READERS = 2
 
@@ -41,5 +42,5 @@ def test_nobody_notices_a_reader(armed: Guest, case: str) -> None:
     look(armed, "fdinfo", "/proc", case)
     for backend in backends(armed):
         with loaded_with(armed, f"backend={backend}"):
-            found = look(armed, backend, FILE, case)
+            found = look(armed, backend, PROCFILE, case)
         assert traces.faults(case, backend, found) == [], found

@@ -6,14 +6,14 @@ import re
 
 import pytest
 
-from kbuild.vm.guest import Guest
+from kbuild.guest.guest import Guest
 from tests.vm.module import KUNIT, kernel_log
 
 CASES = ("numbers", "bytes", "separators")
 
 
 def test_kunit(guest: Guest) -> None:
-    """Every case of tests/guest/format_test is run and passes."""
+    """Every case of kbuild/guest/modules/format_test is run and passes."""
     config = guest.read(f"/boot/config-{guest.release}").decode()
     if "CONFIG_KUNIT=y" not in config.splitlines():
         assert not guest.spec.kernel.flavour.startswith("lab"), "fragments/lab.config has it"

@@ -1,0 +1,420 @@
+"""The one way in which this project starts another program.
+
+Arguments are a list, never a shell string; the environment is an allow-list; standard
+input is closed unless given; every call has a deadline, and what is over its deadline is
+ended together with its children.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import selectors
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO, Self
+
+from kbuild.core.errors import (
+    BuildError,
+    FullDiskError,
+    KbuildError,
+    LostDependencyError,
+    naming,
+    room,
+)
+from kbuild.core.secrets import redact_bytes
+
+logger = logging.getLogger(__name__)
+
+# What a child may see of our environment.  Everything else (a user's KBUILD_*, CFLAGS,
+# MAKEFLAGS, DEB_*) would make two machines build two different kernels.
+_INHERITED = (
+    "HOME",
+    "PATH",
+    "TMPDIR",
+    "USER",
+    "LOGNAME",
+    "XDG_CACHE_HOME",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+)
+_SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+_TAIL_BYTES = 4096
+# How programs say in the C locale that there is no room for what they write, and apt in its own
+# words.
+_NO_ROOM = re.compile(
+    rb"No space left on device|Disk quota exceeded|File too large|File size limit exceeded"
+    rb"|You don't have enough free space|Wrote only \d+ of \d+ bytes"
+)
+# With less than this at hand, a program that failed has met a full disk, whatever it says.
+_FULL = 64 * 1024  # bytes
+_GRACE_S = 5.0
+_EMPTYING_S = 5.0
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
+
+Arg = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a finished program left behind; ``returncode`` is negative for a signal."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal that ends a run as Ctrl-C does: children end, and scratch is removed."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise :class:`Interrupted` in the block for SIGTERM and SIGHUP; for the main thread only.
+
+    Only the first signal counts: another must not disturb the cleaning up.  A signal that is
+    ignored on entry, as by nohup(1), stays ignored.
+    """
+    over = False
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        nonlocal over
+        if not over:
+            over = True
+            raise Interrupted(signum)
+
+    caught = [one for one in _ENDING if signal.getsignal(one) is not signal.SIG_IGN]
+    before = {one: signal.signal(one, end) for one in caught}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the allow-listed environment, in the C.UTF-8 locale, with ``extra`` on top."""
+    env = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    path = env.get("PATH", "/usr/local/bin:/usr/bin:/bin").split(":")
+    env["PATH"] = ":".join(path + [d for d in _SBIN if d not in path])
+    env |= {"LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
+    return env | dict(extra or {})
+
+
+def which(program: str) -> Path | None:
+    """Find ``program`` where :func:`run` would, the administrator's directories included."""
+    found = shutil.which(program, path=environment()["PATH"])
+    return Path(found) if found else None
+
+
+def need(program: str, *, cwd: Path | None = None) -> str:
+    """Return ``program``; raises LostDependencyError when it is not on this machine."""
+    there = Path(cwd or ".", program).exists() if "/" in program else which(program) is not None
+    if not there:
+        raise LostDependencyError(
+            f"the program {program!r} is not on this machine",
+            hint="run 'invoke doctor', which names the package",
+        )
+    return program
+
+
+def describe_status(returncode: int) -> str:
+    """Say an exit status in words, signals by their name."""
+    if returncode >= 0:
+        return f"exit status {returncode}"
+    try:
+        return f"killed by {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"killed by signal {-returncode}"
+
+
+def start(
+    argv: Sequence[Arg],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: BinaryIO | int = subprocess.DEVNULL,
+    stdout: BinaryIO | int | None = None,
+    stderr: BinaryIO | int | None = None,
+    pass_fds: Sequence[int] = (),
+    die_with_parent: bool = True,
+    privileges: Sequence[str] = (),
+    largest_file: int | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a long-lived program in its own session; the caller ends it with :func:`stop`.
+
+    ``die_with_parent`` puts setpriv(1) in front, so that a killed pipeline leaves no QEMU
+    or compiler behind.  ``privileges`` are further options of setpriv.  No file is written
+    beyond ``largest_file`` bytes.  Raises LostDependencyError when the program does not exist.
+    """
+    command = [os.fspath(a) for a in argv]
+    if largest_file is not None:
+        command = ["prlimit", f"--fsize={largest_file}", "--", *command]
+    options = [*privileges, *(("--pdeathsig", "KILL") if die_with_parent else ())]
+    if options:
+        command = ["setpriv", *options, "--", *command]
+    # setpriv would turn a missing program into an exit status of its own.
+    program = need(os.fspath(argv[0]), cwd=cwd)
+    logger.debug("run: %s", shlex.join(os.fspath(a) for a in argv))
+    try:
+        return subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment(env),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=pass_fds,
+            start_new_session=True,
+            # As the environment, so that the caller's does not show in the modes of results.
+            umask=0o022,
+        )
+    except FileNotFoundError as error:
+        raise LostDependencyError(
+            f"cannot start {program!r}: {error.strerror}: {error.filename}",
+            hint="run 'invoke doctor', which names the package",
+        ) from error
+
+
+def stop(process: subprocess.Popen[bytes], *, grace_s: float = _GRACE_S) -> int:
+    """End a program started by :func:`start`, children included, and return its status.
+
+    The whole session is asked with SIGTERM; ``grace_s`` seconds later, or as soon as the
+    program itself is gone, SIGKILL ends what is left of it.  Nothing of it writes any more
+    when this returns.
+    """
+    if process.returncode is None:
+        _signal_session(process, signal.SIGTERM)
+        deadline = time.monotonic() + grace_s
+        # Not reaped before the second signal: until then nobody else can get its number.
+        while not _ended(process) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        _signal_session(process, signal.SIGKILL)
+        process.wait(timeout=grace_s)
+        # A PID namespace ends after the program that made it.
+        deadline = time.monotonic() + _EMPTYING_S
+        while _works(process) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    return process.returncode
+
+
+def _signal_session(process: subprocess.Popen[bytes], signum: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signum)
+
+
+def _works(process: subprocess.Popen[bytes]) -> bool:
+    """Tell whether a session has a process that has not ended; init(1) may be slow to reap."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(group) == process.pid and state not in "ZX":
+                return True
+    return False
+
+
+def _ended(process: subprocess.Popen[bytes]) -> bool:
+    with contextlib.suppress(ChildProcessError):
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, process.pid, flags) is not None
+    return True
+
+
+class _Log:
+    """A file that a program's output is appended to as it comes, without passwords.
+
+    The output comes in whole lines, so that no password is cut in two.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # Unbuffered: what cannot be written is not tried again when the file is closed.
+        self._stream = path.open("ab", buffering=0)
+
+    def write(self, raw: bytes) -> None:
+        rest = redact_bytes(raw)
+        with naming(self._path):
+            while rest:
+                rest = rest[self._stream.write(rest) :]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+
+def run(
+    argv: Sequence[Arg],
+    *,
+    timeout_s: float,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    data: bytes | None = None,
+    log: Path | None = None,
+    check: bool = True,
+    on_line: Callable[[str], None] | None = None,
+    error: type[KbuildError] = BuildError,
+    hint: str | None = None,
+) -> Completed:
+    """Run a program to its end and return what it said.
+
+    ``data`` is its standard input.  With ``log`` both output streams are appended to that
+    file, whole, and ``stdout`` holds them merged; ``on_line`` sees each line as it comes.
+    With ``check`` a status other than 0 raises ``error``, with the tail of the output.
+    A run over ``timeout_s`` seconds is ended, its children too, and raises ``error``.
+    A program that failed because a disk is full raises InfrastructureError in any case.
+    """
+    text = tuple(os.fspath(a) for a in argv)
+    merged = log is not None or on_line is not None
+    began = time.monotonic()
+    out, err = bytearray(), bytearray()
+    pending = bytearray()
+    with contextlib.ExitStack() as stack:
+        sink: _Log | None = None
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            sink = stack.enter_context(_Log(log))
+            sink.write(os.fsencode(f"$ {shlex.join(text)}\n"))
+        process = start(
+            argv,
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL if data is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if merged else subprocess.PIPE,
+        )
+        try:
+            selector = stack.enter_context(selectors.DefaultSelector())
+            assert process.stdout is not None
+            selector.register(process.stdout, selectors.EVENT_READ, out)
+            if process.stderr is not None:
+                selector.register(process.stderr, selectors.EVENT_READ, err)
+            if process.stdin is not None:
+                os.set_blocking(process.stdin.fileno(), False)
+                selector.register(process.stdin, selectors.EVENT_WRITE, None)
+            remaining = memoryview(data or b"")
+            while selector.get_map():
+                left_s = began + timeout_s - time.monotonic()
+                if left_s <= 0:
+                    raise TimeoutError
+                for key, _ in selector.select(left_s):
+                    if key.data is None:
+                        assert process.stdin is not None
+                        try:
+                            remaining = remaining[os.write(key.fd, remaining) :]
+                        except BrokenPipeError:
+                            remaining = remaining[:0]
+                        if not remaining:
+                            selector.unregister(process.stdin)
+                            process.stdin.close()
+                        continue
+                    chunk = os.read(key.fd, 65536)
+                    if not chunk:
+                        selector.unregister(key.fileobj)
+                        continue
+                    key.data.extend(chunk)
+                    if not merged:
+                        continue
+                    pending.extend(chunk)
+                    *lines, rest = bytes(pending).split(b"\n")
+                    pending[:] = rest
+                    if sink is not None and lines:
+                        sink.write(b"\n".join([*lines, b""]))
+                    if on_line is not None:
+                        for line in lines:
+                            on_line(line.decode(errors="replace"))
+            process.wait(timeout=max(0.1, began + timeout_s - time.monotonic()))
+        except (TimeoutError, subprocess.TimeoutExpired):
+            stop(process)
+            raise error(
+                f"{shlex.join(text)} did not finish in {timeout_s:g} s and was ended",
+                found=_tail(out, err),
+                log=log,
+                hint=hint,
+            ) from None
+        except BaseException:
+            stop(process)
+            raise
+        finally:
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    with contextlib.suppress(OSError):
+                        stream.close()
+            if sink is not None:
+                sink.write(bytes(pending))
+    if on_line is not None and pending:
+        on_line(pending.decode(errors="replace"))
+    completed = Completed(
+        argv=text,
+        returncode=process.returncode,
+        stdout=out.decode(errors="replace"),
+        stderr=err.decode(errors="replace"),
+        seconds=time.monotonic() - began,
+    )
+    if completed.returncode != 0:
+        _check_room(completed, cwd, bytes(out + err), check, log)
+    if check and completed.returncode != 0:
+        raise error(
+            f"{shlex.join(text)} failed: {describe_status(completed.returncode)}",
+            found=_tail(out, err),
+            log=log,
+            hint=hint,
+        )
+    return completed
+
+
+def _check_room(
+    completed: Completed, cwd: Path | None, said: bytes, check: bool, log: Path | None
+) -> None:
+    """Raise FullDiskError if a program failed because there was no room for a file."""
+    # A command line names the places that it writes to, those that a root shows too.
+    words = [word.rpartition("=")[2] for word in completed.argv]
+    known = [os.fspath(one) for one in (cwd, log) if one]
+    places = [*known, *words, os.environ.get("TMPDIR", "/tmp")]
+    fullest = room(place for place in places if place.startswith("/"))[:1]
+    full = bool(fullest) and fullest[0][0] < _FULL
+    lines = [line for line in said.splitlines() if _NO_ROOM.search(line)]
+    killed = completed.returncode in (-signal.SIGXFSZ, 128 + signal.SIGXFSZ)
+    # A file that is written through a mapping ends its writer with SIGBUS.
+    if not (lines or killed or (full and (check or b"Bus error" in said))):
+        return
+    found = [line.decode(errors="replace").strip() for line in (lines or said.splitlines())[-3:]]
+    found += [describe_status(-signal.SIGXFSZ)] if killed else []
+    found += [f"{free / 1e6:.1f} MB free at {place}" for free, place in fullest]
+    # Of a command in a root, the program is behind bwrap's own words.
+    own = completed.argv.index("--") + 1 if "--" in completed.argv[:-1] else 0
+    raise FullDiskError(
+        f"{Path(completed.argv[own]).name} found no room for a file",
+        found="\n".join(found),
+        log=log,
+        hint="make room ('./inv clean --unused 30', or another disk for build_dir or cache_dir);"
+        " './inv doctor' shows what is left",
+    )
+
+
+def _tail(out: bytearray, err: bytearray) -> str | None:
+    last = bytes(err or out)[-_TAIL_BYTES:].decode(errors="replace").strip()
+    return "\n".join(last.splitlines()[-20:]) or None

@@ -1,0 +1,372 @@
+"""Which kernel: the newest of a suite or the one asked for, fetched and unpacked.
+
+The distro's kernel is five or six packages: the Debian-patched source as a tarball, the
+image, the headers of the flavour, and what those need in turn.  All of one version, but for
+what the archive has replaced already by the next one.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from debian.deb822 import PkgRelation
+from debian.debian_support import Version
+
+from kbuild.core import progress, suites
+from kbuild.core.errors import InfrastructureError, UserError
+from kbuild.core.model import Base, Settings, Target, VerifiedFile
+from kbuild.fetch import download, index, mirror
+from kbuild.fetch.download import GoneError, Network, Wanted
+from kbuild.fetch.index import Listed
+
+logger = logging.getLogger(__name__)
+
+# Source packages that the kernel's binary packages come from: the build, and the one that
+# carries the signatures for Secure Boot; until buster, the meta packages had their own.
+_KERNEL_SOURCE = re.compile(r"linux|linux-latest|linux-signed-\w+")
+# 6.1.0-56, or since trixie 6.12.117+deb13; what follows it is the flavour.
+_ABI = r"\d[\w.+~]*(?:-\d+)?"
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A package of the kernel, and every place where it can be had."""
+
+    listed: Listed
+    wanted: Wanted
+    urls: tuple[str, ...]
+    dists: tuple[str, ...]  # the signed indexes that list it
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A distro kernel as the signed indexes describe it; nothing of it is fetched yet."""
+
+    suite: str
+    flavour: str  # one of Debian's
+    version: str  # Debian source version
+    abi: str
+    signers: tuple[str, ...]  # fingerprints that signed the indexes used
+    expired: bool
+    source: Offer
+    image: Offer
+    parts: tuple[Offer, ...]  # that the image consists of, where Debian splits it
+    headers: Offer
+    support: tuple[Offer, ...]
+    others: tuple[str, ...] = ()  # further versions that are listed with their source, newest first
+
+    @property
+    def offers(self) -> tuple[Offer, ...]:
+        """Every package of it."""
+        everything = (self.source, self.image, *self.parts, self.headers, *self.support)
+        return tuple(dict.fromkeys(everything))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One package in one signed index."""
+
+    listed: Listed
+    release: index.Release
+
+
+def resolve(
+    settings: Settings,
+    target: Target,
+    *,
+    network: Network | None = None,
+    apt: Path = mirror.APT,
+) -> Resolved:
+    """Find the kernel that a target names, in the suite's signed indexes.
+
+    Consults indexes only; with ``settings.offline`` those of the last run.  Raises
+    UserError for a version that is not there, InfrastructureError when the archive lists
+    an image without the source and headers of the same version, and what
+    :mod:`kbuild.fetch.index` raises.
+    """
+    row = suites.suite(target.suite)
+    flavour = suites.base_flavour(target.flavour)
+    network = network or download.machine(apt)
+    found = list(_kernel_packages(settings, row, network, apt))
+    image = _image(found, row.name, flavour, target.version)
+    version, name = image.listed.version, image.listed.package
+    abi = name.removeprefix("linux-image-").removesuffix(f"-{flavour}")
+    same = [f for f in found if f.listed.version == version]
+    source = _one(same, re.compile(rf"linux-source-{_ABI}"), image)
+    headers = _one(same, re.compile(re.escape(f"linux-headers-{abi}-{flavour}")), image)
+    parts = _built_along(found, image, without=())
+    # Since 6.12 the headers depend on the image, which nothing is compiled with.
+    support = _built_along(found, headers, without=(image,))
+    chosen = (image, *parts, source, headers, *support)
+    offers = _offers(settings, row, found, chosen, network)
+    used = [f.release for f in chosen]
+    return Resolved(
+        suite=row.name,
+        flavour=flavour,
+        version=version,
+        abi=abi,
+        signers=tuple(sorted({signer for release in used for signer in release.signers})),
+        expired=any(release.expired for release in used),
+        source=offers[source],
+        image=offers[image],
+        parts=tuple(offers[one] for one in parts),
+        headers=offers[headers],
+        support=tuple(offers[one] for one in support),
+        others=_versions(found, flavour, without=version),
+    )
+
+
+def fetch(
+    settings: Settings,
+    target: Target,
+    *,
+    network: Network | None = None,
+    apt: Path = mirror.APT,
+) -> Base:
+    """Bring the kernel that a target names into the cache, every file verified.
+
+    A dry run downloads indexes only, says what it would fetch, and returns where those
+    files would lie.  Raises what :func:`resolve` and :func:`kbuild.fetch.download.fetch` raise.
+    """
+    network = network or download.machine(apt)
+    resolved = resolve(settings, target, network=network, apt=apt)
+    logger.info(
+        "base: linux %s (%s-%s) of %s",
+        resolved.version,
+        resolved.abi,
+        resolved.flavour,
+        resolved.suite,
+    )
+    for offer in resolved.offers:
+        if settings.dry:
+            missing = not download.place(settings, offer.wanted).exists()
+            logger.info(
+                "%s %s (%s)",
+                "would fetch" if missing else "have",
+                offer.wanted.name,
+                progress.size(offer.wanted.size),
+            )
+        else:
+            _fetch(settings, resolved, offer, network)
+    return base(settings, resolved)
+
+
+def _fetch(settings: Settings, resolved: Resolved, offer: Offer, network: Network) -> None:
+    try:
+        download.fetch(settings, offer.wanted, offer.urls, network)
+    except GoneError as error:
+        # Another version is another kernel, with other bugs: that is for the user to choose.
+        others = ", ".join(resolved.others) or "none"
+        raise GoneError(
+            f"linux {resolved.version} of {resolved.suite} cannot be had: "
+            f"{offer.wanted.name} is listed, and no mirror has it",
+            expected=error.expected,
+            found=error.found,
+            hint="give another mirror with --mirror, or another version with --version "
+            f"(also listed: {others})",
+        ) from error
+
+
+def base(settings: Settings, resolved: Resolved) -> Base:
+    """Return the base that :func:`fetch` makes of ``resolved``; its files may not be there yet."""
+
+    def file(offer: Offer) -> VerifiedFile:
+        one = offer.listed
+        path = download.place(settings, offer.wanted)
+        sha256, size = offer.wanted.sha256, offer.wanted.size
+        return VerifiedFile(one.package, one.version, path, sha256, size)
+
+    return Base(
+        suite=resolved.suite,
+        flavour=resolved.flavour,
+        version=resolved.version,
+        abi=resolved.abi,
+        signers=resolved.signers,
+        source=file(resolved.source),
+        image=file(resolved.image),
+        headers=file(resolved.headers),
+        support=tuple(file(offer) for offer in resolved.support),
+        expired=resolved.expired,
+        parts=tuple(file(offer) for offer in resolved.parts),
+    )
+
+
+def _kernel_packages(
+    settings: Settings, row: suites.Suite, network: Network, apt: Path
+) -> Iterator[_Found]:
+    for dist, bases in mirror.kernel_dists(row, mirror.find(settings, apt=apt)):
+        release, packages = index.read(settings, row, dist, bases, network, prefix="linux-")
+        for listed in packages:
+            if _KERNEL_SOURCE.fullmatch(listed.source):
+                yield _Found(listed, release)
+
+
+def _image(found: Sequence[_Found], suite: str, flavour: str, version: str | None) -> _Found:
+    """Find the image asked for, or the one that the newest meta package depends on."""
+    pattern = re.compile(rf"linux-image-{_ABI}-{re.escape(flavour)}")
+    images = [f for f in found if pattern.fullmatch(f.listed.package)]
+    if version is not None:
+        for one in images:
+            if one.listed.version == version:
+                return one
+        listed = sorted({f.listed.version for f in images}, key=Version, reverse=True)
+        raise UserError(
+            f"{suite} has no linux {version} for {flavour}",
+            expected="one of " + ", ".join(listed) if listed else "an image of this flavour",
+            found=version,
+            hint="archives keep few old versions; leave --version out for the newest",
+        )
+    metas = [f for f in found if f.listed.package == f"linux-image-{flavour}"]
+    if not metas:
+        raise InfrastructureError(
+            f"{suite} has no package linux-image-{flavour}",
+            expected="the meta package that depends on the newest image",
+            found=f"{len(images)} images of this flavour",
+        )
+    meta = max(metas, key=lambda f: Version(f.listed.version))
+    wishes = [wish.name for group in _dependencies(meta.listed) for wish in group]
+    needed = [name for name in wishes if pattern.fullmatch(name)]
+    candidates = [f for f in images if f.listed.package in needed]
+    if not candidates:
+        raise InfrastructureError(
+            f"{suite} lists linux-image-{flavour} {meta.listed.version} without its image",
+            expected=meta.listed.depends,
+            found="no such package in the suite's indexes",
+            hint="the mirror is being updated: try again later, or give another with --mirror",
+        )
+    return max(candidates, key=lambda f: Version(f.listed.version))
+
+
+def _versions(found: Sequence[_Found], flavour: str, *, without: str) -> tuple[str, ...]:
+    image = re.compile(rf"linux-image-{_ABI}-{re.escape(flavour)}")
+    source = re.compile(rf"linux-source-{_ABI}")
+    listed = {f.listed.version for f in found if source.fullmatch(f.listed.package)}
+    listed &= {f.listed.version for f in found if image.fullmatch(f.listed.package)}
+    return tuple(sorted(listed - {without}, key=Version, reverse=True))
+
+
+def _one(same: Sequence[_Found], pattern: re.Pattern[str], image: _Found) -> _Found:
+    for found in same:
+        if pattern.fullmatch(found.listed.package):
+            return found
+    raise InfrastructureError(
+        f"the archive lists {image.listed.package} {image.listed.version} without its "
+        "source or headers",
+        expected=f"a package {pattern.pattern} of version {image.listed.version}",
+        found=f"{len(same)} other packages of that version",
+        hint="a security update arrives package by package: try again in some hours, or ask "
+        "for an earlier one with --version",
+    )
+
+
+def _built_along(
+    found: Sequence[_Found], package: _Found, *, without: Sequence[_Found]
+) -> list[_Found]:
+    """Follow a package's dependencies as far as they were built from a kernel's source.
+
+    Of alternatives the first that will do counts, as it does for apt.  Raises
+    InfrastructureError where a mirror has packages of those names, and no version that will do.
+    """
+    by_name: dict[str, list[_Found]] = {}
+    for one in found:
+        by_name.setdefault(one.listed.package, []).append(one)
+    seen = {package.listed.package, *(one.listed.package for one in without)}
+    wanted = [package.listed]
+    chosen: dict[str, _Found] = {}
+    while wanted:
+        for group in _dependencies(wanted.pop()):
+            there = [wish for wish in group if wish.name in by_name]
+            if not there:
+                continue
+            wish = next((w for w in there if w.fitting(by_name[w.name])), there[0])
+            if wish.name not in seen:
+                seen.add(wish.name)
+                chosen[wish.name] = _will_do(by_name[wish.name], wish, package)
+                wanted.append(chosen[wish.name].listed)
+    return [chosen[name] for name in sorted(chosen)]
+
+
+def _will_do(candidates: Sequence[_Found], wish: _Wish, package: _Found) -> _Found:
+    """Choose the version of a dependency: the package's own, else the newest that will do.
+
+    Packages without an ABI in their name (linux-kbuild-6.1) are replaced by the next version's
+    as soon as that is built, hours or days before its image is signed; apt takes them too.
+    """
+    fitting = wish.fitting(candidates)
+    if not fitting:
+        raise InfrastructureError(
+            f"{package.listed.package} {package.listed.version} depends on what is not there",
+            expected=f"{wish.name} ({wish.relation} {wish.version})",
+            found=", ".join(sorted({one.listed.version for one in candidates})),
+            hint="the mirror is being updated: try again later, or give another with --mirror",
+        )
+    own = [one for one in fitting if one.listed.version == package.listed.version]
+    return own[0] if own else max(fitting, key=lambda one: Version(one.listed.version))
+
+
+# Debian Policy, section 7.1.
+_RELATIONS: Mapping[str, Callable[[Version, Version], bool]] = {
+    "<<": operator.lt,
+    "<=": operator.le,
+    "=": operator.eq,
+    ">=": operator.ge,
+    ">>": operator.gt,
+}
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """A package that another depends on, in any version where ``relation`` is empty."""
+
+    name: str
+    relation: str = ""
+    version: str = ""
+
+    def fitting(self, candidates: Sequence[_Found]) -> list[_Found]:
+        """Return those of the candidates, packages of that name, whose version will do."""
+        if not self.relation:
+            return list(candidates)
+        holds, wanted = _RELATIONS[self.relation], Version(self.version)
+        return [one for one in candidates if holds(Version(one.listed.version), wanted)]
+
+
+def _dependencies(listed: Listed) -> list[list[_Wish]]:
+    """Return the alternatives of each dependency."""
+    groups = PkgRelation.parse_relations(listed.depends) if listed.depends else []
+    return [[_Wish(str(one["name"]), *(one["version"] or ())) for one in group] for group in groups]
+
+
+def _offers(
+    settings: Settings,
+    row: suites.Suite,
+    found: Sequence[_Found],
+    chosen: Sequence[_Found],
+    network: Network,
+) -> dict[_Found, Offer]:
+    """Gather the places of each package: several dists may list the same file."""
+    wishes = {(one.listed.package, one.listed.version) for one in chosen}
+    wanted = [one for one in found if (one.listed.package, one.listed.version) in wishes]
+    files: dict[_Found, Wanted] = {}
+    for release in dict.fromkeys(one.release for one in wanted):
+        listed = [one.listed for one in wanted if one.release == release]
+        located = index.locate(settings, row, release, listed, network)
+        files |= {_Found(one, release): wanted for one, wanted in located.items()}
+    return {one: _offer(files, one) for one in chosen}
+
+
+def _offer(files: Mapping[_Found, Wanted], chosen: _Found) -> Offer:
+    # After a point release the same file lies in two archives under the same or another path.
+    same = [chosen, *(one for one in files if files[one].sha256 == files[chosen].sha256)]
+    urls = [f"{base}/{quote(files[one].what)}" for one in same for base in one.release.bases]
+    return Offer(
+        listed=chosen.listed,
+        wanted=files[chosen],
+        urls=tuple(dict.fromkeys(urls)),
+        dists=tuple(dict.fromkeys(one.release.dist for one in same)),
+    )

@@ -1,0 +1,74 @@
+"""The programs that run inside guests: static, compiled in the compile root, sent in one file."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from kbuild.core import fs, sandbox, stamp
+from kbuild.core.model import Root, Settings
+from kbuild.core.sandbox import Bind
+from kbuild.core.suites import suite
+from kbuild.guest.guest import Guest
+
+# Where the programs lie in a guest.
+PLACE = "/tmp/programs"
+
+# Headers that programs of several directories share.
+_INCLUDE = Path(__file__).with_name("include")
+_FLAGS = ("-std=gnu11", "-O2", "-static", "-pthread", "-Wall", "-Wextra", "-Werror")
+
+
+def compile_programs(settings: Settings, root: Root, sources: Iterable[Path]) -> dict[str, Path]:
+    """Compile C programs in a compile root and return them by name; raises BuildError.
+
+    A program is compiled again only if its source, a header next to it or in ``include/``, the
+    root or the flags changed.
+    """
+    out = settings.build / root.suite / "guest-programs"
+    out.mkdir(parents=True, exist_ok=True)
+    made = {}
+    for source in sources:
+        name = source.stem
+        made[name] = out / name
+        headers = sorted({*_INCLUDE.glob("*.h"), *source.parent.glob("*.h")})
+        inputs = {path.name: fs.sha256_file(path) for path in headers} | {
+            "source": fs.sha256_file(source),
+            "root": root.digest,
+            "flags": " ".join(_FLAGS),
+        }
+        mark = out / f"{name}.json"
+        with fs.lock(out / f".{name}.lock"):
+            if stamp.due(mark, inputs) is None:
+                continue
+            mark.unlink(missing_ok=True)
+            sandbox.enter(
+                root,
+                [
+                    suite(root.suite).compiler,
+                    *_FLAGS,
+                    *("-I", "/mnt/include", "-o", f"/mnt/out/{name}", f"/mnt/source/{source.name}"),
+                ],
+                timeout_s=120,
+                binds=[
+                    Bind(_INCLUDE, "/mnt/include"),
+                    Bind(source.parent, "/mnt/source"),
+                    Bind(out, "/mnt/out", writable=True),
+                ],
+                log=settings.build / "logs" / f"guest-program-{name}.log",
+            )
+            stamp.write(mark, inputs, [out / name], 0.0)
+    return made
+
+
+def install(guest: Guest, programs: dict[str, Path], place: str = PLACE) -> None:
+    """Put programs into a guest, in one archive: most of a static program is the library."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:xz") as archive:
+        for name, path in programs.items():
+            archive.add(path, name)
+    guest.put(packed.getvalue(), f"{place}.tar.xz")
+    guest.run(["mkdir", "-p", place], timeout_s=5, check=True)
+    guest.run(["tar", "-xJf", f"{place}.tar.xz", "-C", place], timeout_s=30, check=True)

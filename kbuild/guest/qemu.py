@@ -1,0 +1,620 @@
+"""One QEMU process: its command line, its life, and which accelerator works here."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import platform
+import shlex
+import shutil
+import socket
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kbuild.core import fs, run, stamp
+from kbuild.core.errors import InfrastructureError, UserError
+from kbuild.core.model import Kernel
+from kbuild.guest.console import Console, banner
+from kbuild.guest.spec import ACCELERATORS, KVM, TCG, Accelerator, GuestSpec, Snapshot
+
+logger = logging.getLogger(__name__)
+
+QEMU = "qemu-system-x86_64"
+# The name of the second control port, which a guest finds below /sys/class/virtio-ports.
+BULK_PORT = "cplayground.control"
+
+_QMP_TIMEOUT_S = 20.0
+_SAVING_POLL_S = 0.02
+_REGISTERS_TIMEOUT_S = 5.0  # of a guest that is lost already
+# The machine protocol's name for the file that a guest is saved to or restored from.
+_STATE = "state"
+_PROBE_TIMEOUT_S = 8.0
+# A guest that eats memory must not take the machine's other programs with it.
+_OOM_SCORE_ADJ = "500"
+# QEMU's user and group.  Debian reserves 65000 to 65533, and systemd's dynamic users end at
+# 65519, so no account and no service has this number.
+USER = 65533
+# QEMU needs none of this: programs, other users, system calls that are obsolete, priorities.
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+# QEMU's largest file holds what the guest wrote to its disk, and the map of that.
+_MAP_BYTES = 256 << 20
+_SCRATCH = "scratch"
+_KVM_DEVICE = Path("/dev/kvm")
+
+
+@dataclass(frozen=True)
+class Wires:
+    """The descriptors that QEMU's ports are connected to; ``console`` is open for appending."""
+
+    control: int
+    bulk: int
+    qmp: int
+    console: int
+
+
+def kernel_command_line(spec: GuestSpec) -> str:
+    """Return the kernel's parameters.
+
+    An oops or a lockup ends the guest at once (panic, and QEMU's -no-reboot); a WARN does
+    not, triage finds it.  "quiet" silences the initramfs's scripts, and loglevel after it
+    gives the kernel its voice back.  Userspace's marks in the log are not rate limited.
+
+    Under TCG it boots with one processor, and the agent starts the others when it is up.
+    QEMU 7.2 may go on with an old translation of code that one processor changes while another
+    runs it (docs/vm.md), and a kernel patches itself most while it boots.
+    """
+    words = [
+        *([f"console={spec.console},115200"] if spec.console else []),
+        "root=/dev/vda",
+        "rootfstype=ext4",
+        "rw",
+        "fsck.mode=skip",
+        f"init={spec.init}",
+        "quiet",
+        "loglevel=7",
+        "printk.devkmsg=on",
+        "panic=-1",
+        "oops=panic",
+        "softlockup_panic=1",
+        "random.trust_cpu=on",
+        *(["maxcpus=1"] if spec.accelerator is TCG else []),
+        *spec.append,
+    ]
+    return " ".join(words)
+
+
+def command(
+    spec: GuestSpec,
+    wires: Wires,
+    snapshot: Snapshot | None = None,
+    *,
+    restored: bool = True,
+    opened: Callable[[Path], str] = str,
+) -> list[str]:
+    """Return QEMU's command line for a guest; the disk is never written (snapshot).
+
+    With ``snapshot`` its memory lies in that snapshot's file, and what it writes to the disk
+    in that overlay; ``restored`` guests have a copy of both that dies with them.  ``opened``
+    returns the name under which QEMU opens a file.
+    """
+    release = spec.kernel.release
+    boot = spec.kernel.root / "boot"
+    initrd = boot / f"initrd.img-{release}"
+    accelerator = "tcg,thread=multi" if spec.accelerator is TCG else spec.accelerator.name
+    machine, disk = "pc", f"file={_escape(opened(spec.disk))},format=raw"
+    kept: list[str] = []
+    if snapshot is not None:
+        machine = "pc,memory-backend=memory"
+        # The overlay names its base by a path that QEMU's user may not be able to follow.
+        base = f"backing.driver=raw,backing.file.filename={_escape(opened(spec.disk))}"
+        disk = f"file={_escape(opened(snapshot.disk))},format=qcow2,{base}"
+        memory = f"id=memory,size={spec.memory_mib}M,mem-path={_escape(opened(snapshot.memory))}"
+        kept = ["-object", f"memory-backend-file,{memory},share={'off' if restored else 'on'}"]
+        if restored:
+            kept += ["-incoming", "defer"]
+    drive = f"{disk},if=none,id=disk"
+    if snapshot is None or restored:
+        drive += ",snapshot=on"
+    return [
+        QEMU,
+        *("-sandbox", _SANDBOX),
+        *("-name", f"cplayground-{release}"),
+        *("-machine", machine),
+        *("-accel", accelerator),
+        *("-cpu", "max"),
+        *("-smp", str(spec.cpus)),
+        *("-m", str(spec.memory_mib)),
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        *("-display", "none"),
+        *("-kernel", opened(boot / f"vmlinuz-{release}")),
+        *(("-initrd", opened(initrd)) if spec.initrd and initrd.exists() else ()),
+        *("-append", kernel_command_line(spec)),
+        *("-drive", drive),
+        *("-device", "virtio-blk-pci,drive=disk"),
+        *("-object", "rng-random,id=entropy,filename=/dev/urandom"),
+        *("-device", "virtio-rng-pci,rng=entropy"),
+        *("-add-fd", f"fd={wires.console},set=1"),
+        *("-chardev", "file,id=console,path=/dev/fdset/1,append=on"),
+        *("-serial", "chardev:console"),
+        *("-chardev", f"socket,id=control,fd={wires.control}"),
+        *("-serial", "chardev:control"),
+        *("-device", "virtio-serial-pci"),
+        *("-chardev", f"socket,id=bulk,fd={wires.bulk}"),
+        *("-device", f"virtserialport,chardev=bulk,name={BULK_PORT}"),
+        *("-chardev", f"socket,id=qmp,fd={wires.qmp}"),
+        *("-mon", "chardev=qmp,mode=control"),
+        *kept,
+    ]
+
+
+def _escape(name: str) -> str:
+    # A comma ends an option's value in QEMU's syntax; two are one.
+    return name.replace(",", ",,")
+
+
+class WorkdirInUseError(InfrastructureError):
+    """A guest of another run, or one that was not ended, writes to the same files."""
+
+
+class Machine:
+    """A running QEMU, its sockets, and the file its console goes to."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        control: socket.socket,
+        bulk: socket.socket,
+        qmp: socket.socket,
+        console: Console,
+        log: Path,
+        held: int,
+    ) -> None:
+        self._process = process
+        self._held = held  # by _hold; until nobody has to read the console any more
+        self.control = control
+        self.bulk = bulk
+        self._qmp = qmp
+        self._qmp_rest = b""
+        self._events: list[dict[str, object]] = []
+        self.console = console
+        self.log = log
+        self.stopped = False  # whether we had to end it
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """The exit status, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Wait for QEMU's own end; None when it has not come in time."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(timeout=timeout_s)
+        return None
+
+    def stop(self) -> int:
+        """End QEMU if it still runs: SIGTERM, then SIGKILL."""
+        if self._process.poll() is None:
+            self.stopped = True
+            run.stop(self._process)
+        return self._process.wait()
+
+    def close(self) -> None:
+        """End it and let go of its sockets and its directory; its events stay known."""
+        self.stop()
+        self.events()
+        for sock in (self.control, self.bulk, self._qmp):
+            sock.close()
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
+
+    def negotiate(self) -> None:
+        """Open the machine protocol, so that QEMU sends its events.
+
+        Raises InfrastructureError when QEMU ends before it speaks: a bad option, a kernel
+        file that it cannot load.
+        """
+        self._qmp.settimeout(_QMP_TIMEOUT_S)
+        try:
+            self._receive()
+            self._qmp.sendall(b'{"execute": "qmp_capabilities"}\n')
+            self._receive()
+        except (OSError, EOFError):
+            raise self._died("QEMU did not start") from None
+
+    def events(self) -> list[dict[str, object]]:
+        """Return QEMU's events so far, oldest first (also after its end)."""
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            while self._qmp.fileno() >= 0 and (chunk := self._qmp.recv(65536, socket.MSG_DONTWAIT)):
+                self._qmp_rest += chunk
+        while b"\n" in self._qmp_rest:
+            self._next_message()
+        return list(self._events)
+
+    def execute(
+        self, name: str, arguments: Mapping[str, object] | None = None, *, fd: int | None = None
+    ) -> object:
+        """Run a command of the machine protocol, an open file going with it, and return its answer.
+
+        Raises InfrastructureError when QEMU refuses, or has ended.
+        """
+        request = {"execute": name} | ({"arguments": arguments} if arguments else {})
+        line = json.dumps(request).encode() + b"\n"
+        try:
+            if fd is None:
+                self._qmp.sendall(line)
+            else:
+                socket.send_fds(self._qmp, [line], [fd])
+            while True:
+                message = self._receive()
+                if "return" in message:
+                    return message["return"]
+                if "error" in message:
+                    raise InfrastructureError(
+                        f"QEMU refuses {name}", found=json.dumps(message["error"]), log=self.log
+                    )
+        except (OSError, EOFError):
+            raise self._died(f"QEMU ended at {name}") from None
+
+    def save(self, path: Path, timeout_s: float) -> None:
+        """Write to ``path`` what is not in the memory's file, the guest then stands; end QEMU.
+
+        Raises InfrastructureError when that fails, or is not done in ``timeout_s``.
+        """
+        # Not stopped before: it would be restored as stopped.
+        self._prepare_migration()
+        with path.open("wb") as stream:
+            self._pass_file(stream.fileno())
+        self.execute("migrate", {"uri": f"fd:{_STATE}"})
+        deadline = time.monotonic() + timeout_s
+        while True:
+            answer = self.execute("query-migrate")
+            status = answer.get("status") if isinstance(answer, dict) else None
+            if status == "completed":
+                break
+            if status in ("failed", "cancelled") or time.monotonic() > deadline:
+                raise InfrastructureError(
+                    "the guest could not be saved", found=json.dumps(answer), log=self.log
+                )
+            time.sleep(_SAVING_POLL_S)
+        self.execute("quit")
+        if self.wait(_QMP_TIMEOUT_S) != 0:
+            raise self._died("QEMU did not end well after a save")
+
+    def restore(self, path: Path, timeout_s: float) -> None:
+        """Let the guest go on from what :meth:`save` wrote; returns when it runs.
+
+        What is sent to its ports before that is lost.  Raises InfrastructureError.
+        """
+        self._prepare_migration()
+        with path.open("rb") as stream:
+            self._pass_file(stream.fileno())
+        self.execute("migrate-incoming", {"uri": f"fd:{_STATE}"})
+        deadline = time.monotonic() + timeout_s
+        self._qmp.settimeout(timeout_s)
+        try:
+            while not any(event["event"] == "RESUME" for event in self._events):
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+                self._receive()
+        except (OSError, EOFError):
+            raise self._died("the snapshot cannot be restored") from None
+        finally:
+            self._qmp.settimeout(_QMP_TIMEOUT_S)
+
+    def _prepare_migration(self) -> None:
+        # The memory is in a file already.
+        wanted = [{"capability": "x-ignore-shared", "state": True}]
+        self.execute("migrate-set-capabilities", {"capabilities": wanted})
+
+    def _pass_file(self, fd: int) -> None:
+        self.execute("getfd", {"fdname": _STATE}, fd=fd)
+
+    def registers(self) -> str:
+        """Return each processor's registers as QEMU's monitor prints them; ends a mute QEMU.
+
+        "" if it does not tell.
+        """
+        answer: object = None
+        self._qmp.settimeout(_REGISTERS_TIMEOUT_S)
+        with contextlib.suppress(InfrastructureError):
+            answer = self.execute("human-monitor-command", {"command-line": "info registers -a"})
+        return answer if isinstance(answer, str) else ""
+
+    def powered_off(self) -> bool:
+        """Whether the guest itself switched the machine off (no reset, no panic)."""
+        return any(
+            event["event"] == "SHUTDOWN"
+            and isinstance(data := event.get("data"), dict)
+            and data.get("reason") == "guest-shutdown"
+            for event in self.events()
+        )
+
+    def log_tail(self, lines: int = 10) -> str:
+        """Return the last lines that QEMU itself said."""
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return "\n".join(
+            line for line in text.splitlines()[-lines:] if not line.startswith(("$ ", "# "))
+        )
+
+    def _receive(self) -> dict[str, object]:
+        """Wait for the next message; events among them are kept, too."""
+        while b"\n" not in self._qmp_rest:
+            chunk = self._qmp.recv(65536)
+            if not chunk:
+                raise EOFError
+            self._qmp_rest += chunk
+        return self._next_message()
+
+    def _next_message(self) -> dict[str, object]:
+        line, _, self._qmp_rest = self._qmp_rest.partition(b"\n")
+        try:
+            message: dict[str, object] = json.loads(line)
+        except ValueError:
+            return {}
+        if "event" in message:
+            self._events.append(message)
+        return message
+
+    def _died(self, what: str) -> InfrastructureError:
+        status = self.wait(1.0)
+        self.stop()
+        return InfrastructureError(
+            what,
+            found=self.log_tail()
+            or ("it does not answer" if status is None else run.describe_status(status)),
+            log=self.log,
+            hint="the log begins with the command as it was run",
+        )
+
+
+def start(
+    spec: GuestSpec, workdir: Path, snapshot: Snapshot | None = None, *, restored: bool = True
+) -> Machine:
+    """Start QEMU; ``workdir`` receives console.log and qemu.log of this run.
+
+    ``snapshot`` is where it keeps its memory and disk.  If it is to be ``restored`` from
+    that, :meth:`Machine.restore` comes next, and the console begins with that of the boot.
+    Raises InfrastructureError when it does not start, or when a guest that runs has the
+    same ``workdir``; LostDependencyError when QEMU is missing.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    held = _hold(workdir)
+    try:
+        machine = _start(spec, workdir, held, snapshot, restored=restored)
+    except BaseException:
+        os.close(held)
+        raise
+    try:
+        machine.negotiate()
+    except BaseException:
+        machine.close()
+        raise
+    finally:
+        fs.remove_tree(workdir / _SCRATCH)
+    return machine
+
+
+def _hold(workdir: Path) -> int:
+    """Return a descriptor that keeps other guests from a directory until it is closed.
+
+    Of two that wrote to the same files each would be judged by the other's words.
+    """
+    held = os.open(workdir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise WorkdirInUseError(
+            f"another guest that runs writes to {workdir}",
+            hint="wait for the run that it belongs to, or end it",
+        ) from None
+    return held
+
+
+def _start(
+    spec: GuestSpec, workdir: Path, held: int, snapshot: Snapshot | None, *, restored: bool
+) -> Machine:
+    console, log, scratch = workdir / "console.log", workdir / "qemu.log", workdir / _SCRATCH
+    for kept in (console, log):
+        if kept.exists():
+            kept.replace(kept.with_suffix(".previous.log"))
+    if snapshot is not None and restored:
+        shutil.copyfile(snapshot.console, console)
+    scratch.mkdir(exist_ok=True)
+    groups = _groups(spec.accelerator)
+    if groups is not None:
+        os.chown(scratch, USER, USER)
+    with contextlib.ExitStack() as stack:
+        pairs = [socket.socketpair() for _ in range(3)]
+        for _, other in pairs:
+            stack.callback(other.close)
+        handed: dict[int, Path] = {}
+
+        def opened(path: Path) -> str:
+            descriptor = _hand_over(path, readable_for_all=groups is not None)
+            stack.callback(os.close, descriptor)
+            handed[descriptor] = path
+            return f"/proc/self/fd/{descriptor}"
+
+        output = stack.enter_context(console.open("ab"))
+        control, bulk, qmp = (other.fileno() for _, other in pairs)
+        wires = Wires(control, bulk, qmp, output.fileno())
+        argv = command(spec, wires, snapshot, restored=restored, opened=opened)
+        stream = stack.enter_context(log.open("wb"))
+        # QEMU makes the file for what the guest writes to its disk there, and unlinks it.
+        temporary = opened(scratch)
+        stream.write(f"$ {shlex.join(argv)}\n".encode())
+        stream.writelines(f"# {number} is {path}\n".encode() for number, path in handed.items())
+        stream.flush()
+        logger.debug("qemu: %s", shlex.join(argv))
+        process = run.start(
+            argv,
+            env={"TMPDIR": temporary},
+            stdout=stream,
+            stderr=stream,
+            pass_fds=(wires.control, wires.bulk, wires.qmp, wires.console, *handed),
+            privileges=() if groups is None else _unprivileged(groups),
+            # The console's own limit holds only while we wait for the guest.
+            largest_file=spec.disk.stat().st_size + _MAP_BYTES,
+        )
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{process.pid}/oom_score_adj").write_text(_OOM_SCORE_ADJ)
+    return Machine(process, pairs[0][0], pairs[1][0], pairs[2][0], Console(console), log, held)
+
+
+def _groups(accelerator: Accelerator) -> tuple[int, ...] | None:
+    """Return the groups that QEMU needs as ``USER``; None when it has to run as we do.
+
+    Only root can become another user, and /dev/kvm may be for root only.
+    """
+    if os.geteuid() != 0:
+        return None
+    if accelerator is not KVM:
+        return ()
+    try:
+        device = _KVM_DEVICE.stat()
+    except FileNotFoundError:
+        return ()
+    if device.st_mode & 0o006 == 0o006:
+        return ()
+    return (device.st_gid,) if device.st_gid and device.st_mode & 0o060 == 0o060 else None
+
+
+def _unprivileged(groups: tuple[int, ...]) -> tuple[str, ...]:
+    supplementary = ("--groups", ",".join(map(str, groups))) if groups else ("--clear-groups",)
+    return (
+        *("--reuid", str(USER), "--regid", str(USER), *supplementary),
+        *("--inh-caps=-all", "--no-new-privs"),
+    )
+
+
+def lend(path: Path) -> None:
+    """Let QEMU's user write a file."""
+    if os.geteuid() == 0:
+        os.chown(path, -1, USER)
+        path.chmod(0o660)
+
+
+def take_back(path: Path) -> None:
+    """Let QEMU's user only read a file that was lent."""
+    if os.geteuid() == 0:
+        os.chown(path, -1, os.getegid())
+        path.chmod(0o644)
+
+
+def _hand_over(path: Path, *, readable_for_all: bool) -> int:
+    """Return a descriptor through which QEMU opens a file whose directories it may not enter."""
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        raise InfrastructureError(
+            "QEMU did not start", found=f"{path}: {error.strerror}", hint="is the image whole?"
+        ) from error
+    status = os.fstat(descriptor)
+    if readable_for_all and not status.st_mode & stat.S_IROTH and status.st_gid != USER:
+        os.close(descriptor)
+        raise InfrastructureError(
+            "QEMU did not start, as it may not read one of its files",
+            expected=f"a file that every user may read: QEMU runs as user {USER}",
+            found=f"{path}, {stat.filemode(status.st_mode)}",
+            hint=f"chmod a+r {shlex.quote(str(path))}",
+        )
+    return descriptor
+
+
+# --- which accelerator -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The accelerator that guests run on here, and why."""
+
+    accelerator: Accelerator
+    evidence: str
+
+
+def choose_accelerator(cache: Path, kernel: Kernel, wanted: str | None = None) -> Choice:
+    """Return KVM if a kernel was seen to speak under it on this machine, TCG otherwise.
+
+    That /dev/kvm can be opened proves nothing: nested guests may hang in their firmware.
+    The answer is kept in ``cache`` for this host kernel and this QEMU.  ``wanted`` is the
+    user's word and is taken without a trial; raises UserError for an unknown one.
+    """
+    if wanted is not None:
+        if wanted not in ACCELERATORS:
+            raise UserError(
+                f"the accelerator {wanted!r} is not known",
+                expected=", ".join(sorted(ACCELERATORS)),
+            )
+        return Choice(ACCELERATORS[wanted], "as asked for")
+    if not os.access(_KVM_DEVICE, os.R_OK | os.W_OK):
+        return Choice(TCG, "/dev/kvm cannot be opened for reading and writing")
+    inputs = {
+        "host kernel": platform.release(),
+        "host": platform.node(),
+        "qemu": run.run([QEMU, "--version"], timeout_s=30).stdout.splitlines()[0],
+    }
+    kept = cache / "accelerator" / f"{stamp.digest(inputs)[:16]}.json"
+    with fs.lock(kept.with_suffix(".lock")):
+        known = read_choice(kept)
+        if known is not None:
+            return known
+        choice = _try_kvm(kernel)
+        fs.write_json(
+            kept,
+            inputs | {"accelerator": choice.accelerator.name, "evidence": choice.evidence},
+        )
+    logger.info("accelerator: %s (%s)", choice.accelerator.name, choice.evidence)
+    return choice
+
+
+def read_choice(path: Path) -> Choice | None:
+    """Read a choice that was kept; None if there is none, or it is damaged."""
+    return fs.read_json(
+        path, lambda raw: Choice(ACCELERATORS[raw["accelerator"]], str(raw["evidence"]))
+    )
+
+
+def _try_kvm(kernel: Kernel) -> Choice:
+    # Without root and initrd the kernel says its first line and panics: all that is asked.
+    directory = Path(tempfile.mkdtemp(prefix="kbuild-accel-"))
+    try:
+        disk = directory / "empty.img"
+        with disk.open("wb") as stream:
+            stream.truncate(1 << 20)
+        spec = GuestSpec(kernel=kernel, disk=disk, accelerator=KVM, memory_mib=512)
+        began = time.monotonic()
+        try:
+            machine = start(spec, directory)
+        except InfrastructureError as error:
+            return Choice(TCG, f"QEMU refuses KVM: {(error.found or error.what).splitlines()[-1]}")
+        try:
+            while time.monotonic() - began < _PROBE_TIMEOUT_S:
+                if banner(machine.console.text()):
+                    took = time.monotonic() - began
+                    return Choice(KVM, f"a kernel spoke under KVM after {took:.1f} s")
+                if machine.wait(0.1) is not None:
+                    return Choice(TCG, f"under KVM, QEMU ended: {machine.log_tail(1)}")
+            return Choice(
+                TCG, f"/dev/kvm opens, but a guest said nothing in {_PROBE_TIMEOUT_S:g} s"
+            )
+        finally:
+            machine.close()
+    finally:
+        fs.remove_tree(directory)

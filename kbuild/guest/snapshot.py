@@ -1,0 +1,165 @@
+"""Booted guests kept in the cache, each under a digest of everything that is inside.
+
+A guest is booted with its memory in a file that it shares with us and its disk's changes in a
+qcow2 overlay; then QEMU migrates the rest, processors and devices, to a third file.  A
+restored guest maps the memory privately and copies a page when it writes one: however
+much memory there is, none of it is read or written until it is used, and several guests
+share what they only read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kbuild.core import fs, run, stamp
+from kbuild.core.errors import InfrastructureError
+from kbuild.core.progress import size
+from kbuild.guest import qemu
+from kbuild.guest.channel import PROTOCOL
+from kbuild.guest.guest import Guest
+from kbuild.guest.spec import KVM, GuestSpec, Snapshot
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = "3"
+_MARK = "snapshot.json"
+_PORT = "port"
+# A snapshot has the size of the guest's memory at most.  Those that were used last are
+# kept, and whoever has just been given one must find it there.
+_KEPT = 6
+_RECENT_S = 3600.0
+# What a killed run left; nobody works on one for so long.
+_ABANDONED_S = 86400.0
+# struct ext4_super_block: 1,024 bytes into the disk, s_uuid 0x68 bytes into that.
+_UUID_AT = 1024 + 0x68
+
+
+@dataclass(frozen=True)
+class Provision:
+    """What is done in the guest before it is saved, and what names it in the snapshot's key."""
+
+    inputs: Mapping[str, str]
+    apply: Callable[[Guest], None]
+
+
+NOTHING = Provision({}, lambda _: None)
+
+
+def ensure(
+    cache: Path, spec: GuestSpec, *, workdir: Path, provision: Provision = NOTHING
+) -> Snapshot:
+    """Return a snapshot of a booted guest, made if the cache has none with the same content.
+
+    ``workdir`` receives the console of the boot.  Raises GuestLost when the guest does not
+    come up clean, InfrastructureError when QEMU does not save it.
+    """
+    inputs = describe(spec) | dict(provision.inputs)
+    shelf = cache / "snapshots"
+    home = shelf / stamp.digest(inputs)[:16]
+    with fs.lock(shelf / f"{home.name}.lock"):
+        if stamp.due(home / _MARK, inputs) is not None:
+            began = time.monotonic()
+            logger.info("booting %s once, for a snapshot", spec.kernel.release)
+            with fs.fresh_directory(home) as scratch:
+                made = Snapshot(scratch, spec)
+                _make(made, workdir, provision)
+                stamp.write(
+                    scratch / _MARK, inputs, _files(made), time.monotonic() - began, sync=False
+                )
+            logger.info("snapshot %s: %s", home.name, size(fs.disk_usage(home)))
+        fs.mark_used(home)
+    prune(shelf, keep=_KEPT)
+    port = (home / _PORT).read_text() or None
+    return Snapshot(home, spec, port)
+
+
+def describe(spec: GuestSpec) -> dict[str, str]:
+    """Return the manifest of what a booted guest consists of."""
+    release = spec.kernel.release
+    boot = spec.kernel.root / "boot"
+    placeholder = Snapshot(Path("snapshot"), spec)
+    wires = qemu.Wires(control=0, bulk=0, qmp=0, console=0)
+    inputs = {
+        "format": _FORMAT,
+        "protocol": str(PROTOCOL),
+        "kernel": fs.sha256_file(boot / f"vmlinuz-{release}"),
+        "disk": _disk_identity(spec.disk),
+        "qemu": run.run([qemu.QEMU, "--version"], timeout_s=30).stdout.splitlines()[0],
+        "machine": " ".join(qemu.command(spec, wires, placeholder, restored=False)),
+    }
+    initrd = boot / f"initrd.img-{release}"
+    if spec.initrd and initrd.exists():
+        inputs["initrd"] = fs.sha256_file(initrd)
+    if spec.accelerator is KVM:
+        # The guest saw this machine's processor.
+        inputs["host"] = f"{platform.node()} {platform.release()}"
+    return inputs
+
+
+def prune(shelf: Path, *, keep: int) -> None:
+    """Remove all but the ``keep`` snapshots that were used last, and what killed runs left.
+
+    One that was used within the hour stays: a guest may be about to be restored from it.
+    """
+    now = time.time()
+    homes = sorted(
+        (path for path in shelf.iterdir() if path.is_dir() and not path.name.startswith(".")),
+        key=_used,
+        reverse=True,
+    )
+    old = [home for home in homes[keep:] if now - _used(home) > _RECENT_S]
+    left = [path for path in shelf.glob(".*") if now - _used(path) > _ABANDONED_S]
+    for path in (*old, *left):
+        logger.info("removing the snapshot %s, unused for long", path.name)
+        fs.remove_tree(path)
+
+
+def _used(path: Path) -> float:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mtime
+    return 0.0
+
+
+def _disk_identity(disk: Path) -> str:
+    # The same inputs make another disk each time; its path is in the machine's options.
+    with disk.open("rb") as stream:
+        stream.seek(_UUID_AT)
+        uuid = stream.read(16).hex()
+    status = disk.stat()
+    return f"ext4 {uuid}, {status.st_size} bytes of {status.st_mtime_ns}"
+
+
+def _make(made: Snapshot, workdir: Path, provision: Provision) -> None:
+    run.run(
+        [
+            *("qemu-img", "create", "-q", "-f", "qcow2"),
+            *("-F", "raw", "-b", made.spec.disk.resolve(), made.disk),
+        ],
+        timeout_s=60,
+        error=InfrastructureError,
+    )
+    # QEMU's user cannot make a file here, and may not make one as large as a memory.
+    with made.memory.open("wb") as stream:
+        stream.truncate(made.spec.memory_mib << 20)
+    for path in (made.memory, made.disk):
+        qemu.lend(path)
+    guest = Guest.boot_to_save(made, workdir=workdir)
+    try:
+        provision.apply(guest)
+        (made.home / _PORT).write_text(guest.port or "")
+        guest.save(made.state)
+    finally:
+        guest.abandon()
+    qemu.take_back(made.disk)
+    shutil.copyfile(guest.machine.console.path, made.console)
+
+
+def _files(made: Snapshot) -> list[Path]:
+    return [made.memory, made.disk, made.state, made.console, made.home / _PORT]

@@ -1,0 +1,157 @@
+"""Compile along with the workers of an icecream scheduler."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from kbuild.core import fs, run, sandbox, stamp, suites
+from kbuild.core.errors import BuildError, InfrastructureError, KbuildError, UserError
+from kbuild.core.model import Root, Settings
+from kbuild.core.sandbox import Bind
+from kbuild.core.secrets import redact_url
+from kbuild.kernel.help import Help, is_host, resolver
+
+logger = logging.getLogger(__name__)
+
+_ICECREAM = "/mnt/icecream"
+_DAEMON_TIMEOUT_S = 20.0
+_USER = "icecc"  # that Debian's package makes, for the daemon
+# What iceccd says when its scheduler has taken it.
+_CONNECTED = "Connected to scheduler"
+SCHEDULER_PORT = 8765
+_HOST = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::(?P<port>\d{1,5}))?")
+
+
+def parse_scheduler(text: str) -> tuple[str, int]:
+    """Read host[:port] of an icecream scheduler; raises UserError for anything else."""
+    match = _HOST.fullmatch(text)
+    port = int(match["port"] or SCHEDULER_PORT) if match else 0
+    if match is None or not 0 < port < 65536 or not is_host(match["host"].strip("[]")):
+        shown = redact_url(text)
+        raise UserError(
+            f"--scheduler {shown} is no icecream scheduler",
+            expected=f"HOST or HOST:PORT; the usual port is {SCHEDULER_PORT}",
+            found=shown,
+        )
+    return match["host"].strip("[]"), port
+
+
+def compiler_environment(settings: Settings, root: Root) -> Path:
+    """Return the root's own compiler as an archive that icecream's workers unpack.
+
+    Made once by icecc-create-env for each root, and kept in the cache.
+    """
+    home = settings.cache / "icecream" / root.digest[:16]
+    mark, inputs = home / "stamp.json", {"root": root.digest}
+    with fs.lock(settings.cache / "locks" / f"icecream-{root.digest[:16]}.lock"):
+        if stamp.due(mark, inputs) is not None:
+            compiler = suites.suite(root.suite).compiler
+            with fs.fresh_directory(home) as scratch:
+                sandbox.enter(
+                    root,
+                    ["icecc", "--build-native", f"/usr/bin/{compiler}"],
+                    timeout_s=300,
+                    binds=[Bind(scratch, _ICECREAM, writable=True)],
+                    cwd=_ICECREAM,
+                )
+                stamp.write(scratch / mark.name, inputs, scratch.glob("*.tar.*"), 0.0, sync=False)
+    fs.mark_used(home)
+    # Workers tell environments apart by the name, which holds a digest of the content.
+    made = list(home.glob("*.tar.*"))
+    if len(made) != 1:
+        raise BuildError(
+            "icecc made no archive of the compiler",
+            expected=f"one file in {home}",
+            found=", ".join(path.name for path in made) or "none",
+            hint="remove that directory, and run the same command again",
+        )
+    return made[0]
+
+
+@contextlib.contextmanager
+def icecream_help(settings: Settings, root: Root, home: Path) -> Iterator[Help | None]:
+    """Run icecream's daemon for one build, and yield what the compilers need to find it."""
+    host, port = parse_scheduler(settings.scheduler)
+    try:
+        archive = compiler_environment(settings, root)
+    except KbuildError as error:
+        # As with a scheduler that is away: a security update must not wait for its helpers.
+        logger.warning("icecream is left out: %s", error)
+        yield None
+        return
+    place = home / "icecream"
+    fs.remove_tree(place)
+    place.mkdir(parents=True)
+    shutil.copyfile(archive, place / archive.name)
+    shutil.chown(place, *_owner(root, _USER))
+    binds = (Bind(place, _ICECREAM, writable=True),)
+    env = {"ICECC_TEST_SOCKET": f"{_ICECREAM}/socket"}
+    daemon = sandbox.command(
+        root,
+        [
+            *("iceccd", "--no-remote", "-s", f"{host}:{port}"),
+            *("-b", f"{_ICECREAM}/environments", "-u", _USER, "-vv"),
+        ],
+        binds=[*binds, *resolver(root)],
+        env=env,
+        network=True,
+    )
+    log = settings.build / "logs" / "icecream.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as stream:
+        process = run.start(daemon, stdout=stream, stderr=subprocess.STDOUT)
+        try:
+            # Asked through the daemon: a scheduler stops for seconds over a connection that
+            # says nothing.
+            if not _connected(process, log):
+                logger.warning(
+                    "icecream is left out: no scheduler at %s answers; see %s",
+                    settings.scheduler,
+                    log,
+                )
+                yield None
+                return
+            yield Help(
+                {
+                    **env,
+                    "CCACHE_PREFIX": "icecc",
+                    "ICECC_VERSION": f"{_ICECREAM}/{archive.name}",
+                },
+                (*binds, *resolver(root)),
+                network=True,
+            )
+        finally:
+            run.stop(process)
+
+
+def _owner(root: Root, user: str) -> tuple[int, int]:
+    """Return the numbers of a user and its group in a root, which are not the host's."""
+    for line in (root.path / "etc/passwd").read_text().splitlines():
+        name, _, uid, gid, *_ = line.split(":")
+        if name == user:
+            return int(uid), int(gid)
+    raise BuildError(f"{root.path} has no user {user}", hint="'invoke clean --roots' makes it anew")
+
+
+def _connected(process: subprocess.Popen[bytes], log: Path) -> bool:
+    """Wait until icecream's daemon says that its scheduler has taken it."""
+    deadline = time.monotonic() + _DAEMON_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise InfrastructureError(
+                "icecream's daemon does not start",
+                found=log.read_text(errors="replace").strip()[-1000:],
+                log=log,
+                hint="leave --scheduler out",
+            )
+        if _CONNECTED in log.read_text(errors="replace"):
+            return True
+        time.sleep(0.1)
+    return False

@@ -1,0 +1,165 @@
+"""Plan a kernel: which method, configuration, release and version; nothing is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kbuild.core import fs, stamp
+from kbuild.core.errors import UserError
+from kbuild.core.model import Base, Settings, Target
+from kbuild.core.suites import DEBIAN_FLAVOURS
+from kbuild.core.variants import variant
+from kbuild.kernel import guard, kconfig
+from kbuild.kernel.kconfig import Fragment
+
+# What the user may wish for the distro's modules.
+MODULES = ("auto", "keep", "rebuild")
+# Options that make the modules of a full build verify: a key made for this build alone,
+# as Debian makes one, instead of the distro's that nobody has any more.
+_OWN_KEY = Fragment(
+    "module signing of a full build",
+    {"MODULE_SIG_KEY": '"certs/signing_key.pem"', "SYSTEM_TRUSTED_KEYS": '""'},
+)
+# The distro's salt of build IDs is its ABI name, so that each point release has another. It goes
+# into two notes, and every file would have to be compiled again for it.
+_NO_SALT = Fragment("no salt in build IDs", {"BUILD_SALT": '""'})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides a kernel, before the first compiler runs."""
+
+    target: Target
+    base: Base
+    release: str
+    package_version: str  # what uname -v shows, beside the day of the source
+    method: str  # "fast" or "rebuild"
+    reason: str  # why that method
+    fragments: tuple[Fragment, ...]
+    distro_options: bool  # the configuration is the distro's own, but for its keys and its salt
+    config: str  # merged, before olddefconfig; for lab, what allnoconfig is given
+    distro: Fragment  # Debian's own configuration
+    timestamp: str  # of the source, in seconds since the epoch
+
+
+def choose_method(
+    target: Target, distro: Fragment, fragments: Sequence[Fragment], modules: str
+) -> tuple[str, str]:
+    """Decide between the fast path and a full build, and say why.
+
+    ``modules`` is the user's wish: "keep", "rebuild" or "auto".  Raises UserError when the
+    distro's modules cannot be kept although they were asked for.
+    """
+    if modules not in MODULES:
+        raise UserError(
+            f"--modules {modules} is not known", expected=", ".join(MODULES), found=modules
+        )
+    obstacle = None
+    if target.flavour not in DEBIAN_FLAVOURS:
+        obstacle = f"the flavour {target.flavour} is ours: Debian has no modules for it"
+    elif fragments:
+        names = ", ".join(fragment.name for fragment in fragments)
+        obstacle = f"the configuration is not the distro's ({names})"
+    elif distro.options.get("MODVERSIONS") != "y":
+        obstacle = "the distro's kernel has no CONFIG_MODVERSIONS, so CRCs prove nothing"
+    if modules == "rebuild":
+        return "rebuild", "asked for"
+    if obstacle is None:
+        return "fast", "Debian's configuration, with symbol versions to prove it by"
+    if modules == "keep":
+        raise UserError(
+            "the distro's modules cannot be kept",
+            found=obstacle,
+            hint="leave --modules out, or say --modules rebuild",
+        )
+    return "rebuild", obstacle
+
+
+def fragments_of(settings: Settings, target: Target) -> tuple[Fragment, ...]:
+    """Return our fragments for a target, in order; raises UserError for an unknown variant."""
+    names = variant(target.variant).fragments
+    places = [settings.project / "fragments" / name for name in names]
+    if target.flavour not in DEBIAN_FLAVOURS:
+        places.insert(0, settings.project / "fragments" / f"{target.flavour}.config")
+    return tuple(kconfig.read(path) for path in (*places, *target.fragments))
+
+
+def make_plan(
+    settings: Settings,
+    target: Target,
+    base: Base,
+    *,
+    release: str,
+    package_version: str,
+    distro_config: Path,
+    timestamp: int,
+    pristine: Path,
+    modules: str = "auto",
+) -> Plan:
+    """Put together what decides a kernel; raises UserError when it makes no sense.
+
+    ``pristine`` is its source tree, whose Kconfig files say which options there are.
+    """
+    distro = kconfig.read(distro_config, strict=False)
+    fragments = tuple(kconfig.settle(one, pristine) for one in fragments_of(settings, target))
+    method, reason = choose_method(target, distro, fragments, modules)
+    distro_options = target.flavour in DEBIAN_FLAVOURS and not fragments
+    if method == "fast":
+        fragments = (
+            Fragment(
+                "module signing of the fast path",
+                {
+                    "MODULE_SIG_KEY": '""',
+                    "SYSTEM_TRUSTED_KEYS": '"/mnt/input/distro-modules.pem"',
+                },
+            ),
+        )
+    elif target.flavour in DEBIAN_FLAVOURS:
+        fragments = (_OWN_KEY, *fragments)
+    start = distro if target.flavour in DEBIAN_FLAVOURS else Fragment("allnoconfig", {})
+    if "BUILD_SALT" in start.options:
+        fragments = (_NO_SALT, *fragments)
+    return Plan(
+        target=target,
+        base=base,
+        release=release,
+        package_version=package_version,
+        method=method,
+        reason=reason,
+        fragments=fragments,
+        distro_options=distro_options,
+        config=kconfig.merge(start, fragments),
+        distro=distro,
+        timestamp=str(timestamp),
+    )
+
+
+def plan_inputs(plan: Plan, tree_digest: str, root_digest: str) -> dict[str, str]:
+    """Return the manifest of a kernel build."""
+    here = Path(__file__)
+    recipe = [here, here.with_name("compilation.py"), here.with_name("makelog.py")]
+    if plan.method == "fast":
+        # A stricter guard is to look at what an older one has let pass.
+        recipe += [Path(guard.__file__), here.with_name("debian_image.py")]
+    return {
+        "source": f"{plan.base.version} {plan.base.source.sha256}",
+        "distro image": plan.base.image.sha256,
+        "distro headers": plan.base.headers.sha256,
+        "patched source": tree_digest,
+        "configuration": stamp.digest({"text": plan.config}),
+        "method": plan.method,
+        "release": plan.release,
+        "package version": plan.package_version,
+        "root": root_digest,
+        "recipe": stamp.digest({path.name: fs.sha256_file(path) for path in recipe}),
+    }
+
+
+def distro_compiler(plan: Plan) -> str | None:
+    """Return that line of the compiler that built the distro's kernel, if ours must be the same."""
+    if plan.method != "fast":
+        return None
+    text = kconfig.parse(plan.config, name="the distro's configuration").options["CC_VERSION_TEXT"]
+    return text.strip('"')

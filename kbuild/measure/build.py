@@ -1,0 +1,519 @@
+"""How long kernels take to build: plainly, in full, on the fast path, and after small changes.
+
+Each measurement is a case that can be run alone; what it found is kept with the conditions
+it was found under, and the table shows every case of a target, the latest run of each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import logging
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kbuild import pipeline
+from kbuild.core import fs, places, progress, sandbox
+from kbuild.core.errors import KbuildError, UserError
+from kbuild.core.model import Settings, Target
+from kbuild.core.run import run as run_program
+from kbuild.core.sandbox import Bind
+from kbuild.core.suites import DEBIAN_FLAVOURS
+from kbuild.fetch import roots, source, unpack
+from kbuild.kernel import (
+    compilation,
+    helpers,
+    kconfig,
+    makelog,
+    planning,
+    quilt,
+    remote_cache,
+)
+from kbuild.measure import misses
+from kbuild.measure.build_cases import CASES, FAST, Case, Measurement, choose, read
+from kbuild.measure.build_table import render
+from kbuild.measure.stats import BenchError
+from kbuild.ship import manifest
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT_S = 24 * 3600.0
+_NAMED_MISSES = 20
+# Of the cache, what a build is not measured by.
+_SHARED = (*places.SHELVES, "accelerator", "apt", "locks")
+_EXPORT = re.compile(r"^\+EXPORT_SYMBOL(?:_GPL)?\((\w+)\);$", re.MULTILINE)
+# What "make -n" prints for one object of C or assembly.
+_COMPILES = re.compile(r"\s-c -o \S+\.o\s")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A target to be measured, and where that is done."""
+
+    settings: Settings  # of the user
+    target: Target
+    before: str  # the version that a point release comes after; "" for none
+    cpu: Callable[[], float]  # seconds of CPU time used so far, by all that was started
+
+    @property
+    def home(self) -> Path:
+        """Where scratch builds lie."""
+        return self.settings.build / "bench" / "build" / self.target.suite / self.target.name
+
+    @property
+    def result(self) -> Path:
+        """The file with what was measured."""
+        name = f"build-{self.target.suite}-{self.target.name}.json"
+        return self.settings.build / "bench" / name
+
+
+def run(
+    settings: Settings,
+    target: Target,
+    *,
+    names: Sequence[str] = (),
+    before: str = "",
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Measure the cases asked for, print the table, and return the file with the results.
+
+    A case that fails keeps none of the others from being measured; the first failure is
+    raised after the table, which names each.
+    """
+    cases = choose(target, names, before=before)
+    if any(case.name == "point-release" for case in cases):
+        check_before(settings, target, before)
+    absent: dict[str, str] = {}
+    failures: list[KbuildError] = []
+    with cpu_account() as cpu:
+        bench = Bench(settings, target, before, cpu)
+        if not names and (why := _no_fast_path(bench, cases)) is not None:
+            absent = dict.fromkeys(FAST, why)
+            cases = tuple(case for case in cases if case.name not in absent)
+        for case in cases:
+            try:
+                measure(bench, case)
+            except KbuildError as error:
+                logger.error("%s: %s error: %s", case.name, error.kind, error)
+                absent[case.name] = f"FAILED: {error.kind} error: {error.what}"
+                failures.append(error)
+    say(render(bench.target, read(bench.result), _siblings(bench), absent=absent))
+    if failures:
+        raise failures[0]
+    return bench.result
+
+
+def check_before(settings: Settings, target: Target, before: str) -> None:
+    """Raise UserError unless ``before`` is an older version that the archive has.
+
+    The case that needs it is measured after hours of others.
+    """
+    newest = source.resolve(settings, target).version
+    source.resolve(settings, dataclasses.replace(target, version=before))
+    if before == newest:
+        raise UserError(f"--before {before} is the newest version", found=newest)
+
+
+def _no_fast_path(bench: Bench, cases: Sequence[Case]) -> str | None:
+    """Say why this suite's kernel has no fast path, if one of the cases would need it."""
+    if not any(case.name in FAST for case in cases):
+        return None
+    base = source.fetch(bench.settings, bench.target)
+    headers = unpack.unpack_deb(bench.settings, base.headers)
+    config = headers / "usr/src" / f"linux-headers-{base.release}" / ".config"
+    distro = kconfig.read(config, strict=False)
+    method, reason = planning.choose_method(bench.target, distro, (), "auto")
+    return None if method == "fast" else reason
+
+
+def measure(bench: Bench, case: Case) -> Measurement:
+    """Measure one case and keep the result; a case that it needs is measured first."""
+    if case.needs and not any(_private_cache(bench, case.needs).glob("ccache/*/*")):
+        logger.info("%s starts from what %s compiled, which comes first", case.name, case.needs)
+        measure(bench, CASES[case.needs])
+    logger.info("measuring: %s", case.title)
+    found = _MEASURE[case.name](bench, case)
+    fs.write_json(bench.result, {**_raw(bench.result), case.name: dataclasses.asdict(found)})
+    logger.info(
+        "%s: %s, %s of CPU time",
+        case.name,
+        progress.duration(found.wall_s),
+        progress.duration(found.cpu_s),
+    )
+    return found
+
+
+def _raw(path: Path) -> dict[str, object]:
+    return {name: dataclasses.asdict(one) for name, one in read(path).items()}
+
+
+def _siblings(bench: Bench) -> dict[str, Measurement]:
+    """Return what was measured of cloud-amd64, which a full build of amd64 is taken from."""
+    if bench.target.flavour != "amd64":
+        return {}
+    target = dataclasses.replace(bench.target, flavour="cloud-amd64")
+    return read(dataclasses.replace(bench, target=target).result)
+
+
+# How a case is run.
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """What time it was, for us and for all that we waited for."""
+
+    wall: float
+    cpu: float
+    load: float
+    began: str
+
+
+@contextlib.contextmanager
+def cpu_account(
+    *, mounts: Path = Path("/proc/mounts"), own: Path = Path("/proc/self/cgroup")
+) -> Iterator[Callable[[], float]]:
+    """Give this process and all that it starts an account of the CPU time that they use.
+
+    Yields a function that returns the seconds.  It is a control group (cgroups(7), version
+    2), because bwrap(1) ends without waiting for what it started: wait(2) never learns what
+    compilers in a root took.  Raises BenchError where there is none to be made.
+    """
+    try:
+        top = next(
+            Path(fields[1])
+            for fields in (line.split() for line in mounts.read_text().splitlines())
+            if fields[2] == "cgroup2"
+        )
+        ours = next(
+            line.partition("::")[2].lstrip("/")
+            for line in own.read_text().splitlines()
+            if line.startswith("0::")
+        )
+        home = top / ours
+        group = home / f"cplayground-bench-{os.getpid()}"
+        group.mkdir()
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+    except (OSError, StopIteration) as error:
+        raise BenchError(
+            "CPU time cannot be measured here: no control group can be made",
+            expected="cgroups version 2, and root privileges",
+            found=str(error) or "none mounted",
+        ) from error
+    try:
+        yield lambda: cpu_seconds((group / "cpu.stat").read_text())
+    finally:
+        (home / "cgroup.procs").write_text(str(os.getpid()))
+        # Somebody that we started may still be on its way out.
+        with contextlib.suppress(OSError):
+            group.rmdir()
+
+
+def cpu_seconds(stat: str) -> float:
+    """Return the seconds in the text of a control group's cpu.stat; raises BenchError."""
+    for line in stat.splitlines():
+        if line.startswith("usage_usec "):
+            return int(line.split()[1]) / 1e6
+    raise BenchError("a control group's cpu.stat has no usage_usec", found=stat)
+
+
+def _now(bench: Bench) -> _Clock:
+    began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return _Clock(time.monotonic(), bench.cpu(), os.getloadavg()[0], began)
+
+
+def _found(bench: Bench, case: Case, start: _Clock, version: str, **more: object) -> Measurement:
+    end = _now(bench)
+    return dataclasses.replace(
+        Measurement(
+            case=case.name,
+            version=version,
+            wall_s=round(end.wall - start.wall, 3),
+            cpu_s=round(end.cpu - start.cpu, 3),
+            began=start.began,
+            host=f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPUs",
+            load=(round(start.load, 2), round(end.load, 2)),
+            jobs=bench.settings.jobs,
+            commit=manifest.project_commit(bench.settings.project) or "",
+        ),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def _private_cache(bench: Bench, method: str, *, empty: bool = False) -> Path:
+    """Return a cache directory like the machine's, but with a compiler cache of its own."""
+    cache = bench.home / f"cache-{method}"
+    if empty:
+        fs.remove_tree(cache / "ccache")
+    cache.mkdir(parents=True, exist_ok=True)
+    # By name: on a new machine none of them is there yet, and each is to be filled only once.
+    for shelf in _SHARED:
+        (bench.settings.cache / shelf).mkdir(parents=True, exist_ok=True)
+        if not (cache / shelf).exists():
+            (cache / shelf).symlink_to(bench.settings.cache / shelf)
+    (cache / "ccache").mkdir(exist_ok=True)
+    return cache
+
+
+def _alone(bench: Bench, cache: Path, name: str) -> Settings:
+    """Return settings of a build of its own: nothing of it is there yet, and nobody helps."""
+    build = bench.home / name
+    fs.remove_tree(build)
+    return dataclasses.replace(
+        bench.settings, build=build, cache=cache, remote_cache="", scheduler=""
+    )
+
+
+def _built(
+    bench: Bench,
+    case: Case,
+    settings: Settings,
+    target: Target,
+    modules: str,
+    filled: misses.Build | None = None,
+) -> Measurement:
+    """Time a kernel from the compiler to its packages; fetching, unpacking and patching are before.
+
+    ``filled`` is the build that left the cache that this one has.
+    """
+    base = source.fetch(settings, target)
+    prepared = pipeline.prepare(settings, target, base, modules=modules)
+    root = roots.compile_root(settings, target.suite)
+    home = pipeline.places(settings, target, base).version
+    start = _now(bench)
+    built = pipeline.compile_kernel(settings, root, prepared)
+    compiled_s = bench.cpu()
+    # "make bindeb-pkg" packs too: without this the two could not be compared.
+    pipeline.pack_kernel(settings, root, prepared, built)
+    found = _found(bench, case, start, base.version, note=built.method)
+    objects = sum(name.endswith(".o") for _, _, names in os.walk(built.output) for name in names)
+    packing_s = round(found.cpu_s - (compiled_s - start.cpu), 3)
+    found = dataclasses.replace(found, objects=objects, packages_cpu_s=packing_s)
+    versions = remote_cache.read_statistics(home / "statistics" / helpers.VERSIONS_LOG)
+    if versions is not None:
+        found = dataclasses.replace(found, versions=(versions.hits, versions.misses))
+    said = remote_cache.read_statistics(home / "statistics" / helpers.OBJECTS_LOG)
+    if said is None:
+        return found
+    reasons: Mapping[str, int] = {}
+    if filled is not None and filled.output.is_dir():
+        reasons = misses.why(said.missed, filled, misses.Build(built.source, built.output))
+    return dataclasses.replace(
+        found,
+        hits=said.hits,
+        misses=said.misses,
+        missed=said.missed[:_NAMED_MISSES],
+        counters=dict(said.counters),
+        reasons=reasons,
+    )
+
+
+def _result_of(bench: Bench, name: str, target: Target, version: str) -> misses.Build:
+    """Return where the scratch build of a case lies, if it is still there."""
+    build = bench.home / name
+    return misses.Build(
+        source=build / target.suite / f"source-{version}",
+        output=build / target.suite / target.name / version / "out",
+    )
+
+
+def _cold(bench: Bench, case: Case) -> Measurement:
+    cache = _private_cache(bench, case.name, empty=True)
+    modules = "rebuild" if case.name == "full" else "keep"
+    settings = _alone(bench, cache, case.name)
+    return _built(bench, case, settings, bench.target, modules)
+
+
+def _warm(bench: Bench, case: Case) -> Measurement:
+    cache = _private_cache(bench, case.needs)
+    modules = "rebuild" if case.needs == "full" else "keep"
+    settings = _alone(bench, cache, case.name)
+    cold = read(bench.result).get(case.needs)
+    filled = _result_of(bench, case.needs, bench.target, cold.version) if cold else None
+    return _built(bench, case, settings, bench.target, modules, filled)
+
+
+def _point_release(bench: Bench, case: Case) -> Measurement:
+    """Build an earlier version cold, and time the newest with the cache that this leaves."""
+    cache = _private_cache(bench, case.name, empty=True)
+    older = dataclasses.replace(bench.target, version=bench.before)
+    place = f"{case.name}-before"
+    first = _built(bench, case, _alone(bench, cache, place), older, "auto")
+    settings = _alone(bench, cache, case.name)
+    filled = _result_of(bench, place, older, first.version)
+    found = _built(bench, case, settings, bench.target, "auto", filled)
+    note = (
+        f"{found.note}, after {first.version}, which took {progress.duration(first.cpu_s)} of CPU"
+    )
+    return dataclasses.replace(found, note=note)
+
+
+def _plain(bench: Bench, case: Case) -> Measurement:
+    """Time the kernel's own way to packages, with the configuration that our full build has."""
+    settings = _alone(bench, bench.settings.cache, case.name)
+    base = source.fetch(settings, bench.target)
+    prepared = pipeline.prepare(settings, bench.target, base, modules="rebuild")
+    root = roots.compile_root(settings, bench.target.suite)
+    home = settings.build / "plain"
+    (home / "out").mkdir(parents=True)
+    fs.write_atomic(home / "out/.config", prepared.plan.config)
+    arguments = [
+        part
+        for part in compilation.make_arguments(settings, prepared.plan, plain=True)
+        if not part.startswith("KERNELRELEASE=")
+    ]
+    arguments = [part.replace("O=/mnt/out", "O=/mnt/plain/out") for part in arguments]
+    own = bench.target.flavour not in DEBIAN_FLAVOURS
+    goal = "allnoconfig" if own else "olddefconfig"
+    extra = {"KCONFIG_ALLCONFIG": "/mnt/plain/config"} if own else {}
+    fs.write_atomic(home / "config", prepared.plan.config)
+    binds = [
+        Bind(prepared.tree.path, "/mnt/source"),
+        # The packages are written beside the output directory.
+        Bind(home, "/mnt/plain", writable=True),
+    ]
+    log = settings.build / "logs" / "plain.log"
+    expected = compilation.expected_objects(settings, prepared.plan)
+    start = _now(bench)
+    # What our package is called plays no part; dpkg-buildpackage asks for build dependencies
+    # by names that differ between suites, and all of them are there.
+    with makelog.compiling("make bindeb-pkg", expected) as on_line:
+        for argv, env in (
+            ([*arguments, goal], extra),
+            ([*arguments, "DPKG_FLAGS=-d", "bindeb-pkg"], {}),
+        ):
+            sandbox.enter(
+                root, argv, timeout_s=_TIMEOUT_S, binds=binds, env=env, log=log, on_line=on_line
+            )
+    made = [path.name for path in home.glob("*.deb")]
+    if not any(name.startswith("linux-image-") for name in made):
+        raise BenchError("make bindeb-pkg made no image package", found=", ".join(made), log=log)
+    objects = sum(n.endswith(".o") for _, _, names in os.walk(home / "out") for n in names)
+    return _found(bench, case, start, base.version, objects=objects, note=f"{len(made)} packages")
+
+
+def _count(bench: Bench, case: Case) -> Measurement:
+    """Count what a full build would compile: make says it without doing it."""
+    settings = _alone(bench, bench.settings.cache, case.name)
+    base = source.fetch(settings, bench.target)
+    prepared = pipeline.prepare(settings, bench.target, base, modules="rebuild")
+    root = roots.compile_root(settings, bench.target.suite)
+    out = settings.build / "count"
+    out.mkdir(parents=True)
+    fs.write_atomic(out / ".config", prepared.plan.config)
+    fs.write_atomic(out / "config", prepared.plan.config)
+    own = bench.target.flavour not in DEBIAN_FLAVOURS
+    goal = "allnoconfig" if own else "olddefconfig"
+    extra = {"KCONFIG_ALLCONFIG": "/mnt/out/config"} if own else {}
+    arguments = compilation.make_arguments(settings, prepared.plan, plain=True)
+    binds = [Bind(prepared.tree.path, "/mnt/source"), Bind(out, "/mnt/out", writable=True)]
+    log = settings.build / "logs" / "count.log"
+    start = _now(bench)
+    for goals, env in (([goal], extra), (["prepare"], {})):
+        sandbox.enter(
+            root, [*arguments, *goals], timeout_s=_TIMEOUT_S, binds=binds, env=env, log=log
+        )
+    # -k: what depends on a file that was not made is no reason to stop counting.
+    said = sandbox.enter(
+        root,
+        [*arguments, "-n", "-k", "vmlinux", "modules"],
+        timeout_s=_TIMEOUT_S,
+        binds=binds,
+        check=False,
+    ).stdout
+    objects = count_objects(said)
+    if not objects:
+        raise BenchError("make -n names nothing that it would compile", log=log)
+    return _found(bench, case, start, base.version, objects=objects, note="not compiled")
+
+
+def count_objects(said: str) -> int:
+    """Count the compilations in what "make -n" prints."""
+    return sum(1 for line in said.splitlines() if _COMPILES.search(line))
+
+
+def _copied(bench: Bench) -> Settings:
+    """Return settings with a copy of the project, of which the patch can be edited."""
+    project = bench.home / "project"
+    fs.remove_tree(project)
+    for name in ("patches", "kmod", "debian", "dkms", "fragments"):
+        shutil.copytree(bench.settings.project / name, project / name, symlinks=True)
+    return dataclasses.replace(bench.settings, build=bench.home / "current", project=project)
+
+
+def _patch(bench: Bench, case: Case) -> Measurement:
+    settings = _copied(bench)
+    done = pipeline.package(settings, bench.target)
+    series = quilt.choose(settings.project / "patches", done.kernel.base.upstream)
+    edit(series.patches[0].path)
+    start = _now(bench)
+    again = pipeline.package(settings, bench.target)
+    packaged_s = time.monotonic() - start.wall
+    if again.kernel.digest == done.kernel.digest:
+        raise BenchError("the edit of the patch changed nothing")
+    pipeline.guest_image(settings, bench.target, again)
+    note = f"packaged after {progress.duration(packaged_s)}, then installed on a guest's disk"
+    return _found(bench, case, start, again.kernel.base.version, note=note)
+
+
+def edit(patch: Path) -> None:
+    """Change one line of code that a patch adds: the kind of an export.
+
+    Every series of ours has one, and a file is compiled again and the kernel linked.  Raises
+    BenchError for a patch that exports nothing.
+    """
+    text = patch.read_text()
+    match = _EXPORT.search(text)
+    if match is None:
+        raise BenchError(f"{patch} adds no export that could be edited")
+    line = match.group(0)
+    other = line.replace("_GPL(", "(") if "_GPL(" in line else line.replace("(", "_GPL(", 1)
+    fs.write_atomic(patch, text[: match.start()] + other + text[match.end() :])
+
+
+def _nothing(bench: Bench, case: Case) -> Measurement:
+    """Time what a user types, the start of Python included."""
+    settings = dataclasses.replace(bench.settings, build=bench.home / "current")
+    with places.held(settings):
+        done = pipeline.package(settings, bench.target)
+    target = bench.target
+    argv = [
+        *(sys.executable, "-m", "invoke", "package", "--suite", target.suite),
+        *("--flavour", target.flavour, "--variant", target.variant),
+        *(["--version", target.version] if target.version else []),
+        *(["--offline"] if settings.offline else []),
+        *(["--accept-expired"] if settings.accept_expired else []),
+    ]
+    env = {
+        "INVOKE_BUILD_DIR": str(settings.build),
+        "INVOKE_CACHE_DIR": str(settings.cache),
+        "INVOKE_MIRRORS": " ".join(settings.mirrors),
+        "INVOKE_FRAGMENTS": " ".join(str(path) for path in target.fragments),
+        "INVOKE_REVISION": str(settings.revision),
+    }
+    start = _now(bench)
+    said = run_program(argv, cwd=settings.project, env=env, timeout_s=_TIMEOUT_S)
+    found = _found(bench, case, start, done.kernel.base.version)
+    if re.search(r"\b(?:building|packaging) ", said.stderr):
+        raise BenchError("something was made again, so this is not nothing", found=said.stderr)
+    return found
+
+
+_MEASURE: Mapping[str, Callable[[Bench, Case], Measurement]] = {
+    "plain": _plain,
+    "count": _count,
+    "full": _cold,
+    "full-ccache": _warm,
+    "fast": _cold,
+    "fast-ccache": _warm,
+    "point-release": _point_release,
+    "patch": _patch,
+    "nothing": _nothing,
+}

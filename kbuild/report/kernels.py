@@ -1,0 +1,603 @@
+"""Is the patch needed?  What each kernel of the archive offers, takes, lacks and has news of.
+
+Compiles the module alone, never a kernel, and reads what lies in the cache: the stock
+kernel's list of exports, its source, its Kconfig files and its changelog.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import gzip
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from debian.changelog import Changelog
+from debian.debian_support import Version
+from unidiff.patch import Hunk
+
+from kbuild import pipeline
+from kbuild.core import fs, stamp, suites
+from kbuild.core.errors import BuildError, DefectError, KbuildError
+from kbuild.core.model import BACKENDS, Base, Series, Settings, Target
+from kbuild.fetch import download, roots, source, unpack
+from kbuild.fetch.download import Network
+from kbuild.kernel import kconfig, module, patches, quilt, symvers
+from kbuild.kernel.patches import Refusal
+from kbuild.kernel.symvers import ExportedSymbol
+from kbuild.ship import manifest
+
+logger = logging.getLogger(__name__)
+
+
+_CVE = re.compile(r"\bCVE-\d{4}-\d{4,}\b")
+# An item of Debian's kernel changelog: "  * ...", "    - ...", "    + ...".
+_ITEM = re.compile(r"^\s+[-*+] ")
+_OPTION = re.compile(r"^\s*(?:menu)?config\s+(\w+)\s*$")
+_SOURCE = re.compile(r'^\s*source\s+"?([\w$()/.+-]+)"?\s*$')
+_FUNCTION = re.compile(r"^(?!\s|EXPORT_SYMBOL|#|/|\*)[^;={}]*?\b(\w+)\(")
+_CALL = re.compile(r"\b(\w+)\s*\(")
+_DIFF_CONTEXT = 3
+# Where a definition may stand that is not in a file of the series.
+_DEFINED_IN = ("fs/*.c", "kernel/*.c", "lib/*.c", "mm/*.c", "kernel/sched/*.c")
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """A symbol that a backend needs and the kernel does not export."""
+
+    name: str
+    place: str | None  # of its definition, as fs/file.c:432; None: the kernel has no such function
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Whether one of the module's ways to reach file tables works on the unpatched kernel."""
+
+    name: str
+    needs: int  # symbols
+    lacking: tuple[Lacking, ...]
+    unknown: str | None = None  # why it could not be found out
+
+    @property
+    def works(self) -> bool:
+        """Whether every symbol that it needs is exported; False also where nobody knows."""
+        return self.unknown is None and not self.lacking
+
+
+@dataclass(frozen=True)
+class HunkFailure:
+    """A hunk that finds no place in a source, and what stands there instead."""
+
+    patch: str
+    file: str
+    line: int  # of the hunk, in the patch's own numbering of the source
+    reason: str  # what the source has instead, in a line
+    functions: tuple[str, ...]  # that it is about: where each is now, or that it is gone
+    change: tuple[str, ...]  # a diff from what was there to what is there
+    since: str  # what the diff starts from
+
+
+@dataclass(frozen=True)
+class SeriesVerdict:
+    """Whether a series of patches is for a source, applies to it, and does what it declares."""
+
+    series: str
+    range: str
+    chosen: bool  # by its range
+    applies: bool
+    why: str | None  # when it does not
+    hunks: tuple[HunkFailure, ...] = ()
+
+
+@dataclass(frozen=True)
+class GoneOptions:
+    """Options of one of our fragments that a source does not have."""
+
+    fragment: str
+    options: tuple[str, ...]
+    count: int  # options in the fragment
+    foreseen: tuple[str, ...] = ()  # gone too, and the fragment says "where it exists"
+
+
+@dataclass(frozen=True)
+class Fix:
+    """An item of the changelog that names CVEs."""
+
+    version: str
+    text: str
+    cves: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class News:
+    """What the distro changed since ``since``, or in its newest version when that is None."""
+
+    since: str | None
+    versions: tuple[str, ...]  # newer ones, newest first
+    fixes: tuple[Fix, ...]
+
+    @property
+    def cves(self) -> tuple[str, ...]:
+        """Every CVE that the items name, once, sorted."""
+        return tuple(sorted({cve for fix in self.fixes for cve in fix.cves}))
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """Everything about one kernel; with ``error`` there is nothing else to say about it."""
+
+    suite: str
+    flavour: str
+    release: str = ""
+    version: str = ""
+    backends: tuple[Backend, ...] = ()
+    series: tuple[SeriesVerdict, ...] = ()
+    options: tuple[GoneOptions, ...] = ()
+    news: News | None = None
+    error: KbuildError | None = None
+
+    @property
+    def answer(self) -> str:
+        """Whether the patch is needed, in a sentence."""
+        stock, export = self.backends
+        if stock.unknown or export.unknown:
+            return "not known"
+        if export.works:
+            which = "both backends work" if stock.works else "export works"
+            return f"no: {which} without it"
+        if stock.works:
+            return "not for the module to work (stock does); for the backend export"
+        return "yes: no backend works without it"
+
+
+def run(
+    settings: Settings,
+    target: Target,
+    *,
+    suite: str = "all",
+    flavour: str = "all",
+    network: Network | None = None,
+) -> tuple[KernelReport, ...]:
+    """Report on each kernel asked for; one that cannot be looked at does not end the others.
+
+    ``suite`` and ``flavour`` are names or "all".  Raises UserError for an unknown name.
+    """
+    chosen = list(suites.SUITES) if suite == "all" else [suites.suite(suite).name]
+    flavours = suites.DEBIAN_FLAVOURS if flavour == "all" else (suites.base_flavour(flavour),)
+    network = network or download.machine()
+    return tuple(
+        _report(settings, dataclasses.replace(target, suite=name, flavour=one), network)
+        for name in chosen
+        for one in flavours
+    )
+
+
+def exit_status(reports: Iterable[KernelReport]) -> int:
+    """Return 0, or the status of the first kernel that could not be looked at."""
+    return next((one.error.exit_status for one in reports if one.error is not None), 0)
+
+
+def _report(settings: Settings, target: Target, network: Network) -> KernelReport:
+    try:
+        base = fetch(settings, target, network)
+        logger.info("looking at %s %s of %s", base.release, base.version, base.suite)
+        pristine = unpack.unpack(settings, base)
+        directory = settings.project / "patches"
+        last = last_built(settings, base)
+        before = _tree_of(settings, last)
+        series = judge_series(directory, base, pristine, before)
+        exports = sorted({name for one in _all_series(directory) for name in one.exports})
+        return KernelReport(
+            suite=base.suite,
+            flavour=base.flavour,
+            release=base.release,
+            version=base.version,
+            backends=_backends(settings, base, pristine, exports),
+            series=series,
+            options=gone_options(
+                [*sorted((settings.project / "fragments").glob("*.config")), *target.fragments],
+                options_of(pristine),
+            ),
+            news=news(_changelog(settings, base), last.base_version if last else None),
+        )
+    except KbuildError as error:
+        return KernelReport(target.suite, target.flavour, error=error)
+    except Exception as error:
+        logger.exception("%s, %s", target.suite, target.flavour)
+        return KernelReport(target.suite, target.flavour, error=DefectError.of(error))
+
+
+def fetch(settings: Settings, target: Target, network: Network) -> Base:
+    """Bring what a report reads into the cache: all of a kernel but its image."""
+    resolved = source.resolve(settings, target, network=network)
+    for offer in (resolved.source, resolved.headers, *resolved.support):
+        download.fetch(settings, offer.wanted, offer.urls, network)
+    return source.base(settings, resolved)
+
+
+# Backends.
+
+
+def _backends(
+    settings: Settings, base: Base, pristine: Path, exports: Sequence[str]
+) -> tuple[Backend, ...]:
+    headers = pipeline.debian_headers(settings, base)
+    exported = symvers.read(headers.symvers)
+    unknown, needed = None, frozenset[str]()
+    try:
+        needed = _needed(settings, base, headers)
+    except KbuildError as error:
+        unknown = error.what + (f": {error.found.splitlines()[0]}" if error.found else "")
+    return tuple(
+        judge_backend(
+            name,
+            needed | frozenset(exports if name == "export" else ()),
+            exported,
+            pristine,
+            unknown,
+        )
+        for name in BACKENDS
+    )
+
+
+def _needed(settings: Settings, base: Base, headers: module.Headers) -> frozenset[str]:
+    """Return what the module, as it is without the patch, expects of a kernel."""
+    root = roots.compile_root(settings, base.suite)
+    home = settings.build / base.suite / "report"
+    mark = home / f"{base.release}.json"
+    inputs = {
+        "headers": base.headers.sha256,
+        "module": fs.sha256_tree(settings.project / "kmod"),
+        "recipe": fs.sha256_file(Path(module.__file__)),
+        "root": root.digest,
+    }
+    if stamp.due(mark, inputs) is not None:
+        mark.unlink(missing_ok=True)
+        built = module.compile_unchecked(
+            settings,
+            root,
+            headers=headers,
+            out=home / base.release,
+            log=settings.build / "logs" / f"report-{base.suite}-{base.flavour}.log",
+        )
+        stamp.write(mark, inputs, [built], 0.0)
+    return module.read(home / base.release / f"{module.NAME}.ko").undefined
+
+
+def judge_backend(
+    name: str,
+    needed: Iterable[str],
+    exported: Mapping[str, ExportedSymbol],
+    pristine: Path,
+    unknown: str | None = None,
+) -> Backend:
+    """Compare what a backend needs with what a kernel exports."""
+    wanted = sorted(needed)
+    missing = [symbol for symbol in wanted if symbol not in exported]
+    return Backend(
+        name,
+        len(wanted),
+        tuple(Lacking(symbol, find_definition(pristine, symbol)) for symbol in missing),
+        unknown,
+    )
+
+
+def find_definition(tree: Path, symbol: str) -> str | None:
+    """Return file:line where a tree defines a function, or None when it does nowhere usual.
+
+    Looked for in the core of the kernel (fs, kernel, lib, mm), where the functions live
+    that a module like ours may call.
+    """
+    for pattern in _DEFINED_IN:
+        for path in sorted(tree.glob(pattern)):
+            text = path.read_text(errors="replace")
+            if symbol in text and (span := function_span(text.splitlines(), symbol)):
+                return f"{path.relative_to(tree)}:{span[0] + 1}"
+    return None
+
+
+# Patches.
+
+
+def _all_series(directory: Path) -> list[Series]:
+    return [quilt.read_series(path.parent) for path in sorted(directory.glob("*/series"))]
+
+
+def judge_series(
+    directory: Path, base: Base, pristine: Path, before: tuple[str, Path] | None = None
+) -> tuple[SeriesVerdict, ...]:
+    """Try the series for a kernel on its source; where none is for it, each one there is.
+
+    ``before`` is an older source of the same suite and its version, to say what changed.
+    """
+    every = _all_series(directory)
+    fitting = [one for one in every if quilt.upstream_in_range(base.upstream, one.range)]
+    return tuple(
+        _verdict(one, base, pristine, before, chosen=one in fitting) for one in fitting or every
+    )
+
+
+def _verdict(
+    series: Series,
+    base: Base,
+    pristine: Path,
+    before: tuple[str, Path] | None,
+    *,
+    chosen: bool,
+) -> SeriesVerdict:
+    try:
+        patches.foresee(pristine, series, pristine, base_version=base.version)
+    except BuildError as error:
+        found = f": {error.found}" if error.found else ""
+        hunks = failing_hunks(series, pristine, before)
+        why = error.what if hunks else error.what + found
+        return SeriesVerdict(series.name, series.range, chosen, False, why, hunks)
+    return SeriesVerdict(series.name, series.range, chosen, True, None)
+
+
+def failing_hunks(
+    series: Series, pristine: Path, before: tuple[str, Path] | None = None
+) -> tuple[HunkFailure, ...]:
+    """Name each hunk that patch(1) refuses without fuzz, with the functions it is about.
+
+    The diff of a failure goes from an older source (``before``: its version and tree) to
+    this one where the hunk fits that, and from the hunk's own lines to what is most like
+    them otherwise.
+    """
+    changed = {patch.path.name: quilt.changes(patch) for patch in series.patches}
+    failures = []
+    for refusal in patches.refusals(pristine, series):
+        path = pristine / refusal.file
+        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+        hunk = changed[refusal.patch][refusal.file][refusal.hunk - 1]
+        older = before and (before[0], before[1] / refusal.file)
+        failures.append(_explain(refusal, hunk, lines, older))
+    return tuple(failures)
+
+
+def _wanted(hunk: Hunk) -> list[str]:
+    """Return the lines that a hunk expects to find."""
+    return [line.value.rstrip("\n") for line in hunk if not line.is_added]
+
+
+def has_lines(lines: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether ``wanted`` stands in ``lines``, one after the other."""
+    count = len(wanted)
+    return any(list(lines[at : at + count]) == list(wanted) for at in range(len(lines) - count + 1))
+
+
+def _explain(
+    refusal: Refusal, hunk: Hunk, lines: list[str], older: tuple[str, Path] | None
+) -> HunkFailure:
+    old = _wanted(hunk)
+    names = hunk_functions(hunk, refusal.file)
+    said = tuple(f"{name}() {_whereabouts(lines, name)}" for name in names) if lines else ()
+    since, change = "what the hunk expects", _like(old, lines)
+    if older is not None and older[1].is_file():
+        was = older[1].read_text(errors="replace").splitlines()
+        if has_lines(was, old):
+            changed = [
+                line
+                for name in names
+                for line in _diff(_function(was, name), _function(lines, name))
+            ]
+            if changed:
+                since, change = older[0], changed
+    return HunkFailure(
+        refusal.patch, refusal.file, hunk.source_start, refusal.reason, said, tuple(change), since
+    )
+
+
+def hunk_functions(hunk: Hunk, file: str) -> tuple[str, ...]:
+    """Return the functions that a hunk is about: those it shows, and the one it says it is in."""
+    names = [match[1] for line in _wanted(hunk) if (match := _FUNCTION.match(line))]
+    # In a header it is only the last declaration above.
+    if file.endswith(".c") and (inside := _CALL.search(hunk.section_header)):
+        names.append(inside[1])
+    return tuple(dict.fromkeys(names))
+
+
+def _whereabouts(lines: Sequence[str], name: str) -> str:
+    if span := function_span(lines, name):
+        return f"is at line {span[0] + 1}"
+    declared = re.compile(rf"^[A-Za-z].*\b{name}\(")
+    at = next((k for k, line in enumerate(lines, 1) if declared.match(line)), None)
+    return f"is declared at line {at}" if at else "is gone from it"
+
+
+def function_span(lines: Sequence[str], name: str) -> tuple[int, int] | None:
+    """Return the first and the last line (from 0) of a function in the kernel's style."""
+    for start, line in enumerate(lines):
+        match = _FUNCTION.match(line)
+        if match is None or match[1] != name:
+            continue
+        # The head may take several lines; a declaration ends before any body begins.
+        for at in range(start, min(start + 12, len(lines))):
+            if lines[at].rstrip().endswith(";"):
+                break
+            if lines[at].rstrip() == "{" or lines[at].rstrip().endswith(") {"):
+                ends = (k for k in range(at, len(lines)) if lines[k].startswith("}"))
+                return start, next(ends, len(lines) - 1)
+    return None
+
+
+def _function(lines: Sequence[str], name: str) -> list[str]:
+    span = function_span(lines, name)
+    return list(lines[span[0] : span[1] + 1]) if span else []
+
+
+def _like(old: Sequence[str], lines: Sequence[str]) -> list[str]:
+    """Diff the hunk's lines with those of the source that are most like them."""
+    if not lines:
+        return []
+    count = len(old)
+    matcher = difflib.SequenceMatcher(autojunk=False)
+    matcher.set_seq2(list(old))
+    wanted = set(old)
+
+    def score(at: int) -> float:
+        window = lines[at : at + count]
+        # The ratio is slow; lines in common bound it.
+        if not any(line in wanted and line.strip() for line in window):
+            return 0.0
+        matcher.set_seq1(list(window))
+        return matcher.ratio()
+
+    best = max(range(max(1, len(lines) - count + 1)), key=score)
+    around = lines[max(0, best - _DIFF_CONTEXT) : best + count + _DIFF_CONTEXT]
+    diff = _diff(old, around)
+    # What stands only before or after the hunk's lines was not added to them.
+    first = next((k for k, line in enumerate(diff) if line[0] != "+"), 0)
+    last = next((k for k in reversed(range(len(diff))) if diff[k][0] != "+"), len(diff))
+    return [" " + line[1:] if not first <= k <= last else line for k, line in enumerate(diff)]
+
+
+def _diff(old: Sequence[str], new: Sequence[str]) -> list[str]:
+    text = difflib.unified_diff(list(old), list(new), lineterm="", n=_DIFF_CONTEXT)
+    return [line for line in text if not line.startswith(("---", "+++", "@@"))]
+
+
+# Configuration.
+
+
+def options_of(tree: Path, *, architecture: str = "x86") -> frozenset[str]:
+    """Return every option that a source's Kconfig files define for an architecture.
+
+    Followed from the top by "source", as kconfig does.  kconfiglib 14.1, the last, cannot
+    read the newer kernels' files, and reads none without the suite's compiler.
+    """
+    found: set[str] = set()
+    seen: set[str] = set()
+    waiting = ["Kconfig"]
+    while waiting:
+        name = waiting.pop()
+        path = tree / name
+        if name in seen or not path.is_file():
+            continue
+        seen.add(name)
+        for line in path.read_text(errors="replace").splitlines():
+            if match := _OPTION.match(line):
+                found.add(match[1])
+            elif match := _SOURCE.match(line):
+                inner = re.sub(r"\$\((?:SRCARCH|HEADER_ARCH)\)", architecture, match[1])
+                waiting.append(inner)
+    if not found:
+        raise BuildError(f"{tree} has no Kconfig files", expected=str(tree / "Kconfig"))
+    return frozenset(found)
+
+
+def _is_foreseen(fragment: kconfig.Fragment, name: str, options: frozenset[str]) -> bool:
+    """Whether a fragment says that an option need not exist, and what stands for it does."""
+    instead = fragment.elsewhere.get(name)
+    return instead is not None and (not instead or instead in options)
+
+
+def gone_options(fragments: Iterable[Path], options: frozenset[str]) -> tuple[GoneOptions, ...]:
+    """Return for each fragment which of its options a source does not have."""
+    result = []
+    for path in fragments:
+        fragment = kconfig.read(path)
+        gone = sorted(name for name in fragment.options if name not in options)
+        foreseen = [name for name in gone if _is_foreseen(fragment, name, options)]
+        result.append(
+            GoneOptions(
+                path.name,
+                tuple(name for name in gone if name not in foreseen),
+                len(fragment.options),
+                tuple(foreseen),
+            )
+        )
+    return tuple(result)
+
+
+# News.
+
+
+def last_built(settings: Settings, base: Base) -> manifest.KernelRecord | None:
+    """Return the newest kernel of a suite that build/ has a record of, of this flavour if any."""
+    records = [
+        kernel
+        for path in sorted((settings.build / base.suite).glob(f"*/{manifest.RECORD}"))
+        if (record := manifest.read_if_whole(path)) is not None
+        for kernel in record.kernels
+    ]
+    same = [one for one in records if one.flavour == base.flavour]
+    return max(same or records, key=lambda one: Version(one.base_version), default=None)
+
+
+def _tree_of(settings: Settings, last: manifest.KernelRecord | None) -> tuple[str, Path] | None:
+    """Return the version and the source of a kernel that was built, if the cache has it."""
+    for file in last.files if last else ():
+        if file.name.startswith("linux-source-"):
+            tree = unpack.kept_tree(settings, file.sha256)
+            if tree is not None:
+                return file.version, tree
+    return None
+
+
+def _changelog(settings: Settings, base: Base) -> Path:
+    """Return the kernel's changelog, gzipped: of the headers, or of what they share it with."""
+    for file in (base.headers, *base.support):
+        content = unpack.unpack_deb(settings, file)
+        for name in ("changelog.Debian.gz", "changelog.gz"):
+            path = content / "usr/share/doc" / file.name / name
+            if path.is_file():
+                return path
+    raise BuildError(
+        f"no package of linux {base.version} has a changelog",
+        expected=f"usr/share/doc/{base.headers.name}/changelog.Debian.gz",
+    )
+
+
+def news(path: Path, since: str | None) -> News:
+    """Read a gzipped changelog down to the version ``since``; without it, the newest entry."""
+    with gzip.open(path, "rt", encoding="utf-8", errors="replace") as stream:
+        lines = list(_newer(stream, since))
+    fixes = []
+    names = []
+    for block in Changelog(lines, allow_empty_author=True) if lines else ():
+        names.append(str(block.version))
+        for item in items(block.changes()):
+            cves = tuple(dict.fromkeys(_CVE.findall(item)))
+            if cves:
+                fixes.append(Fix(str(block.version), item, cves))
+    return News(since, tuple(names), tuple(fixes))
+
+
+def _newer(stream: Iterable[str], since: str | None) -> Iterator[str]:
+    """Yield the lines of the entries above ``since``: the whole has a hundred thousand."""
+    head = re.compile(r"^\S+ \(([^)\s]+)\) ")
+    entries = 0
+    for line in stream:
+        if match := head.match(line):
+            entries += 1
+            old = since is not None and _is_in(match[1], since)
+            if old or (since is None and entries > 1):
+                return
+        yield line
+
+
+def _is_in(entry: str, since: str) -> bool:
+    """Whether the version of a changelog's entry is in ``since``, which was built.
+
+    A backport (7.3.4-1~bpo13+1) sorts before the version that it was made of, and has all of it.
+    """
+    return Version(entry) <= Version(since) or since.startswith(f"{entry}~bpo")
+
+
+def items(lines: Iterable[str]) -> Iterator[str]:
+    """Join the lines of each item of a changelog entry."""
+    item: list[str] = []
+    for line in lines:
+        if _ITEM.match(line) or not line.strip():
+            if item:
+                yield " ".join(item)
+            item = [line.strip()[2:]] if line.strip() else []
+        elif item:
+            item.append(line.strip())
+    if item:
+        yield " ".join(item)

@@ -1,0 +1,71 @@
+"""The package that has our module built on the user's machine, by DKMS and for each kernel."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from kbuild.core import suites
+from kbuild.core.errors import BuildError
+from kbuild.core.model import Package, Root, Settings
+from kbuild.ship import deb, versions
+
+PACKAGE = "cplayground-dkms"
+
+_NAMES = {"Kbuild", "Makefile", "VERSION"}
+_SUFFIXES = {".c", ".h", ".sh"}
+# What a build in the checkout leaves among the sources.
+_GENERATED = (".mod.c", "features.h")
+
+
+def module_sources(project: Path) -> tuple[Path, ...]:
+    """Return the files of kmod/ that the module is built from, relative to it, sorted.
+
+    Raises BuildError when they are not there.
+    """
+    top = project / "kmod"
+    files = [
+        path.relative_to(top)
+        for path in sorted(top.rglob("*"))
+        if (path.name in _NAMES or path.suffix in _SUFFIXES)
+        and not path.name.endswith(_GENERATED)
+        and not any(part.startswith(".") for part in path.relative_to(top).parts)
+    ]
+    if Path("Kbuild") not in files:
+        raise BuildError("the module's source is not there", expected=str(top / "Kbuild"))
+    return tuple(files)
+
+
+def stage_sources(project: Path, target: Path) -> None:
+    """Copy what DKMS needs to build the module into ``target``, dkms.conf apart."""
+    for relative in module_sources(project):
+        result = target / relative
+        result.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(project / "kmod" / relative, result)
+        shutil.copymode(project / "kmod" / relative, result)
+    shutil.copyfile(project / "dkms" / "gate.bash", target / "gate.bash")
+
+
+def build_package(
+    settings: Settings, root: Root, *, epoch: int, log: Path, out: Path
+) -> tuple[Package, ...]:
+    """Build cplayground-dkms from kmod/ and dkms/; ``out`` is made anew.
+
+    ``epoch`` (seconds since 1970) stands in the changelog and is the time of every file.
+    """
+    version = versions.module_version(settings.project)
+    row = suites.suite(root.suite)
+    source = deb.SourcePackage(
+        name=PACKAGE,
+        version=versions.dkms_version(version, row.mark),
+        templates=settings.project / "debian" / "dkms",
+        packages={"dkms": PACKAGE},
+        context={"suite": row.codename, "module_version": version},
+    )
+
+    def collect(stage: Path) -> None:
+        stage_sources(settings.project, stage / f"dkms/usr/src/cplayground-{version}")
+        shutil.copyfile(settings.project / "dkms" / "dkms.conf", stage / "dkms.conf")
+        shutil.copyfile(settings.project / deb.EXAMPLE, stage / deb.EXAMPLE.name)
+
+    return deb.build(root, source, collect, epoch=epoch, log=log, out=out)

@@ -1,0 +1,280 @@
+"""manifest.json: which inputs each of our outputs was made from, for people and programs.
+
+Written beside the repository after everything else.  ``verify`` says whether the outputs
+are still the ones that it speaks of.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kbuild.core import fs
+from kbuild.core.errors import BuildError, KbuildError
+from kbuild.core.model import BuiltKernel, Package, Settings, VerifiedFile
+from kbuild.core.run import run
+from kbuild.ship import versions
+
+logger = logging.getLogger(__name__)
+
+# Changes when the meaning of a field does.
+FORMAT = 1
+# What a target's own part of the manifest is called, in the directory of its results.
+RECORD = "record.json"
+# Directories whose files reach an output even when git does not track them.
+_INPUTS = ("debian/", "dkms/", "fragments/", "kbuild/", "kmod/", "patches/")
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file of the distro's archive."""
+
+    name: str
+    version: str
+    sha256: str
+    size: int  # bytes
+
+
+@dataclass(frozen=True)
+class PatchRecord:
+    """A patch that was applied."""
+
+    name: str
+    description: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class KernelRecord:
+    """A kernel and everything that decided it."""
+
+    release: str
+    flavour: str
+    variant: str
+    suite: str
+    base_release: str
+    base_version: str
+    signers: tuple[str, ...]  # OpenPGP fingerprints of those who signed the archive's index
+    expired: bool  # that index was past its Valid-Until, and accepted on request
+    files: tuple[InputFile, ...]
+    series: str
+    series_range: str
+    series_sha256: str
+    patches: tuple[PatchRecord, ...]
+    exports: tuple[str, ...]
+    config_sha256: str
+    compiler: str
+    method: str  # fast or rebuild
+    digest: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Output:
+    """A package that came out; ``path`` is relative to the manifest."""
+
+    name: str
+    version: str
+    architecture: str
+    path: str
+    sha256: str
+    size: int  # bytes
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What one run of the pipeline made, and of what."""
+
+    format: int
+    commit: str | None  # of the project; "-dirty" follows when files were changed
+    module_version: str
+    kernels: tuple[KernelRecord, ...]
+    outputs: tuple[Output, ...]
+    seconds: Mapping[str, float]  # wall time by stage
+
+
+def describe(
+    settings: Settings,
+    kernels: Sequence[BuiltKernel],
+    packages: Sequence[Package],
+    seconds: Mapping[str, float],
+) -> Manifest:
+    """Return the manifest of packages that were made of kernels and of the project's module.
+
+    Raises BuildError when a package lies outside the build directory.
+    """
+    return Manifest(
+        format=FORMAT,
+        commit=project_commit(settings.project),
+        module_version=versions.module_version(settings.project),
+        kernels=tuple(sorted(map(_kernel, kernels), key=lambda kernel: kernel.release)),
+        outputs=outputs(settings, packages),
+        seconds={stage: round(seconds[stage], 3) for stage in sorted(seconds)},
+    )
+
+
+def outputs(settings: Settings, packages: Sequence[Package]) -> tuple[Output, ...]:
+    """Describe packages as a manifest does; raises BuildError for one outside of build/."""
+    described = (_output(settings.build, package) for package in packages)
+    return tuple(sorted(described, key=lambda output: output.path))
+
+
+def project_commit(project: Path) -> str | None:
+    """Return the commit that a checkout stands at, or None with a warning that says why.
+
+    "-dirty" follows when tracked files were changed, or when a directory that outputs are made
+    of holds an untracked file.
+    """
+    try:
+        head = _git(project, "rev-parse", "--verify", "HEAD").strip()
+        changes = _git(project, "status", "--porcelain", "-z", "--untracked-files=normal")
+    except KbuildError as error:
+        logger.warning("no commit is recorded: %s", error.found or error)
+        return None
+    untracked = "?? "
+    dirty = any(
+        not line.startswith(untracked) or line.removeprefix(untracked).startswith(_INPUTS)
+        for line in changes.split("\0")
+        if line
+    )
+    return head + "-dirty" * dirty
+
+
+def _git(project: Path, *arguments: str) -> str:
+    """Ask git about exactly this checkout, whoever owns it.
+
+    A repository that is named is neither searched for in the directories above, nor refused for
+    its owner.  git refuses because a repository's configuration can name programs.  Here that
+    gives nobody more than they have: the owner of the checkout wrote the Python that is running.
+    The programs that git would start for these questions are switched off all the same.
+    """
+    return run(
+        [
+            *("git", f"--git-dir={project / '.git'}", f"--work-tree={project}"),
+            *("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"),
+            # The index is not refreshed: it would belong to root afterwards.
+            "--no-optional-locks",
+            *arguments,
+        ],
+        timeout_s=60,
+    ).stdout
+
+
+def write(path: Path, manifest: Manifest) -> None:
+    """Write a manifest, by rename."""
+    fs.write_json(path, asdict(manifest))
+
+
+def read(path: Path) -> Manifest:
+    """Read a manifest; raises BuildError for one that is missing, damaged, or of another time."""
+    try:
+        raw = json.loads(path.read_text())
+        if raw["format"] != FORMAT:
+            raise BuildError(
+                f"{path} has another format", expected=str(FORMAT), found=str(raw["format"])
+            )
+        return Manifest(
+            format=int(raw["format"]),
+            commit=None if raw["commit"] is None else str(raw["commit"]),
+            module_version=str(raw["module_version"]),
+            kernels=tuple(map(_read_kernel, raw["kernels"])),
+            outputs=tuple(Output(**output) for output in raw["outputs"]),
+            seconds={str(stage): float(value) for stage, value in raw["seconds"].items()},
+        )
+    except OSError as error:
+        raise BuildError(f"cannot read {path}: {error.strerror}", hint="package first") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BuildError(f"{path} is no manifest: {error}", hint="package again") from error
+
+
+def read_if_whole(path: Path) -> Manifest | None:
+    """Read a manifest; None, with a line in the log, where :func:`read` would raise."""
+    try:
+        return read(path)
+    except BuildError as error:
+        logger.warning("%s", error)
+        return None
+
+
+def verify(path: Path) -> Manifest:
+    """Read a manifest and hash all its outputs; raises BuildError that names each difference."""
+    manifest = read(path)
+    differences = []
+    for output in manifest.outputs:
+        file = path.parent / output.path
+        found = fs.sha256_file(file) if file.is_file() else "no such file"
+        if found != output.sha256:
+            differences.append((f"{output.sha256}  {output.path}", f"{found}  {output.path}"))
+    if differences:
+        raise BuildError(
+            f"{len(differences)} of {len(manifest.outputs)} outputs are not what {path} says",
+            expected="\n".join(expected for expected, _ in differences),
+            found="\n".join(found for _, found in differences),
+            hint="package again",
+        )
+    return manifest
+
+
+def _kernel(kernel: BuiltKernel) -> KernelRecord:
+    base, series = kernel.base, kernel.series
+    return KernelRecord(
+        release=kernel.release,
+        flavour=kernel.target.flavour,
+        variant=kernel.target.variant,
+        suite=base.suite,
+        base_release=base.release,
+        base_version=base.version,
+        signers=base.signers,
+        expired=base.expired,
+        files=tuple(map(_input, base.files)),
+        series=series.name,
+        series_range=series.range,
+        series_sha256=series.digest,
+        patches=tuple(
+            PatchRecord(patch.path.name, patch.description, fs.sha256_file(patch.path))
+            for patch in series.patches
+        ),
+        exports=series.exports,
+        config_sha256=fs.sha256_file(kernel.config),
+        compiler=kernel.compiler,
+        method=kernel.method,
+        digest=kernel.digest,
+        seconds=round(kernel.seconds, 3),
+    )
+
+
+def _input(file: VerifiedFile) -> InputFile:
+    return InputFile(file.name, file.version, file.sha256, file.size)
+
+
+def _output(build: Path, package: Package) -> Output:
+    if not package.path.is_relative_to(build):
+        raise BuildError(
+            f"{package.path.name} lies outside the build directory",
+            expected=str(build),
+            found=str(package.path),
+        )
+    return Output(
+        name=package.name,
+        version=package.version,
+        architecture=package.architecture,
+        path=package.path.relative_to(build).as_posix(),
+        sha256=package.sha256,
+        size=package.path.stat().st_size,
+    )
+
+
+def _read_kernel(raw: dict[str, Any]) -> KernelRecord:
+    return KernelRecord(
+        **raw
+        | {
+            "signers": tuple(raw["signers"]),
+            "files": tuple(InputFile(**file) for file in raw["files"]),
+            "patches": tuple(PatchRecord(**patch) for patch in raw["patches"]),
+            "exports": tuple(raw["exports"]),
+        }
+    )
