@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from kbuild.core.errors import BuildError
 from kbuild.core.model import Series
+from kbuild.kernel.hunks import EXPORT, exported_function
 from kbuild.kernel.quilt import EXPORTS_FIELD
-
-EXPORT = re.compile(r"^EXPORT_SYMBOL(?:_GPL)?\((\w+)\);", re.MULTILINE)
-# A function's head in the kernel's style: it starts in the first column, and the name is
-# what stands before the first parenthesis.
-FUNCTION_HEAD = re.compile(r"^(?!EXPORT_SYMBOL)[A-Za-z_][^;{}()]*?\b(\w+)\(", re.MULTILINE)
 
 
 def text_of(path: Path) -> str | None:
@@ -48,21 +43,3 @@ def check_effect(pristine: Path, patched: Path, series: Series, names: tuple[str
             found=", ".join(sorted(added)) or "no new export",
             hint=f"make {EXPORTS_FIELD} and the patch agree",
         )
-
-
-def exported_function(text: str, symbol: str) -> str | None:
-    """Return the name of the function that the export of ``symbol`` directly follows.
-
-    None when what stands before it is not the end of a function.
-    """
-    match = re.search(rf"^EXPORT_SYMBOL(?:_GPL)?\({symbol}\);", text, re.MULTILINE)
-    if match is None:
-        return None
-    before = text[: match.start()]
-    if not before.endswith("\n}\n"):
-        return None
-    opening = before.rfind("\n{\n")
-    if opening < 0:
-        return None
-    heads = list(FUNCTION_HEAD.finditer(before[: opening + 1]))
-    return heads[-1].group(1) if heads else None

@@ -20,13 +20,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from unidiff.patch import Hunk
-
 from kbuild.core import contents, fs
 from kbuild.core.errors import BuildError, InfrastructureError, UserError
 from kbuild.core.model import Patch, Series, Tree
 from kbuild.core.run import run
-from kbuild.kernel.effect import EXPORT, FUNCTION_HEAD, check_effect, text_of
+from kbuild.kernel import hunks
+from kbuild.kernel.effect import check_effect, text_of
 from kbuild.kernel.quilt import changes, content, named, touched
 
 logger = logging.getLogger(__name__)
@@ -38,8 +37,6 @@ _SAID = re.compile(
 )
 _PATCH_TIMEOUT_S = 60
 _MENDED_SAID = 5  # names in a line
-# Of the lines in which a hunk differs from the source, those that a message shows.
-_DIFFERENCES_SAID = 3
 
 
 @dataclass(frozen=True)
@@ -310,10 +307,10 @@ def _try_patches(pristine: Path, series: Series, scratch: Path) -> tuple[tuple[R
         for name, number in _failed(completed.stdout):
             if name in changed:
                 hunk = changed[name][number - 1]
-                function = _function_of(hunk)
+                function = hunks.function_of(hunk, name)
                 source = str(changed[name].source_file).partition("/")[2]
                 text = before.get(name) or before.get(source)
-                reason = _what_is_there(text, hunk, function)
+                reason = hunks.refusal_reason(text, hunk, function)
                 refused.append(Refusal(patch.path.name, name, number, function, reason))
     return tuple(refused), said.strip()
 
@@ -325,44 +322,6 @@ def _failed(said: str) -> Iterator[tuple[str, int]]:
             name = match["file"] or name
             if match["hunk"]:
                 yield name, int(match["hunk"])
-
-
-def _function_of(hunk: Hunk) -> str:
-    """Return the function that a hunk is about: whose export it adds, or that it stands in."""
-    fresh = "".join(str(line.value) for line in hunk if line.is_added)
-    exported = [name for name in EXPORT.findall(fresh) if not _defines(fresh, name)]
-    if exported:
-        return str(exported[0])
-    old = "".join(str(line.value) for line in hunk if not line.is_added)
-    heads = FUNCTION_HEAD.findall(old) or FUNCTION_HEAD.findall(hunk.section_header)
-    return str(heads[-1]) if heads else ""
-
-
-def _defines(text: str, function: str) -> bool:
-    return re.search(rf"^[A-Za-z_][^;{{}}()]*\b{function}\([^;{{}}]*\)\n{{", text, re.M) is not None
-
-
-def _what_is_there(text: str | None, hunk: Hunk, function: str) -> str:
-    """Compare the lines that a hunk wants to find with those that resemble them most."""
-    if text is None:
-        return "this kernel has no such file"
-    if function and not _defines(text, function):
-        return f"this kernel has no {function}() there"
-    wanted = [str(line.value).rstrip("\n") for line in hunk if not line.is_added]
-    lines = text.split("\n")
-    starts = range(max(1, len(lines) - len(wanted) + 1))
-
-    def likeness(start: int) -> int:
-        return sum(a == b for a, b in zip(wanted, lines[start:], strict=False) if a.strip())
-
-    best = max(starts, key=likeness)
-    window = lines[best : best + len(wanted)]
-    differing = [
-        f"it wants to find {a.strip()!r}, and line {number} is {b.strip()!r}"
-        for number, (a, b) in enumerate(zip(wanted, window, strict=False), best + 1)
-        if a != b
-    ]
-    return "; ".join(differing[:_DIFFERENCES_SAID]) or "its place is taken already"
 
 
 def _link_tree(pristine: Path, tree: Path) -> None:

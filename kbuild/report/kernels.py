@@ -7,7 +7,6 @@ kernel's list of exports, its source, its Kconfig files and its changelog.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import gzip
 import logging
 import re
@@ -25,7 +24,7 @@ from kbuild.core.errors import BuildError, DefectError, KbuildError
 from kbuild.core.model import BACKENDS, Base, Series, Settings, Target
 from kbuild.fetch import download, roots, source, unpack
 from kbuild.fetch.download import Network
-from kbuild.kernel import kconfig, module, patches, quilt, symvers
+from kbuild.kernel import hunks, kconfig, module, patches, quilt, symvers
 from kbuild.kernel.patches import Refusal
 from kbuild.kernel.symvers import ExportedSymbol
 from kbuild.ship import manifest
@@ -38,9 +37,6 @@ _CVE = re.compile(r"\bCVE-\d{4}-\d{4,}\b")
 _ITEM = re.compile(r"^\s+[-*+] ")
 _OPTION = re.compile(r"^\s*(?:menu)?config\s+(\w+)\s*$")
 _SOURCE = re.compile(r'^\s*source\s+"?([\w$()/.+-]+)"?\s*$')
-_FUNCTION = re.compile(r"^(?!\s|EXPORT_SYMBOL|#|/|\*)[^;={}]*?\b(\w+)\(")
-_CALL = re.compile(r"\b(\w+)\s*\(")
-_DIFF_CONTEXT = 3
 # Where a definition may stand that is not in a file of the series.
 _DEFINED_IN = ("fs/*.c", "kernel/*.c", "lib/*.c", "mm/*.c", "kernel/sched/*.c")
 
@@ -295,7 +291,7 @@ def find_definition(tree: Path, symbol: str) -> str | None:
     for pattern in _DEFINED_IN:
         for path in sorted(tree.glob(pattern)):
             text = path.read_text(errors="replace")
-            if symbol in text and (span := function_span(text.splitlines(), symbol)):
+            if symbol in text and (span := hunks.function_span(text.splitlines(), symbol)):
                 return f"{path.relative_to(tree)}:{span[0] + 1}"
     return None
 
@@ -333,9 +329,9 @@ def _verdict(
         patches.foresee(pristine, series, pristine, base_version=base.version)
     except BuildError as error:
         found = f": {error.found}" if error.found else ""
-        hunks = failing_hunks(series, pristine, before)
-        why = error.what if hunks else error.what + found
-        return SeriesVerdict(series.name, series.range, chosen, False, why, hunks)
+        failing = failing_hunks(series, pristine, before)
+        why = error.what if failing else error.what + found
+        return SeriesVerdict(series.name, series.range, chosen, False, why, failing)
     return SeriesVerdict(series.name, series.range, chosen, True, None)
 
 
@@ -359,106 +355,23 @@ def failing_hunks(
     return tuple(failures)
 
 
-def _wanted(hunk: Hunk) -> list[str]:
-    """Return the lines that a hunk expects to find."""
-    return [line.value.rstrip("\n") for line in hunk if not line.is_added]
-
-
-def has_lines(lines: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether ``wanted`` stands in ``lines``, one after the other."""
-    count = len(wanted)
-    return any(list(lines[at : at + count]) == list(wanted) for at in range(len(lines) - count + 1))
-
-
 def _explain(
     refusal: Refusal, hunk: Hunk, lines: list[str], older: tuple[str, Path] | None
 ) -> HunkFailure:
-    old = _wanted(hunk)
-    names = hunk_functions(hunk, refusal.file)
-    said = tuple(f"{name}() {_whereabouts(lines, name)}" for name in names) if lines else ()
-    since, change = "what the hunk expects", _like(old, lines)
+    names = hunks.functions_of(hunk, refusal.file) if lines else ()
+    was = None
     if older is not None and older[1].is_file():
         was = older[1].read_text(errors="replace").splitlines()
-        if has_lines(was, old):
-            changed = [
-                line
-                for name in names
-                for line in _diff(_function(was, name), _function(lines, name))
-            ]
-            if changed:
-                since, change = older[0], changed
+    change, from_older = hunks.change(hunk, refusal.file, lines, was)
     return HunkFailure(
-        refusal.patch, refusal.file, hunk.source_start, refusal.reason, said, tuple(change), since
+        refusal.patch,
+        refusal.file,
+        hunk.source_start,
+        refusal.reason,
+        tuple(f"{name}() {hunks.whereabouts(lines, name)}" for name in names),
+        tuple(change),
+        older[0] if older and from_older else "what the hunk expects",
     )
-
-
-def hunk_functions(hunk: Hunk, file: str) -> tuple[str, ...]:
-    """Return the functions that a hunk is about: those it shows, and the one it says it is in."""
-    names = [match[1] for line in _wanted(hunk) if (match := _FUNCTION.match(line))]
-    # In a header it is only the last declaration above.
-    if file.endswith(".c") and (inside := _CALL.search(hunk.section_header)):
-        names.append(inside[1])
-    return tuple(dict.fromkeys(names))
-
-
-def _whereabouts(lines: Sequence[str], name: str) -> str:
-    if span := function_span(lines, name):
-        return f"is at line {span[0] + 1}"
-    declared = re.compile(rf"^[A-Za-z].*\b{name}\(")
-    at = next((k for k, line in enumerate(lines, 1) if declared.match(line)), None)
-    return f"is declared at line {at}" if at else "is gone from it"
-
-
-def function_span(lines: Sequence[str], name: str) -> tuple[int, int] | None:
-    """Return the first and the last line (from 0) of a function in the kernel's style."""
-    for start, line in enumerate(lines):
-        match = _FUNCTION.match(line)
-        if match is None or match[1] != name:
-            continue
-        # The head may take several lines; a declaration ends before any body begins.
-        for at in range(start, min(start + 12, len(lines))):
-            if lines[at].rstrip().endswith(";"):
-                break
-            if lines[at].rstrip() == "{" or lines[at].rstrip().endswith(") {"):
-                ends = (k for k in range(at, len(lines)) if lines[k].startswith("}"))
-                return start, next(ends, len(lines) - 1)
-    return None
-
-
-def _function(lines: Sequence[str], name: str) -> list[str]:
-    span = function_span(lines, name)
-    return list(lines[span[0] : span[1] + 1]) if span else []
-
-
-def _like(old: Sequence[str], lines: Sequence[str]) -> list[str]:
-    """Diff the hunk's lines with those of the source that are most like them."""
-    if not lines:
-        return []
-    count = len(old)
-    matcher = difflib.SequenceMatcher(autojunk=False)
-    matcher.set_seq2(list(old))
-    wanted = set(old)
-
-    def score(at: int) -> float:
-        window = lines[at : at + count]
-        # The ratio is slow; lines in common bound it.
-        if not any(line in wanted and line.strip() for line in window):
-            return 0.0
-        matcher.set_seq1(list(window))
-        return matcher.ratio()
-
-    best = max(range(max(1, len(lines) - count + 1)), key=score)
-    around = lines[max(0, best - _DIFF_CONTEXT) : best + count + _DIFF_CONTEXT]
-    diff = _diff(old, around)
-    # What stands only before or after the hunk's lines was not added to them.
-    first = next((k for k, line in enumerate(diff) if line[0] != "+"), 0)
-    last = next((k for k in reversed(range(len(diff))) if diff[k][0] != "+"), len(diff))
-    return [" " + line[1:] if not first <= k <= last else line for k, line in enumerate(diff)]
-
-
-def _diff(old: Sequence[str], new: Sequence[str]) -> list[str]:
-    text = difflib.unified_diff(list(old), list(new), lineterm="", n=_DIFF_CONTEXT)
-    return [line for line in text if not line.startswith(("---", "+++", "@@"))]
 
 
 # Configuration.

@@ -14,7 +14,7 @@ from kbuild.core import fs
 from kbuild.core.errors import BuildError, UserError
 from kbuild.core.model import Series
 from kbuild.core.run import run
-from kbuild.kernel import effect, patches, quilt
+from kbuild.kernel import hunks, patches, quilt
 from tests.unit import damage, toy
 
 DATA = Path(__file__).parent / "data"
@@ -247,8 +247,8 @@ def test_context_diffs_are_read_as_patch_reads_them(tmp_path: Path) -> None:
     assert patches.refusals(pristine, series) == ()
     tree = patches.apply(pristine, series, tmp_path / "patched", base_version="5.3-1").path
     text = (tree / "fs/file.c").read_text()
-    assert effect.exported_function(text, "get_files_struct") == "get_files_struct"
-    assert effect.exported_function(text, "put_files_struct") == "put_files_struct"
+    assert hunks.exported_function(text, "get_files_struct") == "get_files_struct"
+    assert hunks.exported_function(text, "put_files_struct") == "put_files_struct"
 
 
 @pytest.mark.parametrize(
@@ -375,4 +375,4 @@ def test_our_own_patches_are_mails_that_git_am_takes(name: str, tmp_path: Path) 
     ],
 )
 def test_exported_function(text: str, owner: str | None) -> None:
-    assert effect.exported_function(text, "a") == owner
+    assert hunks.exported_function(text, "a") == owner

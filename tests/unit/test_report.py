@@ -15,7 +15,7 @@ from kbuild.core import fs
 from kbuild.core.errors import BuildError, InfrastructureError, UserError
 from kbuild.core.model import Root, Settings, Target
 from kbuild.fetch import download, roots, source, unpack
-from kbuild.kernel import module, quilt, symvers
+from kbuild.kernel import hunks, module, quilt, symvers
 from kbuild.report import kernels
 from kbuild.report import text as report_text
 from kbuild.report.kernels import (
@@ -101,8 +101,8 @@ def test_what_a_backend_lacks_is_named_with_its_place(distro: toy.ToyDistro) -> 
 
 def test_a_declaration_is_no_definition() -> None:
     lines = ["void f(int a,", "       int b);", "", "static int g(void)", "{", "\tf(1, 2);", "}"]
-    assert kernels.function_span(lines, "f") is None
-    assert kernels.function_span(lines, "g") == (3, 6)
+    assert hunks.function_span(lines, "f") is None
+    assert hunks.function_span(lines, "g") == (3, 6)
 
 
 def test_the_series_of_the_range_applies(distro: toy.ToyDistro) -> None:
@@ -260,13 +260,6 @@ def test_hunks_after_one_that_applied_are_tried_on_its_result(distro: toy.ToyDis
     toy.write(distro.patches / "5.11/series", "export.patch\nsecond.patch\n")
     series = quilt.read_series(distro.patches / "5.11")
     assert kernels.failing_hunks(series, distro.pristine) == ()
-
-
-def test_lines_have_to_follow_each_other() -> None:
-    lines = ["a", "b", "x", "a"]
-    assert kernels.has_lines(lines, ["b", "x"])
-    assert not kernels.has_lines(lines, ["b", "a"])
-    assert not kernels.has_lines(lines, [*lines, "y"])
 
 
 def test_options_are_found_by_following_source(tmp_path: Path) -> None:
