@@ -6,7 +6,6 @@ first illness names no second one.
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import sys
@@ -14,10 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from kbuild.core import fs, places, progress
+from kbuild.core import fs, places, progress, table
 from kbuild.core.errors import KbuildError, UserError
 from kbuild.core.model import Settings
 from kbuild.core.run import which
@@ -115,21 +111,9 @@ def healthy(findings: tuple[Finding, ...]) -> bool:
 
 def render(findings: tuple[Finding, ...], *, width: int | None = None) -> str:
     """Return the findings as a table, and below it what to do about the bad ones."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for finding in findings:
-        table.add_row("ok" if finding.ok else "MISSING", finding.name, finding.detail)
-    text = io.StringIO()
-    columns = width or shutil.get_terminal_size((100, 24)).columns
-    console = Console(file=text, width=columns, highlight=False, markup=False, emoji=False)
-    console.print(table)
-    for finding in findings:
-        if not finding.ok and finding.remedy:
-            console.print(f"{finding.name}: {finding.remedy}", soft_wrap=True)
-    lines = [line.rstrip() for line in text.getvalue().splitlines()]
-    return "\n".join(lines) + "\n"
+    rows = [("ok" if one.ok else "MISSING", one.name, one.detail) for one in findings]
+    remedies = [f"{one.name}: {one.remedy}\n" for one in findings if not one.ok and one.remedy]
+    return table.text(("", "", ""), rows, unbroken=2, width=width) + "".join(remedies)
 
 
 def _sentence(text: str) -> str:

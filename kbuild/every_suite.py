@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.table import Table
-
 from kbuild import pipeline, testing
-from kbuild.core import progress, suites
+from kbuild.core import progress, suites, table
 from kbuild.core.errors import DefectError, KbuildError, UserError
 from kbuild.core.model import Settings, Target
 from kbuild.fetch import source
@@ -219,16 +214,9 @@ def exit_status(rows: Sequence[Row]) -> int:
 
 def render(rows: Sequence[Row], *, width: int | None = None) -> str:
     """Return the table as text, and below it every failure in full."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("suite", no_wrap=True)
-    for column in COLUMNS:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(row.suite, *(_show(row.cells.get(column)) for column in COLUMNS))
-    text = io.StringIO()
-    columns = width or shutil.get_terminal_size((140, 24)).columns
-    Console(file=text, width=columns, highlight=False, markup=False, emoji=False).print(table)
-    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    shown = [(row.suite, *(_show(row.cells.get(one)) for one in COLUMNS)) for row in rows]
+    heads = ("suite", *COLUMNS)
+    lines = [table.text(heads, shown, unbroken=1, width=width, usual_width=140).rstrip("\n")]
     for row in rows:
         for column, cell in row.cells.items():
             if cell.error:

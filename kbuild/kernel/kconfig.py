@@ -18,7 +18,6 @@ from pathlib import Path
 from kbuild.core import sandbox
 from kbuild.core.errors import BuildError, UserError
 from kbuild.core.model import Root
-from kbuild.core.run import run
 from kbuild.core.sandbox import Bind
 
 logger = logging.getLogger(__name__)
@@ -28,7 +27,8 @@ _UNSET = re.compile(r"^# CONFIG_(\w+) is not set$")
 # What a fragment says of the option in the line below it: kernels of some generations do not
 # have it, and have nothing instead, or an option of another name.
 _WHERE = re.compile(r"^# \[where it exists(?:, else CONFIG_(\w+))?\]$")
-_DEFINITION = re.compile(r"^\s*(?:menu)?config (\w+)\s*$")
+_DEFINITION = re.compile(r"^\s*(?:menu)?config\s+(\w+)\s*$")
+_SOURCE = re.compile(r'^\s*source\s+"?([\w$()/.+-]+)"?\s*$')
 _EXPLAINER = Path(__file__).parent / "in_root" / "kconfig_reasons.py"
 _EXPLAIN_TIMEOUT_S = 300
 _SEARCH_TIMEOUT_S = 120
@@ -115,7 +115,7 @@ def settle(fragment: Fragment, kernel: Path) -> Fragment:
     """
     if not fragment.elsewhere:
         return fragment
-    there = definitions(kernel, fragment.elsewhere)
+    there = definitions(kernel)
     options = dict(fragment.options)
     for option, instead in fragment.elsewhere.items():
         if option in there:
@@ -132,28 +132,31 @@ def settle(fragment: Fragment, kernel: Path) -> Fragment:
     return Fragment(fragment.name, options)
 
 
-def definitions(kernel: Path, options: Iterable[str]) -> dict[str, str]:
-    """Return what the Kconfig files of a source tree say each option depends on.
+def definitions(tree: Path, *, architecture: str = "x86") -> dict[str, str]:
+    """Return every option that a source tree defines, and what its definitions depend on.
 
-    An option without a definition is not among them; several definitions are put together.
+    Followed from the top by "source", as kconfig does.  kconfiglib 14.1, the last, cannot
+    read the newer kernels' files, and reads none without the suite's compiler.
     """
-    names = "|".join(options)
-    completed = run(
-        ["grep", "-rEl", "--include=Kconfig*", rf"^\s*(menu)?config ({names})\s*$", kernel],
-        timeout_s=_SEARCH_TIMEOUT_S,
-        check=False,
-    )
     found: dict[str, list[str]] = {}
-    for path in completed.stdout.splitlines():
-        if "/scripts/kconfig/tests/" in path:
+    seen: set[str] = set()
+    waiting = ["Kconfig"]
+    while waiting:
+        name = waiting.pop()
+        path = tree / name
+        if name in seen or not path.is_file():
             continue
-        current: list[str] | None = None
-        for line in Path(path).read_text(errors="replace").splitlines():
+        seen.add(name)
+        current: list[str] = []
+        for line in path.read_text(errors="replace").splitlines():
             if match := _DEFINITION.match(line):
-                current = found.setdefault(match[1], []) if match[1] in options else None
+                current = found.setdefault(match[1], [])
+            elif match := _SOURCE.match(line):
+                inner = re.sub(r"\$\((?:SRCARCH|HEADER_ARCH)\)", architecture, match[1])
+                waiting.append(inner)
             elif line and not line[0].isspace():
-                current = None
-            elif current is not None and line.strip().startswith("depends on "):
+                current = []
+            elif line.strip().startswith("depends on "):
                 current.append(line.strip())
     return {name: "; ".join(dict.fromkeys(lines)) for name, lines in found.items()}
 
@@ -253,7 +256,7 @@ def verify(
 
 def _written_reasons(missing: Mapping[str, object], binds: Sequence[Bind]) -> dict[str, str]:
     tree = next(bind.source for bind in binds if bind.target == "/mnt/source")
-    there = definitions(tree, missing)
+    there = definitions(tree)
     return {
         option: "this kernel has no such option"
         if option not in there

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import watchfiles
-from rich.console import Console
-from rich.table import Table
 
 from kbuild.core import fs, progress
+from kbuild.core import table as tables
 from kbuild.core.errors import BuildError, KbuildError
 from kbuild.core.model import Settings, Target
 from kbuild.guest import triage
@@ -278,14 +277,6 @@ def render(attempt: Attempt) -> str:
 
 def table(stages: tuple[Stage, ...]) -> str:
     """Return the stages with their times, in the order in which they began."""
-    shown = Table(box=None, pad_edge=False)
-    shown.add_column("stage")
-    shown.add_column("from", justify="right")
-    shown.add_column("took", justify="right")
-    shown.add_column("seen")
-    for stage in stages:
-        shown.add_row(stage.name, f"{stage.began_s:.1f} s", f"{stage.seconds:.1f} s", stage.seen)
-    console = Console(width=_WIDTH, force_terminal=False)
-    with console.capture() as captured:
-        console.print(shown, markup=False)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+    rows = [(one.name, f"{one.began_s:.1f} s", f"{one.seconds:.1f} s", one.seen) for one in stages]
+    heads = ("stage", "from", "took", "seen")
+    return tables.text(heads, rows, right=("from", "took"), width=_WIDTH).rstrip("\n")

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import shutil
 from collections.abc import Iterable, Mapping
 
-from rich.console import Console
-from rich.table import Table
-
-from kbuild.core import progress
+from kbuild.core import progress, table
 from kbuild.core.model import Target
 from kbuild.measure.build_cases import CASES, Case, Measurement, obstacle
 from kbuild.measure.stats import number
@@ -55,33 +50,34 @@ def render(
     shown = {name: one for name, one in found.items() if name not in absent}
     if extra := extrapolate(shown, other or {}):
         shown["full"] = extra
-    table = Table(
-        title=f"{target.suite} {target.name}", title_justify="left", box=None, pad_edge=False
-    )
-    for head in ("case", "wall", "CPU", "objects", "ccache", "÷ full", "target", "remarks"):
-        table.add_column(head, overflow="fold")
+    rows = []
     for case in CASES.values():
         one = shown.get(case.name)
         if one is None:
             why = absent.get(case.name) or obstacle(case, target, "") or "not measured"
-            table.add_row(case.name, *("–",) * 6, f"{case.title}: {why}")
+            rows.append((case.name, *("–",) * 6, f"{case.title}: {why}"))
             continue
         hits = "" if one.hits is None else f"{one.hits} of {one.hits + (one.misses or 0)}"
-        table.add_row(
-            case.name,
-            progress.duration(one.wall_s),
-            progress.duration(one.cpu_s),
-            str(one.objects or ""),
-            hits,
-            _ratio(one, shown.get("full")),
-            judge(case, target, shown),
-            _remark(case, one),
+        rows.append(
+            (
+                case.name,
+                progress.duration(one.wall_s),
+                progress.duration(one.cpu_s),
+                str(one.objects or ""),
+                hits,
+                _ratio(one, shown.get("full")),
+                judge(case, target, shown),
+                _remark(case, one),
+            )
         )
-    text = io.StringIO()
-    columns = width or shutil.get_terminal_size((160, 24)).columns
-    Console(file=text, width=columns, highlight=False, markup=False, emoji=False).print(table)
-    lines = [line.rstrip() for line in text.getvalue().splitlines()]
-    return "\n".join([*lines, *_misses(shown.values())])
+    text = table.text(
+        ("case", "wall", "CPU", "objects", "ccache", "÷ full", "target", "remarks"),
+        rows,
+        title=f"{target.suite} {target.name}",
+        width=width,
+        usual_width=160,
+    )
+    return "\n".join([*text.splitlines(), *_misses(shown.values())])
 
 
 def _ratio(one: Measurement, full: Measurement | None) -> str:

@@ -6,17 +6,13 @@ round to round (the machine's other work, above all) is in both of them.
 
 from __future__ import annotations
 
-import io
 import math
 import re
-import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rich.console import Console
-from rich.table import Table
-
+from kbuild.core import table
 from kbuild.core.errors import KbuildError
 
 _PASS = re.compile(r"^pass (\d+) (\d+) (\d+)$")
@@ -163,28 +159,29 @@ def show_spread(values: Spread) -> str:
 
 def render(comparison: Comparison, *, width: int | None = None) -> str:
     """Return a comparison as a table; a series that was not measured says why in its row."""
-    table = Table(
-        title=comparison.title, title_justify="left", title_style="", box=None, pad_edge=False
-    )
-    table.add_column("", no_wrap=True)
-    spreads = "median  [quartiles]  extremes"
-    table.add_column(f"{comparison.unit}: {spreads}", justify="left", overflow="fold")
-    table.add_column(f"÷ {comparison.reference}", justify="left", overflow="fold")
+    spreads = f"{comparison.unit}: median  [quartiles]  extremes"
+    rows = []
     for one in comparison.series:
         if one.why is not None:
-            table.add_row(one.name, f"not measurable here: {one.why}", "")
+            rows.append((one.name, f"not measurable here: {one.why}", ""))
             continue
         times = comparison.ratio(one.name)
         same = one.name == comparison.reference
-        table.add_row(
-            one.name,
-            show_spread(spread(list(one.values.values()))),
-            "" if same or times is None else show_spread(times),
+        rows.append(
+            (
+                one.name,
+                show_spread(spread(list(one.values.values()))),
+                "" if same or times is None else show_spread(times),
+            )
         )
-    text = io.StringIO()
-    columns = width or shutil.get_terminal_size((120, 24)).columns
-    Console(file=text, width=columns, highlight=False, markup=False, emoji=False).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+    return table.text(
+        ("", spreads, f"÷ {comparison.reference}"),
+        rows,
+        title=comparison.title,
+        unbroken=1,
+        width=width,
+        usual_width=120,
+    )
 
 
 def judge(aim: Aim, comparisons: Sequence[Comparison]) -> str:

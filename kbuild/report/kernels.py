@@ -10,7 +10,7 @@ import dataclasses
 import gzip
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +35,6 @@ logger = logging.getLogger(__name__)
 _CVE = re.compile(r"\bCVE-\d{4}-\d{4,}\b")
 # An item of Debian's kernel changelog: "  * ...", "    - ...", "    + ...".
 _ITEM = re.compile(r"^\s+[-*+] ")
-_OPTION = re.compile(r"^\s*(?:menu)?config\s+(\w+)\s*$")
-_SOURCE = re.compile(r'^\s*source\s+"?([\w$()/.+-]+)"?\s*$')
 # Where a definition may stand that is not in a file of the series.
 _DEFINED_IN = ("fs/*.c", "kernel/*.c", "lib/*.c", "mm/*.c", "kernel/sched/*.c")
 
@@ -196,7 +194,7 @@ def _report(settings: Settings, target: Target, network: Network) -> KernelRepor
             series=series,
             options=gone_options(
                 [*sorted((settings.project / "fragments").glob("*.config")), *target.fragments],
-                options_of(pristine),
+                kconfig.definitions(pristine),
             ),
             news=news(_changelog(settings, base), last.base_version if last else None),
         )
@@ -377,40 +375,19 @@ def _explain(
 # Configuration.
 
 
-def options_of(tree: Path, *, architecture: str = "x86") -> frozenset[str]:
-    """Return every option that a source's Kconfig files define for an architecture.
-
-    Followed from the top by "source", as kconfig does.  kconfiglib 14.1, the last, cannot
-    read the newer kernels' files, and reads none without the suite's compiler.
-    """
-    found: set[str] = set()
-    seen: set[str] = set()
-    waiting = ["Kconfig"]
-    while waiting:
-        name = waiting.pop()
-        path = tree / name
-        if name in seen or not path.is_file():
-            continue
-        seen.add(name)
-        for line in path.read_text(errors="replace").splitlines():
-            if match := _OPTION.match(line):
-                found.add(match[1])
-            elif match := _SOURCE.match(line):
-                inner = re.sub(r"\$\((?:SRCARCH|HEADER_ARCH)\)", architecture, match[1])
-                waiting.append(inner)
-    if not found:
-        raise BuildError(f"{tree} has no Kconfig files", expected=str(tree / "Kconfig"))
-    return frozenset(found)
-
-
-def _is_foreseen(fragment: kconfig.Fragment, name: str, options: frozenset[str]) -> bool:
+def _is_foreseen(fragment: kconfig.Fragment, name: str, options: Collection[str]) -> bool:
     """Whether a fragment says that an option need not exist, and what stands for it does."""
     instead = fragment.elsewhere.get(name)
     return instead is not None and (not instead or instead in options)
 
 
-def gone_options(fragments: Iterable[Path], options: frozenset[str]) -> tuple[GoneOptions, ...]:
-    """Return for each fragment which of its options a source does not have."""
+def gone_options(fragments: Iterable[Path], options: Collection[str]) -> tuple[GoneOptions, ...]:
+    """Return for each fragment which of its options a source does not have.
+
+    Raises BuildError if the source has no options at all.
+    """
+    if not options:
+        raise BuildError("the source has no Kconfig files, or they define nothing")
     result = []
     for path in fragments:
         fragment = kconfig.read(path)

@@ -15,7 +15,7 @@ from kbuild.core import fs
 from kbuild.core.errors import BuildError, InfrastructureError, UserError
 from kbuild.core.model import Root, Settings, Target
 from kbuild.fetch import download, roots, source, unpack
-from kbuild.kernel import hunks, module, quilt, symvers
+from kbuild.kernel import hunks, kconfig, module, quilt, symvers
 from kbuild.report import kernels
 from kbuild.report import text as report_text
 from kbuild.report.kernels import (
@@ -267,9 +267,9 @@ def test_options_are_found_by_following_source(tmp_path: Path) -> None:
     toy.write(tmp_path / "arch/x86/Kconfig", "config\tX86\n\tbool\n\thelp\n\t  config of it\n")
     toy.write(tmp_path / "arch/arm/Kconfig", "config ARM\n")
     toy.write(tmp_path / "b", "if X86\n  menuconfig NET\nendif\nsource missing/Kconfig\n")
-    assert kernels.options_of(tmp_path) == {"X86", "NET"}
+    assert set(kconfig.definitions(tmp_path)) == {"X86", "NET"}
     toy.write(tmp_path / "lab.config", "CONFIG_NET=y\n# CONFIG_ARM is not set\n")
-    (gone,) = kernels.gone_options([tmp_path / "lab.config"], kernels.options_of(tmp_path))
+    (gone,) = kernels.gone_options([tmp_path / "lab.config"], kconfig.definitions(tmp_path))
     assert gone == GoneOptions("lab.config", ("ARM",), 2)
 
 
@@ -480,7 +480,7 @@ def test_one_kernel_is_put_together_and_another_that_fails_does_not_end_it(
         raise KeyError("Depends")
 
     with monkeypatch.context() as broken:
-        broken.setattr(kernels, "options_of", defect)
+        broken.setattr(kconfig, "definitions", defect)
         (unseen, _) = kernels.run(settings, Target("bookworm", "cloud-amd64"), suite="bookworm")
     assert kernels.exit_status([unseen]) == 70
     assert "KeyError: 'Depends'" in report_text.render([unseen], terminal=False)
