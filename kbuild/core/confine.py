@@ -1,13 +1,13 @@
-"""Start bwrap(1) as nobody on the host: mapped ids, few capabilities, and a filter of system calls.
+"""Start bwrap(1) without rights on the host: mapped ids, few capabilities, filtered system calls.
 
 ``confine.py [--writable-root] -- bwrap OPTIONS --clearenv OPTIONS -- COMMAND``, where all binds
-come before ``--clearenv``.  :func:`kbuild.core.sandbox.command` starts it with Debian's own Python,
-which has libseccomp's bindings, by unshare(1) in a mount namespace of its own.
+come before ``--clearenv``.  :func:`kbuild.core.sandbox.command` starts it by unshare(1) in a
+mount namespace of its own, with Debian's own Python, which has libseccomp's bindings.
 
 The command is root of a user namespace whose ids are unused on the host.  Idmapped mounts
-(mount_setattr(2)) show it the owners that the files have on disk, and keep them for files that
-it makes.  Where the kernel or a file system has no such mounts, the command keeps the host's
-root, with no capabilities if its root is read-only.
+(mount_setattr(2)) show it the owners that the files have on disk, and files that it makes get
+these owners too.  If the kernel or a file system has no such mounts, the command keeps the
+host's root; with a read-only root it then has no capabilities.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from pathlib import Path
 
 import seccomp
 
-# The upper half of all ids: no host's users lie there, and each id of the lower half has one.
+# The upper half of all ids.  No host's users lie there, and each id of the lower half has one.
 FIRST_ID, IDS = 1 << 31, (1 << 31) - 1
 
 # Capabilities over the mapped files and the command's own processes.
 _FILES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT")
-# Only for a copy of a root that packages are installed in: their files may be set-user-ID.
+# Only for a writable copy of a root: files of the packages that are installed may be set-user-ID.
 _PACKAGES = ("FSETID", "SETFCAP")
 
-# Each of them reaches what namespaces and read-only mounts do not cover, or is new surface.
+# Calls that reach past namespaces and read-only mounts, or that widen the attack surface.
 _DENIED = (
     *("mount", "umount", "umount2", "pivot_root", "open_tree", "move_mount", "mount_setattr"),
     *("fsopen", "fsconfig", "fsmount", "fspick", "open_by_handle_at"),
@@ -41,11 +41,11 @@ _DENIED = (
     *("acct", "quotactl", "swapon", "swapoff", "reboot", "syslog", "vhangup"),
     *("settimeofday", "clock_settime", "iopl", "ioperm"),
 )
-# The filter cannot look into the structures that these take; libraries know what to do instead.
+# The filter cannot look into the structures that these take; libraries fall back to older calls.
 _ABSENT = ("clone3", "openat2")
 _TERMINAL = (0x5412, 0x541C)  # TIOCSTI and TIOCLINUX: input for the terminal's other programs
-_FCHMODAT2 = 452  # which the libseccomp of Debian 12 does not know by name
-# Calls that set a mode, and which argument it is.
+_FCHMODAT2 = 452  # libseccomp in Debian 12 does not know its name
+# The calls that set a mode, and the index of that argument.
 _CHMOD = {
     "chmod": 1,
     "fchmod": 1,
@@ -55,11 +55,11 @@ _CHMOD = {
     "mknod": 1,
     "mknodat": 2,
 }
-_OPEN = {"open": 1, "openat": 2}  # which argument the flags are; the mode follows
+_OPEN = {"open": 1, "openat": 2}  # the index of the flags; the mode follows
 _O_TMPFILE = 0o20000000
 _CLONE_NEWUSER, _CLONE_NEWNS = 0x10000000, 0x20000
 
-# Of mount_setattr(2) and open_tree(2), with the numbers that they have on every architecture.
+# mount_setattr(2) and open_tree(2); these numbers are the same on every architecture.
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
 _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 1, 4
@@ -79,7 +79,7 @@ def _checked(result: int, what: str) -> int:
 
 
 def call_filter(*, set_user_id: bool) -> int:
-    """Return a descriptor to read the compiled filter from, for ``bwrap --seccomp``."""
+    """Compile the filter of system calls; return a descriptor for ``bwrap --seccomp``."""
     rules = seccomp.SyscallFilter(seccomp.ALLOW)
     rules.set_attr(seccomp.Attr.CTL_OPTIMIZE, 2)
     refuse, masked = seccomp.ERRNO(errno.EPERM), seccomp.MASKED_EQ
@@ -109,7 +109,7 @@ def call_filter(*, set_user_id: bool) -> int:
 
 
 def _user_namespace() -> int:
-    """Return a descriptor of a user namespace with ids of its own."""
+    """Make a user namespace with its own ids; return its descriptor."""
     ready, done = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
@@ -129,7 +129,7 @@ def _user_namespace() -> int:
 
 
 def _mapped(source: str, namespace: int, *, writable: bool) -> int:
-    """Return a copy of a mount, with the ids of a user namespace."""
+    """Copy a mount and map its ids to a user namespace; return a descriptor of the copy."""
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_RECURSIVE
     tree = _libc.syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(source), flags)
     _checked(tree, source)
@@ -141,7 +141,7 @@ def _mapped(source: str, namespace: int, *, writable: bool) -> int:
         return int(_libc.syscall(_MOUNT_SETATTR, tree, b"", how, raw, len(raw)))
 
     if change(wanted | _IDMAP) < 0:
-        # A socket or /etc/resolv.conf on another file system is of use without its owner.
+        # A socket, or /etc/resolv.conf on another file system, works without its owner.
         if Path(source).is_dir():
             _checked(-1, source)
         _checked(change(wanted), source)
@@ -149,7 +149,7 @@ def _mapped(source: str, namespace: int, *, writable: bool) -> int:
 
 
 def _mapped_binds(arguments: list[str], namespace: int) -> dict[int, int]:
-    """Return a mapped mount for each bind of the options, by the place of its source there."""
+    """Return a mapped mount for each bind in the options; the key is its source's index."""
     return {
         at + 1: _mapped(arguments[at + 1], namespace, writable=word == "--bind")
         for at, word in enumerate(arguments[: arguments.index("--clearenv")])
@@ -158,7 +158,7 @@ def _mapped_binds(arguments: list[str], namespace: int) -> dict[int, int]:
 
 
 def _stage(arguments: list[str], trees: dict[int, int]) -> list[str]:
-    """Attach the mounts below one directory, and return the options with their paths there."""
+    """Attach the mounts below one directory, and return the options with the new paths."""
     staged = list(arguments)
     # From here on, sources below this directory are hidden.
     _checked(_libc.mount(b"tmpfs", _STAGE.encode(), b"tmpfs", 0, b"mode=755"), _STAGE)
@@ -183,14 +183,14 @@ def _become_root_of(namespace: int) -> None:
     os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
-    # The kernel forgets it with the old ids.
+    # The kernel clears it when the ids change (prctl(2)).
     _libc.prctl(_PR_SET_PDEATHSIG, deathsig.value)
     if os.getppid() != parent:
         sys.exit(1)
 
 
 def main(options: list[str], command: list[str]) -> None:
-    """Replace this process by bwrap."""
+    """Replace this process with bwrap."""
     program, *arguments = command
     writable = "--writable-root" in options
     capabilities = [*_FILES, *_PACKAGES] if writable else []
@@ -198,7 +198,7 @@ def main(options: list[str], command: list[str]) -> None:
         namespace = _user_namespace()
         trees = _mapped_binds(arguments, namespace)
     except OSError as error:
-        # This is for the log; bwrap says itself that a source is not there.
+        # For the log only: bwrap itself reports a missing source.
         rights = "few" if writable else "no"
         print(
             f"sandbox: no ids of its own ({error}): host's root, {rights} capabilities",

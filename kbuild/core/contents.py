@@ -1,8 +1,8 @@
-"""Records of what files and directories consist of, so that damage is seen, and named.
+"""Record what files and directories consist of, to find and name damage later.
 
-A look at names, kinds, sizes and times takes a third of a second for the 75,000 files of a
-kernel tree.  It finds what a power cut, a full disk or an editor leaves.  Content that changed
-with its size and time unchanged is found by :func:`differences` with ``thorough``.
+Looking at names, kinds, sizes and times takes a third of a second for the 75,000 files of a
+kernel tree.  It finds the damage of a power cut, a full disk or an editor.  Content that changed
+but kept its size and time is found by :func:`differences` with ``thorough`` only.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from pathlib import Path
 
 from kbuild.core import fs
 
-# A file of its own up to this size is read at each look: it takes less than a millisecond.
+# Single files up to this size are read at each look, which takes less than a millisecond.
 _SMALL = 1 << 20
-# Kind and execute bit: a change of other permissions is no damage.
+# Kind and execute bit; a change of other permissions is not damage.
 _MODE = 0o170100
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file, link or directory as it was when it was recorded."""
+    """A file, link or directory as it was when recorded."""
 
     mode: int  # kind and execute bit, as in st_mode
-    size: int  # bytes; 0 for what is neither file nor link
-    mtime_ns: int  # 0 for what is neither file nor link, and for a time that is not to be trusted
+    size: int  # bytes; 0 unless a file or link
+    mtime_ns: int  # 0 unless a file or link, and for a time that must not be trusted
     sha256: str  # of a file's content or a link's target, else ""
 
 
@@ -42,12 +42,12 @@ class Difference:
     what: str
 
     def __str__(self) -> str:
-        """Say it in a few words."""
+        """Describe the difference in a few words."""
         return f"{self.name} ({self.what})" if self.name else self.what
 
 
 def walk(top: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield name and status of each entry below a directory, or of a file itself as ""."""
+    """Yield name and status of each entry below a directory; a file is itself the entry ""."""
     status = top.lstat()
     if not stat.S_ISDIR(status.st_mode):
         yield "", status
@@ -64,14 +64,14 @@ def walk(top: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def look(top: Path) -> str:
-    """Return one SHA-256 over names, kinds, sizes and times below a directory; reads no file."""
+    """Return one SHA-256 over names, kinds, sizes and times below a directory; read no file."""
     digest = hashlib.sha256()
     _look(os.open(top, os.O_RDONLY | os.O_DIRECTORY), digest)
     return digest.hexdigest()
 
 
 def _look(directory: int, digest: hashlib._Hash) -> None:
-    # Relative to a descriptor, the kernel looks up one name for each entry, not a whole path.
+    # Relative to a descriptor, the kernel looks up one name for each entry instead of a path.
     try:
         with os.scandir(directory) as entries:
             found = sorted(entries, key=attrgetter("name"))
@@ -97,7 +97,7 @@ def _look(directory: int, digest: hashlib._Hash) -> None:
 
 
 def entry(path: Path, status: os.stat_result, *, hashed: bool = True) -> Entry:
-    """Return what there is to record of a path, without its digest unless ``hashed``."""
+    """Return the record of a path; its digest is left out unless ``hashed``."""
     mode = status.st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
         return Entry(mode & _MODE, 0, 0, "")
@@ -113,16 +113,16 @@ def content(path: Path, mode: int) -> str:
 
 
 def record(top: Path) -> dict[str, Entry]:
-    """Read a file or all of a directory, and return what to remember of it."""
+    """Read a file, or everything in a directory, and return its record."""
     return {name: entry(top / name, status) for name, status in walk(top)}
 
 
 def differences(
     top: Path, recorded: Mapping[str, Entry], *, thorough: bool = False
 ) -> tuple[Difference, ...]:
-    """Compare a file or a directory with what was recorded of it; sorted by name.
+    """Compare a file or a directory with its record; return the differences sorted by name.
 
-    The content is read where a time changed, and if ``thorough`` everywhere.
+    Content is read where the time changed, or everywhere if ``thorough``.
     """
     there = dict(walk(top)) if os.path.lexists(top) else {}
     found = []
@@ -151,12 +151,12 @@ def _difference(path: Path, status: os.stat_result, last: Entry, thorough: bool)
 
 
 def is_small(last: Entry) -> bool:
-    """Whether a file is read at each look."""
+    """Return whether a file is small enough to be read at each look."""
     return stat.S_ISREG(last.mode) and last.size <= _SMALL
 
 
 def distrusted(recorded: Mapping[str, Entry], names: set[str]) -> dict[str, Entry]:
-    """Return a record by which the content of some entries is read at the next look."""
+    """Return a record that makes the next look read the content of the entries ``names``."""
     return {
         name: replace(one, mtime_ns=0) if name in names else one for name, one in recorded.items()
     }
@@ -174,7 +174,7 @@ def write(path: Path, recorded: Mapping[str, Entry]) -> str:
 
 
 def read(path: Path, sha256: str) -> dict[str, Entry] | None:
-    """Read the record of a directory; None if it is missing or not the one with that digest."""
+    """Read the record of a directory; None if it is missing or has another digest."""
     try:
         raw = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError):

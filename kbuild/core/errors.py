@@ -1,8 +1,7 @@
-"""The error taxonomy: every failure says whose it is, and exits with its own status.
+"""Define the errors: each class names the cause of a failure and has its own exit status.
 
-"The network was down" must never look like "the module is broken", so each class
-carries the exit status that ``tasks.py`` turns into the process's own.  The library
-raises; it never exits.
+"The network was down" must never look like "the module is broken".  The library raises these
+errors and never exits; ``tasks.py`` exits with the status of the error's class.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from pathlib import Path
 
 from kbuild.core.secrets import redact
 
-# Errors of the machine under us, against which a retry or an administrator may help; any
-# other OSError is a mistake of ours, and keeps its traceback.
+# Errors of the machine, which a retry or an administrator may cure.  Any other OSError is a
+# mistake of ours, and keeps its traceback.
 _MACHINE = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -30,18 +29,17 @@ _MACHINE = (
     errno.EMFILE,
     errno.ENFILE,
 )
-# Those of them that making room helps against.
+# The errors that more free space cures.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NUMBER = re.compile(r"\[Errno (\d+)\]")
-_HINT = "'./inv doctor' shows space, owners, and what is lacking"
+_HINT = "'./inv doctor' shows free space, owners, and missing packages"
 
 
 class KbuildError(Exception):
-    """A failure that says what was expected, what was found, where to look and what to do.
+    """A failure: what happened, what was expected, what was found, where the log is, what to do.
 
-    ``what`` is one sentence; the keyword arguments become lines of their own, so that a
-    reader of a long log finds them in the same place every time.  Passwords in URLs are left
-    out of all of them.
+    ``what`` is one sentence.  Each keyword argument becomes a line of its own, so that readers
+    of a long log find it in the same place every time.  Passwords in URLs are removed from all.
     """
 
     exit_status = 1
@@ -93,43 +91,43 @@ class BuildError(KbuildError):
 
 
 class GuardError(BuildError):
-    """The fast path's proof did not hold: the image may not carry the distro's modules."""
+    """The fast path's check failed: the image cannot carry the distro's modules."""
 
     kind = "guard"
 
 
 class TrustError(KbuildError):
-    """Something downloaded is not what the archive signed (``EX_DATAERR`` of sysexits(3))."""
+    """A download differs from what the archive signed (``EX_DATAERR`` of sysexits(3))."""
 
     exit_status = 65
     kind = "trust"
 
 
 class InfrastructureError(KbuildError):
-    """Network, mirror, disk or QEMU failed; says nothing about the code (``EX_UNAVAILABLE``)."""
+    """Network, mirror, disk or QEMU failed; this is no verdict on the code (``EX_UNAVAILABLE``)."""
 
     exit_status = 69
     kind = "infrastructure"
 
 
 class FullDiskError(InfrastructureError):
-    """There was no room for a file; no other mirror or attempt helps."""
+    """A file found no room; another mirror or attempt would not help."""
 
     kind = "full disk"
 
 
 class DefectError(KbuildError):
-    """This project itself is wrong: an exception that nobody foresaw (``EX_SOFTWARE``)."""
+    """This project itself is wrong: an unexpected exception (``EX_SOFTWARE``)."""
 
     exit_status = 70
     kind = "internal"
 
     @classmethod
     def of(cls, error: Exception, places: Iterable[str | os.PathLike[str]] = ()) -> KbuildError:
-        """Wrap such an exception, where the rest of a run must not be lost to it.
+        """Wrap an unexpected exception, where it must not end the rest of a run.
 
-        An error of the disk or the system is one of the infrastructure; ``places`` are what the
-        run writes to.
+        An error of the disk or the system becomes an InfrastructureError.  ``places`` are the
+        directories that the run writes to.
         """
         known = of_the_machine(error, places) if isinstance(error, OSError) else None
         return known or cls(
@@ -139,14 +137,14 @@ class DefectError(KbuildError):
 
 
 class LostDependencyError(InfrastructureError):
-    """A program that the machine should have is missing; ``invoke doctor`` names its package."""
+    """A program that the machine needs is missing; ``./inv doctor`` names its package."""
 
     kind = "missing program"
 
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an OSError of the block name ``path``: one of a write or a flush names no file."""
+    """Let an OSError of the block name ``path``; an error of a write or a flush names no file."""
     try:
         yield
     except OSError as error:
@@ -158,14 +156,15 @@ def naming(path: Path) -> Iterator[None]:
 def of_the_machine(
     error: OSError, places: Iterable[str | os.PathLike[str]] = ()
 ) -> InfrastructureError | None:
-    """Return what to say of an error of the disk or the system, None for a mistake of ours.
+    """Return the error for a failure of the disk or the system; None for a mistake of ours.
 
-    ``places`` are what the run writes to; the fullest is named when the error names no file.
+    ``places`` are the directories that the run writes to.  The fullest one is named when the
+    error names no file.
     """
     text = str(error)
     number, why = error.errno, error.strerror
     if isinstance(error, shutil.Error) and (found := _NUMBER.search(text)):
-        # copytree's error has one error in words for each file.
+        # The text of copytree's error contains one error for each file.
         number, why = int(found[1]), text
     elif number == errno.ENOENT and "No usable temporary directory" in text:
         number = errno.ENOSPC
@@ -179,17 +178,17 @@ def of_the_machine(
 
 
 def room(places: Iterable[str | os.PathLike[str]]) -> list[tuple[int, str]]:
-    """Return the free bytes at each of some places that exist, the fullest first.
+    """Return the free bytes at each existing place, the fullest first.
 
-    Of several places on one file system the first counts.  File systems without blocks (proc)
-    and those that are read-only do not count, and one without a free inode has no free bytes.
+    Among places on one file system, only the first is listed.  Read-only file systems and those
+    without blocks (proc) are left out.  A file system without a free inode has 0 free bytes.
     """
     found: dict[int, tuple[int, str]] = {}
     for place in places:
         with contextlib.suppress(OSError, ValueError):
             status, device = os.statvfs(place), Path(place).stat().st_dev
             if status.f_blocks and not status.f_flag & os.ST_RDONLY:
-                # The reserve of a file system is for root.
+                # A file system's reserve is for root only.
                 blocks = status.f_bfree if os.geteuid() == 0 else status.f_bavail
                 left = blocks if status.f_ffree or not status.f_files else 0
                 found.setdefault(device, (left * status.f_frsize, os.fspath(place)))

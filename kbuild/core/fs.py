@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and locks that say whom they wait for."""
+"""Write files that appear whole or not at all, and hold locks that report what they wait for."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-# How mountinfo writes a space, a tab, a newline and a backslash.
+# mountinfo writes a space, a tab, a newline and a backslash as octal numbers.
 _OCTAL = re.compile(rb"\\([0-7]{3})")
-# A directory with more entries is brought to the disk with its whole file system.  Measured after
-# a kernel tree of 75,000 files was copied: 0.9 s, and 135 s for one fsync(2) after the other.
+# A directory with more entries is synced with its whole file system.  Measured after copying a
+# kernel tree of 75,000 files: 0.9 s, against 135 s with one fsync(2) for each file.
 _SYNCED_ONE_BY_ONE = 64
 _SYNC_TIMEOUT_S = 3600.0
 
@@ -41,14 +41,14 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_stream(stream: IO[Any]) -> str:
-    """Return the SHA-256 of the rest of a file that is open for binary reading, 64 hex digits."""
+    """Return the SHA-256 of the rest of a file opened for binary reading, 64 hex digits."""
     return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def sha256_tree(root: Path) -> str:
     """Return one SHA-256 over the names, types, execute bits and contents below ``root``.
 
-    Times and owners do not count: two checkouts of one commit have the same digest.
+    Times and owners do not count, so two checkouts of one commit have the same digest.
     """
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*")):
@@ -62,7 +62,7 @@ def sha256_tree(root: Path) -> str:
 
 
 def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:
-    """Write a file by rename, so that a reader never sees half of it, not even after a crash.
+    """Write a file by rename, so that a reader never sees half of it, even after a crash.
 
     The file and its name are on the disk when this returns.
     """
@@ -82,19 +82,19 @@ def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o644) -> None
 
 
 def write_if_changed(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:
-    """Write a file by rename unless it has that content: make would go by its new time."""
+    """Write a file by rename unless it already has that content; make would see a new time."""
     raw = content.encode() if isinstance(content, str) else content
     if not path.exists() or path.read_bytes() != raw:
         write_atomic(path, raw, mode=mode)
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write ``value`` as indented JSON with sorted keys and without passwords, by rename."""
+    """Write ``value`` by rename as indented JSON with sorted keys and without passwords."""
     write_atomic(path, redact(json.dumps(value, indent=2, sort_keys=True)) + "\n")
 
 
 def read_json(path: Path, parse: Callable[[Any], T]) -> T | None:
-    """Return what ``parse`` makes of a JSON file of ours; None if it is missing or damaged.
+    """Parse a JSON file of ours with ``parse``; return None if it is missing or damaged.
 
     Damage is logged.  The caller makes the file again, or names the run that does.
     """
@@ -111,16 +111,16 @@ def read_json(path: Path, parse: Callable[[Any], T]) -> T | None:
 
 
 def rename(source: Path, path: Path) -> None:
-    """Give a synced file or directory its name, and bring the name to the disk too."""
+    """Give a synced file or directory its name, and sync the name too."""
     source.rename(path)
     _sync_one(path.parent)
 
 
 def sync(*paths: Path) -> None:
-    """Bring files, and directories with all below them, to the disk.
+    """Sync files, and directories with everything below them, to the disk.
 
-    After a power cut a file may be empty that was renamed before its content was written.
-    Raises InfrastructureError when the disk does not take it.
+    A file that was renamed before its content was written may be empty after a power cut.
+    Raises InfrastructureError when the disk refuses.
     """
     single: list[Path] = []
     whole: dict[int, Path] = {}
@@ -152,10 +152,10 @@ def _sync_one(path: Path) -> None:
 
 @contextlib.contextmanager
 def fresh_directory(path: Path) -> Iterator[Path]:
-    """Yield a new directory beside ``path`` that takes its place when the block succeeds.
+    """Yield a new directory next to ``path`` that replaces ``path`` when the block succeeds.
 
-    Its contents are on the disk before it has the name, so that the name vouches for them.
-    An exception removes the new directory and leaves what stood at ``path`` as it was.
+    Its content is synced before it gets the name, so the name guarantees the content.
+    An exception removes the new directory and leaves ``path`` as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -168,7 +168,7 @@ def fresh_directory(path: Path) -> Iterator[Path]:
 
 
 def replace_directory(new: Path, path: Path) -> None:
-    """Put directory ``new``, synced, at ``path``; what stood there goes away after the swap."""
+    """Put directory ``new`` at ``path`` after a sync, and remove the directory that it replaces."""
     sync(new)
     if not path.exists():
         rename(new, path)
@@ -185,10 +185,10 @@ def replace_directory(new: Path, path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory and all below it; one that is not there is no error.
+    """Remove a directory and everything below it; a missing directory is no error.
 
-    Nothing is removed if a file system is mounted at or below ``path``, be it a bind of the same
-    device: what lies there is not ours.  Raises InfrastructureError then, and OSError
+    Raises InfrastructureError, and removes nothing, if a file system is mounted at or below
+    ``path``: its files are not ours.  A bind mount of the same device counts too.  Raises OSError
     when an entry cannot be removed.
     """
     check_unmounted(path)
@@ -198,12 +198,12 @@ def remove_tree(path: Path) -> None:
 def check_unmounted(path: Path) -> None:
     """Raise InfrastructureError if a file system is mounted at or below ``path``.
 
-    Whoever removes entries of a directory of ours calls this first.
+    Every function that removes entries of a directory of ours calls this first.
     """
     mounted = mounts_below(path)
     if mounted:
         raise InfrastructureError(
-            f"{path} is not removed, since other file systems are mounted in it",
+            f"{path} was not removed, because other file systems are mounted in it",
             found="\n".join(str(one) for one in mounted),
             hint="find out who uses them; then unmount each, deepest first, and run this again",
         )
@@ -215,12 +215,12 @@ def _unless_gone(function: object, path: str, info: tuple[object, BaseException,
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the scratch directories of killed runs beside ``path``.
+    """Remove the scratch directories that killed runs left next to ``path``.
 
     The caller holds the lock on ``path``, so no other run works in them.
     """
     for left in path.parent.glob(f".{path.name}.*"):
-        # The lock itself may have such a name, and is a file.
+        # The lock file may have such a name too.
         if left.is_dir() and not left.is_symlink():
             remove_tree(left)
 
@@ -239,15 +239,15 @@ def mounts_below(path: Path) -> list[Path]:
 
 
 def open_own(path: Path, mode: str, *, linked: bool = False) -> IO[Any]:
-    """Open a file that only we should have made, as open() does; a new one has mode 0644.
+    """Open a file that only this pipeline should have made; like open(), but with mode 0644.
 
-    Raises UserError for a symbolic link, for anything else that is no regular file, for a file of
-    another user, and, when it is written, for one with a second name: root would write to
-    a file elsewhere, or read what others wrote.  ``linked`` allows the second name.
+    Raises UserError for a symbolic link, for anything else that is not a regular file, and for
+    another user's file.  A file to write must not have a second name (hard link) unless
+    ``linked``.  Otherwise root might write to a file elsewhere, or read what others wrote.
     """
 
     def opener(name: str, flags: int) -> int:
-        # Nothing is cut off, and no fifo is waited for, before it is known whose file it is.
+        # Before the owner is known, nothing is truncated and no fifo blocks the open.
         safe = flags & ~os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
             descriptor = os.open(name, safe, 0o644)
@@ -259,7 +259,7 @@ def open_own(path: Path, mode: str, *, linked: bool = False) -> IO[Any]:
             status = os.fstat(descriptor)
             writes = flags & (os.O_WRONLY | os.O_RDWR)
             if not stat.S_ISREG(status.st_mode):
-                raise _not_ours(path, "no regular file")
+                raise _not_ours(path, "not a regular file")
             if status.st_uid not in {0, os.geteuid(), path.parent.stat().st_uid}:
                 raise _not_ours(path, f"a file of uid {status.st_uid}")
             if writes and status.st_nlink > 1 and not linked:
@@ -276,11 +276,11 @@ def open_own(path: Path, mode: str, *, linked: bool = False) -> IO[Any]:
 
 def _not_ours(path: Path, found: str) -> UserError:
     return UserError(
-        f"{path} is not a file that this pipeline made",
-        expected="a regular file with one name, which belongs to root, to this user, "
-        "or to the owner of its directory",
+        f"{path} was not made by this pipeline",
+        expected="a regular file with one name, owned by root, by this user, "
+        "or by the owner of its directory",
         found=found,
-        hint="find out who put it there; once that one entry is removed, run this again",
+        hint="find out who made it, remove that one entry, and run this again",
     )
 
 
@@ -288,11 +288,11 @@ def _not_ours(path: Path, found: str) -> UserError:
 def lock(
     path: Path, *, timeout_s: float = 7200.0, shared: bool = False, create: bool = True
 ) -> Iterator[None]:
-    """Hold a flock(2) on ``path``, exclusive unless ``shared``; says once that it waits.
+    """Hold a flock(2) on ``path``, exclusive unless ``shared``, and log once if it must wait.
 
-    A file that its last holder removed is opened anew.  Raises InfrastructureError when another
-    run keeps it for more than ``timeout_s``, UserError as :func:`open_own` does, and without
-    ``create`` FileNotFoundError when there is no such file, or no longer.
+    The file is opened again if its last holder removed it.  Raises InfrastructureError when
+    another run holds the lock for more than ``timeout_s``, and UserError as :func:`open_own`
+    does.  Without ``create``, raises FileNotFoundError when the file does not exist any more.
     """
     if create:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -300,7 +300,7 @@ def lock(
     how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     waited = False
     while True:
-        # A shared lock needs no right to write; nothing is written in any case.
+        # A shared lock must not require the right to write.
         with open_own(path, "a+b" if create else "rb" if shared else "r+b", linked=True) as stream:
             try:
                 fcntl.flock(stream, how | fcntl.LOCK_NB)
@@ -328,16 +328,16 @@ def _is_at(stream: IO[Any], path: Path) -> bool:
 
 
 def mark_used(path: Path) -> None:
-    """Note by the time of change that a run uses ``path``: what nobody uses can be told by it.
+    """Set a file's time of change to now, so that unused entries can be found by their age.
 
-    Of what is not there, or belongs to somebody else, nothing is noted.
+    Missing and foreign files are ignored.
     """
     with contextlib.suppress(FileNotFoundError, PermissionError):
         os.utime(path)
 
 
 def disk_usage(path: Path) -> int:
-    """Return the bytes that lie allocated below ``path``, hard links counted once."""
+    """Return the bytes allocated below ``path``; hard links count once."""
     seen: set[tuple[int, int]] = set()
     total = 0
     for directory, _, names in os.walk(path):

@@ -1,8 +1,9 @@
-"""A make that is cut short leaves half of a file, whose time tells the next make that it is new.
+"""Recover from a make that was cut short, so that its half-written files are made again.
 
-make removes what its commands had begun when one of them fails.  It cannot when it is killed, and
-a power cut empties files that were written seconds before.  So a note on disk says that make is at
-work; where one is found, whatever changed since its start is made again.
+A half-written file has a new time, so the next make takes it for finished.  make removes the
+targets of a command that fails.  It cannot do so when it is killed, and a power cut empties
+files that were written seconds before.  So a note on disk says that make is at work.  If a run
+finds the note, everything that changed since is made again.
 """
 
 from __future__ import annotations
@@ -20,26 +21,26 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def noted(output: Path) -> Iterator[None]:
-    """Note that make writes to ``output``, for as long as the block runs.
+    """Keep a note on disk, while the block runs, that make writes to ``output``.
 
-    An exception leaves the note: make did not end by itself.  A note that is there already
-    stays as it is, so call :func:`recover` first.
+    An exception leaves the note, because make did not end by itself.  An existing note stays as
+    it is, so call :func:`recover` first.
     """
     note = _note(output)
     if not note.exists():
         fs.write_atomic(note, "")
     yield
-    # The note stands for files that may not be on the disk yet.
+    # The note covers files that may not be on the disk yet.
     fs.sync(output)
     note.unlink()
 
 
 def recover(output: Path) -> int:
-    """Remove what changed in ``output`` since a make began that was cut short; returns how many.
+    """Remove files that changed in ``output`` since an interrupted make began; return the number.
 
-    Both times of a file count, because a command may set the one that make goes by.  make and
-    kbuild make every file again that is missing.  Raises InfrastructureError, and removes nothing,
-    where another file system is mounted.
+    Both times of a file count, because a command may set the time that make compares.  make and
+    kbuild rebuild every missing file.  Raises InfrastructureError, and removes nothing, if
+    another file system is mounted there.
     """
     note = _note(output)
     if not note.exists():

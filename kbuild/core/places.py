@@ -1,7 +1,7 @@
-"""The two directories that runs write to: marked as ours, closed to other users, held by a lock.
+"""Guard the two directories that runs write to: marked, closed to other users, and locked.
 
-``clean`` removes what lies in them, and root writes there.  So a run uses a directory that it
-makes, one that it finds empty, or one that carries the mark of an earlier run.
+``clean`` removes their content, and root writes there.  So a run only uses a directory that it
+makes, one that it finds empty, or one with the mark of an earlier run.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from kbuild.core import fs
 from kbuild.core.errors import InfrastructureError, UserError
 from kbuild.core.model import Settings
 
-# Known to backup programs: https://bford.info/cachedir/.
+# Backup programs know this name: https://bford.info/cachedir/.
 TAG = "CACHEDIR.TAG"
 _SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
 _MADE = "# A run of cplayground-kernel made this directory; its task 'clean' removes it."
 _FOUND = "# A run of cplayground-kernel found this directory empty; its task 'clean' empties it."
-# A new file system has it.
+# Every new ext4 file system contains it.
 _FOREIGN = "lost+found"
-# The compiler cache is written by what runs in a root, which may have a user ID of its own.
+# Programs in a root write the compiler cache, and they may have their own user ID.
 _SANDBOXED = "ccache"
 
 _SUITES = "bullseye|bookworm|trixie|trixie-backports"
-# Earlier versions set no mark.  Theirs is a directory in which each name is one that they gave,
-# and which has one that nobody else gives; both lists stay as they are.
+# Early versions set no mark.  A directory is theirs if they could have made each name in it, and
+# if it has a name that only they give.  Both lists stay as they are.
 _EARLIER = {
     "build_dir": (
         rf"{_SUITES}|bench|logs|repo|test|manifest\.json|repo\.json|repo\.lock|\.publish\.lock"
@@ -47,8 +47,8 @@ _EARLIER = {
         rf"locks/dist-({_SUITES}).*\.lock",
     ),
 }
-# The cache's shelves whose entries grow old, a file or a directory each.  The compiler cache
-# has a limit of its own; lists of packages are replaced; and locks must stay where they are.
+# The cache's shelves with entries that age; an entry is a file or a directory.  ccache has a
+# limit of its own, package lists are replaced, and locks must stay where they are.
 SHELVES = (
     "debs",
     "extracts",
@@ -64,26 +64,26 @@ SHELVES = (
 
 @dataclass(frozen=True)
 class State:
-    """What was found in a directory, all at one time."""
+    """The content of a directory, all seen at one time."""
 
     there: bool = False
-    locked: bool = False  # the file is in it whose lock each run holds
-    note: str = ""  # of our tag: _MADE or _FOUND
+    locked: bool = False  # the file whose lock each run holds exists
+    note: str = ""  # from our tag: _MADE or _FOUND
     entries: tuple[Path, ...] = ()  # the rest
 
     @property
     def marked(self) -> bool:
-        """Whether it carries both files of our mark, neither of them a link."""
+        """Return whether both files of our mark exist and neither is a link."""
         return self.locked and bool(self.note)
 
     @property
     def bare(self) -> bool:
-        """Whether nothing lies in it, or it is not there."""
+        """Return whether the directory is empty or does not exist."""
         return not (self.locked or self.note or self.entries)
 
     @property
     def made(self) -> bool:
-        """Whether we made the directory itself, too."""
+        """Return whether we also made the directory itself."""
         return self.note == _MADE
 
 
@@ -91,28 +91,28 @@ class State:
 class Place:
     """A directory that runs write to."""
 
-    key: str  # of the configuration: build_dir or cache_dir
+    key: str  # in the configuration: build_dir or cache_dir
     path: Path
     project: Path
 
     @property
     def mark(self) -> Path:
-        """Our file in it, whose lock each run holds.  It is empty: its name says it all."""
+        """Return the path of our lock file; it is empty, and its name identifies us."""
         return self.path / f".cplayground-kernel-{self.key.removesuffix('_dir')}"
 
     @property
     def files(self) -> tuple[Path, Path]:
-        """The two files of our mark."""
+        """Return the two files of our mark."""
         return self.mark, self.path / TAG
 
     @property
     def hint(self) -> str:
-        """How another directory is chosen."""
+        """Return how to choose another directory."""
         name = f"INVOKE_{self.key.upper()}"
         return f"give {self.key} a directory of its own: in {name}, or in invoke.yaml"
 
     def look(self) -> State:
-        """Return what lies in it, seen twice: a run or a clean may be at work there."""
+        """Return its content, read twice because a run or a clean may be changing it."""
         state, before = self._glance(), None
         while state is None or state != before:
             state, before = self._glance(), state
@@ -131,9 +131,9 @@ class Place:
             with os.scandir(directory) as listed:
                 names = sorted(one.name for one in listed)
             known = [self.mark.name, _FOREIGN, *([TAG] if note else [])]
-            # A tag that is being written has another name at first.
+            # A tag has a temporary name while it is written.
             rest = [one for one in names if one not in known and not one.startswith(f".{TAG}.")]
-            # Clean takes a directory away before it removes the mark.
+            # clean moves a directory away before it removes the mark.
             if os.path.samestat(os.fstat(directory), self.path.stat()):
                 return State(True, locked, note, tuple(self.path / name for name in rest))
         except FileNotFoundError:
@@ -144,7 +144,7 @@ class Place:
 
 
 def both(settings: Settings) -> tuple[Place, Place]:
-    """Return where results lie, and where caches do."""
+    """Return the directory of results and that of caches."""
     return (
         Place("build_dir", settings.build, settings.project),
         Place("cache_dir", settings.cache, settings.project),
@@ -154,7 +154,7 @@ def both(settings: Settings) -> tuple[Place, Place]:
 def check(settings: Settings) -> None:
     """Raise UserError unless a run may write to both directories.
 
-    Each must be a place of its own; ours, or to be ours; and nobody else may change it.
+    Each must have a safe position, be ours or become ours, and be closed to other users.
     """
     _check_positions(settings)
     for place in both(settings):
@@ -165,10 +165,10 @@ def check(settings: Settings) -> None:
 
 @contextlib.contextmanager
 def held(settings: Settings, *, build: bool = True) -> Iterator[None]:
-    """Mark the directories as ours, made if they are not there, and keep ``clean`` away from them.
+    """Mark the directories as ours, making them if needed, and keep ``clean`` away from them.
 
-    Without ``build`` only the cache is touched, which even a dry run writes indexes to.  Raises
-    UserError as :func:`check` does, and has changed nothing then.
+    Without ``build`` only the cache is used; even a dry run writes package indexes there.
+    Raises UserError as :func:`check` does, before it changes anything.
     """
     check(settings)
     with contextlib.ExitStack() as stack:
@@ -176,7 +176,7 @@ def held(settings: Settings, *, build: bool = True) -> Iterator[None]:
             if not place.look().there:
                 stack.callback(_drop_unused, place)
             _enter(place, stack)
-            # A clean may have come between the two files of the mark; now none can.
+            # A clean may have run between the two files of the mark; now it cannot.
             mark(place)
         yield
 
@@ -184,7 +184,7 @@ def held(settings: Settings, *, build: bool = True) -> Iterator[None]:
 def _enter(place: Place, stack: contextlib.ExitStack) -> None:
     while True:
         mark(place)
-        # It may have been cleaned while we waited for that.
+        # A clean may have removed it while we waited for the lock.
         with contextlib.suppress(FileNotFoundError):
             stack.enter_context(fs.lock(place.mark, shared=True, create=False))
             return
@@ -192,16 +192,16 @@ def _enter(place: Place, stack: contextlib.ExitStack) -> None:
 
 @contextlib.contextmanager
 def taken(settings: Settings, wanted: Sequence[Place]) -> Iterator[list[Place]]:
-    """Yield those of ``wanted`` that are there, once no run uses them; a dry run does not wait.
+    """Yield the existing places of ``wanted`` once no run uses them; a dry run does not wait.
 
-    Raises UserError, before it waits, when one does not carry our mark or others may change it.
+    Raises UserError before it waits if one lacks our mark or others may change it.
     """
     _check_positions(settings)
     there = []
     for place in wanted:
         state = place.look()
         if not (state.marked or state.entries):
-            # There is nothing to remove; half a mark is being written, or removed.
+            # Nothing to remove: another process is writing or removing the mark.
             continue
         there.append(place)
         _check_owners(place)
@@ -209,11 +209,11 @@ def taken(settings: Settings, wanted: Sequence[Place]) -> Iterator[list[Place]]:
         _check_alone(place, place.files)
         if not state.marked:
             raise UserError(
-                f"{place.path} does not carry our mark, so nothing in it is removed",
-                expected=f"{TAG} and {place.mark.name}, which a run writes there",
+                f"{place.path} does not carry our mark, so nothing in it was removed",
+                expected=f"{TAG} and {place.mark.name}, which every run writes there",
                 found=_listing(state),
-                hint="the next run marks it, since only names of an earlier version are in it:"
-                f" './inv fetch'; if that is not what it is, {place.hint}",
+                hint="if an earlier version of this pipeline made it, './inv fetch' marks it;"
+                f" otherwise, {place.hint}",
             )
     with contextlib.ExitStack() as stack:
         for place in [] if settings.dry else [*there]:
@@ -226,10 +226,10 @@ def taken(settings: Settings, wanted: Sequence[Place]) -> Iterator[list[Place]]:
 
 
 def mark(place: Place) -> None:
-    """Make a directory ours: make it, or take one that is empty or of an earlier version.
+    """Make a directory ours: create it, or take an empty one or one of an earlier version.
 
-    One that we make has its mark from the start.  Raises UserError for any other, and for one
-    that others may change.
+    A directory that we create has its mark from the start.  Raises UserError for any other
+    directory, and for one that other users may change.
     """
     state = place.look()
     while not state.there:
@@ -254,21 +254,21 @@ def mark(place: Place) -> None:
 
 def _write(place: Place, directory: Path, note: str) -> None:
     fs.write_atomic(directory / TAG, f"{_SIGNATURE}\n{note}\n# See https://bford.info/cachedir/\n")
-    # Never replaced: another run may hold its lock by now.
+    # Never replaced, because another run may already hold its lock.
     with contextlib.suppress(FileExistsError):
         os.close(os.open(directory / place.mark.name, os.O_CREAT | os.O_EXCL, 0o644))
 
 
 def unmark(place: Place) -> None:
-    """Remove the mark of a directory that is empty but for it, and the directory if we made it."""
+    """Remove the mark of an otherwise empty directory, and the directory if we made it."""
     state = place.look()
     if state.made and not state.entries:
         directory = _beside(place)
         try:
-            # At once: no run is to find it with half of its mark.
+            # In one step, so that no run finds it with half of its mark.
             place.path.rename(directory)
         except OSError:
-            # A mount point stays.
+            # A mount point cannot be renamed, and stays.
             directory.rmdir()
         else:
             for path in _listed(directory):
@@ -286,7 +286,7 @@ def _beside(place: Place) -> Path:
 
 
 def _drop_unused(place: Place) -> None:
-    """Remove a directory again in which the run that made it has left nothing."""
+    """Remove a directory that this run made and left empty."""
     if place.look().entries:
         return
     with (
@@ -303,23 +303,23 @@ def _check_positions(settings: Settings) -> None:
         _check_position(place)
     if build.path.is_relative_to(cache.path) or cache.path.is_relative_to(build.path):
         raise UserError(
-            "build_dir and cache_dir lie in one another, so 'clean' would remove both",
+            "build_dir and cache_dir overlap, so 'clean' would remove both",
             found=f"{build.path} and {cache.path}",
             hint=cache.hint,
         )
 
 
 def _check_position(place: Place) -> None:
-    """Raise UserError where no directory of ours may lie, whatever is there."""
+    """Raise UserError if the directory's position is not allowed, whatever its content."""
     valued = [place.project]
     with contextlib.suppress(RuntimeError):
-        # Not every user has a home.
+        # Some users have no home.
         valued.append(Path.home())
     for precious in valued:
         if precious.resolve().is_relative_to(place.path):
             raise UserError(
                 f"{place.key} is {place.path}, which 'clean' would remove",
-                expected="a directory of its own",
+                expected="a directory that holds nothing else",
                 found=f"{precious} lies in it" if precious != place.path else None,
                 hint=place.hint,
             )
@@ -328,12 +328,12 @@ def _check_position(place: Place) -> None:
         if status is not None and not stat.S_ISDIR(status.st_mode):
             raise UserError(
                 f"{place.key} is {place.path}, which cannot be a directory",
-                found=f"{there} is there, and is none",
+                found=f"{there}, which is not a directory",
                 hint=place.hint,
             )
     if not place.look().bare:
         return
-    # A new one below a part of the source would count as source.
+    # A new directory inside a part of the source would count as source.
     within = [one for one in place.path.parents if one != place.project]
     within = [one for one in within if one.is_relative_to(place.project)]
     for parent in [] if any(map(_carries_mark, within)) else within:
@@ -349,7 +349,7 @@ def _check_position(place: Place) -> None:
 
 
 def _check_ours(place: Place, state: State) -> None:
-    # The tag may have been removed, for a backup.
+    # A backup program's user may have removed the tag.
     if state.locked or not state.entries:
         return
     names, sign = _EARLIER[place.key]
@@ -358,8 +358,8 @@ def _check_ours(place: Place, state: State) -> None:
     known = any(re.fullmatch(sign, str(path.relative_to(place.path))) for path in below)
     if foreign or not known:
         raise UserError(
-            f"{place.key} is {place.path}, where things lie that we did not make",
-            expected="a directory that is not there yet, an empty one, or one with the mark of"
+            f"{place.key} is {place.path}, which contains files that we did not make",
+            expected="a directory that does not exist yet, an empty one, or one with the mark of"
             f" an earlier run ({TAG} and {place.mark.name})",
             found=_listing(state),
             hint=place.hint,
@@ -367,25 +367,25 @@ def _check_ours(place: Place, state: State) -> None:
 
 
 def _check_owners(place: Place) -> None:
-    """Raise UserError when others may change the directory, or put another in its place."""
+    """Raise UserError if other users may change the directory or replace it."""
     trusted = _trusted(place)
     for path in (place.path, *place.path.parents):
         if path == place.project:
-            # Its code runs: who may write there needs no way through build/.
+            # The checkout's code runs anyway, so its writers need no way through build/.
             return
         status = _status(path)
         if status and (why := _open_to(path, status, trusted, sticky=path != place.path)):
             raise UserError(
                 f"{place.key} is {place.path}, which other users may change",
                 expected="a directory that only root, this user or the checkout's owner may"
-                " write to, and so all above it (or with a sticky bit, as /tmp)",
+                " write to; the same for every parent (or with a sticky bit, as /tmp)",
                 found=why,
-                hint=f"correct owner and mode if what lies there is yours; or {place.hint}",
+                hint=f"correct owner and mode if its content is yours; or {place.hint}",
             )
 
 
 def check_entries(place: Place) -> None:
-    """Raise UserError when others made, or may change, what lies one or two levels below."""
+    """Raise UserError if other users made, or may change, an entry one or two levels below."""
     _check_alone(place, (*place.files, *place.look().entries))
 
 
@@ -398,23 +398,23 @@ def _check_alone(place: Place, paths: Sequence[Path]) -> None:
                 status = one.lstat()
                 why = _open_to(one, status, trusted, mapped=mapped)
                 if why is None and one == path and path.is_symlink():
-                    # A shelf may lie on another disk.
+                    # A shelf may be a link to another disk.
                     why = _open_to(one, one.stat(), trusted)
             except FileNotFoundError:
                 continue
             if why is not None:
                 raise UserError(
-                    f"{one} is not ours alone, so nothing is read from it or written to it",
+                    f"{one} may be changed by other users, so it is neither read nor written",
                     expected="entries that belong to root, this user or the checkout's owner,"
-                    " and that nobody else may write to",
+                    " and that no other user may write to",
                     found=why,
                     hint="find out who made it; './inv clean"
-                    f"{' --cache' if place.key == 'cache_dir' else ''}' removes it with all else",
+                    f"{' --cache' if place.key == 'cache_dir' else ''}' removes everything there",
                 )
 
 
 def _trusted(place: Place) -> set[int]:
-    # The checkout's owner decides what runs in any case.
+    # The checkout's owner decides which code runs in any case.
     return {0, os.geteuid(), place.project.stat().st_uid}
 
 
@@ -426,9 +426,9 @@ def _open_to(
     sticky: bool = False,
     mapped: bool = False,
 ) -> str | None:
-    """Say why others may change a file, or None when they may not.
+    """Return why other users may change a file, or None if they may not.
 
-    ``sticky`` allows directories such as /tmp; ``mapped`` an owner who cannot log in.
+    ``sticky`` allows directories such as /tmp.  ``mapped`` allows an owner who cannot log in.
     """
     if status.st_uid not in trusted:
         name = _user(status.st_uid)
@@ -440,7 +440,7 @@ def _open_to(
     if mode & stat.S_IWOTH:
         return f"{path} has mode {stat.S_IMODE(mode):04o}"
     if mode & stat.S_IWGRP:
-        # With an access control list these bits are the most that anybody is given.
+        # With an access control list, these bits are the upper limit of all entries (acl(5)).
         if "system.posix_acl_access" in _attributes(path):
             return f"{path} has an access control list (getfacl)"
         if not _private(status):
@@ -449,14 +449,14 @@ def _open_to(
 
 
 def _attributes(path: Path) -> list[str]:
-    # Not every file system has them, and a file may be gone by now.
+    # Some file systems have none, and the file may be gone by now.
     with contextlib.suppress(OSError):
         return os.listxattr(path)
     return []
 
 
 def _private(status: os.stat_result) -> bool:
-    """Say whether a file's group is its owner's alone, as on Debian each user has one."""
+    """Return whether only the owner is in the file's group, as in Debian's user private groups."""
     try:
         members = set(grp.getgrgid(status.st_gid).gr_mem)
     except KeyError:
@@ -480,7 +480,7 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _content(name: str, directory: int) -> str | None:
-    """Return the beginning of a regular file; None for a link, and for one that is not there."""
+    """Return the beginning of a regular file; None for a link or a missing file."""
     try:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
         descriptor = os.open(name, flags, dir_fd=directory)

@@ -1,4 +1,4 @@
-"""Progress for a person at a terminal, and one line now and then for a log file."""
+"""Show progress: a bar at a terminal, an occasional line in a log file."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ Advance = Callable[[float], None]
 def bar(what: str, total: float | None, *, unit: str = "", initial: float = 0) -> Iterator[Advance]:
     """Show how far a piece of work is; the yielded function takes the amount done so far.
 
-    ``unit`` is "bytes" for transfers (rate in bytes per second) or a plural noun
-    ("objects").  ``total`` None means unknown.  On a terminal this is a bar with the time
-    left; elsewhere, one log line every half a minute.
+    ``unit`` is "bytes" for transfers (rate in bytes per second) or a plural noun ("objects").
+    ``total`` None means unknown.  A terminal shows a bar with the time left; elsewhere, a line
+    is logged every half a minute.
     """
     if sys.stderr.isatty():
         with _terminal_bar(what, total, unit, initial) as advance:
@@ -72,7 +72,7 @@ def _terminal_bar(what: str, total: float | None, unit: str, initial: float) -> 
 
 @contextlib.contextmanager
 def status() -> Iterator[Callable[[str], None]]:
-    """Keep one line current at a terminal; elsewhere, log what is new of it now and then."""
+    """Keep one line up to date at a terminal; elsewhere, log it now and then."""
     if sys.stderr.isatty():
         with Console(stderr=True).status("") as shown:
             yield lambda text: shown.update(escape(text))
@@ -104,7 +104,7 @@ def _describe(done: float, total: float | None, unit: str, elapsed_s: float, ini
 
 
 def duration(seconds: float) -> str:
-    """Say a length of time as people do: 0.4 s, 12 s, 3 min 05 s, 1 h 02 min."""
+    """Format a length of time for people: 0.4 s, 12 s, 3 min 05 s, 1 h 02 min."""
     if round(seconds, 1) < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -116,7 +116,7 @@ def duration(seconds: float) -> str:
 
 
 def size(amount: float) -> str:
-    """Say a number of bytes in decimal units, as disks and downloads are sold."""
+    """Format a number of bytes in decimal units, as disks and downloads are sold."""
     for unit in ("B", "kB", "MB", "GB"):
         if round(amount, 1) < 1000:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"

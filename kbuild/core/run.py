@@ -1,8 +1,8 @@
-"""The one way in which this project starts another program.
+"""Start other programs: the only way in which this project does so.
 
-Arguments are a list, never a shell string; the environment is an allow-list; standard
-input is closed unless given; every call has a deadline, and what is over its deadline is
-ended together with its children.
+Arguments are a list, never a shell string.  The environment is an allow-list.  Standard input
+is closed unless given.  Every call has a deadline; a program that exceeds it is ended together
+with its children.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from kbuild.core.secrets import redact_bytes
 
 logger = logging.getLogger(__name__)
 
-# What a child may see of our environment.  Everything else (a user's KBUILD_*, CFLAGS,
-# MAKEFLAGS, DEB_*) would make two machines build two different kernels.
+# The variables that a child may inherit.  Any other (a user's KBUILD_*, CFLAGS, MAKEFLAGS,
+# DEB_*) would make two machines build two different kernels.
 _INHERITED = (
     "HOME",
     "PATH",
@@ -56,13 +56,12 @@ _INHERITED = (
 )
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _TAIL_BYTES = 4096
-# How programs say in the C locale that there is no room for what they write, and apt in its own
-# words.
+# Messages about a full disk: those of the C locale, and apt's own.
 _NO_ROOM = re.compile(
     rb"No space left on device|Disk quota exceeded|File too large|File size limit exceeded"
     rb"|You don't have enough free space|Wrote only \d+ of \d+ bytes"
 )
-# With less than this at hand, a program that failed has met a full disk, whatever it says.
+# With less free space than this, a failed program has met a full disk, whatever it says.
 _FULL = 64 * 1024  # bytes
 _GRACE_S = 5.0
 _EMPTYING_S = 5.0
@@ -73,7 +72,7 @@ Arg = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Completed:
-    """What a finished program left behind; ``returncode`` is negative for a signal."""
+    """The result of a finished program; ``returncode`` is negative for a signal."""
 
     argv: tuple[str, ...]
     returncode: int
@@ -83,7 +82,7 @@ class Completed:
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal that ends a run as Ctrl-C does: children end, and scratch is removed."""
+    """A signal that ends a run like Ctrl-C: children end, and scratch files are removed."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -92,10 +91,10 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise :class:`Interrupted` in the block for SIGTERM and SIGHUP; for the main thread only.
+    """Raise :class:`Interrupted` in the block on SIGTERM and SIGHUP; in the main thread only.
 
-    Only the first signal counts: another must not disturb the cleaning up.  A signal that is
-    ignored on entry, as by nohup(1), stays ignored.
+    Only the first signal counts, because a second one must not disturb the cleanup.  A signal
+    that is ignored on entry, as by nohup(1), stays ignored.
     """
     over = False
 
@@ -115,7 +114,7 @@ def interruptible() -> Iterator[None]:
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the allow-listed environment, in the C.UTF-8 locale, with ``extra`` on top."""
+    """Return the allow-listed environment in the C.UTF-8 locale, updated with ``extra``."""
     env = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     path = env.get("PATH", "/usr/local/bin:/usr/bin:/bin").split(":")
     env["PATH"] = ":".join(path + [d for d in _SBIN if d not in path])
@@ -124,24 +123,24 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def which(program: str) -> Path | None:
-    """Find ``program`` where :func:`run` would, the administrator's directories included."""
+    """Find ``program`` as :func:`run` does, including the administrator's directories."""
     found = shutil.which(program, path=environment()["PATH"])
     return Path(found) if found else None
 
 
 def need(program: str, *, cwd: Path | None = None) -> str:
-    """Return ``program``; raises LostDependencyError when it is not on this machine."""
+    """Return ``program``; raises LostDependencyError if this machine does not have it."""
     there = Path(cwd or ".", program).exists() if "/" in program else which(program) is not None
     if not there:
         raise LostDependencyError(
             f"the program {program!r} is not on this machine",
-            hint="run 'invoke doctor', which names the package",
+            hint="run './inv doctor', which names the package",
         )
     return program
 
 
 def describe_status(returncode: int) -> str:
-    """Say an exit status in words, signals by their name."""
+    """Describe an exit status in words; name signals."""
     if returncode >= 0:
         return f"exit status {returncode}"
     try:
@@ -165,9 +164,9 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start a long-lived program in its own session; the caller ends it with :func:`stop`.
 
-    ``die_with_parent`` puts setpriv(1) in front, so that a killed pipeline leaves no QEMU
-    or compiler behind.  ``privileges`` are further options of setpriv.  No file is written
-    beyond ``largest_file`` bytes.  Raises LostDependencyError when the program does not exist.
+    ``die_with_parent`` adds setpriv(1), so that a killed pipeline leaves no QEMU or compiler
+    behind.  ``privileges`` are further options of setpriv.  ``largest_file`` limits the size of
+    each file written, in bytes.  Raises LostDependencyError if the program does not exist.
     """
     command = [os.fspath(a) for a in argv]
     if largest_file is not None:
@@ -175,7 +174,7 @@ def start(
     options = [*privileges, *(("--pdeathsig", "KILL") if die_with_parent else ())]
     if options:
         command = ["setpriv", *options, "--", *command]
-    # setpriv would turn a missing program into an exit status of its own.
+    # setpriv would report a missing program with an exit status of its own.
     program = need(os.fspath(argv[0]), cwd=cwd)
     logger.debug("run: %s", shlex.join(os.fspath(a) for a in argv))
     try:
@@ -188,27 +187,26 @@ def start(
             stderr=stderr,
             pass_fds=pass_fds,
             start_new_session=True,
-            # As the environment, so that the caller's does not show in the modes of results.
+            # Like the environment: the caller's umask must not show in the modes of results.
             umask=0o022,
         )
     except FileNotFoundError as error:
         raise LostDependencyError(
             f"cannot start {program!r}: {error.strerror}: {error.filename}",
-            hint="run 'invoke doctor', which names the package",
+            hint="run './inv doctor', which names the package",
         ) from error
 
 
 def stop(process: subprocess.Popen[bytes], *, grace_s: float = _GRACE_S) -> int:
-    """End a program started by :func:`start`, children included, and return its status.
+    """End a program started by :func:`start` with its children, and return its status.
 
-    The whole session is asked with SIGTERM; ``grace_s`` seconds later, or as soon as the
-    program itself is gone, SIGKILL ends what is left of it.  Nothing of it writes any more
-    when this returns.
+    SIGTERM goes to the whole session.  SIGKILL follows after ``grace_s`` seconds, or as soon as
+    the program itself has ended.  When this returns, none of its processes writes any more.
     """
     if process.returncode is None:
         _signal_session(process, signal.SIGTERM)
         deadline = time.monotonic() + grace_s
-        # Not reaped before the second signal: until then nobody else can get its number.
+        # Reap it after the second signal: until then the kernel cannot reuse its number.
         while not _ended(process) and time.monotonic() < deadline:
             time.sleep(0.02)
         _signal_session(process, signal.SIGKILL)
@@ -226,7 +224,7 @@ def _signal_session(process: subprocess.Popen[bytes], signum: signal.Signals) ->
 
 
 def _works(process: subprocess.Popen[bytes]) -> bool:
-    """Tell whether a session has a process that has not ended; init(1) may be slow to reap."""
+    """Return whether a session has a process that has not ended; init(1) may be slow to reap."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, _, group = path.read_text().rpartition(")")[2].split()[:3]
@@ -243,14 +241,14 @@ def _ended(process: subprocess.Popen[bytes]) -> bool:
 
 
 class _Log:
-    """A file that a program's output is appended to as it comes, without passwords.
+    """Append a program's output to a file as it comes, without passwords.
 
-    The output comes in whole lines, so that no password is cut in two.
+    The output arrives in whole lines, so no password is cut in two.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # Unbuffered: what cannot be written is not tried again when the file is closed.
+        # Unbuffered, so that closing the file does not retry a failed write.
         self._stream = path.open("ab", buffering=0)
 
     def write(self, raw: bytes) -> None:
@@ -279,13 +277,13 @@ def run(
     error: type[KbuildError] = BuildError,
     hint: str | None = None,
 ) -> Completed:
-    """Run a program to its end and return what it said.
+    """Run a program to its end and return its output.
 
-    ``data`` is its standard input.  With ``log`` both output streams are appended to that
-    file, whole, and ``stdout`` holds them merged; ``on_line`` sees each line as it comes.
-    With ``check`` a status other than 0 raises ``error``, with the tail of the output.
-    A run over ``timeout_s`` seconds is ended, its children too, and raises ``error``.
-    A program that failed because a disk is full raises InfrastructureError in any case.
+    ``data`` is its standard input.  With ``log``, both output streams are appended to that file,
+    and ``stdout`` holds them merged.  ``on_line`` receives each line as it comes.
+    With ``check``, a status other than 0 raises ``error`` with the tail of the output.
+    A program that exceeds ``timeout_s`` seconds is ended with its children, and raises ``error``.
+    A program that failed because a disk is full always raises FullDiskError.
     """
     text = tuple(os.fspath(a) for a in argv)
     merged = log is not None or on_line is not None
@@ -390,7 +388,7 @@ def _check_room(
     completed: Completed, cwd: Path | None, said: bytes, check: bool, log: Path | None
 ) -> None:
     """Raise FullDiskError if a program failed because there was no room for a file."""
-    # A command line names the places that it writes to, those that a root shows too.
+    # A command line names the places that it writes to, including the binds of a root.
     words = [word.rpartition("=")[2] for word in completed.argv]
     known = [os.fspath(one) for one in (cwd, log) if one]
     places = [*known, *words, os.environ.get("TMPDIR", "/tmp")]
@@ -398,20 +396,20 @@ def _check_room(
     full = bool(fullest) and fullest[0][0] < _FULL
     lines = [line for line in said.splitlines() if _NO_ROOM.search(line)]
     killed = completed.returncode in (-signal.SIGXFSZ, 128 + signal.SIGXFSZ)
-    # A file that is written through a mapping ends its writer with SIGBUS.
+    # A program that writes a file through a mapping gets SIGBUS (mmap(2)).
     if not (lines or killed or (full and (check or b"Bus error" in said))):
         return
     found = [line.decode(errors="replace").strip() for line in (lines or said.splitlines())[-3:]]
     found += [describe_status(-signal.SIGXFSZ)] if killed else []
     found += [f"{free / 1e6:.1f} MB free at {place}" for free, place in fullest]
-    # Of a command in a root, the program is behind bwrap's own words.
+    # In a root, the program's name follows bwrap's own arguments.
     own = completed.argv.index("--") + 1 if "--" in completed.argv[:-1] else 0
     raise FullDiskError(
         f"{Path(completed.argv[own]).name} found no room for a file",
         found="\n".join(found),
         log=log,
-        hint="make room ('./inv clean --unused 30', or another disk for build_dir or cache_dir);"
-        " './inv doctor' shows what is left",
+        hint="free some space with './inv clean --unused 30', or move build_dir or cache_dir to"
+        " another disk; './inv doctor' shows the free space",
     )
 
 

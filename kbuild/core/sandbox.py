@@ -1,4 +1,4 @@
-"""The sandbox: a command in a root, entered with bwrap(1), with nothing of the host but binds.
+"""Run commands in a root with bwrap(1), where they see nothing of the host but binds.
 
 Entering a root needs root privileges.
 """
@@ -13,17 +13,17 @@ from kbuild.core.errors import BuildError
 from kbuild.core.model import Root
 from kbuild.core.run import Arg, Completed, need, run
 
-# The kernel undoes mounts of a namespace when the last process in it is gone, killed or not.
+# The kernel undoes a namespace's mounts when its last process is gone, killed or not.
 _OWN_MOUNTS = ("unshare", "--mount", "--propagation", "private", "--")
-# The end of the first process, at the latest with ours, ends all the others.
+# When the first process ends, at the latest together with ours, the kernel ends all others.
 OWN_PROCESSES = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *_OWN_MOUNTS[1:])
-# Debian's own Python: the bindings of libseccomp are a package of its.
+# Debian's own Python, because libseccomp's bindings are a Debian package.
 _SANDBOX = ("/usr/bin/python3", "-I", Path(__file__).with_name("confine.py"))
 
 
 @dataclass(frozen=True)
 class Bind:
-    """A host path that a root shows at ``target``, read-only unless said otherwise."""
+    """A host path that a root shows at ``target``, read-only unless ``writable``."""
 
     source: Path
     target: str
@@ -45,10 +45,10 @@ def enter(
     network: bool = False,
     hint: str | None = None,
 ) -> Completed:
-    """Run a command in a root: no network, own processes, nothing of the host but ``binds``.
+    """Run a command in a root: no network, its own processes, of the host only ``binds``.
 
-    The root itself is read-only unless ``writable``; /tmp is fresh.  The environment is
-    ``env`` on a fixed base.  Raises BuildError as :func:`kbuild.core.run.run` does.
+    The root itself is read-only unless ``writable``; /tmp is fresh.  The environment is a fixed
+    base updated with ``env``.  Raises BuildError as :func:`kbuild.core.run.run` does.
     """
     return run(
         command(root, argv, binds=binds, cwd=cwd, env=env, writable=writable, network=network),
@@ -71,17 +71,17 @@ def command(
     writable: bool = False,
     network: bool = False,
 ) -> list[Arg]:
-    """Return the command line that :func:`enter` runs; ``network`` leaves it the host's."""
+    """Return the command line that :func:`enter` runs; ``network`` keeps the host's network."""
     command: list[Arg] = [*_OWN_MOUNTS, *_SANDBOX]
     command += ["--writable-root", "--"] if writable else ["--"]
     command += [need("bwrap"), "--bind" if writable else "--ro-bind", root.path, "/"]
     command += ["--dev", "/dev", "--proc", "/proc", "--remount-ro", "/proc"]
     command += ["--perms", "1777", "--tmpfs", "/tmp"]
-    # Only tmpfs gives a read-only root the mount points that the binds need.
+    # A read-only root needs a tmpfs for the mount points of the binds.
     command += [] if writable else ["--tmpfs", "/mnt"]
     for bind in binds:
         command += ["--bind" if bind.writable else "--ro-bind", bind.source, bind.target]
-    # The sandbox takes no bind after this one.
+    # confine.py maps no bind after --clearenv.
     command += ["--clearenv", "--chdir", cwd]
     command += [] if network else ["--unshare-net"]
     command += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--die-with-parent"]

@@ -1,7 +1,7 @@
-"""Passwords stay out of everything that is shown or kept.
+"""Keep passwords out of everything that is shown or stored.
 
-Errors, log lines, printed lines, JSON files and the logs of programs pass through :func:`redact`
-where they are written, so that a caller need not think of it.
+Errors, log lines, printed lines, JSON files and program logs pass through :func:`redact` where
+they are written, so callers need not think of it.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ import re
 
 HIDDEN = "***"
 
-# ASCII alone: in a password, a no-break space is a letter like any other.
+# ASCII spaces only: in a password, a no-break space is an ordinary character.
 _WORD = re.compile(r"[^ \t\n\r\f\v]+")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-# ccache's attribute of an HTTP server.
+# An attribute of ccache's HTTP storage.
 _TOKEN = re.compile(r"(bearer-token=)[^|\s]+")
 
 
 def redact(text: str) -> str:
-    """Return ``text`` with ``***`` for the user and the password of each URL in it.
+    """Replace the user and password of each URL in ``text`` by ``***``.
 
-    A password may contain any character but a space, as people write them: up to the last
-    ``@`` of a word everything goes.  An address in a path (``https://a.example/r/1@b.example``)
-    stays.
+    A password may contain any character but a space, so everything up to the last ``@`` of a
+    word goes.  An address in a path (``https://a.example/r/1@b.example``) stays.
     """
     if "://" in text and "@" in text:
         text = _WORD.sub(lambda word: _redact_word(word[0]), text)
@@ -30,7 +29,7 @@ def redact(text: str) -> str:
 
 
 def redact_url(text: str) -> str:
-    """Return what was given as a URL without its user and password, however malformed it is."""
+    """Return a URL without its user and password, however malformed it is."""
     found = _SCHEME.match(text)
     scheme = found[0] if found else ""
     credentials, at, place = text.removeprefix(scheme).rpartition("@")
@@ -38,7 +37,7 @@ def redact_url(text: str) -> str:
 
 
 def redact_bytes(raw: bytes) -> bytes:
-    """Do the same as :func:`redact` to what a program printed, whatever its encoding."""
+    """Redact the output of a program as :func:`redact` does, whatever its encoding."""
     if b"@" not in raw and b"bearer-token=" not in raw:
         return raw
     return redact(raw.decode(errors="surrogateescape")).encode(errors="surrogateescape")

@@ -1,4 +1,4 @@
-"""The one table of what a suite needs to be supported."""
+"""Describe the supported suites in one table."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ _MULTIARCH = "x86_64-linux-gnu-"
 
 @dataclass(frozen=True)
 class Suite:
-    """A Debian suite as its archive and its kernel packaging name things."""
+    """A Debian suite, with the names that its archive and kernel packages use."""
 
-    name: str  # what the user asks for, and our repository's dists/<name>
-    codename: str  # of the Debian that its roots are made of, as in dists/<codename>
-    pockets: tuple[str, ...]  # further dists of the main archive: bookworm-updates
-    security: str  # dists name in the security archive: bookworm-security
-    keyring: str  # file of debian-archive-keyring that signs it
-    # What Debian builds its kernel with, by the name that it calls it by: CONFIG_CC_VERSION_TEXT
-    # begins with that name, and the fast path wants the very same configuration.
+    name: str  # the user's --suite, and our repository's dists/<name>
+    codename: str  # of the Debian in its roots, as in dists/<codename>
+    pockets: tuple[str, ...]  # more dists of the main archive: bookworm-updates
+    security: str  # dist in the security archive: bookworm-security
+    keyring: str  # file of debian-archive-keyring with its keys
+    # Debian's compiler for its kernel, by Debian's name for it.  CONFIG_CC_VERSION_TEXT begins
+    # with that name, and the fast path needs exactly the same configuration.
     compiler: str
-    mark: str  # ends the version of a package that is built for every suite: deb12
-    merged_usr: bool = False  # packages install below /usr/lib, and may not below /lib
-    kernel_dists: tuple[str, ...] = ()  # that its kernel comes from; () for all of the above
-    # Packages of our roots that are called otherwise here, come from another dist (apt's
-    # NAME/DIST), or do not exist ("").
+    mark: str  # suffix of the version of a package built for every suite: deb12
+    merged_usr: bool = False  # packages must install below /usr/lib, not below /lib
+    kernel_dists: tuple[str, ...] = ()  # sources of its kernel; () for all of the above
+    # Packages of our roots that have another name here, come from another dist (apt's NAME/DIST),
+    # or do not exist ("").
     names: Mapping[str, str] = field(default_factory=dict)
-    compile: tuple[str, ...] = ()  # further packages of a compile root: what its kernel needs
-    guest: tuple[str, ...] = ()  # further packages of a guest: what its kernel's packages need
-    # How many objects a build has, as was counted, for progress before the first one: by
-    # method ("fast", "rebuild") and flavour.
+    compile: tuple[str, ...] = ()  # more packages of a compile root, needed by its kernel
+    guest: tuple[str, ...] = ()  # more packages of a guest, needed by its kernel's packages
+    # Counted number of objects in a build, for progress before the first one; by method ("fast",
+    # "rebuild") and flavour.
     objects: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     @property
     def compiler_package(self) -> str:
-        """The package of that compiler, and the name that it has without the machine's: gcc-14."""
+        """Return the package of that compiler, which is also its short name: gcc-14."""
         return self.compiler.removeprefix(_MULTIARCH)
 
     def packages(self, wanted: Sequence[str]) -> tuple[str, ...]:
-        """Return packages by the names that they have in this suite."""
+        """Return the names of packages in this suite."""
         return tuple(here for name in wanted if (here := self.names.get(name, name)))
 
 
@@ -116,10 +116,10 @@ SUITES = {
             names={
                 "libelf1": "libelf1t64",
                 "libssl3": "libssl3t64",
-                # whose linux-run-hooks the split packages of 7.x run
+                # Its linux-run-hooks is run by the split packages of 7.x.
                 "linux-base": "linux-base/trixie-backports",
             },
-            # CONFIG_RUST is on, and goes out silently where these are missing.
+            # Without these packages Kconfig silently turns CONFIG_RUST off.
             compile=("bindgen", "rust-src", "rustc"),
             guest=("gcc-14-for-host", "pahole"),
             objects={("rebuild", "cloud-amd64"): 6811, ("rebuild", "lab"): 1341},
@@ -127,8 +127,8 @@ SUITES = {
     )
 }
 
-# Debian's flavours that we build on, and those of ours with the Debian flavour whose
-# packages stand in where a distro kernel is needed (comparison, headers).
+# Debian's flavours that we build on; then our own, each with the Debian flavour whose packages
+# serve where a distro kernel is needed (comparison, headers).
 DEBIAN_FLAVOURS = ("cloud-amd64", "amd64")
 OWN_FLAVOURS = {"lab": "cloud-amd64"}
 # <upstream>-<ABI>-<flavour>, or since trixie <upstream>+deb13-<flavour>
@@ -140,7 +140,7 @@ OS_RELEASE = Path("/etc/os-release")
 
 
 def own_suite(os_release: Path = OS_RELEASE) -> str:
-    """Return the suite of this machine where it is one of the table, else bookworm."""
+    """Return this machine's suite if it is in the table, else bookworm."""
     try:
         text = os_release.read_text()
     except OSError:
@@ -153,7 +153,7 @@ def own_suite(os_release: Path = OS_RELEASE) -> str:
 
 
 def own_flavour(release: str | None = None) -> str:
-    """Return the flavour of the kernel that runs where it is Debian's, else cloud-amd64.
+    """Return the flavour of the running kernel if it is Debian's, else cloud-amd64.
 
     ``release`` is what ``uname -r`` prints: 6.1.0-56-cloud-amd64, or our own
     6.1.0-56-cplayground-amd64.
@@ -163,7 +163,7 @@ def own_flavour(release: str | None = None) -> str:
 
 
 def suite(name: str) -> Suite:
-    """Look a suite up; raises UserError for one that is not in the table."""
+    """Return a suite by its name; raises UserError if it is not in the table."""
     try:
         return SUITES[name]
     except KeyError:
@@ -171,14 +171,14 @@ def suite(name: str) -> Suite:
             f"the suite {name!r} is not supported",
             expected=", ".join(sorted(SUITES)),
             found=name,
-            hint="a suite is one entry in kbuild/core/suites.py and one series in patches/",
+            hint="to add a suite, add an entry to kbuild/core/suites.py and a series to patches/",
         ) from None
 
 
 def usual_objects(name: str, method: str, flavour: str) -> int | None:
-    """Return how many objects a build of a suite's kernel has, before anybody has counted here.
+    """Return how many objects a kernel build is expected to have before a build has counted.
 
-    Where it was never counted, that of another suite, the largest; None where no suite's was.
+    If this suite was never counted, return the largest count of any suite, or None.
     """
     key = (method, flavour)
     counted = [one.objects[key] for one in SUITES.values() if key in one.objects]

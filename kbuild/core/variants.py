@@ -1,4 +1,4 @@
-"""The variants of a kernel: which fragments, and what its guests need beside them."""
+"""Describe the variants of a kernel: their fragments, and what their guests need."""
 
 from __future__ import annotations
 
@@ -10,47 +10,47 @@ from kbuild.core.errors import UserError
 
 @dataclass(frozen=True)
 class Detector:
-    """What a kernel has to notice, and how it is tripped to show that it does."""
+    """A kind of error that a kernel must detect, and the deed that triggers it."""
 
-    deed: str  # of kbuild/guest/modules/misbehave, done by its function misbehave_<deed>
-    kind: str  # what triage calls the report
-    newer: str | None = None  # what triage calls it where newer kernels have another word
+    deed: str  # in kbuild/guest/modules/misbehave, done by the function misbehave_<deed>
+    kind: str  # triage's name for the report
+    newer: str | None = None  # triage's name for it on newer kernels, if it differs
 
     def made(self, fingerprint: str) -> bool:
-        """Whether a report with this fingerprint is of its kind, and about its deed."""
+        """Return whether a report with this fingerprint has its kind and names its deed."""
         kind = fingerprint.partition(": ")[0]
         return kind in (self.kind, self.newer) and f"misbehave_{self.deed}" in fingerprint
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Fragments on a flavour, and how a guest with such a kernel is run."""
+    """A set of fragments on a flavour, and how to run a guest with such a kernel."""
 
     name: str
     fragments: tuple[str, ...] = ()  # below fragments/, in order
-    slowness: float = 1.0  # factor on a guest's deadlines, beside its accelerator's
+    slowness: float = 1.0  # factor on a guest's deadlines, in addition to its accelerator's
     memory_mib: int = 1024
     parameters: tuple[str, ...] = ()  # of the kernel's command line
 
     @property
     def detectors(self) -> tuple[Detector, ...]:
-        """What a kernel of this variant on the flavour lab has to notice."""
+        """Return what a kernel of this variant on the flavour lab must detect."""
         return tuple(d for name in (_LAB, *self.fragments) for d in DETECTORS.get(name, ()))
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Deeds of kbuild/guest/modules/misbehave that it can make fail on demand."""
+        """Return the deeds of kbuild/guest/modules/misbehave that the kernel can make fail."""
         return tuple(deed for name in self.fragments for deed in FAULTS.get(name, ()))
 
     @property
     def checkers(self) -> frozenset[str]:
-        """Those detectors that can be asked at the end of a run whether they are alive."""
+        """Return the detectors that can be checked for life at the end of a run."""
         return frozenset(CHECKERS[name] for name in self.fragments if name in CHECKERS)
 
 
 _LAB = "lab.config"
 
-# By the fragment that brings it, so that no variant can have one without its detectors.
+# By the fragment that enables them, so no variant can have a fragment without its detectors.
 DETECTORS: Mapping[str, tuple[Detector, ...]] = {
     _LAB: (
         Detector("warn", "WARN"),
@@ -97,21 +97,21 @@ CHECKERS: Mapping[str, str] = {
 _KASAN = ("kasan.config",)
 _LOCKDEP = ("lockdep.config",)
 _KMEMLEAK = ("kmemleak.config",)
-# Barriers against other users of a processor, and the instructions that open user memory for
-# the kernel, each of which ends a block of QEMU's translation: under emulation they took a
-# third of the listings that were read in the same time.  The release has them.
+# Turn off mitigations, and the instructions that open user memory to the kernel.  Each such
+# instruction ends a block of QEMU's translation.  Under emulation they cost a third of the
+# listings read in the same time.  The release variant keeps them.
 _PARAMETERS = ("mitigations=off", "nosmap")
-# Red zones and poison in the slabs that we use with others.  In all of them, with RCU's
-# strict grace periods, a guest was seen to take two minutes to its init.
+# Red zones and poison only in the slabs that we share with others.  With all slabs and RCU's
+# strict grace periods, a guest took two minutes to reach its init.
 _SLABS = "FZP,filp,files_cache,pid,task_struct,seq_file"
-# What is leaked is often not found unless it is poisoned first: a free object bears a pointer to
-# the next one, which is still in it when it is handed out and not zeroed, and by which kmemleak
-# holds that next one for used; poison moves it behind the object (calculate_sizes() of
-# mm/slub.c).  And sheaves of Linux 7 keep pointers to what they have handed out; with poison
-# there are none.
+# Without poison, kmemleak misses many leaks.  A free object contains a pointer to the next free
+# object.  That pointer is still there when the object is handed out without zeroing, and kmemleak
+# then counts the next object as used.  Poison moves the pointer behind the object
+# (calculate_sizes() of mm/slub.c).  It also disables the sheaves of Linux 7, which keep pointers
+# to the objects that they handed out.
 _KMEMLEAK_SLABS = "P,kmalloc-*"
-# Under emulation with KASAN, ACPI's _PRT method ran into its own time limits: 137 of the
-# 160 s that the boot took.
+# Under emulation with KASAN, ACPI's _PRT method ran into its own time limits, which took 137 of
+# the 160 s of the boot.
 _KASAN_PARAMETERS = ("page_poison=1", "pci=noacpi")
 
 VARIANTS: Mapping[str, Variant] = {
@@ -133,7 +133,7 @@ VARIANTS: Mapping[str, Variant] = {
             parameters=(*_PARAMETERS, f"slub_debug={_KMEMLEAK_SLABS}"),
         ),
         Variant("kcsan", ("kcsan.config",), 6.0, parameters=_PARAMETERS),
-        # Everything that goes together in one kernel: one build, one boot.
+        # All detectors that work together in one kernel: one build, one boot.
         Variant(
             "debug",
             (*_KASAN, *_LOCKDEP, *_KMEMLEAK),
@@ -155,5 +155,5 @@ def variant(name: str) -> Variant:
 
 
 def named_in(flavour: str) -> str:
-    """Return the variant that a flavour's name ends with, as in a release: lab-debug."""
+    """Return the variant at the end of a flavour's name, as in a release: lab-debug."""
     return next((name for name in VARIANTS if flavour.endswith(f"-{name}")), "release")

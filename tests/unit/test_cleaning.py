@@ -122,7 +122,7 @@ def test_a_directory_without_our_mark_is_left_alone(
         given = dataclasses.replace(given, build=path)
     else:
         given = dataclasses.replace(given, cache=path)
-    with pytest.raises(UserError, match=f"{path}, where things lie that we") as caught:
+    with pytest.raises(UserError, match=f"{path}, which contains files that we") as caught:
         WAYS[way](given)
     assert "rm " not in str(caught.value)
     assert content(settings.project) == before

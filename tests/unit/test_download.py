@@ -355,7 +355,7 @@ def test_a_planted_file_is_neither_written_nor_taken(tmp_path: Path, server: Ser
     for plant in (part.symlink_to, part.hardlink_to):
         part.unlink(missing_ok=True)
         plant(secret)
-        with pytest.raises(UserError, match=f"{part} is not a file that this pipeline made"):
+        with pytest.raises(UserError, match=f"{part} was not made by this pipeline"):
             download.fetch(one, WANTED, urls(server), Waits().network)
         assert secret.read_bytes() == b"precious"
     part.unlink()
@@ -363,7 +363,7 @@ def test_a_planted_file_is_neither_written_nor_taken(tmp_path: Path, server: Ser
     path = download.fetch(one, WANTED, urls(server), Waits().network)
     path.rename(secret)
     path.symlink_to(secret)
-    with pytest.raises(UserError, match=f"{path} is not a file that this pipeline made"):
+    with pytest.raises(UserError, match=f"{path} was not made by this pipeline"):
         download.fetch(one, WANTED, urls(server), Waits().network)
 
 

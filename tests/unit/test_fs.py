@@ -410,7 +410,7 @@ def test_what_others_left_is_neither_read_nor_written(
     secret.write_text("precious")
     plant(path, secret)
     for mode in modes.split():
-        with pytest.raises(UserError, match=f"{path} is not a file that this pipeline made"):
+        with pytest.raises(UserError, match=f"{path} was not made by this pipeline"):
             if mode == "lock":
                 with fs.lock(path):
                     pytest.fail("it was locked")

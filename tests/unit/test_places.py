@@ -134,22 +134,22 @@ def test_a_directory_with_other_things_is_refused(
     path = getattr(given, key)
     path.mkdir(parents=True)
     fill(path)
-    text = refusal(given, f"{key}_dir is {path}, where things lie that we did not make")
+    text = refusal(given, f"{key}_dir is {path}, which contains files that we did not make")
     assert f"INVOKE_{key.upper()}_DIR" in text
 
 
 def test_the_mark_of_results_is_none_of_caches(given: Settings, tmp_path: Path) -> None:
     use(given)
     given = dataclasses.replace(given, build=given.cache, cache=tmp_path / "other")
-    refusal(given, "build_dir is .* where things lie that we did not make")
+    refusal(given, "build_dir is .* which contains files that we did not make")
 
 
 @pytest.mark.parametrize("key", ["build", "cache"])
 @pytest.mark.parametrize(
     ("place", "words"),
     [
-        ("kmod", "where things lie that we did not make"),
-        (".git", "where things lie that we did not make"),
+        ("kmod", "which contains files that we did not make"),
+        (".git", "which contains files that we did not make"),
         ("kmod/build", "which lies in a part of the checkout"),
         (".git/objects", "which lies in a part of the checkout"),
         (".git/refs/heads/x", "which lies in a part of the checkout"),
@@ -184,7 +184,7 @@ def test_one_directory_is_not_in_the_other(
     given: Settings, tmp_path: Path, build: str, cache: str
 ) -> None:
     given = dataclasses.replace(given, build=tmp_path / build, cache=tmp_path / cache)
-    refusal(given, "build_dir and cache_dir lie in one another")
+    refusal(given, "build_dir and cache_dir overlap")
 
 
 EARLIER = {
@@ -259,7 +259,7 @@ def give(path: Path, uid: int = NOBODY) -> None:
 def test_what_another_user_owns_is_refused(given: Settings, name: str) -> None:
     use(given, "shelf/entry")
     give(given.cache / name)
-    refusal(given, r"which other users may change|is not ours alone")
+    refusal(given, "which other users may change|may be changed by other users")
     give(given.cache / name, 0)
     use(given)
 
@@ -270,13 +270,13 @@ def test_what_others_may_write_is_refused(given: Settings, name: str, mode: int)
     use(given, "shelf/entry")
     path = given.cache / name
     path.chmod(mode)
-    text = refusal(given, r"which other users may change|is not ours alone")
+    text = refusal(given, "which other users may change|may be changed by other users")
     assert f"has mode {mode:04o}" in text
     path.chmod(mode | 0o1000)
     if name == "..":
         use(given)  # as /tmp
     else:
-        refusal(given, r"which other users may change|is not ours alone")
+        refusal(given, "which other users may change|may be changed by other users")
 
 
 @as_root
@@ -325,7 +325,7 @@ def test_the_compiler_cache_may_belong_to_an_id_that_no_user_has(given: Settings
     give(given.cache / "ccache/0", 3_000_000_001)
     use(given)
     give(given.cache / "ccache/0", NOBODY)
-    refusal(given, "ccache/0 is not ours alone")
+    refusal(given, "ccache/0 may be changed by other users")
 
 
 @as_root
@@ -340,8 +340,8 @@ def test_a_link_that_another_user_left_is_refused(given: Settings, name: str) ->
     path.parent.mkdir(exist_ok=True)
     path.symlink_to(secret)
     give(path)
-    refusal(given, f"{path} is not ours alone")
-    with pytest.raises(UserError, match="is not ours alone"):
+    refusal(given, f"{path} may be changed by other users")
+    with pytest.raises(UserError, match="may be changed by other users"):
         cleaning.clean_unused(given, days=1)
     # It is ours to remove, and where it leads to is not.
     cleaning.clean(given, cache=True)
@@ -359,7 +359,7 @@ def test_a_shelf_may_lie_on_another_disk(given: Settings, mode: int) -> None:
     if mode == 0o755:
         use(given)
     else:
-        refusal(given, "roots is not ours alone")
+        refusal(given, "roots may be changed by other users")
 
 
 @as_root
@@ -368,7 +368,7 @@ def test_a_mark_that_another_user_left_is_none(given: Settings, name: str) -> No
     use(given)
     give(given.cache / name)
     for dry in (False, True):
-        with pytest.raises(UserError, match=f"{name} is not ours alone"):
+        with pytest.raises(UserError, match=f"{name} may be changed by other users"):
             cleaning.clean(dataclasses.replace(given, dry=dry), cache=True)
     assert (given.cache / "result").exists()
     assert (given.build / "result").exists()

@@ -332,7 +332,7 @@ def test_a_leftover_with_something_mounted_is_named_and_stays(settings: Settings
     point.mkdir(parents=True)
     subprocess.run(["mount", "--bind", precious, point], check=True)
     try:
-        with pytest.raises(InfrastructureError, match="is not removed") as caught:
+        with pytest.raises(InfrastructureError, match="was not removed") as caught:
             roots.make_root(settings, "bookworm", "compile", ["make"])
     finally:
         subprocess.run(["umount", point], check=True)

@@ -240,7 +240,7 @@ def test_a_missing_program_is_said_to_be_missing(program: str) -> None:
     with pytest.raises(LostDependencyError, match=r"no-such|/no/such|missing") as caught:
         run([program, "--version"], timeout_s=20)
     assert caught.value.hint is not None
-    assert "invoke doctor" in caught.value.hint
+    assert "inv doctor" in caught.value.hint
 
 
 def test_a_program_beside_the_working_directory(tmp_path: Path) -> None:
