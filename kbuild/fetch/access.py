@@ -1,7 +1,7 @@
-"""How this machine reaches mirrors: the proxies, certificates and logins of apt's configuration.
+"""Read from apt's configuration how this machine reaches mirrors: proxies, certificates, logins.
 
-apt-config(8) reads the configuration, so that apt's own rules hold for it.  Requests and our
-own apt then use the same values.
+apt-config(8) reads the configuration, so apt's own rules apply.  Requests and our own apt then
+use the same values.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from kbuild.core.secrets import redact
 logger = logging.getLogger(__name__)
 
 APT = Path("/etc/apt")
-# ca-certificates puts a company's own authority here; the library would bring a bundle of its own.
+# ca-certificates adds a company's own authority here; requests would use its own bundle.
 _BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 _OPTION = re.compile(r'(?P<name>\S+) "(?P<value>.*)";')
-# The options that say how a mirror is reached.  Hooks, trust and limits are not taken over.
+# The options for reaching a mirror.  Hooks, trust and limits are not copied.
 _REACHING = re.compile(r"Acquire::(?:https?|ForceIPv[46])\b.*", re.IGNORECASE)
-# A password may contain a slash or an @ that was not encoded.
+# A password may contain an unencoded slash or @.
 _LOGIN = re.compile(r"(?<=://)[^\s'\"<>]*@")
 
 
@@ -45,7 +45,7 @@ class Login:
     password: str = field(repr=False)
 
     def fits(self, url: str) -> bool:
-        """Say whether the entry is meant for a URL; without a protocol, only HTTPS will do."""
+        """Return whether the entry applies to a URL; without a protocol, it needs HTTPS."""
         parts = urlsplit(url)
         scheme, _, place = self.machine.rpartition("://")
         host, slash, path = place.partition("/")
@@ -65,17 +65,17 @@ class Access:
 
     @property
     def certificates(self) -> str | bool:
-        """The authorities that a server's certificate is checked with, a file."""
+        """Return the file of authorities that check a server's certificate."""
         env = os.environ
         given = env.get("REQUESTS_CA_BUNDLE") or env.get("SSL_CERT_FILE")
         there = _BUNDLE if Path(_BUNDLE).exists() else ""
         return given or self.options.get("acquire::https::cainfo") or there or True
 
     def proxy(self, url: str) -> str:
-        """Return the proxy that apt uses for a URL, "" for none.
+        """Return the proxy that apt uses for a URL, or "" for none.
 
-        An option for the host goes before a program that detects one, that before an option for
-        the protocol, and that before the environment.
+        An option for the host comes first, then a program that detects a proxy, then an option
+        for the protocol, then the environment.
         """
         if requests.utils.should_bypass_proxies(url, None):
             return ""
@@ -97,7 +97,7 @@ class Access:
         return proxy.replace("://", f"://{':'.join(quote(word, safe='') for word in login)}@", 1)
 
     def login(self, url: str) -> tuple[str, str] | None:
-        """Return user and password for a URL: its own, or those of apt's auth.conf."""
+        """Return user and password for a URL: its own, or those in apt's auth.conf."""
         parts = urlsplit(url)
         if parts.username:
             return unquote(parts.username), unquote(parts.password or "")
@@ -105,7 +105,7 @@ class Access:
 
     @property
     def apt_conf(self) -> str:
-        """The options as a file for apt.conf.d."""
+        """Return the options as a file for apt.conf.d."""
         return "".join(f'{name} "{value}";\n' for name, value in self.options.items() if value)
 
     def auth_conf(self, urls: Iterable[str]) -> str:
@@ -120,11 +120,11 @@ class Access:
 
 
 def _detected(program: str, url: str) -> str:
-    """Ask the program that apt asks (auto-apt-proxy and others); "" when it knows no proxy."""
+    """Ask apt's own program for detecting a proxy (such as auto-apt-proxy); "" if it has none."""
     try:
         done = run([program, bare(url)], timeout_s=60, error=InfrastructureError)
     except InfrastructureError as error:
-        logger.warning("no proxy is detected: %s", redact(str(error)))
+        logger.warning("proxy detection failed: %s", redact(str(error)))
         return ""
     return done.stdout.strip()
 
@@ -136,7 +136,7 @@ def bare(url: str) -> str:
 
 @contextlib.contextmanager
 def configured(text: str) -> Iterator[dict[str, str]]:
-    """Yield the environment in which apt's programs read ``text`` first; it may hold logins."""
+    """Yield the environment that makes apt's programs read ``text`` first; it may hold logins."""
     with tempfile.TemporaryDirectory(prefix="cplayground-apt-") as name:
         place = Path(name) / "apt.conf"
         place.touch(mode=0o600)
@@ -147,7 +147,7 @@ def configured(text: str) -> Iterator[dict[str, str]]:
 def of(apt: Path = APT) -> Access:
     """Read how the machine's apt reaches mirrors.
 
-    Raises InfrastructureError when apt cannot read its own configuration.
+    Raises InfrastructureError if apt cannot read its own configuration.
     """
     with configured(f'Dir::Etc "{apt}";\n') as env:
         dump = run(
@@ -169,8 +169,8 @@ def _logins(apt: Path) -> Iterator[Login]:
         try:
             hosts = netrc.netrc(path).hosts
         except (OSError, netrc.NetrcParseError, UnicodeError) as error:
-            # The parser's own words may quote the password.
-            logger.warning("%s is left out: %s", path, getattr(error, "strerror", "not readable"))
+            # The parser's message may quote the password.
+            logger.warning("%s is ignored: %s", path, getattr(error, "strerror", "not readable"))
             continue
         for machine, (user, _, password) in hosts.items():
             yield Login(machine, user, password)

@@ -1,8 +1,8 @@
-"""Files over HTTP: resumed, retried, taken from several mirrors, and checked before they count.
+"""Download files over HTTP: resumed, retried, from several mirrors, and verified before use.
 
-The cache is content-addressed: ``files/<sha256>/<name>`` appears by rename, after size
-and digest were found to be the expected ones.  What is still on its way lies in
-``partial/<sha256>.part``, so that a later run goes on where a broken one stopped.
+The cache is content-addressed: ``files/<sha256>/<name>`` appears by rename once size and digest
+are verified.  An incomplete file stays in ``partial/<sha256>.part``, so that a later run resumes
+it.
 """
 
 from __future__ import annotations
@@ -30,35 +30,35 @@ from kbuild.fetch.access import Access, bare
 logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 16
-# Answers after which the same request may well succeed a little later.
+# After these answers, the same request may succeed a little later.
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
-# Answers that a file is not there.
+# These answers mean that the file does not exist.
 _GONE = {404, 410}
 _REDIRECTS = 5
 
 
 def _session() -> requests.Session:
     session = requests.Session()
-    # Proxies, certificates and logins are those of Access.
+    # Access provides proxies, certificates and logins.
     session.trust_env = False
-    # A transfer encoding would make lengths and ranges speak of other bytes than the index.
+    # With a transfer encoding, lengths and ranges would not count the index's bytes.
     session.headers.update({"Accept-Encoding": "identity", "User-Agent": "cplayground-kernel"})
     return session
 
 
 @dataclass(frozen=True)
 class Network:
-    """How the network is used: one connection pool, and the patience shown to it."""
+    """Settings for the use of the network: one connection pool, and limits of time and rate."""
 
     access: Access = field(default_factory=Access)
     session: requests.Session = field(default_factory=_session)
-    attempts: int = 5  # in a row without a byte gained
+    attempts: int = 5  # in a row that gain no byte
     connect_timeout_s: float = 15.0
-    read_timeout_s: float = 60.0  # of silence, and for all of an answer's headers
-    floor: float = 1000.0  # bytes per second, below which a mirror is left
-    window_s: float = 30.0  # over which that rate is taken
+    read_timeout_s: float = 60.0  # of silence, and for all headers of an answer
+    floor: float = 1000.0  # bytes per second; a slower mirror is left
+    window_s: float = 30.0  # over which that rate is measured
     index_timeout_s: float = 300.0  # for all indexes of a dist together
-    pace: float = 20_000.0  # bytes per second that a whole file needs, pauses included
+    pace: float = 20_000.0  # bytes per second over a whole file, pauses included
     sleep: Callable[[float], None] = time.sleep
 
     def deadline_s(self, size: int) -> float:
@@ -66,7 +66,7 @@ class Network:
         return 10 * self.window_s + size / self.pace
 
     def open(self, url: str, headers: dict[str, str] | None = None) -> requests.Response:
-        """Begin one GET; the body is not read yet.  Raises PassingError or UnavailableError."""
+        """Begin one GET without its body.  Raises PassingError or UnavailableError."""
         first = url
         for _ in range(_REDIRECTS):
             proxy = through = ""
@@ -82,7 +82,7 @@ class Network:
             except requests.exceptions.ProxyError as error:
                 raise PassingError(f"the proxy {redact(proxy)} failed: {_cause(error)}") from error
             except ValueError as error:
-                # Of requests, urllib3, urlsplit and the idna codec: what is no URL at all.
+                # requests, urllib3, urlsplit and the idna codec raise these for a malformed URL.
                 raise UnavailableError(f"not a URL: {redact(str(error))}{through}") from error
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 raise PassingError(_cause(error) + through) from error
@@ -93,7 +93,7 @@ class Network:
         request = requests.Request("GET", bare(url), headers=headers, auth=self.access.login(url))
         prepared = self.session.prepare_request(request)
 
-        # Not the session's own send(), which reads a redirect's body, however long that is.
+        # The session's own send() would read a redirect's body, however long it is.
         def get() -> requests.Response:
             return self.session.get_adapter(bare(url)).send(
                 prepared,
@@ -115,13 +115,13 @@ class Network:
             raise PassingError(answer)
         if status == 407:
             raise UnavailableError(f"the proxy refused: {answer}")
-        # 416 says that the range asked for does not exist: the caller starts anew.
+        # 416 means that the range does not exist; the caller starts again from the beginning.
         raise UnavailableError(answer, status=status)
 
     def retry(
         self, url: str, *, stop: Callable[[tenacity.RetryCallState], bool] | None = None
     ) -> tenacity.Retrying:
-        """Return the loop over passing failures: waits of 1, 2, 4, ... 30 s, each with jitter."""
+        """Return a loop that retries passing failures: waits of 1, 2, 4, ... 30 s, with jitter."""
 
         def say(state: tenacity.RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
@@ -140,29 +140,29 @@ class Network:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A file as a signed index describes it: whatever else arrives under its name is refused."""
+    """A file as a signed index describes it; any other content under its name is refused."""
 
-    what: str  # how messages call it: the path in the archive
+    what: str  # its name in messages: the path in the archive
     name: str  # the file's name in the cache
     size: int  # bytes
     sha256: str
 
 
 def machine(apt: Path = access.APT) -> Network:
-    """Return the network as this machine's apt reaches it."""
+    """Return the network settings that this machine's apt uses."""
     return Network(access.of(apt))
 
 
 class GoneError(InfrastructureError):
-    """Every mirror answered, and none has the file: it has left the pool."""
+    """Every mirror answered that the file does not exist: it has left the pool."""
 
 
 class PassingError(Exception):
-    """A failure of the network or a server that may be gone at the next attempt."""
+    """A failure of the network or a server that the next attempt may not meet."""
 
 
 class UnavailableError(Exception):
-    """This server does not have it; asking again does not help, another mirror may."""
+    """This server cannot deliver the file; another mirror may, but another attempt will not."""
 
     def __init__(self, what: str, *, status: int | None = None) -> None:
         self.status = status
@@ -170,7 +170,7 @@ class UnavailableError(Exception):
 
 
 def _cause(error: BaseException) -> str:
-    """Say what failed without the layers of wrapping that the libraries put around it."""
+    """Describe what failed, without the layers of exceptions that the libraries add."""
     text = str(error)
     for inner in (error.__cause__, error.__context__):
         if inner is not None and isinstance(inner, urllib3.exceptions.MaxRetryError):
@@ -182,7 +182,7 @@ def _cause(error: BaseException) -> str:
 
 
 def _redirected(url: str, target: str) -> str:
-    """Return where a redirect leads; raise ValueError where it is not followed, as apt does."""
+    """Return a redirect's target; raise ValueError for one that apt would not follow either."""
     there = urljoin(url, target)
     allowed = ("https",) if urlsplit(url).scheme == "https" else ("http", "https")
     if urlsplit(there).scheme not in allowed:
@@ -191,10 +191,10 @@ def _redirected(url: str, target: str) -> str:
 
 
 def _within(seconds: float, get: Callable[[], requests.Response]) -> requests.Response:
-    """Return what ``get`` does; raise PassingError when that takes longer than ``seconds``.
+    """Return the result of ``get``; raise PassingError if it takes longer than ``seconds``.
 
-    The library's own limits are for each read from the socket, so that headers which come
-    byte by byte never meet them.
+    The library's own timeouts apply to each read from the socket, so they never end headers that
+    arrive byte by byte.
     """
     results: list[requests.Response | Exception] = []
 
@@ -204,7 +204,7 @@ def _within(seconds: float, get: Callable[[], requests.Response]) -> requests.Re
         except Exception as error:
             results.append(error)
 
-    # A daemon, so that a run does not wait at its end for a server that it has given up.
+    # A daemon thread, so that a run does not wait at its end for a server it has given up.
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -216,7 +216,7 @@ def _within(seconds: float, get: Callable[[], requests.Response]) -> requests.Re
 
 
 def place(settings: Settings, wanted: Wanted) -> Path:
-    """Return where the cache keeps a file, whether it is there or not."""
+    """Return the path of a file in the cache, whether it exists or not."""
     return settings.cache / "files" / wanted.sha256 / wanted.name
 
 
@@ -224,9 +224,9 @@ def _discard_damaged(path: Path, wanted: Wanted) -> None:
     if not path.exists():
         return
     size = path.stat().st_size
-    found = fs.sha256_file(path) if size == wanted.size else "not looked at"
+    found = fs.sha256_file(path) if size == wanted.size else "not computed"
     logger.warning(
-        "%s is damaged and is thrown away: expected %d bytes, sha256 %s; found %d bytes, sha256 %s",
+        "%s is damaged and was removed: expected %d bytes, sha256 %s; found %d bytes, sha256 %s",
         path,
         wanted.size,
         wanted.sha256,
@@ -237,12 +237,12 @@ def _discard_damaged(path: Path, wanted: Wanted) -> None:
 
 
 def fetch(settings: Settings, wanted: Wanted, urls: Sequence[str], network: Network) -> Path:
-    """Return a file from the cache, or from the first URL that has the right one.
+    """Return a file from the cache, or from the first URL that has the right content.
 
-    A URL whose content is wrong is left with a warning; what it gave is deleted.  Raises
-    TrustError when that was so and no other had it, GoneError when none has it,
-    InfrastructureError when none could deliver, or when the run is offline and the cache
-    does not have it.
+    A URL with wrong content is left with a warning, and its content is deleted.  Raises
+    TrustError if that happened and no other URL had the file, and GoneError if no mirror has it.
+    Raises InfrastructureError if no mirror could deliver it, or if the run is offline and the
+    cache does not have it.
     """
     path = place(settings, wanted)
     if _matches(wanted, path):
@@ -257,7 +257,7 @@ def fetch(settings: Settings, wanted: Wanted, urls: Sequence[str], network: Netw
             raise InfrastructureError(
                 f"{wanted.what} is not in the cache, and this run is offline",
                 expected=str(path),
-                hint="run 'invoke fetch' with the same options, without --offline",
+                hint="run './inv fetch' with the same options, without --offline",
             )
         part = settings.cache / "partial" / f"{wanted.sha256}.part"
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -282,24 +282,24 @@ def fetch(settings: Settings, wanted: Wanted, urls: Sequence[str], network: Netw
         raise refused
     if gone:
         raise GoneError(
-            f"{wanted.what} is listed by the archive, and no mirror has it any more",
+            f"the archive lists {wanted.what}, but no mirror has it any more",
             expected=f"{wanted.size} bytes, sha256 {wanted.sha256}",
             found="\n".join(reasons),
-            hint="give another mirror with --mirror, which may still have it",
+            hint="add another mirror, which may still have it, with --mirror",
         )
     raise InfrastructureError(
         f"{wanted.what} could not be fetched from any mirror",
         expected=f"{wanted.size} bytes, sha256 {wanted.sha256}",
         found="\n".join(reasons) or "no mirror to ask",
-        hint="check the network, try again later (what has arrived is kept), "
-        "or give another mirror with --mirror",
+        hint="check the network and run this again later, which resumes the download; "
+        "or add another mirror with --mirror",
     )
 
 
 def _from(network: Network, url: str, wanted: Wanted, part: Path) -> None:
-    """Complete ``part`` from one URL, however many connections that takes.
+    """Complete ``part`` from one URL, over as many connections as needed.
 
-    Raises TrustError when this URL's content is not the one wanted; ``part`` is then gone.
+    Raises TrustError, and removes ``part``, if this URL's content is wrong.
     """
     last_gain = 0
     most = _size(part)
@@ -315,17 +315,17 @@ def _from(network: Network, url: str, wanted: Wanted, part: Path) -> None:
                 resumed = _transfer(network, url, wanted, part, deadline)
                 if _matches(wanted, part):
                     return
-                # The beginning came from an earlier run or another mirror; it may be what is wrong.
+                # The beginning came from an earlier run or another mirror, and may be the fault.
                 if resumed:
                     logger.warning(
-                        "%s: the resumed file is not the right one; starting anew", redact(url)
+                        "%s: the resumed file is wrong; starting again", redact(url)
                     )
                     part.unlink()
                     _transfer(network, url, wanted, part, deadline)
                     if _matches(wanted, part):
                         return
             finally:
-                # Bytes that had been there before, and were thrown away, are no gain.
+                # Bytes that replace discarded ones are not a gain.
                 if _size(part) > most:
                     most = _size(part)
                     last_gain = attempt.retry_state.attempt_number
@@ -335,7 +335,7 @@ def _from(network: Network, url: str, wanted: Wanted, part: Path) -> None:
 
 
 def _transfer(network: Network, url: str, wanted: Wanted, part: Path, deadline: float) -> bool:
-    """Bring ``part`` to its full size over one connection; say whether it was begun before."""
+    """Bring ``part`` to its full size over one connection; return whether it was resumed."""
     have = _size(part)
     if have > wanted.size:
         part.unlink()
@@ -347,15 +347,15 @@ def _transfer(network: Network, url: str, wanted: Wanted, part: Path, deadline: 
     except UnavailableError as error:
         if error.status == 416:
             part.unlink(missing_ok=True)
-            raise PassingError("the server has no such range") from error
+            raise PassingError("the server does not have the requested range") from error
         raise
     with response:
         resumed = response.status_code == 206
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             part.unlink(missing_ok=True)
-            raise PassingError("the server sent another range than the one asked for")
+            raise PassingError("the server sent another range than the requested one")
         if have and not resumed:
-            logger.info("%s: the server does not resume; starting anew", redact(url))
+            logger.info("%s: the server cannot resume; starting again", redact(url))
         have = have if resumed else 0
         announced = response.headers.get("Content-Length", "")
         if announced.isdecimal() and have + int(announced) != wanted.size:
@@ -383,14 +383,14 @@ def _transfer(network: Network, url: str, wanted: Wanted, part: Path, deadline: 
 
 
 def _chunks(network: Network, response: requests.Response) -> Iterator[bytes]:
-    """Read a body; a connection that drops is a PassingError, a full disk is not.
+    """Read a body; a dropped connection raises PassingError, but a full disk does not.
 
-    Raises UnavailableError when less than the network's floor arrives.
+    Raises UnavailableError if the rate falls below the network's floor.
     """
     began, gained = time.monotonic(), 0
     while True:
         try:
-            # One read from the socket: a whole chunk of a slow server may take hours.
+            # One read from the socket, because a whole chunk of a slow server may take hours.
             chunk = response.raw.read1(_CHUNK)
         except urllib3.exceptions.HTTPError as error:
             raise PassingError(f"the connection dropped: {_cause(error)}") from error
@@ -402,7 +402,7 @@ def _chunks(network: Network, response: requests.Response) -> Iterator[bytes]:
             if gained < network.floor * passed_s:
                 raise UnavailableError(
                     f"too slow: {gained / passed_s:.0f} bytes a second, "
-                    f"{network.floor:.0f} are needed"
+                    f"but {network.floor:.0f} are needed"
                 )
             began, gained = time.monotonic(), 0
         yield chunk
@@ -410,7 +410,7 @@ def _chunks(network: Network, response: requests.Response) -> Iterator[bytes]:
 
 def _matches(wanted: Wanted, path: Path) -> bool:
     try:
-        # What another user could change would not stay what it was checked to be.
+        # A file that another user can change may change after the check.
         with fs.open_own(path, "rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             return size == wanted.size and fs.sha256_stream(stream) == wanted.sha256
@@ -424,9 +424,9 @@ def _size(path: Path) -> int:
 
 def _refusal(url: str, wanted: Wanted, found: str) -> TrustError:
     return TrustError(
-        f"{redact(url)} is not the file that the signed index lists; it was thrown away",
+        f"{redact(url)} is not the file that the signed index lists; it was removed",
         expected=f"{wanted.size} bytes, sha256 {wanted.sha256}",
         found=found,
-        hint="the mirror is damaged, being updated, or lying: "
-        "try again later, or another with --mirror",
+        hint="the mirror is damaged, lying, or just being updated: "
+        "run this again later, or add another mirror with --mirror",
     )

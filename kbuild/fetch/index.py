@@ -1,8 +1,8 @@
-"""The chain of trust: a signed InRelease, the index that it lists, the packages that it lists.
+"""Follow the chain of trust: a signed InRelease, the index that it lists, the index's packages.
 
-apt-get(8) fetches and checks both with the suite's keyring, in directories of its own for
-each dist below the cache: signature, age, sizes and digests are apt's to judge, and an index
-is never replaced by an older one.  It also says where a package lies, and its digest.
+apt-get(8) fetches and checks both with the suite's keyring, and uses directories of its own in
+the cache for each dist.  apt judges signature, age, sizes and digests, and it never replaces an
+index by an older one.  apt also says where a package lies, and its digest.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = "main/binary-amd64/Packages"
 
-# A line of gpgv's whose last word is the fingerprint of the primary key (GnuPG's doc/DETAILS).
+# The last word of this gpgv line is the primary key's fingerprint (GnuPG's doc/DETAILS).
 _SIGNED = "[GNUPG:] VALIDSIG "
-# Nothing of the machine's configuration but how mirrors are reached: its hooks are not to run,
-# and it may have switched checks off.
+# Take from the machine's configuration only how it reaches mirrors.  Its hooks must not run, and
+# it may have switched checks off.
 _CONFIGURATION = """\
 Dir::Etc::main "/dev/null";
 Dir::Etc::parts "/dev/null";
@@ -76,35 +76,35 @@ Acquire::Retries "0";
 Acquire::http::Timeout "{timeout_s}";
 Acquire::https::Timeout "{timeout_s}";
 """
-# apt's words where what arrived was wrong, as against what did not arrive; since trixie, sqv's.
+# apt's messages about wrong content, as opposed to missing content; since trixie, sqv's.
 _REFUSED = re.compile(
     r"GPG error|OpenPGP signature verification failed|Clearsigned file|Splitting up"
     r"|signatures? (?:was|were|could)|is expired|not valid yet|Hash Sum mismatch"
     r"|unexpected size|insufficient|too weak"
 )
-# Answers that the same request would get again.
+# The same request would get these answers again.
 _LASTING = re.compile(r"\b(?:3\d\d|4(?!08|25|29)\d\d) ")
-# The mirror's base URL, in a file of the working directory.  apt calls its indexes by this path
-# and not by the mirror's, so that it remembers the newest one whichever mirror it came from;
-# and its method for such files hangs on a path with a character to quote.
+# The mirror's base URL is in a file of the working directory.  apt names its indexes by this path
+# instead of the mirror's URL, so it remembers the newest index of any mirror.  The path goes through
+# /proc, because apt's method for such files hangs if a path has a character to quote.
 _URI = "mirror+file:/proc/self/cwd/mirrors"
-_KEPT = "_proc_self_cwd_mirrors"  # begins the names of its indexes
+_KEPT = "_proc_self_cwd_mirrors"  # prefix of its indexes' names
 _STRANGER = re.compile(r"NO_PUBKEY|Missing key")
 
 
 @dataclass(frozen=True)
 class Release:
-    """A dist's InRelease that apt found good."""
+    """A dist's InRelease that apt accepted."""
 
     dist: str  # bookworm-security
-    bases: tuple[str, ...]  # mirrors of it; the one that it came from is first
+    bases: tuple[str, ...]  # its mirrors; the first one delivered it
     signers: tuple[str, ...]  # primary key fingerprints of the good signatures
-    expired: bool  # past its Valid-Until, and taken nevertheless, by request or offline
+    expired: bool  # past its Valid-Until; accepted on request or offline
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A binary package as an index lists it."""
+    """A binary package as listed by an index."""
 
     package: str
     version: str
@@ -123,9 +123,9 @@ def read(
 ) -> tuple[Release, list[Listed]]:
     """Return a dist's release, and its packages whose names begin with ``prefix``.
 
-    The index comes from the first mirror whose copy apt takes; offline, it is the one in the
-    cache, checked again.  Raises TrustError when a mirror's copy was refused and no other was
-    good, InfrastructureError when none could be had.
+    The index comes from the first mirror whose copy apt accepts; offline, it comes from the
+    cache and is checked again.  Raises TrustError if a mirror's copy was refused and no other
+    was good, and InfrastructureError if no mirror delivered one.
     """
     if not Path(suite.keyring).exists():
         raise LostDependencyError(
@@ -139,7 +139,7 @@ def read(
         if settings.offline:
             return _read(here, prefix)
         here.lists.mkdir(parents=True, exist_ok=True)
-        # A run that was killed left it; the lock says that no other is at work in it.
+        # A killed run left it; the lock proves that no other run works in it.
         for left in home.glob("update.*"):
             fs.remove_tree(left)
         undamaged = _undamaged(here)
@@ -159,7 +159,7 @@ def read(
                     logger.log(level, "%s: %s", redact(base), error)
                     failures[base] = error
                     continue
-                # The InRelease is the memory of the newest index: it is never away.
+                # The InRelease remembers the newest index, so it must always exist.
                 apt.packages.replace(here.packages)
                 fs.write_atomic(here.inrelease, apt.inrelease.read_bytes())
                 return result
@@ -173,13 +173,13 @@ def _read(apt: _Apt, prefix: str | None) -> tuple[Release, list[Listed]]:
 
 
 def _foreign(settings: Settings, base: str, error: KbuildError) -> bool:
-    """Say whether a mirror of the machine's sources is of an archive that is not Debian's."""
+    """Return whether a mirror in the machine's sources serves another archive than Debian's."""
     given = [url.rstrip("/") for url in settings.mirrors]
     return base not in given and _STRANGER.search(error.found or "") is not None
 
 
 def _no_index(settings: Settings, dist: str, failures: Mapping[str, KbuildError]) -> KbuildError:
-    # Another archive in the machine's sources says nothing about Debian's.
+    # Another archive in the machine's sources proves nothing about Debian's.
     counting = [e for base, e in failures.items() if not _foreign(settings, base, e)]
     found = "\n".join(
         f"{redact(base)}: {error.what}\n{error.found or ''}".rstrip()
@@ -190,47 +190,47 @@ def _no_index(settings: Settings, dist: str, failures: Mapping[str, KbuildError]
             f"the index of {dist} was refused",
             expected="an index of that suite, signed by Debian's keys and not expired",
             found=found,
-            hint="a mirror is damaged, out of date or lying, this machine's clock is wrong, or "
-            "debian-archive-keyring is too old; give another mirror with --mirror, or take one "
-            "that has merely expired with --accept-expired",
+            hint="a mirror is damaged, out of date or lying; or this machine's clock is wrong; or "
+            "debian-archive-keyring is too old; add another mirror with --mirror, or accept one "
+            "that has only expired with --accept-expired",
         )
     return InfrastructureError(
-        f"no mirror has {dist}, or none can be reached",
+        f"no mirror has {dist}, or no mirror can be reached",
         found=found or "no mirror to ask",
-        hint="check the network, give another mirror with --mirror, "
-        "or use what the cache has with --offline",
+        hint="check the network, add another mirror with --mirror, "
+        "or use the cache with --offline",
     )
 
 
 @dataclass(frozen=True)
 class _Apt:
-    """apt-get with directories of its own for one dist."""
+    """apt-get with its own directories for one dist."""
 
     settings: Settings
     suite: Suite
     dist: str
-    bases: tuple[str, ...]  # that of the first is to be read
+    bases: tuple[str, ...]  # the first one is to be read
     network: Network
     home: Path  # the working directory of apt-get update
 
     @property
     def lists(self) -> Path:
-        """The directory of the indexes."""
+        """Return the directory of the indexes."""
         return self.home / "lists"
 
     @property
     def inrelease(self) -> Path:
-        """Where apt keeps the InRelease."""
+        """Return the path of apt's InRelease."""
         return self.lists / f"{_KEPT}_dists_{self.dist}_InRelease"
 
     @property
     def packages(self) -> Path:
-        """Where apt keeps the index of packages."""
+        """Return the path of apt's index of packages."""
         return self.lists / f"{_KEPT}_dists_{self.dist}_{PACKAGES.replace('/', '_')}"
 
     @contextlib.contextmanager
     def environment(self) -> Iterator[dict[str, str]]:
-        """Yield the environment of apt's programs, configured while the block runs."""
+        """Yield the environment that configures apt's programs in the block."""
         with tempfile.TemporaryDirectory(prefix="cplayground-apt-") as name:
             private = Path(name)
             reach = self.network.access
@@ -250,10 +250,10 @@ class _Apt:
 
 
 def _undamaged(apt: _Apt) -> tuple[Path, ...]:
-    """Return the files of an earlier run that are still what they were.
+    """Return the undamaged files of an earlier run.
 
-    apt would not fetch a damaged index again, and would take a damaged InRelease's word for
-    the age of the newest.
+    apt would not fetch a damaged index again, and it would believe a damaged InRelease about the
+    age of the newest index.
     """
     if not apt.inrelease.exists():
         return ()
@@ -269,10 +269,10 @@ def _undamaged(apt: _Apt) -> tuple[Path, ...]:
 
 
 def _update(apt: _Apt, before: Sequence[Path]) -> None:
-    """Let apt bring the index up to date from the first mirror, on top of what was ``before``."""
+    """Let apt update the index from the first mirror, starting with the files ``before``."""
     (apt.lists / "partial").mkdir(parents=True)
     for path in before:
-        # apt replaces files, and writes into none.
+        # apt replaces files and never writes into one, so links are safe.
         (apt.lists / path.name).hardlink_to(path)
     fs.write_atomic(apt.home / "mirrors", f"{bare(apt.bases[0])}\n")
     try:
@@ -299,7 +299,7 @@ def _update_once(apt: _Apt) -> None:
         )
     if done.returncode == 0:
         return
-    # The reason of an "Err:" line stands below it.
+    # The reason for an "Err:" line is on the next line.
     lines = [*done.stderr.splitlines(), *(x for x in done.stdout.splitlines() if x[:1] == " ")]
     said = redact("\n".join(dict.fromkeys(line.strip() for line in lines)))
     said = said.replace(_URI, redact(apt.bases[0]))
@@ -312,11 +312,11 @@ def _update_once(apt: _Apt) -> None:
 
 
 def _checked(apt: _Apt, fields: ReleaseFile, signers: tuple[str, ...]) -> Release:
-    """Return the release; raise TrustError for that of another dist, or an expired one."""
+    """Return the release; raise TrustError if it is of another dist or has expired."""
     names = [fields.get("Codename", ""), fields.get("Suite", "")]
     if apt.dist not in names:
         raise TrustError(
-            f"the index of {apt.dist} speaks of another suite",
+            f"the index of {apt.dist} names another suite",
             found=f"not {apt.dist}, but Codename {names[0] or 'missing'}, "
             f"Suite {names[1] or 'missing'}",
         )
@@ -326,14 +326,14 @@ def _checked(apt: _Apt, fields: ReleaseFile, signers: tuple[str, ...]) -> Releas
         # The index that apt remembers has expired, and the mirror has an older one.
         raise TrustError(f"the index of {apt.dist} has expired", found=f"it is expired on {until}")
     if expired:
-        logger.warning("the index of %s expired on %s; it is used all the same", apt.dist, until)
+        logger.warning("the index of %s expired on %s; it is used anyway", apt.dist, until)
     return Release(apt.dist, apt.bases, signers, expired)
 
 
 def _signed(apt: _Apt) -> tuple[ReleaseFile, tuple[str, ...]]:
-    """Return an InRelease's fields, and the fingerprints that signed it.
+    """Return an InRelease's fields, and the fingerprints of the keys that signed it.
 
-    apt has checked it when it came; this finds what was damaged since, and says the signers.
+    apt checked it when it arrived.  This finds later damage, and the signers.
     """
     path = apt.inrelease
     if not path.exists():
@@ -342,7 +342,7 @@ def _signed(apt: _Apt) -> tuple[ReleaseFile, tuple[str, ...]]:
             if apt.settings.offline
             else f"{apt.dist} has no InRelease",
             expected=str(path),
-            hint="run 'invoke fetch' once without --offline",
+            hint="run './inv fetch' once without --offline",
         )
     with tempfile.TemporaryDirectory(prefix="cplayground-gpgv-") as name:
         text = Path(name) / "text"
@@ -362,7 +362,7 @@ def _signed(apt: _Apt) -> tuple[ReleaseFile, tuple[str, ...]]:
                 f"{path} is not signed by a key of the archive's keyring",
                 expected=f"a good signature by a key in {apt.suite.keyring}",
                 found=completed.stderr.strip() or "no signature",
-                hint="run 'invoke fetch' without --offline, which replaces it",
+                hint="run './inv fetch' without --offline, which replaces it",
             )
         return ReleaseFile(text.read_text(errors="replace")), tuple(sorted(signers))
 
@@ -375,30 +375,30 @@ def _date(text: str | None) -> datetime | None:
 
 
 def _index(apt: _Apt, fields: ReleaseFile) -> bytes:
-    """Return the index of packages, which must be the one that the InRelease lists."""
+    """Return the index of packages; raise an error unless the InRelease lists it."""
     sha256 = {entry["name"]: entry["sha256"] for entry in fields.get("SHA256", [])}.get(PACKAGES)
     path = apt.packages
     if sha256 is None or not path.exists():
         raise InfrastructureError(
             f"{apt.dist} has no {PACKAGES}",
             expected=f"{PACKAGES} under SHA256 in its InRelease, and at {path}",
-            hint="this is no mirror of Debian for amd64; give another with --mirror",
+            hint="this is not a Debian mirror for amd64; add another with --mirror",
         )
     text = path.read_bytes()
     found = hashlib.sha256(text).hexdigest()
     if found != sha256:
         raise TrustError(
-            f"{path} is not the index that the InRelease beside it lists",
+            f"{path} is not the index that its InRelease lists",
             expected=f"sha256 {sha256}",
             found=f"sha256 {found}",
-            hint="run 'invoke fetch' without --offline, which replaces it",
+            hint="run './inv fetch' without --offline, which replaces it",
         )
     return text
 
 
 def _packages(apt: _Apt, fields: ReleaseFile, prefix: str) -> list[Listed]:
     raw = _index(apt, fields)
-    # python-debian takes seconds for all of Debian; only what may match is given to it.
+    # python-debian takes seconds for all of Debian, so it only gets the entries that may match.
     start = f"Package: {prefix}".encode()
     matching = (s for s in raw.split(b"\n\n") if s.lstrip(b"\n").startswith(start))
     return [
@@ -419,10 +419,10 @@ def locate(
     packages: Sequence[Listed],
     network: Network,
 ) -> dict[Listed, Wanted]:
-    """Ask apt where packages lie below a mirror of a release, and for their sizes and digests.
+    """Ask apt for the paths of packages on a mirror of a release, their sizes and digests.
 
-    Nothing is asked of the network.  Raises InfrastructureError when another run has brought
-    an index that does not list them any more.
+    This needs no network.  Raises InfrastructureError if another run has fetched an index that
+    does not list them any more.
     """
     home = settings.cache / "apt" / found.dist
     apt = _Apt(settings, suite, found.dist, found.bases, network, home)
@@ -433,9 +433,9 @@ def locate(
             env=env,
             timeout_s=120,
             error=InfrastructureError,
-            hint="another run may have brought a newer index: run the same again",
+            hint="another run may have fetched a newer index: run this again",
         ).stdout
-    # The name that apt gives to a file: linux-source-6.1_6.1.192-1_all.deb.
+    # apt names a file like this: linux-source-6.1_6.1.192-1_all.deb.
     line = re.compile(
         rf"'{re.escape(_URI)}/(?P<path>\S+)' (?P<name>\S+)_[^_]+ (?P<size>\d+)"
         r" SHA256:(?P<sha256>[0-9a-f]{64}) *"
@@ -453,16 +453,16 @@ def sources_list(
 ) -> str:
     """Return apt's one-line sources for a suite, its pockets and its security pocket.
 
-    Each dist comes from the first mirror whose index apt takes.  Logins are left out: a root
-    keeps its sources.  Raises what :func:`kbuild.fetch.mirror.find` and :func:`read` raise,
-    InfrastructureError when the run is offline.
+    Each dist comes from the first mirror whose index apt accepts.  Logins are left out, because a
+    root keeps its sources.  Raises the errors of :func:`kbuild.fetch.mirror.find` and
+    :func:`read`, and InfrastructureError if the run is offline.
     """
     row = suites.suite(suite)
     found = mirror.find(settings, apt=apt)
     if settings.offline:
         raise InfrastructureError(
-            f"packages of {suite} are needed from a mirror, and this run is offline",
-            hint="run the same without --offline once; the result is kept in the cache",
+            f"a mirror's packages of {suite} are needed, and this run is offline",
+            hint="run this once without --offline; the cache keeps the result",
         )
     network = network or Network(access.of(apt))
     options = f"signed-by={row.keyring}"

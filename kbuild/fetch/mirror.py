@@ -1,8 +1,8 @@
-"""Where Debian archives may be: what the user names, and what the machine's apt already uses.
+"""List the possible Debian mirrors: those that the user names, then those that apt uses.
 
-apt-get(8) lists the machine's sources.  An entry for one of Debian's suites with the
-component main may be Debian's; :mod:`kbuild.fetch.index` finds that out by the signature.  The
-base URL of a Debian archive serves every suite, so a machine on trixie can build for bookworm.
+apt-get(8) lists the machine's sources.  An entry for one of Debian's suites with the component
+main may be Debian's; :mod:`kbuild.fetch.index` decides that by the signature.  The base URL of a
+Debian archive serves every suite, so a machine on trixie can build for bookworm.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _DIST = re.compile(
     rf"(?:{'|'.join((*_CODENAMES, *_ROLES))})"
     r"(?P<pocket>-updates|-proposed-updates|-backports|-security|/updates)?"
 )
-# The security archive's dists; the form with the slash was in use until buster.
+# Suffixes of the security archive's dists; the form with the slash was used until buster.
 _SECURITY = ("-security", "/updates")
 _FORMAT = "\t".join(("$(RELEASE)", "$(COMPONENT)", "$(REPO_URI)"))
 
 
 @dataclass(frozen=True)
 class Mirrors:
-    """Base URLs, in the order in which they are tried; nothing was asked of them yet."""
+    """Base URLs in the order in which they will be tried."""
 
     main: tuple[str, ...]  # have dists/<suite>
     security: tuple[str, ...]  # have dists/<suite>-security
@@ -50,17 +50,17 @@ class Mirrors:
 def find(settings: Settings, *, apt: Path = APT) -> Mirrors:
     """List the mirrors to try: those of ``settings`` first, then the machine's own.
 
-    A mirror given by the user may be the main archive's or the security archive's; its
-    URL does not tell, so it is in both lists, and whichever dists it does not have are
-    taken from the next.  Raises UserError when there is none.
+    A user's mirror may be the main archive's or the security archive's.  The URL does not tell,
+    so it is in both lists, and a dist that it lacks comes from the next mirror.
+    Raises UserError if there is none.
     """
     given = [url.rstrip("/") for url in settings.mirrors]
     for url in given:
         fault = _fault(url)
         if fault is not None:
             raise UserError(
-                f"the mirror {redact(url)!r} is not a URL that can be fetched from",
-                expected="http://... or https://..., the directory that has dists/ and pool/",
+                f"{redact(url)!r} is not the URL of a mirror",
+                expected="http://... or https://..., the directory with dists/ and pool/",
                 found=fault,
             )
     main, security = list(given), list(given)
@@ -77,7 +77,7 @@ def find(settings: Settings, *, apt: Path = APT) -> Mirrors:
                 expected=f"an entry for one of Debian's suites in {apt}/sources.list, "
                 f"{apt}/sources.list.d/*.list or *.sources",
                 found="none with the component main and an http or https URI",
-                hint="give the base URL (the directory that has dists/ and pool/) with --mirror, "
+                hint="give base URLs (directories with dists/ and pool/) with --mirror, "
                 "once for the main archive and once for the security archive",
             )
     return found
@@ -85,20 +85,20 @@ def find(settings: Settings, *, apt: Path = APT) -> Mirrors:
 
 @dataclass(frozen=True)
 class Private:
-    """What a bootstrap needs to reach the mirrors, and its root must not keep."""
+    """Files that let a bootstrap reach the mirrors, and that its root must not keep."""
 
     options: tuple[str, ...]  # for mmdebstrap(1)
-    files: tuple[str, ...]  # that those put into the root
+    files: tuple[str, ...]  # that those options copy into the root
 
     def remove(self, root: Path) -> None:
-        """Remove it from a root that is ready."""
+        """Remove the files from a finished root."""
         for name in self.files:
             (root / name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def private(settings: Settings, *, apt: Path = APT) -> Iterator[Private]:
-    """Lay out the machine's proxies and logins for mmdebstrap while the block runs."""
+    """Write the machine's proxies and logins for mmdebstrap while the block runs."""
     found, reach = find(settings, apt=apt), access.of(apt)
     texts = {
         "apt.conf.d/90cplayground": reach.apt_conf,
@@ -112,7 +112,7 @@ def private(settings: Settings, *, apt: Path = APT) -> Iterator[Private]:
             place.touch(mode=0o600)
             place.write_text(text)
             directories.append(shlex.quote(str(place.parent)))
-        # mmdebstrap copies with tar, which keeps the modes.
+        # mmdebstrap copies with tar, which preserves modes.
         hook = f"--setup-hook=copy-in {' '.join(directories)} /etc/apt/"
         yield Private((hook,), tuple(f"etc/apt/{path}" for path in texts))
 
@@ -127,7 +127,7 @@ def dists(row: suites.Suite, found: Mirrors) -> list[tuple[str, tuple[str, ...]]
 
 
 def kernel_dists(row: suites.Suite, found: Mirrors) -> list[tuple[str, tuple[str, ...]]]:
-    """Pair the dists that a suite's kernel is taken from with the mirrors that may have them."""
+    """Pair the dists that contain a suite's kernel with the mirrors that may have them."""
     return [
         (dist, urls)
         for dist, urls in dists(row, found)
@@ -140,8 +140,8 @@ def _targets(apt: Path) -> Iterator[tuple[str, str, str]]:
     try:
         yield from _listed(apt)
     except InfrastructureError as error:
-        # One entry that apt cannot read makes it refuse all of them.
-        logger.warning("apt cannot read its sources, each file is read by itself: %s", error.found)
+        # apt refuses all entries if it cannot read one.
+        logger.warning("apt cannot read its sources; reading each file by itself: %s", error.found)
         parts = apt / "sources.list.d"
         for path in (
             apt / "sources.list",
@@ -151,7 +151,7 @@ def _targets(apt: Path) -> Iterator[tuple[str, str, str]]:
             try:
                 yield from _listed(apt, f"Dir::Etc::sourcelist={path}", "Dir::Etc::sourceparts=-")
             except InfrastructureError:
-                logger.warning("%s is left out", path)
+                logger.warning("%s is ignored", path)
 
 
 def _listed(apt: Path, *options: str) -> list[tuple[str, str, str]]:
@@ -190,23 +190,23 @@ def _urls(uri: str) -> list[str]:
         if fault is None:
             usable.append(url.rstrip("/"))
         else:
-            logger.warning("the mirror %s is left out: %s", redact(url), fault)
+            logger.warning("the mirror %s is ignored: %s", redact(url), fault)
     return usable
 
 
 def _fault(url: str) -> str | None:
-    """Say why nothing can be fetched from a URL, None when it can be tried."""
+    """Return why a URL cannot be fetched from, or None if it can be tried."""
     try:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https"):
-            return f"only http and https can be fetched from, not {parts.scheme or 'a path'}"
+            return f"only http and https are supported, not {parts.scheme or 'a path'}"
         if not parts.hostname:
             return "it names no host"
-        # Both raise ValueError for what is none.
+        # hostname and port raise ValueError if they are malformed.
         _ = parts.port
         parts.hostname.encode("idna")
         if re.search(r"\s", unquote(parts.username or "") + unquote(parts.password or "")):
-            return "a login with white space cannot be handed to apt"
+            return "apt cannot read a login with white space"
     except ValueError as error:
         return redact(str(error))
     return None

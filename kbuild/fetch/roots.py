@@ -1,8 +1,8 @@
-"""Roots: a minimal Debian of one suite, made by mmdebstrap(1).
+"""Make roots: a root is a minimal Debian of one suite, made by mmdebstrap(1).
 
-Compilers and packagers run in a root of the kernel's own suite, without network, with
-the source and the output at fixed paths: two checkouts then give the compiler cache and
-the kernel the same file names.
+Compilers and packagers run in a root of the kernel's own suite, without network.  Source and
+output lie at fixed paths, so two checkouts give the compiler cache and the kernel the same file
+names.
 
 Making a root needs root privileges.
 """
@@ -25,8 +25,8 @@ from kbuild.fetch import index, mirror
 
 logger = logging.getLogger(__name__)
 
-# What a compile root holds beside mmdebstrap's apt variant: the kernel's own build
-# dependencies, and what turns the result into Debian packages.
+# Packages of a compile root on top of mmdebstrap's apt variant: the kernel's own build
+# dependencies, and the tools that make Debian packages.
 COMPILE_PACKAGES = (
     "bc",
     "bison",
@@ -53,8 +53,8 @@ COMPILE_PACKAGES = (
     "zstd",
 )
 
-# What a guest holds before our packages come: what an administrator's machine has that
-# installs a kernel and builds a module for it.
+# Packages of a guest before ours are installed.  An administrator who installs a kernel and
+# builds a module for it has them.
 GUEST_PACKAGES = (
     "dkms",
     "gcc",
@@ -62,14 +62,14 @@ GUEST_PACKAGES = (
     "initramfs-tools",
     "kmod",
     "libc6-dev",
-    # what the programs in a headers package are linked with
+    # libraries of the programs in a headers package
     "libelf1",
     "libssl3",
     "linux-base",
     "make",
     "mount",
     "procps",
-    # a load that we did not write
+    # a workload that we did not write
     "stress-ng",
     "udev",
     "zstd",
@@ -77,34 +77,34 @@ GUEST_PACKAGES = (
 
 _MAKE_TIMEOUT_S = 1800.0
 _FORMAT = "1"
-# What apt says of an InRelease that is past its Valid-Until.
+# apt's message about an InRelease past its Valid-Until.
 _EXPIRED = re.compile(r"Release file for \S+ is expired[^\n]*")
 
 
 def compile_root(settings: Settings, suite: str, *, refresh: bool = False) -> Root:
-    """Return the root that kernels and packages of ``suite`` are built in."""
+    """Return the root in which kernels and packages of ``suite`` are built."""
     return make_root(settings, suite, "compile", compile_packages(suite), refresh=refresh)
 
 
 def guest_root(settings: Settings, suite: str) -> Root:
-    """Return the root that guests of ``suite`` are copied from, before our packages."""
+    """Return the root that guests of ``suite`` are copied from, without our packages."""
     return make_root(settings, suite, "guest", guest_packages(suite))
 
 
 def compile_packages(suite: str) -> tuple[str, ...]:
-    """Return what a compile root of a suite holds, by the names that packages have there."""
+    """Return the packages of a suite's compile root, by their names in that suite."""
     row = suites.suite(suite)
     return (*row.packages(COMPILE_PACKAGES), *row.compile)
 
 
 def guest_packages(suite: str) -> tuple[str, ...]:
-    """Return what a guest's root of a suite holds, by the names that packages have there."""
+    """Return the packages of a suite's guest root, by their names in that suite."""
     row = suites.suite(suite)
     return (*row.packages(GUEST_PACKAGES), *row.guest)
 
 
 def root_inputs(suite: str, kind: str, packages: Sequence[str]) -> dict[str, str]:
-    """Return the manifest that decides which root of the cache is the right one."""
+    """Return the inputs that identify the right root in the cache."""
     return {
         "format": _FORMAT,
         "suite": suite,
@@ -114,13 +114,13 @@ def root_inputs(suite: str, kind: str, packages: Sequence[str]) -> dict[str, str
 
 
 def root_path(settings: Settings, suite: str, kind: str, packages: Sequence[str]) -> Path:
-    """Return where the cache keeps that root, whether it is there or not."""
+    """Return the path of that root in the cache, whether it exists or not."""
     key = stamp.digest(root_inputs(suite, kind, packages))[:12]
     return settings.cache / "roots" / f"{suite}-{kind}-{key}"
 
 
 def why_make(settings: Settings, suite: str, kind: str, packages: Sequence[str]) -> str | None:
-    """Say why :func:`make_root` would make a root, or None when the cache has it."""
+    """Return why :func:`make_root` would make a root, or None if the cache has it."""
     inputs = root_inputs(suite, kind, packages)
     return stamp.reason(root_path(settings, suite, kind, packages) / "stamp.json", inputs)
 
@@ -128,11 +128,11 @@ def why_make(settings: Settings, suite: str, kind: str, packages: Sequence[str])
 def make_root(
     settings: Settings, suite: str, kind: str, packages: Sequence[str], *, refresh: bool = False
 ) -> Root:
-    """Return a root of the cache, made from the archive if it is not there.
+    """Return a root of the cache, made from the archive if it is missing.
 
-    ``refresh`` makes it again, for a suite whose compiler has moved on.  Raises
-    InfrastructureError when mmdebstrap fails or when it is missing in offline mode, TrustError
-    for an index that has expired, UserError without root privileges.
+    ``refresh`` makes it again, for a suite whose compiler was updated.  Raises
+    InfrastructureError if mmdebstrap fails or is needed offline, TrustError if an index has
+    expired, and UserError without root privileges.
     """
     inputs = root_inputs(suite, kind, packages)
     home = root_path(settings, suite, kind, packages)
@@ -142,11 +142,11 @@ def make_root(
         if versions is None:
             if settings.offline:
                 raise InfrastructureError(
-                    f"the {kind} root of {suite} is not in the cache, or damaged, and this run is "
+                    f"the {kind} root of {suite} is missing or damaged, and this run is "
                     "offline",
                     expected=str(home),
                     found=why,
-                    hint="run once without --offline",
+                    hint="run this once without --offline",
                 )
             if why and home.is_dir():
                 logger.info("%s: %s", home, why)
@@ -162,12 +162,12 @@ def make_root(
 
 
 def _why_not_kept(home: Path) -> str | None:
-    """Have dpkg read a root of an earlier version, which recorded nothing of its files."""
+    """Let dpkg verify a root of an earlier version, which has no record of its files."""
     last = stamp.read(home / "stamp.json")
     if last is None or None not in last.outputs.values():
         return None
     said = run(["dpkg", f"--root={home / 'root'}", "--verify"], timeout_s=600, check=False).stdout
-    # A "c" is a conffile, which a root's own scripts may have changed.
+    # A "c" marks a conffile, which a root's own maintainer scripts may have changed.
     damaged = [line.split()[-1] for line in said.splitlines() if " c " not in line]
     return f"dpkg finds {len(damaged)} damaged files: {damaged[0]}" if damaged else None
 
@@ -177,12 +177,12 @@ def _versions(home: Path) -> dict[str, str] | None:
 
 
 def check_privileges() -> None:
-    """Raise UserError without root privileges, before anything is downloaded in vain."""
+    """Raise UserError without root privileges, before anything is downloaded."""
     if os.geteuid() != 0:
         raise UserError(
-            "making a root and entering it needs root privileges",
+            "making and entering a root needs root privileges",
             found=f"uid {os.geteuid()}",
-            hint="run the same command with sudo; what it downloads and runs is verified first",
+            hint="run the same command with sudo; each download is verified before it is used",
         )
 
 
@@ -196,12 +196,12 @@ def _bootstrap(
 ) -> None:
     check_privileges()
     logger.info("making the %s root of %s with mmdebstrap (about a minute)", kind, suite)
-    # Scratch of a run that was killed; the lock says that nobody is at work in it.
+    # Scratch directories of killed runs; the lock proves that no other run works in them.
     for left in home.parent.glob(f".{home.name}.*"):
         fs.remove_tree(left)
     log = settings.build / "logs" / f"root-{suite}-{kind}.log"
     log.unlink(missing_ok=True)
-    # A root that is there stays until the new one is whole: a mirror may be away.
+    # The old root stays until the new one is whole, because no mirror may be reachable.
     with fs.fresh_directory(home) as scratch:
         completed = _debootstrap(settings, suite, kind, packages, scratch / "root", log)
         _hide_passwords(scratch / "root/etc/apt")
@@ -215,7 +215,7 @@ def _bootstrap(
 
 
 def _hide_passwords(apt: Path) -> None:
-    """Leave no password of a mirror or a proxy in apt's configuration of a root, which stays."""
+    """Remove the passwords of mirrors and proxies from the apt configuration that a root keeps."""
     for name in ("sources.list", "sources.list.d/*", "apt.conf", "apt.conf.d/*"):
         for path in apt.glob(name):
             fs.write_if_changed(path, redact_bytes(path.read_bytes()))
@@ -251,19 +251,19 @@ def _debootstrap(
                 timeout_s=_MAKE_TIMEOUT_S,
                 log=log,
                 error=InfrastructureError,
-                hint="see the log; a mirror may be out of reach: give another with --mirror",
+                hint="read the log; if a mirror cannot be reached, add another with --mirror",
             )
             private.remove(into)
         return completed
     except InfrastructureError as error:
-        # Not every dist of a root is one that its kernel comes from, and so checked before.
+        # The index check covers only the dists of the kernel, which may be fewer.
         said = _EXPIRED.search(log.read_text(errors="replace")) if log.exists() else None
         if said is None:
             raise
         raise TrustError(
-            f"an index that the {kind} root of {suite} is made from has expired",
-            expected="a mirror that is updated",
+            f"an index for the {kind} root of {suite} has expired",
+            expected="a mirror that is kept up to date",
             found=said[0],
             log=log,
-            hint="give another mirror with --mirror, or take it as it is with --accept-expired",
+            hint="add another mirror with --mirror, or accept the old index with --accept-expired",
         ) from error

@@ -1,8 +1,8 @@
-"""Which kernel: the newest of a suite or the one asked for, fetched and unpacked.
+"""Find and fetch a distro kernel: the newest of a suite, or the requested version.
 
-The distro's kernel is five or six packages: the Debian-patched source as a tarball, the
-image, the headers of the flavour, and what those need in turn.  All of one version, but for
-what the archive has replaced already by the next one.
+The distro's kernel is five or six packages: the Debian-patched source as a tarball, the image,
+the flavour's headers, and the dependencies of these.  All have the same version, unless the
+archive has already replaced one by the next version.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from kbuild.fetch.index import Listed
 
 logger = logging.getLogger(__name__)
 
-# Source packages that the kernel's binary packages come from: the build, and the one that
-# carries the signatures for Secure Boot; until buster, the meta packages had their own.
+# Source packages of the kernel's binary packages: the build, and the one with the signatures for
+# Secure Boot.  Until buster, the meta packages had their own.
 _KERNEL_SOURCE = re.compile(r"linux|linux-latest|linux-signed-\w+")
-# 6.1.0-56, or since trixie 6.12.117+deb13; what follows it is the flavour.
+# 6.1.0-56, or since trixie 6.12.117+deb13; the flavour follows.
 _ABI = r"\d[\w.+~]*(?:-\d+)?"
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A package of the kernel, and every place where it can be had."""
+    """A package of the kernel, and every place that has it."""
 
     listed: Listed
     wanted: Wanted
@@ -46,24 +46,24 @@ class Offer:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A distro kernel as the signed indexes describe it; nothing of it is fetched yet."""
+    """A distro kernel as the signed indexes describe it, before it is fetched."""
 
     suite: str
     flavour: str  # one of Debian's
     version: str  # Debian source version
     abi: str
-    signers: tuple[str, ...]  # fingerprints that signed the indexes used
+    signers: tuple[str, ...]  # fingerprints of the keys that signed the indexes
     expired: bool
     source: Offer
     image: Offer
-    parts: tuple[Offer, ...]  # that the image consists of, where Debian splits it
+    parts: tuple[Offer, ...]  # the packages of the image, if Debian splits it
     headers: Offer
     support: tuple[Offer, ...]
-    others: tuple[str, ...] = ()  # further versions that are listed with their source, newest first
+    others: tuple[str, ...] = ()  # other versions listed with their source, newest first
 
     @property
     def offers(self) -> tuple[Offer, ...]:
-        """Every package of it."""
+        """Return every package of this kernel."""
         everything = (self.source, self.image, *self.parts, self.headers, *self.support)
         return tuple(dict.fromkeys(everything))
 
@@ -83,12 +83,11 @@ def resolve(
     network: Network | None = None,
     apt: Path = mirror.APT,
 ) -> Resolved:
-    """Find the kernel that a target names, in the suite's signed indexes.
+    """Find the target's kernel in the suite's signed indexes.
 
-    Consults indexes only; with ``settings.offline`` those of the last run.  Raises
-    UserError for a version that is not there, InfrastructureError when the archive lists
-    an image without the source and headers of the same version, and what
-    :mod:`kbuild.fetch.index` raises.
+    It only reads indexes; offline, those of the last run.  Raises UserError if the version does
+    not exist.  Raises InfrastructureError if the archive lists an image without source and
+    headers of the same version, and the errors of :mod:`kbuild.fetch.index`.
     """
     row = suites.suite(target.suite)
     flavour = suites.base_flavour(target.flavour)
@@ -101,7 +100,7 @@ def resolve(
     source = _one(same, re.compile(rf"linux-source-{_ABI}"), image)
     headers = _one(same, re.compile(re.escape(f"linux-headers-{abi}-{flavour}")), image)
     parts = _built_along(found, image, without=())
-    # Since 6.12 the headers depend on the image, which nothing is compiled with.
+    # Since 6.12 the headers depend on the image, which compiling does not need.
     support = _built_along(found, headers, without=(image,))
     chosen = (image, *parts, source, headers, *support)
     offers = _offers(settings, row, found, chosen, network)
@@ -129,10 +128,10 @@ def fetch(
     network: Network | None = None,
     apt: Path = mirror.APT,
 ) -> Base:
-    """Bring the kernel that a target names into the cache, every file verified.
+    """Fetch the target's kernel into the cache and verify every file.
 
-    A dry run downloads indexes only, says what it would fetch, and returns where those
-    files would lie.  Raises what :func:`resolve` and :func:`kbuild.fetch.download.fetch` raise.
+    A dry run fetches only indexes, logs what it would fetch, and returns the paths that the files
+    would have.  Raises the errors of :func:`resolve` and :func:`kbuild.fetch.download.fetch`.
     """
     network = network or download.machine(apt)
     resolved = resolve(settings, target, network=network, apt=apt)
@@ -161,20 +160,20 @@ def _fetch(settings: Settings, resolved: Resolved, offer: Offer, network: Networ
     try:
         download.fetch(settings, offer.wanted, offer.urls, network)
     except GoneError as error:
-        # Another version is another kernel, with other bugs: that is for the user to choose.
+        # Another version is another kernel with other bugs, so the user must choose it.
         others = ", ".join(resolved.others) or "none"
         raise GoneError(
-            f"linux {resolved.version} of {resolved.suite} cannot be had: "
-            f"{offer.wanted.name} is listed, and no mirror has it",
+            f"linux {resolved.version} of {resolved.suite} cannot be fetched: "
+            f"the archive lists {offer.wanted.name}, but no mirror has it",
             expected=error.expected,
             found=error.found,
-            hint="give another mirror with --mirror, or another version with --version "
+            hint="add another mirror with --mirror, or ask for another version with --version "
             f"(also listed: {others})",
         ) from error
 
 
 def base(settings: Settings, resolved: Resolved) -> Base:
-    """Return the base that :func:`fetch` makes of ``resolved``; its files may not be there yet."""
+    """Return the base that :func:`fetch` makes of ``resolved``; its files may not exist yet."""
 
     def file(offer: Offer) -> VerifiedFile:
         one = offer.listed
@@ -208,7 +207,7 @@ def _kernel_packages(
 
 
 def _image(found: Sequence[_Found], suite: str, flavour: str, version: str | None) -> _Found:
-    """Find the image asked for, or the one that the newest meta package depends on."""
+    """Find the requested image, or the one that the newest meta package depends on."""
     pattern = re.compile(rf"linux-image-{_ABI}-{re.escape(flavour)}")
     images = [f for f in found if pattern.fullmatch(f.listed.package)]
     if version is not None:
@@ -220,7 +219,7 @@ def _image(found: Sequence[_Found], suite: str, flavour: str, version: str | Non
             f"{suite} has no linux {version} for {flavour}",
             expected="one of " + ", ".join(listed) if listed else "an image of this flavour",
             found=version,
-            hint="archives keep few old versions; leave --version out for the newest",
+            hint="archives keep few old versions; omit --version for the newest",
         )
     metas = [f for f in found if f.listed.package == f"linux-image-{flavour}"]
     if not metas:
@@ -235,10 +234,10 @@ def _image(found: Sequence[_Found], suite: str, flavour: str, version: str | Non
     candidates = [f for f in images if f.listed.package in needed]
     if not candidates:
         raise InfrastructureError(
-            f"{suite} lists linux-image-{flavour} {meta.listed.version} without its image",
+            f"{suite} lists linux-image-{flavour} {meta.listed.version}, but not its image",
             expected=meta.listed.depends,
             found="no such package in the suite's indexes",
-            hint="the mirror is being updated: try again later, or give another with --mirror",
+            hint="the mirror is being updated: run this again later, or add one with --mirror",
         )
     return max(candidates, key=lambda f: Version(f.listed.version))
 
@@ -256,12 +255,12 @@ def _one(same: Sequence[_Found], pattern: re.Pattern[str], image: _Found) -> _Fo
         if pattern.fullmatch(found.listed.package):
             return found
     raise InfrastructureError(
-        f"the archive lists {image.listed.package} {image.listed.version} without its "
+        f"the archive lists {image.listed.package} {image.listed.version}, but not its "
         "source or headers",
         expected=f"a package {pattern.pattern} of version {image.listed.version}",
         found=f"{len(same)} other packages of that version",
-        hint="a security update arrives package by package: try again in some hours, or ask "
-        "for an earlier one with --version",
+        hint="a security update arrives package by package: run this again in some hours, or ask "
+        "for an earlier version with --version",
     )
 
 
@@ -270,8 +269,8 @@ def _built_along(
 ) -> list[_Found]:
     """Follow a package's dependencies as far as they were built from a kernel's source.
 
-    Of alternatives the first that will do counts, as it does for apt.  Raises
-    InfrastructureError where a mirror has packages of those names, and no version that will do.
+    Like apt, it takes the first alternative that fits.  Raises InfrastructureError if a mirror
+    has packages of those names, but no usable version.
     """
     by_name: dict[str, list[_Found]] = {}
     for one in found:
@@ -293,18 +292,18 @@ def _built_along(
 
 
 def _will_do(candidates: Sequence[_Found], wish: _Wish, package: _Found) -> _Found:
-    """Choose the version of a dependency: the package's own, else the newest that will do.
+    """Choose the version of a dependency: the package's own, else the newest that fits.
 
-    Packages without an ABI in their name (linux-kbuild-6.1) are replaced by the next version's
-    as soon as that is built, hours or days before its image is signed; apt takes them too.
+    Packages without an ABI in their name (linux-kbuild-6.1) are replaced as soon as the next
+    version is built.  That is hours or days before its image is signed.  apt accepts them too.
     """
     fitting = wish.fitting(candidates)
     if not fitting:
         raise InfrastructureError(
-            f"{package.listed.package} {package.listed.version} depends on what is not there",
+            f"a dependency of {package.listed.package} {package.listed.version} is missing",
             expected=f"{wish.name} ({wish.relation} {wish.version})",
             found=", ".join(sorted({one.listed.version for one in candidates})),
-            hint="the mirror is being updated: try again later, or give another with --mirror",
+            hint="the mirror is being updated: run this again later, or add one with --mirror",
         )
     own = [one for one in fitting if one.listed.version == package.listed.version]
     return own[0] if own else max(fitting, key=lambda one: Version(one.listed.version))
@@ -322,14 +321,14 @@ _RELATIONS: Mapping[str, Callable[[Version, Version], bool]] = {
 
 @dataclass(frozen=True)
 class _Wish:
-    """A package that another depends on, in any version where ``relation`` is empty."""
+    """A package that another depends on; any version fits if ``relation`` is empty."""
 
     name: str
     relation: str = ""
     version: str = ""
 
     def fitting(self, candidates: Sequence[_Found]) -> list[_Found]:
-        """Return those of the candidates, packages of that name, whose version will do."""
+        """Return those of the candidates, packages of that name, whose version fits."""
         if not self.relation:
             return list(candidates)
         holds, wanted = _RELATIONS[self.relation], Version(self.version)
@@ -349,7 +348,7 @@ def _offers(
     chosen: Sequence[_Found],
     network: Network,
 ) -> dict[_Found, Offer]:
-    """Gather the places of each package: several dists may list the same file."""
+    """Return every place of each package; several dists may list the same file."""
     wishes = {(one.listed.package, one.listed.version) for one in chosen}
     wanted = [one for one in found if (one.listed.package, one.listed.version) in wishes]
     files: dict[_Found, Wanted] = {}
@@ -361,7 +360,7 @@ def _offers(
 
 
 def _offer(files: Mapping[_Found, Wanted], chosen: _Found) -> Offer:
-    # After a point release the same file lies in two archives under the same or another path.
+    # After a point release two archives have the same file, under the same or another path.
     same = [chosen, *(one for one in files if files[one].sha256 == files[chosen].sha256)]
     urls = [f"{base}/{quote(files[one].what)}" for one in same for base in one.release.bases]
     return Offer(

@@ -1,4 +1,4 @@
-"""Unpack what was fetched, once for every checkout, into the cache."""
+"""Unpack fetched packages into the cache, once for all checkouts."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from kbuild.core.run import run
 
 logger = logging.getLogger(__name__)
 
-# Shelves of the cache: kernel trees, packages' files, and images put together from several.
+# Shelves of the cache: kernel trees, packages' files, and images assembled from several packages.
 _TREES, _DEBS, _IMAGES = "trees", "debs", "images"
-# What is unpacked lies in a directory of its own, with its stamp next to it.
+# The unpacked files have a directory of their own, next to their stamp.
 _CONTENT, _STAMP, _INPUT = "content", "stamp.json", "packages"
 _UNPACK_TIMEOUT_S = 1800.0
 
 
 def unpack(settings: Settings, base: Base) -> Path:
-    """Return the pristine kernel tree of a base, unpacked once, times kept.
+    """Return the pristine kernel tree of a base, unpacked once, with the files' original times.
 
-    Nobody may write in it.  Raises TrustError when the file in the cache is no longer the
-    verified one, BuildError when it cannot be unpacked.
+    The tree must not be changed.  Raises TrustError if the cached package is no longer the
+    verified one, and BuildError if it cannot be unpacked.
     """
 
     def fill(into: Path) -> None:
@@ -34,7 +34,7 @@ def unpack(settings: Settings, base: Base) -> Path:
         tarballs = sorted((scratch / "usr/src").glob("linux-source-*.tar.*"))
         if len(tarballs) != 1:
             raise BuildError(
-                f"{base.source.path.name} does not hold a kernel tree",
+                f"{base.source.path.name} does not contain a kernel tree",
                 expected="one file usr/src/linux-source-*.tar.xz",
                 found=", ".join(t.name for t in tarballs) or "none",
             )
@@ -52,9 +52,9 @@ def unpack(settings: Settings, base: Base) -> Path:
 
 
 def unpack_deb(settings: Settings, file: VerifiedFile) -> Path:
-    """Return a directory with a package's files, unpacked once; nobody may write in it.
+    """Return a directory with a package's files, unpacked once; it must not be changed.
 
-    Raises as :func:`unpack` does.
+    Raises the errors of :func:`unpack`.
     """
     return _unpacked(settings, _DEBS, (file,), lambda into: extract(file.path, into / _CONTENT))
 
@@ -62,9 +62,9 @@ def unpack_deb(settings: Settings, file: VerifiedFile) -> Path:
 def unpack_image(settings: Settings, base: Base) -> Path:
     """Return a directory with the distro's kernel as an installed system holds it.
 
-    Below it lie boot/vmlinuz-<release> and lib/modules/<release>, in however many packages
-    Debian ships them: links stand for a merged /usr (6.12) and for what linux-base's hooks
-    put into /boot (7.x).  Nobody may write in it.  Raises as :func:`unpack` does.
+    It contains boot/vmlinuz-<release> and lib/modules/<release>, from however many packages
+    Debian ships them in.  Links replace a merged /usr (6.12) and the work of linux-base's hooks
+    in /boot (7.x).  It must not be changed.  Raises the errors of :func:`unpack`.
     """
 
     def fill(into: Path) -> None:
@@ -76,7 +76,7 @@ def unpack_image(settings: Settings, base: Base) -> Path:
 
 
 def _parts(base: Base) -> tuple[str, tuple[VerifiedFile, ...]]:
-    """Return the shelf of the distro's kernel, and the packages that it is put together from."""
+    """Return the shelf of the distro's kernel, and the packages that make it up."""
     return (_IMAGES if base.parts else _DEBS), (base.image, *base.parts)
 
 
@@ -88,17 +88,17 @@ def _arrange(content: Path, release: str) -> None:
         kept = Path("usr/lib/modules", release, "vmlinuz")
         if not (content / kept).exists():
             raise BuildError(
-                f"the packages of {release} hold no kernel",
+                f"the packages of {release} contain no kernel",
                 expected=f"boot/{vmlinuz.name} or {kept}",
                 found=", ".join(sorted(one.name for one in (content / kept).parent.glob("*"))),
-                hint="the mirror may be in the middle of an update: try again later",
+                hint="the mirror may be in the middle of an update: run this again later",
             )
         vmlinuz.parent.mkdir(exist_ok=True)
         vmlinuz.symlink_to(Path("..", kept))
 
 
 def not_unpacked(settings: Settings, base: Base) -> tuple[VerifiedFile, ...]:
-    """Return the packages of a base that are yet to be unpacked before a kernel is planned."""
+    """Return the packages of a base that must still be unpacked before a kernel is planned."""
     shelves = ((_TREES, (base.source,)), _parts(base), (_DEBS, (base.headers,)))
     return tuple(
         file
@@ -109,7 +109,7 @@ def not_unpacked(settings: Settings, base: Base) -> tuple[VerifiedFile, ...]:
 
 
 def kept_tree(settings: Settings, sha256: str) -> Path | None:
-    """Return the pristine tree of a source package, by its digest, if the cache still has it."""
+    """Return the pristine tree of a source package, by its digest, if the cache has it."""
     home = settings.cache / _TREES / sha256
     return None if stamp.reason(home / _STAMP, {_INPUT: sha256}) else home / _CONTENT
 
@@ -130,13 +130,13 @@ def _unpacked(
     files: Sequence[VerifiedFile],
     fill: Callable[[Path], None],
 ) -> Path:
-    """Return the directory that ``fill`` makes of packages, made again if it is damaged."""
+    """Return the directory that ``fill`` makes of packages; make it again if it is damaged."""
     home = _home(settings, shelf, files)
     inputs = {_INPUT: home.name}
     with fs.lock(settings.cache / "locks" / f"unpack-{home.name}.lock"):
         why = stamp.due(home / _STAMP, inputs)
         if why is not None:
-            # Scratch of a run that was killed; the lock says that nobody is at work in it.
+            # Scratch directories of killed runs; the lock proves that no other run works in them.
             for left in home.parent.glob(f".{home.name}.*"):
                 fs.remove_tree(left)
             for file in files:
@@ -161,10 +161,10 @@ def _check_unchanged(file: VerifiedFile) -> None:
             f"{file.path} has changed since it was verified",
             expected=f"sha256 {file.sha256}",
             found=f"sha256 {found}",
-            hint="run 'invoke fetch', which replaces it",
+            hint="run './inv fetch', which replaces it",
         )
 
 
 def extract(deb: Path, into: Path) -> None:
-    """Unpack a package's files below ``into``; raises BuildError when dpkg-deb cannot."""
+    """Unpack a package's files below ``into``; raises BuildError if dpkg-deb fails."""
     run(["dpkg-deb", "--extract", deb, into], timeout_s=_UNPACK_TIMEOUT_S)

@@ -117,7 +117,7 @@ def test_a_damaged_auth_conf_is_said_without_its_words(
         tmp_path, "", a="machine x login u secret pw\n", b="machine y login u password p\n"
     )
     assert [one.machine for one in found.logins] == ["y"]
-    assert "a.conf is left out" in caplog.text
+    assert "a.conf is ignored" in caplog.text
     assert "secret" not in caplog.text
 
 

@@ -165,7 +165,7 @@ def test_a_split_kernel_without_its_binary_is_said(
     home.add_split_kernel("bookworm", "7.3.4-1~bpo13+1", "7.3.4+deb13")
     drop(home, "linux-binary-7.3.4+deb13-cloud-amd64", "bookworm")
     one = settings(tmp_path, server.url)
-    with pytest.raises(BuildError, match="hold no kernel"):
+    with pytest.raises(BuildError, match="contain no kernel"):
         unpack.unpack_image(one, fetch(one))
 
 
@@ -190,7 +190,7 @@ def test_an_image_without_its_source_or_headers_is_said(
     tmp_path: Path, home: SignedArchive, server: Server, missing: str
 ) -> None:
     drop(home, missing)
-    with pytest.raises(InfrastructureError, match="without its source or headers") as caught:
+    with pytest.raises(InfrastructureError, match="but not its source or headers") as caught:
         resolve(settings(tmp_path, server.url))
     assert NEW in str(caught.value)
 
@@ -220,7 +220,7 @@ def test_a_dependency_of_which_no_version_will_do_is_said(
 ) -> None:
     # The main archive's alone is left, and it is older.
     drop(home, "linux-kbuild-6.1")
-    with pytest.raises(InfrastructureError, match="depends on what is not there") as caught:
+    with pytest.raises(InfrastructureError, match="a dependency of .* is missing") as caught:
         resolve(settings(tmp_path, server.url))
     assert caught.value.expected == f"linux-kbuild-6.1 (>= {NEW})"
     assert caught.value.found == OLD
@@ -241,7 +241,7 @@ def test_a_meta_package_without_its_image_is_said(
     tmp_path: Path, home: SignedArchive, server: Server
 ) -> None:
     drop(home, "linux-image-6.1.0-9-cloud-amd64")
-    with pytest.raises(InfrastructureError, match="without its image"):
+    with pytest.raises(InfrastructureError, match="but not its image"):
         resolve(settings(tmp_path, server.url))
 
 
@@ -284,7 +284,7 @@ def test_a_version_that_left_the_pool_is_said_with_those_that_are_listed(
     tmp_path: Path, server: Server
 ) -> None:
     server.fail(f"linux-image-6.1.0-9-cloud-amd64_{NEW}_amd64.deb", Fault(status=404))
-    with pytest.raises(GoneError, match=rf"linux {NEW} .* cannot be had") as caught:
+    with pytest.raises(GoneError, match=rf"linux {NEW} .* cannot be fetched") as caught:
         fetch(settings(tmp_path, server.url))
     assert "linux-image-6.1.0-9-cloud-amd64" in caught.value.what
     assert f"(also listed: {OLD})" in (caught.value.hint or "")
@@ -343,7 +343,7 @@ def test_offline_gives_the_same_and_asks_nobody(tmp_path: Path, server: Server) 
 
 
 def test_offline_without_a_cache_says_what_to_run(tmp_path: Path, server: Server) -> None:
-    with pytest.raises(InfrastructureError, match="invoke fetch"):
+    with pytest.raises(InfrastructureError, match="inv fetch"):
         fetch(settings(tmp_path, server.url, offline=True))
     assert server.requests == []
 
@@ -420,7 +420,7 @@ def test_a_failed_unpacking_leaves_nothing(tmp_path: Path, server: Server) -> No
     one = settings(tmp_path, server.url)
     base = fetch(one)
     # The image is a package without a tarball.
-    with pytest.raises(BuildError, match="does not hold a kernel tree"):
+    with pytest.raises(BuildError, match="does not contain a kernel tree"):
         unpack.unpack(one, dataclasses.replace(base, source=base.image))
     assert list((one.cache / "trees").iterdir()) == []
 
