@@ -317,9 +317,7 @@ def _from(network: Network, url: str, wanted: Wanted, part: Path) -> None:
                     return
                 # The beginning came from an earlier run or another mirror, and may be the fault.
                 if resumed:
-                    logger.warning(
-                        "%s: the resumed file is wrong; starting again", redact(url)
-                    )
+                    logger.warning("%s: the resumed file is wrong; starting again", redact(url))
                     part.unlink()
                     _transfer(network, url, wanted, part, deadline)
                     if _matches(wanted, part):

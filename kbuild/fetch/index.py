@@ -85,8 +85,8 @@ _REFUSED = re.compile(
 # The same request would get these answers again.
 _LASTING = re.compile(r"\b(?:3\d\d|4(?!08|25|29)\d\d) ")
 # The mirror's base URL is in a file of the working directory.  apt names its indexes by this path
-# instead of the mirror's URL, so it remembers the newest index of any mirror.  The path goes through
-# /proc, because apt's method for such files hangs if a path has a character to quote.
+# instead of the mirror's URL, so it remembers the newest index of any mirror.  The path leads
+# through /proc, because apt's method for such files hangs if a path has a character to quote.
 _URI = "mirror+file:/proc/self/cwd/mirrors"
 _KEPT = "_proc_self_cwd_mirrors"  # prefix of its indexes' names
 _STRANGER = re.compile(r"NO_PUBKEY|Missing key")
@@ -197,8 +197,7 @@ def _no_index(settings: Settings, dist: str, failures: Mapping[str, KbuildError]
     return InfrastructureError(
         f"no mirror has {dist}, or no mirror can be reached",
         found=found or "no mirror to ask",
-        hint="check the network, add another mirror with --mirror, "
-        "or use the cache with --offline",
+        hint="check the network, add another mirror with --mirror, or use the cache with --offline",
     )
 
 

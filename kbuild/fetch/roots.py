@@ -142,8 +142,7 @@ def make_root(
         if versions is None:
             if settings.offline:
                 raise InfrastructureError(
-                    f"the {kind} root of {suite} is missing or damaged, and this run is "
-                    "offline",
+                    f"the {kind} root of {suite} is missing or damaged, and this run is offline",
                     expected=str(home),
                     found=why,
                     hint="run this once without --offline",

@@ -1,7 +1,7 @@
-"""What ccache is told when a kernel is compiled: where its cache is, and how it knows a file.
+"""Configure ccache for compiling a kernel: the place of its cache, and how it recognizes a file.
 
-Nothing here decides what a kernel is made of.  Other machines' caches are in helpers.py,
-symbol versions in symbol_versions.py; what was measured is in docs/building.md.
+Nothing here changes the kernel.  Remote caches are in helpers.py, symbol versions in
+symbol_versions.py, and measurements in docs/building.md.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from kbuild.core.model import Settings
 from kbuild.core.sandbox import Bind
 from kbuild.kernel.kconfig import Fragment
 
-# The program for make's HOSTCC, as the root shows it.
+# The path, in the root, of the program for make's HOSTCC.
 HOST_COMPILER = "/mnt/input/host-compiler"
 
 _SIZE = "8G"
 _PLACE = "/mnt/ccache"
-# The final configuration as the compiler sees it, one option in a line.
+# The path, in the root, of the final configuration as the compiler sees it, one option a line.
 _OPTIONS = "/mnt/input/options"
-# What tells ccache to know a file by what the compiler says that it was made from.
+# Makes ccache recognize a file by the compiler's dependency files.
 _DEPENDING = {
     "CCACHE_DEPEND": "1",
     "CCACHE_IGNOREHEADERS": "include/generated/autoconf.h",
@@ -29,38 +29,38 @@ _DEPENDING = {
 
 
 def bind(settings: Settings) -> Bind:
-    """Return where a root shows this machine's cache, which is made if it is not there."""
+    """Return the bind that shows this machine's cache in a root; make the cache if missing."""
     place = settings.cache / "ccache"
     place.mkdir(parents=True, exist_ok=True)
     return Bind(place, _PLACE, writable=True)
 
 
 def environment(*, distro_options: bool) -> dict[str, str]:
-    """Return what ccache is told in its environment when a kernel is built.
+    """Return ccache's environment for building a kernel.
 
-    ``distro_options``: whether its configuration is the distro's own.
+    ``distro_options`` tells whether the kernel's configuration is the distro's own.
     """
     told = {
         "CCACHE_DIR": _PLACE,
         "CCACHE_MAXSIZE": _SIZE,
-        # A root made again holds the same compiler with other file times.
+        # A root that is made again has the same compiler with other file times.
         "CCACHE_COMPILERCHECK": "content",
     }
     if distro_options:
-        # By the preprocessor ccache still knows a file for which only an option changed that it
-        # does not ask for, at a quarter of what compiling costs.  The distro's options do not
-        # change, and from one release or flavour to another nearly every preprocessed text does
-        # (docs/building.md): the compiler's dependency files tell as much, and cost nothing.
-        # Each file depends on the header with all options, whose first lines name the version:
-        # the options themselves stand for it.
+        # Two modes were measured (docs/building.md).  With the preprocessor, ccache recognizes a
+        # file after a change of an option that it does not use, for a quarter of the cost of
+        # compiling.  The distro's options do not change, but from one release or flavour to
+        # another nearly every preprocessed text does.  The compiler's dependency files are then
+        # as good, and cost nothing.  Each file depends on the header with all options, and its
+        # first lines name the version, so a file with only the options replaces it.
         told |= _DEPENDING
     return told
 
 
 def write_host_compiler(given: Path, compiler: str) -> None:
-    """Write the program that compiles for the build itself into what is shown as /mnt/input.
+    """Write the program that compiles the build's own tools; the root shows it in /mnt/input.
 
-    It has to be one word: Linux 7 gives it to rustc as it is (``-Clinker=$(HOSTCC)`` in
+    It must be one word, because Linux 7 passes it to rustc unchanged (``-Clinker=$(HOSTCC)`` in
     scripts/Makefile.host and rust/Makefile).
     """
     fs.write_if_changed(
@@ -76,9 +76,9 @@ exec ccache {compiler} "$@"
 
 
 def write_options(given: Path, final: Fragment) -> None:
-    """Write what include/generated/autoconf.h says of a configuration, without its heading.
+    """Write the options in include/generated/autoconf.h, without its heading, if they changed.
 
-    Into what is shown as /mnt/input; left alone when it says that already.
+    The root shows the file in /mnt/input.
     """
     there = {name: value for name, value in final.options.items() if value != "n"}
     fs.write_if_changed(given / Path(_OPTIONS).name, Fragment("defined", there).text())

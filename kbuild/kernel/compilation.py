@@ -1,7 +1,7 @@
-"""Configure and compile: a patched tree and a configuration become a kernel.
+"""Configure and compile: turn a patched tree and a configuration into a kernel.
 
-Everything is compiled out of tree in a root of the suite, without network, at the same
-paths on every machine, so that the compiler cache serves the next checkout too.
+Everything is compiled out of tree, in a root of the suite, without network, and at the same
+paths on every machine, so that the compiler cache also serves the next checkout.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from kbuild.kernel.planning import Plan, plan_inputs
 logger = logging.getLogger(__name__)
 
 
-# Objects of a build that nobody has counted, here or for the table of suites.
+# Assumed number of objects of a build that was never counted.
 _MANY_OBJECTS = 20000
 
-# What is taken from make's output afterwards: for packages, for the next stage, to decode a crash.
+# Files of make's output that are used later: for packages, the next stage, or decoding a crash.
 _USED = (
     ".config",
     "System.map",
@@ -61,14 +61,14 @@ def build(
     home: Path,
     before: Callable[[], object] = lambda: None,
 ) -> BuiltKernel:
-    """Compile the kernel of ``plan`` below ``home``, or return what lies there when it is current.
+    """Compile the kernel of ``plan`` below ``home``, or return the existing one if it is current.
 
-    ``distro_image`` and ``distro_headers`` are the unpacked packages of the base; ``before`` is
-    called if there is something to compile.  A build that failed is taken up where it stopped.
-    Of one that was cut short, what changed since its start is made again.  A damaged one begins
-    anew, with what the compiler cache has.
-    Raises BuildError with the first error of the log, or GuardError when the fast path's proof
-    does not hold.
+    ``distro_image`` and ``distro_headers`` are the unpacked packages of the base.  ``before`` is
+    called if there is something to compile.  A failed build resumes where it stopped.  An
+    interrupted build makes everything again that changed since its start.  A damaged build
+    starts from nothing but the compiler cache.
+    Raises BuildError with the first error of the log, or GuardError if the fast path's checks
+    fail.
     """
     inputs = plan_inputs(plan, tree.digest, root.digest)
     mark = home / "kernel.json"
@@ -79,7 +79,7 @@ def build(
                 "building %s (%s path: %s): %s", plan.release, plan.method, plan.reason, why
             )
             before()
-            # make goes by times: it takes an empty object for a finished one.
+            # make compares times, so it takes an empty object for a finished one.
             if stamp.damage(mark):
                 fs.remove_tree(home / "out")
             mark.unlink(missing_ok=True)
@@ -116,9 +116,9 @@ def build(
 
 
 def make_arguments(settings: Settings, plan: Plan, *, plain: bool = False) -> list[str]:
-    """Return make's command line without goals; the same for every call on one output.
+    """Return make's command line without goals; it is the same for every call on one output.
 
-    ``plain`` leaves out the compiler cache, and all that makes our builds faster than the
+    ``plain`` omits the compiler cache and everything else that makes our builds faster than the
     kernel's own.
     """
     compiler = host_compiler = cc = suite(plan.target.suite).compiler
@@ -126,12 +126,12 @@ def make_arguments(settings: Settings, plan: Plan, *, plain: bool = False) -> li
         host_compiler, cc = ccache.HOST_COMPILER, f"ccache {compiler}"
     fast: list[str] = []
     if plan.method == "fast":
-        # The distro's BTF takes DWARF's place, so none is generated or linked.
-        # To warn of indentation gcc reads the sources once more, one or two hundredths of its
-        # time; all but what a patch changes is the distro's own text.
+        # The distro's BTF replaces DWARF, so no debug info is generated or linked.
+        # The indentation warning makes gcc read the sources a second time, which takes one or two
+        # hundredths of its time.  All text but the patch's is the distro's own.
         flags = "-g0 -Wno-misleading-indentation"
         fast = ["PAHOLE=/mnt/input/pahole", f"KCFLAGS={flags}", "KAFLAGS=-g0"]
-        # Which argument of a macro each of its tokens was is for the notes of errors, and for
+        # The origin of each token in a macro's argument only serves the notes of errors, and
         # debug info.
         cc += " -ftrack-macro-expansion=1"
     return [
@@ -143,8 +143,8 @@ def make_arguments(settings: Settings, plan: Plan, *, plain: bool = False) -> li
         "--output-sync=target",
         "ARCH=x86_64",
         f"CC={cc}",
-        # For symbol versions, which do not ask where a token came from; a compiler needs to
-        # know of its macro at least, for __LINE__ and for the warnings that are switched off.
+        # For symbol versions, which do not depend on a token's origin.  A compiler must at least
+        # know the token's macro, for __LINE__ and for warnings that are switched off.
         *([] if plain else [f"CPP={compiler} -E -ftrack-macro-expansion=0"]),
         f"HOSTCC={host_compiler}",
         f"KERNELRELEASE={plan.release}",
@@ -160,7 +160,7 @@ def _environment(plan: Plan) -> dict[str, str]:
         "KBUILD_BUILD_USER": "cplayground",
         "KBUILD_BUILD_VERSION": "1",
         "KBUILD_BUILD_TIMESTAMP": f"@{plan.timestamp}",
-        # Debian's own variable, for what uname -v shows.
+        # Debian's own variable for the output of uname -v.
         "KBUILD_BUILD_VERSION_TIMESTAMP": f"{plan.package_version} ({day})",
         "SOURCE_DATE_EPOCH": plan.timestamp,
     }
@@ -168,21 +168,21 @@ def _environment(plan: Plan) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Workshop:
-    """Where one kernel is compiled, and how make is called there."""
+    """The place where one kernel is compiled, and the arguments of make there."""
 
     plan: Plan
     root: Root
     home: Path
     source: Path  # the tree
     output: Path  # make's O=
-    given: Path  # what the build is given beside its source: /mnt/input
-    expected: int  # how many objects this one will have
-    counts: Path  # how many objects the last build had
+    given: Path  # inputs besides the source, shown as /mnt/input
+    expected: int  # number of objects that this build will have
+    counts: Path  # file with the number of objects of the last build
     log: Path
     binds: tuple[Bind, ...]
     env: Mapping[str, str]
     make: tuple[str, ...]
-    help: Help  # that the compilers have, and nothing else in the root
+    help: Help  # for the compilers, but for nothing else in the root
 
 
 def _workshop(
@@ -220,7 +220,7 @@ def _workshop(
 def _compile(
     shop: _Workshop, tree: Tree, distro_image: Path, distro_headers: Path
 ) -> tuple[Path, ...]:
-    """Compile and prove; returns the files that say that it was done."""
+    """Compile and check a kernel; return the files that prove that it was done."""
     plan, output = shop.plan, shop.output
     compiler = compiler_version(shop.root)
     distro = distro_headers / "usr/src" / f"linux-headers-{plan.base.release}"
@@ -264,18 +264,18 @@ def _compile(
 
 
 def compiler_version(root: Root) -> str:
-    """Return the first line that the suite's kernel compiler says of itself in a root."""
+    """Return the first --version line of the suite's kernel compiler in a root."""
     completed = sandbox.enter(root, [suite(root.suite).compiler, "--version"], timeout_s=60)
     return completed.stdout.splitlines()[0]
 
 
 def _configure(shop: _Workshop) -> None:
-    # make would take a .config that is only newer for a changed one, and syncconfig is
-    # what touches include/config: so the result is compared with, not written over, the last.
+    # make treats a newer .config as a changed one, and syncconfig then touches include/config.
+    # So compare the result with the last one instead of overwriting it.
     plan, config = shop.plan, shop.output / ".config"
     wanted, done = shop.given / "config", shop.given / "configured"
     same = wanted.exists() and wanted.read_bytes() == plan.config.encode()
-    # make wrote the result without syncing it: after a power cut it may be empty.
+    # make does not sync the result, so it may be empty after a power cut.
     there = config.exists() and done.exists()
     if same and there and done.read_bytes() == fs.sha256_file(config).encode():
         return
@@ -309,10 +309,10 @@ def _configure(shop: _Workshop) -> None:
 
 
 def _check_strayed(plan: Plan, final: Fragment, log: Path) -> None:
-    """Say where a kernel on Debian's configuration has another than that and our fragments.
+    """Check where a kernel on Debian's configuration differs from it and from our fragments.
 
-    The fast path must have none: struct module itself depends on the configuration.  In a full
-    build fragments drag other options with them, but a lost compiler may do so too.
+    The fast path allows no difference, because even struct module depends on the configuration.
+    In a full build, fragments change other options too, but so may a missing compiler.
     """
     if plan.target.flavour not in DEBIAN_FLAVOURS:
         return
@@ -320,17 +320,17 @@ def _check_strayed(plan: Plan, final: Fragment, log: Path) -> None:
     lines = [f"CONFIG_{option}: {change}" for option, change in strayed.items()]
     if lines and plan.method == "fast":
         raise GuardError(
-            f"{len(lines)} option(s) are not what the distro's kernel was built with",
-            expected="the distro's configuration, but for the keys that modules are signed with "
-            "and the salt of build IDs",
+            f"{len(lines)} option(s) differ from the distro's kernel",
+            expected="the distro's configuration, except for the module signing key and the salt "
+            "of build IDs",
             found="\n".join(lines),
             log=log,
-            hint="does the suite's root have every compiler and tool that the distro's build had? "
-            "build in full with --modules rebuild",
+            hint="does the suite's root have every compiler and tool of the distro's build? "
+            "if not, build in full with --modules rebuild",
         )
     if lines:
         logger.warning(
-            "%d option(s) differ from the distro's beside those asked for: %s",
+            "%d option(s) differ from the distro's, in addition to the requested ones: %s",
             len(lines),
             "; ".join(lines),
         )
@@ -361,7 +361,7 @@ def _make(shop: _Workshop, goals: Sequence[str]) -> None:
             f"the kernel {release} does not build",
             found=first_error(completed.stdout),
             log=shop.log,
-            hint="mend it and run the same command again: what is built stays built",
+            hint="correct the error and run the same command again; finished objects are kept",
         )
         if completed.returncode not in _MAKE_ENDS:
             raise failed
@@ -371,7 +371,7 @@ def _make(shop: _Workshop, goals: Sequence[str]) -> None:
 
 
 def expected_objects(settings: Settings, plan: Plan) -> int:
-    """Return how many objects a build has: as many as the last one here, or what is usual."""
+    """Return how many objects a build has: as many as the last one here, or the usual number."""
     try:
         return int(_counts(settings, plan).read_text())
     except (OSError, ValueError):
@@ -406,7 +406,7 @@ def _check_exports(path: Path, tree: Tree) -> None:
     missing = [name for name in tree.series.exports if name not in exported]
     if missing:
         raise GuardError(
-            "the kernel does not export what the series declares",
+            "the kernel does not export the symbols that the series declares",
             expected=", ".join(tree.series.exports),
             found=f"{', '.join(missing)} missing in {path}",
             hint="is the function compiled in? its #ifdef may be off in this configuration",

@@ -29,20 +29,20 @@ _HEADER_MAGIC = 0x202
 _PAYLOAD = 0x248
 _SECTOR = 512
 _DECOMPRESS_TIMEOUT_S = 120
-# A DER SEQUENCE with a two-byte length, which every certificate of a module key has.
+# A DER SEQUENCE with a two-byte length; every module key's certificate begins with one.
 _DER_SEQUENCE = b"\x30\x82"
 
 
 @dataclass(frozen=True)
 class DistroImage:
-    """What the distro's own image gives to ours."""
+    """The parts of the distro's own image that our image reuses."""
 
     btf: Path  # the .BTF section of its vmlinux, raw
-    certificate: Path  # PEM; the key that its modules are signed with
+    certificate: Path  # PEM; of the key that signed its modules
 
 
 def _lz4(payload: bytes) -> bytes:
-    # The kernel uses LZ4's legacy frame, which Python's lz4 package does not read.
+    # The kernel uses LZ4's legacy frame, which Python's lz4 package cannot read.
     return _filter("lz4", payload)
 
 
@@ -51,7 +51,7 @@ def _zstd(payload: bytes) -> bytes:
 
 
 def _filter(program: str, payload: bytes) -> bytes:
-    # run() returns text; a decompressed kernel is not text, so it goes through files.
+    # run() returns text, and a decompressed kernel is not text, so it goes through files.
     with tempfile.TemporaryDirectory(prefix="cplayground-") as scratch:
         packed, plain = Path(scratch, "packed"), Path(scratch, "plain")
         packed.write_bytes(payload)
@@ -64,8 +64,8 @@ def _filter(program: str, payload: bytes) -> bytes:
         return plain.read_bytes()
 
 
-# First bytes → decompressor, as in the kernel's lib/decompress.c; all but gzip's streams
-# are followed by the unpacked size (scripts/Makefile.lib, size_append).
+# First bytes → decompressor, as in the kernel's lib/decompress.c.  The unpacked size follows each
+# stream but gzip's (scripts/Makefile.lib, size_append).
 _FORMATS: Mapping[bytes, tuple[Callable[[bytes], bytes], bool]] = {
     b"\x1f\x8b": (gzip.decompress, False),
     b"\xfd7zXZ\x00": (lzma.decompress, True),
@@ -92,14 +92,14 @@ def unpack_vmlinuz(path: Path) -> bytes:
                 raise BuildError(f"the kernel in {path} is not an ELF file")
             return vmlinux
     raise BuildError(
-        f"the kernel in {path} is compressed in a way that is not known here",
+        f"the kernel in {path} has an unknown compression",
         expected="gzip, xz, lz4 or zstd",
         found=payload[:8].hex(" "),
     )
 
 
 def btf_section(vmlinux: bytes, *, where: Path) -> bytes:
-    """Return the content of the .BTF section; raises BuildError when there is none."""
+    """Return the content of the .BTF section; raises BuildError if there is none."""
     try:
         section = ELFFile(io.BytesIO(vmlinux)).get_section_by_name(".BTF")
     except ELFError as error:
@@ -113,7 +113,7 @@ def btf_section(vmlinux: bytes, *, where: Path) -> bytes:
 
 
 def find_certificate(vmlinux: bytes, serial: int) -> x509.Certificate | None:
-    """Return the X.509 certificate with this serial number that lies in the image, if any.
+    """Find the X.509 certificate with this serial number in the image; None if it has none.
 
     The kernel keeps its trusted keys as DER, one after the other, in .init.rodata
     (certs/system_certificates.S).
@@ -121,7 +121,7 @@ def find_certificate(vmlinux: bytes, serial: int) -> x509.Certificate | None:
     encoded = serial.to_bytes(serial.bit_length() // 8 + 1, "big").lstrip(b"\0")
     at = vmlinux.find(encoded)
     while at >= 0:
-        # The serial number stands some thirty bytes into its certificate.
+        # The serial number is some thirty bytes after the start of its certificate.
         start = vmlinux.rfind(_DER_SEQUENCE, max(0, at - 64), at)
         while start >= 0 and start >= at - 64:
             length = 4 + int.from_bytes(vmlinux[start + 2 : start + 4], "big")
@@ -140,8 +140,8 @@ def find_certificate(vmlinux: bytes, serial: int) -> x509.Certificate | None:
 def signing_serial(root: Root, modules: Path) -> int:
     """Return the serial number of the one key that signed every module below ``modules``.
 
-    Read by modinfo(8) in the root.  Raises BuildError when a module is unsigned or when
-    there are several keys.
+    modinfo(8) reads it in the root.  Raises BuildError if a module is unsigned or if there are
+    several keys.
     """
     completed = sandbox.enter(
         root,
@@ -162,13 +162,13 @@ def signing_serial(root: Root, modules: Path) -> int:
 
 
 def extract(root: Root, vmlinuz: Path, modules: Path, destination: Path) -> DistroImage:
-    """Take BTF and signing certificate out of the distro's image, into ``destination``."""
+    """Copy BTF and signing certificate from the distro's image into ``destination``."""
     vmlinux = unpack_vmlinuz(vmlinuz)
     serial = signing_serial(root, modules)
     certificate = find_certificate(vmlinux, serial)
     if certificate is None:
         raise BuildError(
-            f"the certificate that the distro's modules are signed for is not in {vmlinuz}",
+            f"{vmlinuz} does not contain the certificate for the distro's modules",
             expected=f"an X.509 certificate with serial number {serial:X}",
             hint="build in full instead: --modules rebuild",
         )
@@ -180,9 +180,9 @@ def extract(root: Root, vmlinuz: Path, modules: Path, destination: Path) -> Dist
 
 
 def vermagic_flags(root: Root, modules: Path) -> str:
-    """Return what follows the release in the one vermagic of all modules below ``modules``.
+    """Return the text after the release in the vermagic that all modules below ``modules`` share.
 
-    Raises BuildError when they have several, or one of them has none.
+    Raises BuildError if they have several, or if a module has none.
     """
     completed = sandbox.enter(
         root,
@@ -195,9 +195,9 @@ def vermagic_flags(root: Root, modules: Path) -> str:
     count = sum(1 for _ in modules.rglob("*.ko*"))
     if len(found) != 1 or len(lines) != count:
         raise BuildError(
-            "the distro's modules have not one vermagic",
+            "the distro's modules do not share one vermagic",
             expected=f"{count} modules, one vermagic",
-            found=f"{len(lines)} with one: {'; '.join(sorted(found)) or 'none'}",
+            found=f"{len(lines)} with a vermagic: {'; '.join(sorted(found)) or 'none'}",
             hint="build in full instead: --modules rebuild",
         )
     return found.pop()

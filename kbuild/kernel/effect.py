@@ -1,4 +1,4 @@
-"""Prove a series' effect in the source: each export follows its own function."""
+"""Check a series' effect in the source: each export must follow its own function."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def text_of(path: Path) -> str | None:
 
 
 def check_effect(pristine: Path, patched: Path, series: Series, names: tuple[str, ...]) -> None:
-    """Prove that the source now exports exactly what the series declares, each in its place.
+    """Check that the patched source exports exactly the declared symbols, each in its place.
 
-    Raises BuildError naming the export that is missing, undeclared, or does not follow the
-    function of its own name.
+    Raises BuildError that names the missing or undeclared export, or the export that does not
+    follow its own function.
     """
     added: set[str] = set()
     for name in names:
@@ -33,7 +33,7 @@ def check_effect(pristine: Path, patched: Path, series: Series, names: tuple[str
                     f"the export of {symbol} in {name} does not follow its own function",
                     expected=f"EXPORT_SYMBOL_GPL({symbol}); right after the end of {symbol}()",
                     found=f"it follows {owner}()" if owner else "it follows no function",
-                    hint="the patch's context matched in the wrong place; refresh it",
+                    hint="the patch's context matched in the wrong place: refresh the patch",
                 )
         added |= fresh
     if added != set(series.exports):
@@ -41,5 +41,5 @@ def check_effect(pristine: Path, patched: Path, series: Series, names: tuple[str
             f"series {series.name} does not export what its patches declare",
             expected=", ".join(series.exports) or "no new export",
             found=", ".join(sorted(added)) or "no new export",
-            hint=f"make {EXPORTS_FIELD} and the patch agree",
+            hint=f"correct {EXPORTS_FIELD} or the patch",
         )

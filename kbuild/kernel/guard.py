@@ -1,10 +1,10 @@
-"""The fast path: rebuild the image alone, and keep the distro's own modules.
+"""Guard the fast path: prove that the distro's own modules fit an image that we rebuilt.
 
-With CONFIG_MODVERSIONS a module loads into any kernel whose symbols have the CRCs that it
-was built against, whatever its release.  Our patch changes no type, so the image is
-compiled from the same source with the distro's exact configuration and compiler, and
-three things of the distro's own image make it complete: the certificate that its modules
-are signed for, its BTF, and its Module.symvers as the yardstick.
+With CONFIG_MODVERSIONS a module loads into any kernel with the symbol CRCs that the module was
+built for, whatever the kernel's release.  Our patch changes no type.  So the image alone is
+compiled, from the same source with the distro's exact configuration and compiler.  Three
+parts of the distro's own image complete it: the certificate for its modules, its BTF, and its
+Module.symvers to compare with.
 """
 
 from __future__ import annotations
@@ -28,42 +28,42 @@ logger = logging.getLogger(__name__)
 
 _NAMED_AT_MOST = 12
 _LINE_AT_MOST = 300
-# The symbol whose CRC is made of struct module and what else the loader reads in a module
-# (kernel/module/version.c).
+# The CRC of this symbol covers struct module and everything else that the loader reads in a
+# module (kernel/module/version.c).
 _LAYOUT = "module_layout"
-# v1.16: what scripts/link-vmlinux.sh asks for at least.
+# v1.16: the minimum in scripts/link-vmlinux.sh.
 _OLDEST_PAHOLE = 116
 
 
-# What a header may gain without a word changing for whoever includes it.
+# Declarations that a header may gain without affecting the files that include it.
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 _DECLARATION = re.compile(
     r"(?!typedef\b|static\b)[A-Za-z_][\w *]*[ *]\w+ ?\((?! ?\*)[^{}=]*\)[\w ()]*;"
     r"|(?:struct|union|enum) \w+ ?;"
 )
-# A type or a function's head in a C file, in the kernel's style: it begins in the first column,
-# and so does the brace that ends a type of several lines, or begins a function.
+# A type or a function's head in a C file, in the kernel's style.  It begins in the first column.
+# So does the brace that ends a type of several lines or that begins a function.
 _DEFINED = re.compile(
     r"^(?:(?:(?:typedef|static|const)\s+)*(?:struct|union|enum)\b[^;={}()]*\{(?:[^{}\n]*\}|.*?^\})[^;]*;"
     r"|[A-Za-z_][^;:={}]*\)[\w\s]*(?=^\{))",
     re.MULTILINE | re.DOTALL,
-)
+)  # a function's, in the same style
 _BODY = re.compile(r"^\{.*?^\}", re.MULTILINE | re.DOTALL)  # of a function, by the same style
 _DIRECTIVE = re.compile(r"^[ \t]*#.*$", re.MULTILINE)
 _MACRO = re.compile(r"# ?define (\w+)")
 
 
 def write_pahole(path: Path, version: int) -> None:
-    """Write the stand-in for pahole(1) that puts the distro's BTF into the image.
+    """Write a stand-in for pahole(1) that puts the distro's BTF into the image.
 
-    ``version`` is CONFIG_PAHOLE_VERSION of the distro (124 for v1.24): Kconfig asks for it.
-    Linux 5.10 does not know that option, and its link-vmlinux.sh merely wants v1.16 or later.
-    Module BTF refers to string offsets of the BTF that it was made against, so freshly
-    generated BTF, though of the same types, would make the kernel refuse every module's.
+    ``version`` is the distro's CONFIG_PAHOLE_VERSION (124 for v1.24), which Kconfig checks.
+    Linux 5.10 does not have that option; its link-vmlinux.sh only requires v1.16 or later.
+    Module BTF refers to string offsets of the BTF that it was made against.  Freshly generated
+    BTF has the same types, but the kernel would refuse the BTF of every module.
     """
     version = max(version, _OLDEST_PAHOLE)
     script = f"""#!/bin/sh
-# Stands in for pahole in scripts/link-vmlinux.sh: gives vmlinux the distro's own BTF.
+# Stand-in for pahole in scripts/link-vmlinux.sh: it gives vmlinux the distro's own BTF.
 set -eu
 if [ "$1" = --version ]; then
     echo v{version // 100}.{version % 100:02d}
@@ -76,31 +76,32 @@ exec objcopy --remove-section=.BTF --add-section .BTF=/mnt/input/distro.btf "$fi
 
 
 def check_compiler(config: Fragment, found: str) -> None:
-    """Raise GuardError unless ``found`` (a compiler's first --version line) built the distro's."""
+    """Raise GuardError unless a compiler with this first --version line built the distro's."""
     wanted = config.options.get("CC_VERSION_TEXT", "").strip('"')
     if wanted != found:
         raise GuardError(
             "the compiler is not the one that built the distro's kernel",
             expected=wanted,
             found=found,
-            hint="the archive may not have that compiler: build in full with --modules rebuild",
+            hint="the archive may not have that compiler any more: build in full with "
+            "--modules rebuild",
         )
 
 
 def check_types(pristine: Path, patched: Path, names: Iterable[str]) -> None:
-    """Prove that a series leaves alone what the distro's modules were compiled with, and its BTF.
+    """Check that a series changes nothing that the distro's modules or its BTF depend on.
 
-    A CRC knows only the types that the exporting file sees in full, and neither macros nor
-    inline functions: so a header that a series changes (``names`` are its files) may gain or
-    lose declarations of functions, and nothing else.  Of types that a C file defines for
-    itself genksyms takes the name alone (record_compound() in scripts/genksyms/parse.y), but
-    the distro's BTF describes them, and each function's head: so none of either may change or
-    go, nor may what the preprocessor makes them of.  Raises GuardError with what differs,
-    before anything is compiled.
+    A CRC covers only the types that the exporting file sees in full, and neither macros nor
+    inline functions.  So a header that the series changes (``names`` are its files) may gain or
+    lose declarations of functions, and nothing else.
+    For a type that a C file defines for itself, genksyms uses only the name (record_compound()
+    in scripts/genksyms/parse.y).  But the distro's BTF describes that type, and the head of each
+    function.  So no such type or head may change or go, nor may the macros and conditions that
+    produce it.  Raises GuardError with the differences, before anything is compiled.
     """
     problems = []
     for name in names:
-        # What is new no module of the distro's includes, and no BTF of the distro's knows.
+        # The distro's modules include no new file, and its BTF knows none.
         if not (pristine / name).exists():
             continue
         old = (pristine / name).read_text(errors="replace")
@@ -114,8 +115,8 @@ def check_types(pristine: Path, patched: Path, names: Iterable[str]) -> None:
             differing += [
                 f"+ {piece}"
                 for piece in after - before
-                # What is new alone is nothing that could be wrong; beside what is gone it
-                # explains it.
+                # A new piece is no fault by itself.  Next to a missing piece, it explains the
+                # change.
                 if differing or not _harmless(piece, old)
             ]
         else:
@@ -123,19 +124,19 @@ def check_types(pristine: Path, patched: Path, names: Iterable[str]) -> None:
         problems += [f"{name}: {line[:_LINE_AT_MOST]}" for line in differing]
     if problems:
         raise GuardError(
-            "the image may not carry the distro's modules: the series changes what they were "
+            "the image cannot carry the distro's modules: the series changes what they were "
             "compiled with, or what the distro's BTF describes",
-            expected="no change of a header but declarations of functions; "
-            "no type, function's head, macro or condition of a C file changed",
+            expected="in headers, only declarations of functions change; "
+            "in C files, no type, function's head, macro or condition changes",
             found="\n".join(problems[:_NAMED_AT_MOST]),
-            hint="build in full, modules and all, with --modules rebuild",
+            hint="build everything, modules too, with --modules rebuild",
         )
 
 
 def _described(text: str) -> list[str]:
-    """Return what a C file says of types and functions' heads, each piece in a line.
+    """Return the types and functions' heads in a C file, one piece a line.
 
-    That is their definitions, and the preprocessor's directives outside of functions.
+    They are definitions, and the preprocessor's directives outside of functions.
     """
     bare = _COMMENT.sub(" ", text).replace("\\\n", " ")
     pieces = [*_DEFINED.findall(bare), *_DIRECTIVE.findall(_BODY.sub(" ", bare))]
@@ -143,7 +144,7 @@ def _described(text: str) -> list[str]:
 
 
 def _harmless(piece: str, old: str) -> bool:
-    """Tell whether a piece that is new in a C file cannot change what the file had before."""
+    """Return whether a new piece in a C file leaves the meaning of the old pieces unchanged."""
     if not piece.startswith("#"):
         return True
     macro = _MACRO.match(piece)
@@ -153,7 +154,7 @@ def _harmless(piece: str, old: str) -> bool:
 
 
 def _meaning(text: str) -> list[str]:
-    """Return what stands in a header, each piece in a line, without declarations and comments."""
+    """Return the content of a header, one piece a line, without declarations and comments."""
     items: list[str] = []
     pending: list[str] = []
     depth = 0
@@ -180,22 +181,22 @@ def _meaning(text: str) -> list[str]:
 def guard(
     distro: Mapping[str, ExportedSymbol], ours: Mapping[str, ExportedSymbol], series: Series
 ) -> dict[str, ExportedSymbol]:
-    """Prove that the distro's modules load into our image, and return the new exports.
+    """Check that the distro's modules load into our image, and return the new exports.
 
     ``distro`` is the distro's whole Module.symvers, ``ours`` our image's vmlinux.symvers.
     Every symbol of the distro's vmlinux must be in ours with the same CRC, kind and
-    namespace, and ours may have exactly the declared exports more.  The CRC of
-    ``module_layout`` stands for struct module itself.  Raises GuardError with the names.
+    namespace.  Ours must have exactly the declared exports in addition.  The CRC of
+    ``module_layout`` covers struct module itself.  Raises GuardError with the names.
     """
     wanted = {name: symbol for name, symbol in distro.items() if symbol.owner == "vmlinux"}
     if not wanted or any(symbol.crc is None for symbol in wanted.values()):
         raise GuardError(
-            "the distro's Module.symvers has no CRCs, so nothing can be proved by them",
+            "the distro's Module.symvers has no CRCs, so it proves nothing",
             hint="build in full instead: --modules rebuild",
         )
     if _LAYOUT not in wanted:
         raise GuardError(
-            "the distro's Module.symvers does not prove struct module",
+            "the distro's Module.symvers does not cover struct module",
             expected=f"the symbol {_LAYOUT} with its CRC",
             found=f"{len(wanted)} other symbols of vmlinux",
             hint="build in full instead: --modules rebuild",
@@ -221,7 +222,7 @@ def guard(
     ]
     if problems:
         raise GuardError(
-            "the image may not carry the distro's modules: its exported symbols differ",
+            "the image cannot carry the distro's modules: its exported symbols differ",
             expected=f"its {len(wanted)} symbols unchanged, and {_names(sorted(declared))}",
             found="\n".join(problems),
             hint="a patch changed a type that modules use: build in full with --modules rebuild",
@@ -235,11 +236,11 @@ def guard(
 
 
 def check_image(vmlinux: Path, *, release: str, flags: str, btf: Path) -> None:
-    """Prove of the image itself that it takes the distro's modules: vermagic and BTF.
+    """Check that the image itself takes the distro's modules: vermagic and BTF.
 
-    With CRCs the kernel compares a module's vermagic without its first word, the release
-    (same_magic() in kernel/module); ``flags`` is the rest of theirs.  ``btf`` is the distro's
-    own section, which the modules' BTF refers to by offset.  Raises GuardError.
+    With CRCs the kernel ignores the first word of a module's vermagic, the release
+    (same_magic() in kernel/module).  ``flags`` is the rest of the modules' vermagic.  ``btf`` is
+    the distro's own section, which the modules' BTF refers to by offset.  Raises GuardError.
     """
     content = vmlinux.read_bytes()
     if f"{release} {flags}\0".encode() not in content:
@@ -247,17 +248,17 @@ def check_image(vmlinux: Path, *, release: str, flags: str, btf: Path) -> None:
             re.escape(release).encode() + rb" ((?:SMP|preempt|mod_)[^\0]*)\0", content
         )
         raise GuardError(
-            "the image may not carry the distro's modules: its vermagic differs",
+            "the image cannot carry the distro's modules: its vermagic differs",
             expected=f"{release} {flags}",
             found=f"{release} {there[1].decode(errors='replace')}" if there else "no vermagic",
             hint="the configuration is not the distro's: build in full with --modules rebuild",
         )
     if btf_section(content, where=vmlinux) != btf.read_bytes():
         raise GuardError(
-            "the image may not carry the distro's modules: its BTF is not the distro's",
+            "the image cannot carry the distro's modules: its BTF is not the distro's",
             expected=f"the {btf.stat().st_size} bytes of {btf}",
             found=f"other content in the section .BTF of {vmlinux}",
-            hint="was pahole run instead of its stand-in? build in full with --modules rebuild",
+            hint="did pahole run instead of its stand-in? build in full with --modules rebuild",
         )
     logger.info("guard: vermagic '%s' and the distro's own BTF are in the image", flags.strip())
 
@@ -270,7 +271,7 @@ def _names(names: list[str]) -> str:
 
 
 def write_symvers(distro: Path, added: Mapping[str, ExportedSymbol], destination: Path) -> None:
-    """Write the Module.symvers of our kernel: the distro's, modules and all, and our exports."""
+    """Write our kernel's Module.symvers: the distro's, modules included, and our exports."""
     lines = [
         f"0x{symbol.crc or 0:08x}\t{symbol.name}\t{symbol.owner}\t{symbol.kind}\t{symbol.namespace}"
         for symbol in added.values()

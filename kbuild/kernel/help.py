@@ -1,4 +1,4 @@
-"""Help for a compiler from other machines: what it adds to a root and its environment."""
+"""Describe help for a compiler from other machines, as additions to a root and an environment."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _HOST_LENGTH = 253  # RFC 1035
 
 @dataclass(frozen=True)
 class Help:
-    """What the compilers of one build get beside what every program in the root has."""
+    """Additions for the compilers of one build, on top of those for every program in the root."""
 
     env: Mapping[str, str] = field(default_factory=dict)
     binds: tuple[Bind, ...] = ()
-    network: bool = False  # whether they may use the host's
+    network: bool = False  # use the host's network
 
 
 def is_host(name: str) -> bool:
-    """Say whether a name could be looked up: no part of it is empty or too long."""
+    """Return whether a name can be looked up: no part of it is empty or too long."""
     try:
         return len(name.encode("idna")) <= _HOST_LENGTH
     except UnicodeError:
@@ -30,7 +30,7 @@ def is_host(name: str) -> bool:
 
 
 def resolver(root: Root) -> tuple[Bind, ...]:
-    """Show the host's names and name servers, where the root has files of that name."""
+    """Show the host's host names and name servers, if the root has files of these names."""
     names = (Path("/etc/resolv.conf"), Path("/etc/hosts"))
     return tuple(
         Bind(path, str(path))

@@ -1,7 +1,7 @@
-"""What helps this machine compile: a remote compiler cache, and icecream's workers.
+"""Get help for compiling from other machines: a remote compiler cache, and icecream's workers.
 
-Both only save time.  What is compiled does not depend on them, so no manifest knows of
-them, and a server that does not answer is a warning: the build goes on without it.
+Both only save time.  The result does not depend on them, so no manifest mentions them.  If a
+server does not answer, the build logs a warning and continues without it.
 """
 
 from __future__ import annotations
@@ -27,31 +27,24 @@ from kbuild.kernel.remote_cache import (
 
 logger = logging.getLogger(__name__)
 
-# What ccache writes of the calls for objects, and of those for symbol versions, which
-# in_root/symbol-versions makes.
+# ccache's logs: for objects, and for the symbol versions that in_root/symbol-versions makes.
 OBJECTS_LOG, VERSIONS_LOG = "ccache.log", "symbol-versions.log"
 
 
 def check(settings: Settings) -> None:
-    """Raise UserError when an address in the settings makes no sense; nobody is asked."""
+    """Raise UserError if an address in the settings is malformed; no server is asked."""
     if settings.remote_cache:
         parse_cache(settings.remote_cache)
     if settings.scheduler:
         parse_scheduler(settings.scheduler)
 
 
-# Icecream.
-
-
-# Both, for one build.
-
-
 @contextlib.contextmanager
 def ready(settings: Settings, root: Root, home: Path) -> Iterator[Help]:
-    """Yield the help that ``settings`` ask for, as far as it is to be had, for one build.
+    """Yield the available part of the help that ``settings`` ask for, for one build.
 
-    ``home`` is the build's directory: ccache's statistics of the build are kept below it.
-    Raises UserError for an address that makes no sense.
+    ``home`` is the build's directory; ccache's statistics of the build are kept below it.
+    Raises UserError for a malformed address.
     """
     place = home / "statistics"
     place.mkdir(parents=True, exist_ok=True)
@@ -68,7 +61,7 @@ def ready(settings: Settings, root: Root, home: Path) -> Iterator[Help]:
         if settings.scheduler:
             workers = stack.enter_context(icecream_help(settings, root, home))
             parts += [workers] if workers else []
-        # The server's password is not left behind in build/.
+        # Do not leave the server's password in build/.
         stack.callback((place / CONFIG).unlink, missing_ok=True)
         if server and (cache := cache_help(root, server, place)):
             parts.append(cache)
@@ -88,7 +81,7 @@ def ready(settings: Settings, root: Root, home: Path) -> Iterator[Help]:
 
 
 def together(parts: list[Help]) -> Help:
-    """Return the sum of several."""
+    """Merge several helps into one."""
     env: dict[str, str] = {}
     for one in parts:
         env |= one.env

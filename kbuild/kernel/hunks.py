@@ -1,4 +1,4 @@
-"""Functions of the kernel's C sources, and hunks of patches that find no place in them."""
+"""Find functions in the kernel's C sources, and explain why a patch's hunk has no place there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXPORT = re.compile(r"^EXPORT_SYMBOL(?:_GPL)?\((\w+)\);", re.MULTILINE)
 # A function's head in the kernel's style begins in the first column.
 _HEAD = re.compile(r"^(?!\s|EXPORT_SYMBOL|#|/|\*)[^;={}]*?\b(\w+)\(")
 _CALL = re.compile(r"\b(\w+)\s*\(")
-_HEAD_LINES = 12  # that a head takes at most
+_HEAD_LINES = 12  # maximum length of a head
 _CONTEXT = 3  # lines of a diff
 _DIFFERENCES_SAID = 3
 
@@ -34,9 +34,9 @@ def function_span(lines: Sequence[str], name: str) -> tuple[int, int] | None:
 
 
 def exported_function(text: str, symbol: str) -> str | None:
-    """Return the name of the function that the export of ``symbol`` directly follows.
+    """Return the name of the function directly before the export of ``symbol``.
 
-    None when what stands before it is not the end of a function.
+    Return None if the text before it is not the end of a function.
     """
     match = re.search(rf"^EXPORT_SYMBOL(?:_GPL)?\({symbol}\);", text, re.MULTILINE)
     before = text[: match.start()] if match else ""
@@ -48,21 +48,21 @@ def exported_function(text: str, symbol: str) -> str | None:
 
 
 def expected_lines(hunk: Hunk) -> list[str]:
-    """Return the lines that a hunk expects to find."""
+    """Return the lines that a hunk expects in the source."""
     return [str(line.value).rstrip("\n") for line in hunk if not line.is_added]
 
 
 def functions_of(hunk: Hunk, file: str) -> tuple[str, ...]:
     """Return the functions that a hunk shows, and the one that its header names."""
     names = [match[1] for line in expected_lines(hunk) if (match := _HEAD.match(line))]
-    # In a header file it is only the last declaration above.
+    # In a header file, the hunk names only the last declaration above it.
     if file.endswith(".c") and (inside := _CALL.search(hunk.section_header)):
         names.append(inside[1])
     return tuple(dict.fromkeys(names))
 
 
 def function_of(hunk: Hunk, file: str) -> str:
-    """Return the function whose export a hunk adds, or that it stands in; "" for none."""
+    """Return the function whose export a hunk adds, or in which it lies; "" for none."""
     fresh = "".join(str(line.value) for line in hunk if line.is_added)
     exported = [name for name in EXPORT.findall(fresh) if not _defines(fresh.splitlines(), name)]
     shown = [match[1] for line in expected_lines(hunk) if (match := _HEAD.match(line))]
@@ -75,7 +75,7 @@ def _defines(lines: Sequence[str], name: str) -> bool:
 
 
 def whereabouts(lines: Sequence[str], name: str) -> str:
-    """Say where a source has a function now."""
+    """Describe where a source has a function now."""
     if span := function_span(lines, name):
         return f"is at line {span[0] + 1}"
     declared = re.compile(rf"^[A-Za-z].*\b{name}\(")
@@ -84,14 +84,14 @@ def whereabouts(lines: Sequence[str], name: str) -> str:
 
 
 def _closest(old: Sequence[str], lines: Sequence[str]) -> int:
-    """Return where (from 0) a source is most like a hunk's lines."""
+    """Return the line (from 0) at which a source is most similar to a hunk's lines."""
     matcher = difflib.SequenceMatcher(autojunk=False)
     matcher.set_seq2(list(old))
     wanted = set(old)
 
     def score(at: int) -> float:
         window = lines[at : at + len(old)]
-        # The ratio is slow; lines in common bound it.
+        # The ratio is slow, and without a common line it is 0.
         if not any(line in wanted and line.strip() for line in window):
             return 0.0
         matcher.set_seq1(list(window))
@@ -101,7 +101,7 @@ def _closest(old: Sequence[str], lines: Sequence[str]) -> int:
 
 
 def refusal_reason(text: str | None, hunk: Hunk, function: str) -> str:
-    """Say in one line what a source has in place of the lines that a hunk expects."""
+    """Describe in one line what a source has instead of the lines that a hunk expects."""
     if text is None:
         return "this kernel has no such file"
     lines = text.split("\n")
@@ -110,20 +110,20 @@ def refusal_reason(text: str | None, hunk: Hunk, function: str) -> str:
     wanted = expected_lines(hunk)
     best = _closest(wanted, lines)
     differing = [
-        f"it wants to find {a.strip()!r}, and line {number} is {b.strip()!r}"
+        f"it expects {a.strip()!r}, but line {number} is {b.strip()!r}"
         for number, (a, b) in enumerate(zip(wanted, lines[best:], strict=False), best + 1)
         if a != b
     ]
-    return "; ".join(differing[:_DIFFERENCES_SAID]) or "its place is taken already"
+    return "; ".join(differing[:_DIFFERENCES_SAID]) or "its place is already taken"
 
 
 def change(
     hunk: Hunk, file: str, lines: Sequence[str], older: Sequence[str] | None
 ) -> tuple[list[str], bool]:
-    """Return a diff that ends in this source, and whether it begins in the older one.
+    """Return a diff to this source, and whether it starts from the older source.
 
-    It begins there if the hunk fits the older source and one of the hunk's functions has
-    changed since, and otherwise in the lines that the hunk expects.
+    It starts from the older source if the hunk fits there and one of the hunk's functions has
+    changed since.  Otherwise it starts from the lines that the hunk expects.
     """
     old = expected_lines(hunk)
     if older is not None and "\n".join(["", *old, ""]) in "\n".join(["", *older, ""]):
@@ -143,12 +143,12 @@ def _function(lines: Sequence[str], name: str) -> list[str]:
 
 
 def _like(old: Sequence[str], lines: Sequence[str]) -> list[str]:
-    """Diff a hunk's lines with those of the source that are most like them."""
+    """Diff a hunk's lines against the most similar lines of the source."""
     if not lines:
         return []
     best = _closest(old, lines)
     diff = _diff(old, lines[max(0, best - _CONTEXT) : best + len(old) + _CONTEXT])
-    # What stands only before or after the hunk's lines was not added to them.
+    # Lines of the source before and after the hunk's lines are context, not additions.
     first = next((k for k, line in enumerate(diff) if line[0] != "+"), 0)
     last = next((k for k in reversed(range(len(diff))) if diff[k][0] != "+"), len(diff))
     return [" " + line[1:] if not first <= k <= last else line for k, line in enumerate(diff)]

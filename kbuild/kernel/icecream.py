@@ -1,4 +1,4 @@
-"""Compile along with the workers of an icecream scheduler."""
+"""Compile with the workers of an icecream scheduler."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ logger = logging.getLogger(__name__)
 
 _ICECREAM = "/mnt/icecream"
 _DAEMON_TIMEOUT_S = 20.0
-_USER = "icecc"  # that Debian's package makes, for the daemon
-# What iceccd says when its scheduler has taken it.
+_USER = "icecc"  # Debian's package creates it for the daemon
+# iceccd's message when its scheduler has accepted it.
 _CONNECTED = "Connected to scheduler"
 SCHEDULER_PORT = 8765
 _HOST = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::(?P<port>\d{1,5}))?")
 
 
 def parse_scheduler(text: str) -> tuple[str, int]:
-    """Read host[:port] of an icecream scheduler; raises UserError for anything else."""
+    """Parse host[:port] of an icecream scheduler; raises UserError for anything else."""
     match = _HOST.fullmatch(text)
     port = int(match["port"] or SCHEDULER_PORT) if match else 0
     if match is None or not 0 < port < 65536 or not is_host(match["host"].strip("[]")):
         shown = redact_url(text)
         raise UserError(
-            f"--scheduler {shown} is no icecream scheduler",
+            f"--scheduler {shown} is not the address of an icecream scheduler",
             expected=f"HOST or HOST:PORT; the usual port is {SCHEDULER_PORT}",
             found=shown,
         )
@@ -46,7 +46,7 @@ def parse_scheduler(text: str) -> tuple[str, int]:
 def compiler_environment(settings: Settings, root: Root) -> Path:
     """Return the root's own compiler as an archive that icecream's workers unpack.
 
-    Made once by icecc-create-env for each root, and kept in the cache.
+    icecc-create-env makes it once for each root, and the cache keeps it.
     """
     home = settings.cache / "icecream" / root.digest[:16]
     mark, inputs = home / "stamp.json", {"root": root.digest}
@@ -63,14 +63,14 @@ def compiler_environment(settings: Settings, root: Root) -> Path:
                 )
                 stamp.write(scratch / mark.name, inputs, scratch.glob("*.tar.*"), 0.0, sync=False)
     fs.mark_used(home)
-    # Workers tell environments apart by the name, which holds a digest of the content.
+    # Workers distinguish environments by name, and the name contains a digest of the content.
     made = list(home.glob("*.tar.*"))
     if len(made) != 1:
         raise BuildError(
             "icecc made no archive of the compiler",
             expected=f"one file in {home}",
             found=", ".join(path.name for path in made) or "none",
-            hint="remove that directory, and run the same command again",
+            hint="remove that directory and run the same command again",
         )
     return made[0]
 
@@ -82,8 +82,8 @@ def icecream_help(settings: Settings, root: Root, home: Path) -> Iterator[Help |
     try:
         archive = compiler_environment(settings, root)
     except KbuildError as error:
-        # As with a scheduler that is away: a security update must not wait for its helpers.
-        logger.warning("icecream is left out: %s", error)
+        # A security update must not wait for its helpers, as with a missing scheduler.
+        logger.warning("icecream is not used: %s", error)
         yield None
         return
     place = home / "icecream"
@@ -108,11 +108,10 @@ def icecream_help(settings: Settings, root: Root, home: Path) -> Iterator[Help |
     with log.open("wb") as stream:
         process = run.start(daemon, stdout=stream, stderr=subprocess.STDOUT)
         try:
-            # Asked through the daemon: a scheduler stops for seconds over a connection that
-            # says nothing.
+            # Ask through the daemon, because a silent connection blocks a scheduler for seconds.
             if not _connected(process, log):
                 logger.warning(
-                    "icecream is left out: no scheduler at %s answers; see %s",
+                    "icecream is not used: no scheduler answers at %s; see %s",
                     settings.scheduler,
                     log,
                 )
@@ -132,16 +131,18 @@ def icecream_help(settings: Settings, root: Root, home: Path) -> Iterator[Help |
 
 
 def _owner(root: Root, user: str) -> tuple[int, int]:
-    """Return the numbers of a user and its group in a root, which are not the host's."""
+    """Return the numbers of a user and its group in a root, which differ from the host's."""
     for line in (root.path / "etc/passwd").read_text().splitlines():
         name, _, uid, gid, *_ = line.split(":")
         if name == user:
             return int(uid), int(gid)
-    raise BuildError(f"{root.path} has no user {user}", hint="'invoke clean --roots' makes it anew")
+    raise BuildError(
+        f"{root.path} has no user {user}", hint="'./inv clean --roots' lets it be made again"
+    )
 
 
 def _connected(process: subprocess.Popen[bytes], log: Path) -> bool:
-    """Wait until icecream's daemon says that its scheduler has taken it."""
+    """Wait until icecream's daemon reports that its scheduler has accepted it."""
     deadline = time.monotonic() + _DAEMON_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -149,7 +150,7 @@ def _connected(process: subprocess.Popen[bytes], log: Path) -> bool:
                 "icecream's daemon does not start",
                 found=log.read_text(errors="replace").strip()[-1000:],
                 log=log,
-                hint="leave --scheduler out",
+                hint="omit --scheduler",
             )
         if _CONNECTED in log.read_text(errors="replace"):
             return True

@@ -1,8 +1,8 @@
-"""Kernel configuration: fragments on a base, and the proof that each option is in the result.
+"""Merge configuration fragments into a base, and check that each option is in the result.
 
-Kconfig drops what it cannot grant without a word.  A "KASAN" kernel without KASAN would
-pass every test, so each option of each fragment is looked up in the final ``.config``,
-and one that is not there is an error with its reason.
+Kconfig silently drops options that it cannot grant.  A "KASAN" kernel without KASAN would pass
+every test.  So each option of each fragment is looked up in the final ``.config``, and a missing
+one is an error with its reason.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ logger = logging.getLogger(__name__)
 
 _SET = re.compile(r"^CONFIG_(\w+)=(.*)$")
 _UNSET = re.compile(r"^# CONFIG_(\w+) is not set$")
-# What a fragment says of the option in the line below it: kernels of some generations do not
-# have it, and have nothing instead, or an option of another name.
+# A fragment's note on the option in the next line.  Some kernels do not have that option; they have
+# nothing instead, or an option with another name.
 _WHERE = re.compile(r"^# \[where it exists(?:, else CONFIG_(\w+))?\]$")
 _DEFINITION = re.compile(r"^\s*(?:menu)?config\s+(\w+)\s*$")
 _SOURCE = re.compile(r'^\s*source\s+"?([\w$()/.+-]+)"?\s*$')
 _EXPLAINER = Path(__file__).parent / "in_root" / "kconfig_reasons.py"
 _EXPLAIN_TIMEOUT_S = 300
 _SEARCH_TIMEOUT_S = 120
-# Debian's own have a quarter of this.
+# Debian's own files have a quarter of this.
 _LARGEST = 1 << 20  # bytes
 
 
@@ -42,7 +42,7 @@ class Fragment:
 
     name: str
     options: Mapping[str, str]
-    # Options that need not exist in every kernel, and what stands for them there ("": nothing).
+    # Options that some kernels lack, and their replacement there ("" for none).
     elsewhere: Mapping[str, str] = field(default_factory=dict)
 
     def text(self) -> str:
@@ -55,7 +55,7 @@ def _line(name: str, value: str) -> str:
 
 
 def parse(text: str, *, name: str, strict: bool = False) -> Fragment:
-    """Read ``.config`` syntax; with ``strict`` a line of any other form raises UserError."""
+    """Parse ``.config`` syntax; with ``strict``, any other form of line raises UserError."""
     options: dict[str, str] = {}
     elsewhere: dict[str, str] = {}
     where: re.Match[str] | None = None
@@ -73,32 +73,32 @@ def parse(text: str, *, name: str, strict: bool = False) -> Fragment:
             )
         elif where:
             raise UserError(
-                f"{name}:{number - 1} speaks of no option",
-                expected="an option in the line below",
+                f"{name}:{number - 1} is a note without an option",
+                expected="an option in the next line",
                 found=line or "an empty line",
             )
         where = _WHERE.match(line)
     if where:
-        raise UserError(f"{name} ends with a line that speaks of no option", found=where[0])
+        raise UserError(f"{name} ends with a note without an option", found=where[0])
     return Fragment(name, options, elsewhere)
 
 
 def read(path: Path, *, strict: bool = True) -> Fragment:
     """Read a fragment's or a kernel's configuration file.
 
-    Raises UserError for anything but a text file of usual size: a pipe would give its content
-    once, and a device without an end.
+    Raises UserError for anything but a text file of usual size: a pipe gives its content only
+    once, and a device may have no end.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise _unreadable(path, "it is no regular file")
+            raise _unreadable(path, "it is not a regular file")
         with path.open("rb") as stream:
             raw = stream.read(_LARGEST + 1)
         if len(raw) > _LARGEST:
             raise _unreadable(path, f"it is larger than {_LARGEST} bytes")
         return parse(raw.decode(), name=str(path), strict=strict)
     except UnicodeDecodeError:
-        raise _unreadable(path, "it is no text in UTF-8") from None
+        raise _unreadable(path, "it is not a text in UTF-8") from None
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from error
 
@@ -108,10 +108,10 @@ def _unreadable(path: Path, why: str) -> UserError:
 
 
 def settle(fragment: Fragment, kernel: Path) -> Fragment:
-    """Return a fragment with the options that the source tree ``kernel`` has.
+    """Return a fragment limited to the options that the source tree ``kernel`` has.
 
-    Only options of which the fragment itself says that they need not exist are replaced or left
-    out, and each is said; any other that is unknown is an error later, as one that is not granted.
+    Only options that the fragment itself notes as optional are replaced or omitted, and each is
+    logged.  Any other unknown option becomes an error later, like one that is not granted.
     """
     if not fragment.elsewhere:
         return fragment
@@ -127,7 +127,7 @@ def settle(fragment: Fragment, kernel: Path) -> Fragment:
             "this kernel has no CONFIG_%s (%s)%s",
             option,
             Path(fragment.name).name,
-            f": CONFIG_{instead}={value} stands for it" if instead else ", and needs none",
+            f": using CONFIG_{instead}={value}" if instead else ", and needs none",
         )
     return Fragment(fragment.name, options)
 
@@ -135,8 +135,8 @@ def settle(fragment: Fragment, kernel: Path) -> Fragment:
 def definitions(tree: Path, *, architecture: str = "x86") -> dict[str, str]:
     """Return every option that a source tree defines, and what its definitions depend on.
 
-    Followed from the top by "source", as kconfig does.  kconfiglib 14.1, the last, cannot
-    read the newer kernels' files, and reads none without the suite's compiler.
+    It follows "source" from the top, as kconfig does.  kconfiglib 14.1, the last release, cannot
+    read newer kernels' files, and it needs the suite's compiler.
     """
     found: dict[str, list[str]] = {}
     seen: set[str] = set()
@@ -162,7 +162,7 @@ def definitions(tree: Path, *, architecture: str = "x86") -> dict[str, str]:
 
 
 def merge(base: Fragment, fragments: Iterable[Fragment]) -> str:
-    """Return ``base`` with ``fragments`` on top, later ones winning, as ``.config`` text."""
+    """Return ``base`` updated with ``fragments``, later ones winning, as ``.config`` text."""
     options = dict(base.options)
     for fragment in fragments:
         options |= fragment.options
@@ -170,9 +170,9 @@ def merge(base: Fragment, fragments: Iterable[Fragment]) -> str:
 
 
 def dropped(final: Fragment, fragments: Sequence[Fragment]) -> dict[str, tuple[str, str, str]]:
-    """Return option → (wanted, got, fragment) for each one that the result does not grant.
+    """Return option → (wanted, got, fragment) for each option that the result does not grant.
 
-    A later fragment overrides an earlier one, so only the last word on an option counts.
+    A later fragment overrides an earlier one, so only the last value of an option counts.
     """
     wanted = {
         option: (value, fragment.name)
@@ -187,9 +187,9 @@ def dropped(final: Fragment, fragments: Sequence[Fragment]) -> dict[str, tuple[s
 
 
 def strayed(distro: Fragment, final: Fragment, fragments: Sequence[Fragment]) -> dict[str, str]:
-    """Return option → "wanted -> got" where a configuration is not the distro's plus ``fragments``.
+    """Return option → "wanted -> got" for each difference from the distro's plus ``fragments``.
 
-    An option that is not there is one that is not set: Kconfig leaves out what cannot be asked.
+    A missing option counts as not set, because Kconfig omits options that cannot be chosen.
     """
     wanted = dict(distro.options)
     for fragment in fragments:
@@ -210,10 +210,10 @@ def verify(
     binds: Sequence[Bind],
     log: Path,
 ) -> None:
-    """Raise BuildError unless every option of every fragment is in ``final`` as asked for.
+    """Raise BuildError unless ``final`` has every option of every fragment with its value.
 
-    The reasons come from kconfiglib, run in the root on the same tree (/mnt/source) and
-    result (/mnt/out), as ``binds`` shows them.
+    kconfiglib gives the reasons.  It runs in the root on the same tree (/mnt/source) and result
+    (/mnt/out), as ``binds`` shows them.
     """
     missing = dropped(final, fragments)
     if not missing:
@@ -224,7 +224,7 @@ def verify(
         timeout_s=_EXPLAIN_TIMEOUT_S,
         binds=[*binds, Bind(_EXPLAINER, "/mnt/kconfig_reasons.py")],
         cwd="/mnt/source",
-        # kconfiglib reads the tree as kbuild would.
+        # These make kconfiglib read the tree as kbuild does.
         env={
             "srctree": "/mnt/source",
             "ARCH": "x86",
@@ -236,7 +236,7 @@ def verify(
     )
     reasons = _reasons(completed.stdout)
     if not reasons:
-        # Not every suite has kconfiglib, and it does not read every kernel's files.
+        # Some suites lack kconfiglib, and it cannot read every kernel's files.
         reasons = _written_reasons(missing, binds)
     lines = [
         f"CONFIG_{option}: wanted {wanted} ({source}), got {got}: "
@@ -247,10 +247,10 @@ def verify(
         stream.write(completed.stdout + completed.stderr)
     raise BuildError(
         f"{len(missing)} option(s) of the fragments are not in the final configuration",
-        expected="every option as its fragment asks for it",
+        expected="every option with the value in its fragment",
         found="\n".join(lines),
         log=log,
-        hint="set what it depends on in the fragment, or take the option out",
+        hint="set the dependencies of each option in the fragment, or remove the option",
     )
 
 
@@ -260,7 +260,7 @@ def _written_reasons(missing: Mapping[str, object], binds: Sequence[Bind]) -> di
     return {
         option: "this kernel has no such option"
         if option not in there
-        else f"its definition says: {there[option] or 'nothing of what it depends on'}"
+        else f"its definition says: {there[option] or 'it depends on nothing'}"
         for option in missing
     }
 

@@ -1,8 +1,7 @@
-"""Build our module for a kernel, and prove that it fits that kernel.
+"""Build our module for a kernel, and check that it fits that kernel.
 
-The sources are copied first, so that nothing is ever written into kmod/.  Whether the
-result belongs to the target is read from the result: what a build was asked for and what
-came out have differed before.
+The sources are copied first, so that nothing is ever written into kmod/.  The result itself shows
+whether it belongs to the target: requested and actual kernel have differed before.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ _TREE = "/mnt/tree"
 _TIMEOUT_S = 600.0
 # struct modversion_info of include/linux/module.h on a 64-bit kernel: a CRC and a name.
 _VERSION = struct.Struct("<Q56s")
-# A warning that W=1 brings and that the headers of a kernel give cause for: 5.10 without NUMA
-# does, in linux/mmzone.h.  In our own files it is a finding as any other.
+# A warning of W=1 that a kernel's headers may cause: 5.10 without NUMA does, in linux/mmzone.h.
+# In our own files it counts as a finding.
 _IN_HEADERS = "unused-but-set-variable"
-# Warnings, and sparse.  Linux 7 leaves sparse out with a mere warning where it does not know
-# the C of its headers, which Debian's does not, or where scripts/checker-valid.sh is missing,
-# as in Debian's headers: so its Makefile's decision is overruled, and the word explained.
+# Warnings, and sparse.  Linux 7 skips sparse with only a warning if sparse does not know the C of
+# the headers, or if scripts/checker-valid.sh is missing.  With Debian's sparse and headers both
+# are true.  So override the Makefile's decision, and define the unknown words for sparse.
 _CHECKS = (
     "W=1",
     "C=2",
@@ -59,21 +58,21 @@ _FINDING = re.compile(
 
 @dataclass(frozen=True)
 class BuiltModule:
-    """A module that was checked against the kernel that it is for."""
+    """A module that was checked against its kernel."""
 
     path: Path
-    release: str  # of the kernel that it loads into
-    backends: tuple[str, ...]  # built in; the first one is its default
+    release: str  # of its kernel
+    backends: tuple[str, ...]  # built in; the first one is the default
     vermagic: str
     seconds: float
 
 
 @dataclass(frozen=True)
 class ModuleFacts:
-    """What the module's own file says."""
+    """The facts in the module's own file."""
 
-    info: Mapping[str, str]  # .modinfo; of a key that repeats, the last
-    undefined: frozenset[str]  # symbols that it expects of the kernel
+    info: Mapping[str, str]  # .modinfo; the last value of a repeated key
+    undefined: frozenset[str]  # symbols that it needs from the kernel
     crcs: Mapping[str, int]  # __versions; empty without CONFIG_MODVERSIONS
 
 
@@ -81,28 +80,28 @@ class ModuleFacts:
 class Headers:
     """Prepared kernel headers, as a root shows them."""
 
-    directory: str  # in the root: where make is told to go
+    directory: str  # in the root: make's working directory
     symvers: Path  # on the host: the kernel's Module.symvers
     binds: tuple[Bind, ...]
-    source: str | None = None  # in the root, where ``directory`` is the output of another tree
+    source: str | None = None  # in the root, if ``directory`` is the output of another tree
 
 
 def whole(tree: Path) -> Headers:
-    """Return headers that lie in one directory, as in our own packages."""
+    """Return headers in one directory, as in our own packages."""
     return Headers(_HEADERS, tree / "Module.symvers", (Bind(tree, _HEADERS),))
 
 
 def debian(prefix: Path, release: str) -> Headers:
-    """Return Debian's own headers, unpacked below ``prefix``: they lie in several packages.
+    """Return Debian's own headers, unpacked below ``prefix`` from several packages.
 
-    The flavour's, the common and the kbuild package refer to each other by relative links,
-    but for the flavour's Makefile, which names /usr/src: so make starts in the common one.
+    The flavour's, the common and the kbuild package refer to each other by relative links.  Only
+    the flavour's Makefile names /usr/src, so make starts in the common one.
     """
     source = prefix / "usr/src"
     common = sorted(source.glob("linux-headers-*-common"))
     if len(common) != 1:
         raise BuildError(
-            f"Debian's headers for {release} are not complete",
+            f"Debian's headers for {release} are incomplete",
             expected=f"one linux-headers-*-common below {source}",
             found=", ".join(path.name for path in common) or "none",
         )
@@ -125,11 +124,11 @@ def build(
     source: Path | None = None,
     variables: Mapping[str, str] | None = None,
 ) -> BuiltModule:
-    """Compile the module against ``headers`` in ``root``; ``out`` becomes a directory with it.
+    """Compile the module against ``headers`` in ``root``, into the directory ``out``.
 
-    ``source`` is kmod/ or a changed copy of it, ``variables`` are make's.  Raises
-    BuildError with the compiler's first error, or with what does not fit when the result is
-    not for ``release``; ``out`` is then what it was before.
+    ``source`` is kmod/ or a changed copy of it; ``variables`` are make's.  Raises BuildError with
+    the compiler's first error, or with the differences if the result is not for ``release``.
+    ``out`` then stays as it was.
     """
     began = time.monotonic()
     target = headers if isinstance(headers, Headers) else whole(headers)
@@ -156,10 +155,10 @@ def build(
 def compile_unchecked(
     settings: Settings, root: Root, *, headers: Headers, out: Path, log: Path
 ) -> Path:
-    """Compile our module for a kernel that may lack what it needs; returns its .ko.
+    """Compile our module for a kernel that may lack what it needs; return its .ko.
 
-    To be read, not to be loaded: modpost warns of what is not exported, and nothing is
-    checked.  Raises BuildError when the sources do not compile against the headers.
+    The result is only for reading, not for loading: modpost warns of missing exports, and nothing
+    is checked.  Raises BuildError if the sources do not compile against the headers.
     """
     log.unlink(missing_ok=True)
     with fs.fresh_directory(out) as scratch:
@@ -171,7 +170,7 @@ def compile_unchecked(
 def compile_other(
     settings: Settings, root: Root, *, headers: Headers, source: Path, out: Path, log: Path
 ) -> Path:
-    """Compile the module of one file in ``source``, one of the tests' own; returns its .ko.
+    """Compile the module of one file in ``source``, one of the tests' own; return its .ko.
 
     ``out`` becomes a directory with it.  Raises BuildError as :func:`build` does.
     """
@@ -194,10 +193,10 @@ def lint(
     scratch: Path,
     log: Path,
 ) -> None:
-    """Compile with all warnings and sparse, and read the sources with checkpatch --strict.
+    """Compile with all warnings and sparse, and check the sources with checkpatch --strict.
 
-    ``tree`` is a directory with scripts/checkpatch.pl (the kernel's source, or its
-    headers).  Raises BuildError that holds every finding.
+    ``tree`` is a directory with scripts/checkpatch.pl (the kernel's source, or its headers).
+    Raises BuildError with every finding.
     """
     target = headers if isinstance(headers, Headers) else whole(headers)
     log.unlink(missing_ok=True)
@@ -233,24 +232,24 @@ def lint(
             check=False,
         )
         findings += _FINDING.findall(completed.stdout)
-    # Both were asked to be silent about what is right, so a status alone is a finding too.
+    # Both report only findings, so a bad status without output is a finding too.
     if findings or completed.returncode:
         raise BuildError(
             "the module's sources have findings",
-            expected="none of the compiler (W=1), sparse and checkpatch --strict",
+            expected="no findings by the compiler (W=1), sparse and checkpatch --strict",
             found="\n".join(findings) or completed.stdout.strip(),
             log=log,
         )
 
 
 def _is_of_headers(finding: str, work: Path) -> bool:
-    """Whether a finding is the one that the kernel's own headers may give cause for."""
+    """Return whether a finding is the one that the kernel's own headers may cause."""
     path = finding.partition(":")[0].removeprefix(f"{_MODULE}/")
     return finding.endswith(f"[-W{_IN_HEADERS}]") and not (work / path).exists()
 
 
 def copy_sources(kmod: Path, target: Path) -> None:
-    """Copy the module's sources, and nothing that a build left beside them."""
+    """Copy the module's sources, but no files that a build left next to them."""
     shutil.copytree(
         kmod,
         target,
@@ -299,7 +298,7 @@ def _make(
 
 
 def read(path: Path) -> ModuleFacts:
-    """Read what a module's file says of itself; raises BuildError when it is not one."""
+    """Read the facts in a module's file; raises BuildError if it is not a module."""
     try:
         with path.open("rb") as stream:
             elf = ELFFile(stream)
@@ -327,7 +326,7 @@ def parse_versions(raw: bytes) -> dict[str, int]:
     """Read the section __versions: the CRC of each symbol that the module was built for."""
     if len(raw) % _VERSION.size:
         raise BuildError(
-            "the module's symbol versions are of another shape",
+            "the module's symbol versions have an unknown form",
             expected=f"a multiple of {_VERSION.size} bytes",
             found=f"{len(raw)} bytes",
         )
@@ -343,18 +342,18 @@ def check(
     exported: Mapping[str, ExportedSymbol],
     log: Path | None = None,
 ) -> None:
-    """Raise BuildError unless a module fits the kernel of that release and those symbols."""
+    """Raise BuildError unless a module fits the kernel with that release and those symbols."""
     vermagic = facts.info.get("vermagic", "")
     if vermagic.split(" ", 1)[0] != release:
         raise BuildError(
-            "the module was built for another kernel than the one asked for",
+            "the module was built for another kernel than the requested one",
             expected=release,
             found=vermagic or "no vermagic",
             log=log,
             hint="the headers belong to another release",
         )
     if not facts.info.get("backends"):
-        raise BuildError("the module does not say which backends it has", log=log)
+        raise BuildError("the module does not name its backends", log=log)
     missing = sorted(facts.undefined - exported.keys())
     if missing:
         raise BuildError(
@@ -365,7 +364,7 @@ def check(
         )
     if not facts.crcs and any(exported[name].crc is not None for name in facts.undefined):
         raise BuildError(
-            f"the module has no symbol versions, and {release} asks for them",
+            f"the module has no symbol versions, but {release} requires them",
             log=log,
             hint="with CONFIG_MODVERSIONS, Linux 7 needs CONFIG_BASIC_MODVERSIONS to write them",
         )
@@ -378,8 +377,8 @@ def check(
             wrong.append(f"{name}: {shown}, the kernel has {wanted:#010x}")
     if wrong:
         raise BuildError(
-            f"the module's symbol versions are not those of {release}",
+            f"the module's symbol versions do not match {release}",
             found="\n".join(wrong),
             log=log,
-            hint="the headers and the Module.symvers belong to different builds",
+            hint="the headers and the Module.symvers come from different builds",
         )

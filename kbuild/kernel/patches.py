@@ -1,8 +1,8 @@
-"""Patches: chosen by kernel range, applied with no fuzz, and proved by their effect.
+"""Apply patches without fuzz and check their effect.
 
-A patch that applied proves nothing: with fuzz, the module author's own patch of 2020
-applies to every current kernel and exports the wrong functions.  So the patched source
-is read again, and each declared export must directly follow its own function.
+A patch that applied proves nothing: with fuzz, the module author's own patch of 2020 applies to
+every current kernel and exports the wrong functions.  So the patched source is read again, and
+each declared export must directly follow its own function.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from kbuild.kernel.quilt import changes, content, named, touched
 
 logger = logging.getLogger(__name__)
 
-# What patch(1) says of the file that it is at, and of a hunk that found no place.
+# patch(1)'s lines about the current file, and about a hunk that has no place.
 _SAID = re.compile(
     r"^patching (?:file|symbolic link) (?P<file>.+?)(?: \((?:renamed|copied) from .*\))?$"
     r"|^Hunk #(?P<hunk>\d+) FAILED at"
@@ -45,20 +45,20 @@ class Refusal:
 
     patch: str
     file: str
-    hunk: int  # of that file's in the patch, counted from 1
-    function: str  # that it is about; "" when that cannot be told
-    reason: str  # what the tree has instead
+    hunk: int  # its number in that file's part of the patch, from 1
+    function: str  # that it changes; "" if unknown
+    reason: str  # the tree's content in its place
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Describe the refusal in one line."""
         about = f" at {self.function}()" if self.function else ""
         return f"{self.patch}: hunk {self.hunk} of {self.file}{about}: {self.reason}"
 
 
 def refusals(pristine: Path, series: Series) -> tuple[Refusal, ...]:
-    """Say which hunks of a series find no place in a tree, and what is there instead.
+    """Return the hunks of a series that have no place in a tree, with the tree's own content.
 
-    Empty when the series applies, which is not yet to say that it does what it declares.
+    The result is empty if the series applies; that does not prove its declared effect.
     """
     with tempfile.TemporaryDirectory(prefix="cplayground-") as scratch:
         return _try_patches(pristine, series, Path(scratch))[0]
@@ -67,11 +67,11 @@ def refusals(pristine: Path, series: Series) -> tuple[Refusal, ...]:
 def apply(pristine: Path, series: Series, tree: Path, *, base_version: str) -> Tree:
     """Bring ``tree`` to ``pristine`` plus ``series``, whatever it was before.
 
-    The patched files are made and proved aside; only then does the tree change, and only
-    in the files that differ in content, mode or type, so that make rebuilds what depends on
-    them and nothing else.  A patch that does not apply, or has not the effect that it
-    declares, raises BuildError and leaves the tree alone.  Unchanged files are hard links
-    into ``pristine``: nobody may write to them.
+    The patched files are made and checked elsewhere.  Only then does the tree change, and only
+    files that differ in content, mode or type, so that make rebuilds only what depends on them.
+    BuildError is raised if a patch does not apply or does not have its declared effect; the tree
+    then stays as it was.  Unchanged files are hard links into ``pristine`` and must not be
+    written to.
     """
     scratch = tree.with_name(f".{tree.name}.patching")
     with fs.lock(tree.with_name(f".{tree.name}.lock")):
@@ -85,12 +85,12 @@ def apply(pristine: Path, series: Series, tree: Path, *, base_version: str) -> T
                 state.unlink(missing_ok=True)
                 _link_tree(pristine, tree)
                 before = ()
-            # Recorded before the first change: a run that dies half-way must still be able
-            # to take every file back.
+            # Recorded before the first change, so that a later run can restore every file if
+            # this one dies half-way.
             every = sorted({*before, *names})
             fs.write_json(state, every)
             wanted = {name: (scratch if name in names else pristine) / name for name in every}
-            # Files go first: a directory may come where one was, or go with the last.
+            # Files go first: a directory may replace one, or go together with its last file.
             for name in every:
                 if _described(wanted[name]) is None:
                     _remove(tree, name)
@@ -109,18 +109,18 @@ def _names(raw: list[str]) -> tuple[str, ...]:
 
 
 def mend(pristine: Path, tree: Tree) -> tuple[str, ...]:
-    """Bring the files of ``tree`` that its series leaves alone to what ``pristine`` has.
+    """Restore the files of ``tree`` that its series does not change, from ``pristine``.
 
-    To be done before the tree is compiled.  Files that share an inode are the same, all others
-    are compared by content.  A file that was damaged gets a new time, so that make compiles
-    again what was compiled from it.  Returns what was mended, sorted.
+    Call it before the tree is compiled.  Files that share an inode are the same; all others are
+    compared by content.  A restored file gets a new time, so that make compiles its dependents
+    again.  Return the names of the restored files, sorted.
     """
     patched = set(tree.changed)
     mended = []
     with fs.lock(tree.path.with_name(f".{tree.path.name}.lock")):
         fs.check_unmounted(tree.path)
         wanted, there = dict(contents.walk(pristine)), dict(contents.walk(tree.path))
-        # A directory that is not in the source goes after what lies in it.
+        # A directory that the source does not have goes after its content.
         for name in sorted(there.keys() - wanted.keys() - patched, reverse=True):
             path = tree.path / name
             if not stat.S_ISDIR(there[name].st_mode):
@@ -133,7 +133,7 @@ def mend(pristine: Path, tree: Tree) -> tuple[str, ...]:
                 mended.append(name)
     if mended:
         logger.warning(
-            "%s: %d files were not those of the source, and were made again: %s%s",
+            "%s: %d files differed from the source and were restored: %s%s",
             tree.path,
             len(mended),
             ", ".join(sorted(mended)[:_MENDED_SAID]),
@@ -143,7 +143,7 @@ def mend(pristine: Path, tree: Tree) -> tuple[str, ...]:
 
 
 def _mend(origin: Path, wanted: os.stat_result, path: Path, there: os.stat_result | None) -> bool:
-    """Make ``path`` what ``origin`` is; returns whether it was something else."""
+    """Restore ``path`` from ``origin``; return whether it was different."""
     kind = stat.S_IFMT(wanted.st_mode)
     if there is not None and stat.S_IFMT(there.st_mode) != kind:
         fs.remove_tree(path) if stat.S_ISDIR(there.st_mode) else path.unlink()
@@ -160,11 +160,11 @@ def _mend(origin: Path, wanted: os.stat_result, path: Path, there: os.stat_resul
         and contents.content(path, kind) == contents.content(origin, kind)
     )
     if same and there is not None and there.st_mtime_ns != wanted.st_mtime_ns:
-        # It was mended once, and has its own time since.
+        # It was restored before, and has its own time since.
         return False
     scratch = path.with_name(f".{path.name}.mending")
     scratch.unlink(missing_ok=True)
-    # Linked again, the next look tells by the inode.
+    # A new hard link lets the next look compare inodes.
     if not (same and _link(origin, scratch)):
         if same:
             return False
@@ -185,7 +185,7 @@ def _link(origin: Path, path: Path) -> bool:
 
 
 def foresee(pristine: Path, series: Series, tree: Path, *, base_version: str) -> Tree:
-    """Return what :func:`apply` would, after the same checks, and change nothing."""
+    """Return the result of :func:`apply` after the same checks, but change nothing."""
     with tempfile.TemporaryDirectory(prefix="cplayground-") as scratch:
         names = _patch_aside(pristine, series, Path(scratch))
         digest = _digest(Path(scratch), names, base_version)
@@ -200,7 +200,7 @@ def _digest(patched: Path, names: tuple[str, ...], base_version: str) -> str:
 
 
 def _described(path: Path) -> str | None:
-    """Return what a file of a tree is, in type, mode and content; None where there is no file."""
+    """Describe a file of a tree by type, mode and content; return None if it is missing."""
     if path.is_symlink():
         return f"-> {path.readlink()}"
     if not path.is_file():
@@ -210,7 +210,7 @@ def _described(path: Path) -> str | None:
 
 
 def _patch_aside(pristine: Path, series: Series, scratch: Path) -> tuple[str, ...]:
-    """Make the files that a series changes in ``scratch``, prove them, and return their names."""
+    """Make the files that a series changes in ``scratch``, check them, and return their names."""
     refused, said = _try_patches(pristine, series, scratch)
     if refused or said:
         raise BuildError(
@@ -218,7 +218,7 @@ def _patch_aside(pristine: Path, series: Series, scratch: Path) -> tuple[str, ..
             expected="every hunk in its place, with no fuzz",
             found="\n".join(map(str, refused)) or said,
             hint="compare the functions with the source, and refresh the patch; "
-            "fuzz is never the answer: it exports what happens to stand in the same place",
+            "fuzz is never the answer, because it may export the wrong function",
         )
     names = _changed(pristine, series, scratch)
     check_effect(pristine, scratch, series, names)
@@ -226,7 +226,7 @@ def _patch_aside(pristine: Path, series: Series, scratch: Path) -> tuple[str, ..
 
 
 def _changed(pristine: Path, series: Series, scratch: Path) -> tuple[str, ...]:
-    """Return the files that differ from the pristine ones; no umask decides a new one's mode."""
+    """Return the files that differ from the pristine ones; give new files a fixed mode."""
     known = set(touched(series))
     made = {
         path.relative_to(scratch).as_posix()
@@ -236,7 +236,7 @@ def _changed(pristine: Path, series: Series, scratch: Path) -> tuple[str, ...]:
     for name in made:
         path = scratch / name
         if not os.path.lexists(pristine / name):
-            # A patch can set one bit of the mode.
+            # A patch can set only one bit of the mode.
             if not path.is_symlink():
                 path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
         elif name not in known:
@@ -254,7 +254,7 @@ def _changed(pristine: Path, series: Series, scratch: Path) -> tuple[str, ...]:
 
 
 def _copy(pristine: Path, patch: Patch, name: str, scratch: Path) -> None:
-    """Copy a file with the directories that it lies in, or those of them that there are."""
+    """Copy a file with its parent directories, or those of them that exist."""
     path = Path(name)
     for directory in (*reversed(path.parents), path):
         source, copy = pristine / directory, scratch / directory
@@ -272,9 +272,9 @@ def _copy(pristine: Path, patch: Patch, name: str, scratch: Path) -> None:
 
 
 def _try_patches(pristine: Path, series: Series, scratch: Path) -> tuple[tuple[Refusal, ...], str]:
-    """Apply a series to copies of its files; returns what was refused, and what patch(1) said.
+    """Apply a series to copies of its files; return the refused hunks, and patch(1)'s output.
 
-    The latter is empty when all went well.
+    The output is empty if the whole series applied.
     """
     for patch in series.patches:
         for name in sorted(named(patch)):
@@ -301,7 +301,7 @@ def _try_patches(pristine: Path, series: Series, scratch: Path) -> tuple[tuple[R
         if os.strerror(errno.ENOSPC) in words:
             raise InfrastructureError(f"{patch.path.name} cannot be applied", found=words)
         if completed.returncode != 1:
-            raise UserError(f"{patch.path} is no patch that patch(1) understands", found=words)
+            raise UserError(f"{patch.path} is not a patch for patch(1)", found=words)
         said += f"{patch.path.name}: {words}\n"
         changed = changes(patch)
         for name, number in _failed(completed.stdout):
@@ -335,7 +335,7 @@ def _link_tree(pristine: Path, tree: Path) -> None:
 
 
 def _remove(tree: Path, name: str) -> None:
-    """Remove a file, and as patch(1) does the directories that held nothing else."""
+    """Remove a file, and like patch(1) the directories that it leaves empty."""
     path = tree / name
     if path.is_dir() and not path.is_symlink():
         return
@@ -350,7 +350,7 @@ def _remove(tree: Path, name: str) -> None:
 
 def _install(source: Path, destination: Path) -> None:
     destination.parent.mkdir(parents=True, exist_ok=True)
-    # A new inode, never a write through the hard link; a new time, so that make sees it.
+    # A new inode, because the old one is a hard link; a new time, so that make sees it.
     if source.is_symlink():
         fresh = destination.with_name(f".{destination.name}.new")
         fresh.unlink(missing_ok=True)

@@ -23,34 +23,34 @@ from kbuild.core.model import Patch, Series
 from kbuild.core.run import run
 
 _UPSTREAM = re.compile(r"[0-9]+(\.[0-9]+)+(~rc[0-9]+)?")
-# The subset of DEP-3 that a patch here must have, with either name of its description: a
-# mail for 'git am' has a Subject.  X-Exports is ours, as DEP-3's vendor fields allow, and
-# empty for a patch that exports nothing.
+# The DEP-3 fields that our patches must have, with either name of the description, because a mail
+# for 'git am' has a Subject.  X-Exports is ours, which DEP-3's vendor fields allow; it is empty if
+# a patch exports nothing.
 EXPORTS_FIELD = "X-Exports"
 _DESCRIPTION_FIELDS = ("Description", "Subject")
 _REQUIRED_FIELDS = ("Forwarded", "Last-Update", EXPORTS_FIELD)
 _MAIL_TAG = re.compile(r"^\[PATCH[^]]*\] *")
-# What separates the hunks of a context diff, diff -c.
+# The separator of hunks in a context diff (diff -c).
 _CONTEXT_DIFF = re.compile(r"^\*{15}", re.MULTILINE)
-# A line that names the file which the next hunks change.
+# A line that names the file of the next hunks.
 _HEADER = re.compile(
     rb"^[ \tX]*(?:---|\+\+\+|\*\*\*|Index:|diff --git)[ \t]+(.+?)\r?$", re.MULTILINE
 )
 _QUOTED = re.compile(rb'"((?:[^"\\]|\\.)*)"')
 _ESCAPE = re.compile(rb"\\([0-7]{1,3}|.)")
 _ESCAPES = dict(zip(b"abfnrtv", b"\a\b\f\n\r\t\v", strict=True))
-# Changes that patch(1) passes over, or cannot make, and has no hunks for.
+# Changes without hunks, which patch(1) ignores or cannot make.
 _UNSUPPORTED = re.compile(
     rb"^(?:GIT binary patch|(?:Binary files|Symbolic links) .* differ|Only in \S+: \S+"
     rb"|File .* is an? .* while file .* is an? .*|.*\bmode 160000)\r?$",
     re.MULTILINE,
 )
 _COMPRESSED = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
-_NAME_MAX = 255  # bytes of a file's name on Linux
+_NAME_MAX = 255  # bytes of a file name on Linux
 
 
 def read_series(directory: Path) -> Series:
-    """Read a quilt series with the range of kernels it is for; raises UserError if malformed."""
+    """Read a quilt series and its range of kernels; raises UserError if malformed."""
     try:
         wanted = (directory / "range").read_text().strip()
         SpecifierSet(wanted)
@@ -75,7 +75,7 @@ def read_series(directory: Path) -> Series:
 
 
 def _patch_name(series: Path, line: str) -> str:
-    """Return the patch that a line of a series names, "" for a line without one."""
+    """Return the patch named by a line of a series, or "" if it names none."""
     name, *options = re.sub(r"(^|\s)#.*", "", line).split() or [""]
     if options not in ([], ["-p1"]):
         raise UserError(
@@ -88,10 +88,10 @@ def _patch_name(series: Path, line: str) -> str:
 
 
 def content(path: Path) -> bytes:
-    """Return a patch as patch(1) takes it, decompressed where its name says that it must be."""
+    """Return a patch as patch(1) takes it, decompressed according to its name."""
     if not path.is_file():
         raise UserError(
-            f"the series in {path.parent} names a patch that is not there",
+            f"the series in {path.parent} names a patch that does not exist",
             expected="a file",
             found=path.name,
         )
@@ -110,15 +110,15 @@ def _read_patch(path: Path) -> Patch:
         header = raw.decode("latin-1")
     if not _HEADER.search(text):
         raise UserError(
-            f"{path} holds no diff",
+            f"{path} contains no diff",
             expected="a unified or context diff that names its files, as text, .gz, .bz2 or .xz",
         )
     if unsupported := _UNSUPPORTED.search(text):
         raise UserError(
-            f"{path} changes what patch(1) cannot",
+            f"{path} makes a change that patch(1) cannot make",
             expected="changes of text files, modes and symbolic links",
             found=unsupported[0].decode(errors="replace").strip(),
-            hint="write binary files as text, or leave them out",
+            hint="write binary files as text, or omit them",
         )
     fields = Deb822(header)
     missing = [
@@ -143,12 +143,12 @@ def _read_patch(path: Path) -> Patch:
 
 
 def choose(directory: Path, upstream: str) -> Series:
-    """Return the one series below ``directory`` whose range holds ``upstream`` (6.1.192)."""
+    """Return the one series below ``directory`` whose range contains ``upstream`` (6.1.192)."""
     series = [read_series(path.parent) for path in sorted(directory.glob("*/series"))]
     fitting = [one for one in series if upstream_in_range(upstream, one.range)]
     if len(fitting) != 1:
         raise UserError(
-            f"{len(fitting)} series are for Linux {upstream}, and it must be exactly one",
+            f"{len(fitting)} series are for Linux {upstream}, but there must be exactly one",
             expected="; ".join(f"{one.name}: {one.range}" for one in series) or "any series",
             found=", ".join(one.name for one in fitting) or "none",
             hint=f"add a directory to {directory}, or narrow a range",
@@ -157,14 +157,14 @@ def choose(directory: Path, upstream: str) -> Series:
 
 
 def touched(series: Series) -> tuple[str, ...]:
-    """Return the files that a series speaks of, relative to the tree, sorted."""
+    """Return the files that a series changes, relative to the tree, sorted."""
     return tuple(sorted({name for patch in series.patches for name in named(patch)}))
 
 
 def named(patch: Patch) -> set[str]:
     """Return every name that patch(1) could choose for a file of this patch, and maybe more.
 
-    Headers are ambiguous: a name may end at a blank, at a tab, or with the line.
+    Headers are ambiguous: a name may end at a blank, at a tab, or at the end of the line.
     """
     names: set[bytes] = set()
     for header in _HEADER.findall(content(patch.path)):
@@ -177,7 +177,7 @@ def named(patch: Patch) -> set[str]:
 
 
 def _unescaped(quoted: bytes) -> bytes:
-    """Return a file name that diff or git wrote as a string of C."""
+    """Return the file name in a C string that diff or git wrote."""
 
     def character(match: re.Match[bytes]) -> bytes:
         escaped = match[1]
@@ -189,7 +189,7 @@ def _unescaped(quoted: bytes) -> bytes:
 
 
 def changes(patch: Patch) -> dict[str, PatchedFile]:
-    """Read a patch by the files that it changes: unified, or context as patch(1) takes it too."""
+    """Parse a unified or context diff into the files that it changes."""
     raw = content(patch.path)
     text = raw.decode(errors="surrogateescape")
     if _CONTEXT_DIFF.search(text):
@@ -197,11 +197,11 @@ def changes(patch: Patch) -> dict[str, PatchedFile]:
     try:
         return {_path(change): change for change in PatchSet(text)}
     except UnidiffParseError as error:
-        raise UserError(f"{patch.path} is no diff that can be read: {error}") from error
+        raise UserError(f"{patch.path} is not a readable diff: {error}") from error
 
 
 def _path(change: PatchedFile) -> str:
-    """Return what -p1 leaves of the name of a changed file."""
+    """Return the name of a changed file as -p1 shortens it."""
     name = change.source_file if change.target_file == "/dev/null" else change.target_file
     raw = str(name).encode(errors="surrogateescape")
     if quoted := _QUOTED.fullmatch(raw):
@@ -210,12 +210,12 @@ def _path(change: PatchedFile) -> str:
 
 
 def upstream_in_range(upstream: str, specifier: str) -> bool:
-    """Say whether an upstream kernel version lies in a series' range: 6.1.192 in >=5.11,<8.
+    """Return whether an upstream kernel version is in a series' range: 6.1.192 in >=5.11,<8.
 
-    Debian writes a release candidate 6.12~rc3; it counts as what PEP 440 calls 6.12rc3,
-    before 6.12.  Raises UserError when either of the two cannot be read.
+    Debian writes a release candidate as 6.12~rc3.  It counts as PEP 440's 6.12rc3, which comes
+    before 6.12.  Raises UserError if version or range cannot be parsed.
     """
-    # PEP 440 would read 6.1.192-2, a source version, as a post-release.
+    # PEP 440 would read a source version, 6.1.192-2, as a post-release.
     if not _UPSTREAM.fullmatch(upstream):
         raise UserError(
             f"{upstream!r} is not an upstream kernel version", expected="such as 6.1.192"

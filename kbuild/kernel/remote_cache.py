@@ -1,4 +1,4 @@
-"""The remote compiler cache of ccache(1): Redis or HTTP."""
+"""Use a remote cache of ccache(1): Redis or HTTP."""
 
 from __future__ import annotations
 
@@ -19,57 +19,57 @@ from kbuild.kernel.help import Help, is_host, resolver
 
 logger = logging.getLogger(__name__)
 
-# Places in the root.
+# Paths in the root.
 _SOCKET = "/mnt/cache-server/socket"
 REDIS_PORT, HTTP_PORT = 6379, 80
-# Where ccache finds its configuration and leaves its statistics.
+# ccache reads its configuration here and writes its statistics here.
 CONFIG, STATISTICS = "ccache.conf", "/mnt/statistics"
 _SCHEMES = {"redis": REDIS_PORT, "http": HTTP_PORT}
 _ANSWER_TIMEOUT_S = 5.0
-# What ccache calls its backends in "ccache --version", by the scheme of a URL.
+# ccache's names for its backends in "ccache --version", by the scheme of a URL.
 _FEATURES = {"redis": "redis-storage", "redis+unix": "redis+unix-storage", "http": "http-storage"}
 
 
 @dataclass(frozen=True)
 class CacheServer:
-    """A ccache storage backend; ``attributes`` are ccache's own, as read-only."""
+    """A ccache storage backend; ``attributes`` are ccache's own, such as read-only."""
 
     scheme: str
     address: str | tuple[str, int]  # a socket's path, or host and port
-    url: str = field(repr=False)  # as ccache in the root is given it
+    url: str = field(repr=False)  # for ccache in the root
     password: str | None = field(default=None, repr=False)
     attributes: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def option(self) -> str:
-        """The value of ccache's option remote_storage."""
+        """Return the value of ccache's option remote_storage."""
         return "|".join((self.url, *self.attributes))
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What ccache did in one build."""
+    """ccache's counts of one build."""
 
     hits: int
     misses: int
     counters: Mapping[str, int]  # ccache's own names
-    missed: tuple[str, ...]  # source files, as ccache was given them; each once
+    missed: tuple[str, ...]  # source files as named to ccache, each once
 
     @property
     def from_remote(self) -> int:
-        """Results that the remote cache delivered."""
+        """Return the number of results that the remote cache delivered."""
         return self.counters.get("remote_storage_hit", 0)
 
 
 def parse_cache(url: str) -> CacheServer:
-    """Read the URL of a remote cache; raises UserError for one that ccache could not use.
+    """Parse the URL of a remote cache; raises UserError for one that ccache cannot use.
 
     redis://[[user]:password@]host[:port][/database], redis+unix:///socket[?db=N] or
     http://host[:port]/path, and ccache's attributes after a "|".
     """
     bare, *attributes = url.split("|")
     if " " in url or not url.isprintable():
-        raise _bad_cache(url, "a space, or a character that is none: one server at a time")
+        raise _bad_cache(url, "a space or an unprintable character: give one URL")
     try:
         parts = urlsplit(bare)
         port = parts.port
@@ -98,7 +98,7 @@ def _password(parts: SplitResult) -> str | None:
 
 def _bad_cache(url: str, found: str) -> UserError:
     return UserError(
-        f"--cache {redact_url(url)} is no cache server that ccache can use",
+        f"--cache {redact_url(url)} is not a cache server that ccache can use",
         expected="redis://host[:port], redis+unix:///path/of/socket or http://host[:port]/path",
         found=found,
         hint="in a password, write / as %2F and @ as %40" if "@" in url else None,
@@ -106,7 +106,7 @@ def _bad_cache(url: str, found: str) -> UserError:
 
 
 def answers(server: CacheServer) -> str | None:
-    """Return why a cache server cannot be used now, or None when it answers."""
+    """Return why a cache server cannot be used now, or None if it answers."""
     try:
         with _connect(server.address) as connection:
             connection.settimeout(_ANSWER_TIMEOUT_S)
@@ -116,13 +116,13 @@ def answers(server: CacheServer) -> str | None:
                 path = urlsplit(server.url).path or "/"
                 connection.sendall(f"HEAD {path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
                 said = connection.recv(64)
-                return None if said.startswith(b"HTTP/") else f"it speaks no HTTP: {said!r}"
+                return None if said.startswith(b"HTTP/") else f"it does not speak HTTP: {said!r}"
             connection.sendall(b"PING\r\n")
             said = connection.recv(64)
-            # Without its password a Redis says so; ccache has the one in the URL.
+            # Without its password Redis answers NOAUTH; ccache gets the password in the URL.
             if said.startswith(b"+PONG") or (said.startswith(b"-NOAUTH") and server.password):
                 return None
-            return f"it is no Redis that we may use: {said.decode(errors='replace').strip()!r}"
+            return f"it is not a Redis that we may use: {said.decode(errors='replace').strip()!r}"
     except OSError as error:
         return error.strerror or str(error)
 
@@ -141,14 +141,14 @@ def _connect(address: str | tuple[str, int]) -> socket.socket:
 
 
 def cache_help(root: Root, server: CacheServer, place: Path) -> Help | None:
-    """Return what ccache needs for a server, or None, with a warning, when it is of no use.
+    """Return ccache's help for a server; if it is of no use, log a warning and return None.
 
-    ``place`` is what the root shows as /mnt/statistics.
+    The root shows ``place`` as /mnt/statistics.
     """
     said = sandbox.enter(root, ["ccache", "--version"], timeout_s=60).stdout
     if _FEATURES[server.scheme] not in said.split():
         logger.warning(
-            "the remote cache is left out: %s of %s cannot use %s",
+            "the remote cache is not used: %s of %s cannot use %s",
             said.splitlines()[0].replace(" version", ""),
             root.suite,
             server.scheme,
@@ -156,21 +156,21 @@ def cache_help(root: Root, server: CacheServer, place: Path) -> Help | None:
         return None
     why = answers(server)
     if why is not None:
-        logger.warning("the remote cache is left out: %s: %s", redact_url(server.url), why)
+        logger.warning("the remote cache is not used: %s: %s", redact_url(server.url), why)
         return None
-    # In a file: command lines are seen by every user of the machine, and kept in logs.
+    # In a file, because command lines are visible to every user and kept in logs.
     fs.write_atomic(place / CONFIG, f"remote_storage = {server.option}\n", mode=0o600)
     env = {"CCACHE_CONFIGPATH": f"{STATISTICS}/{CONFIG}"}
     if isinstance(server.address, str):
-        # A socket is a file: the root needs no network for it.
+        # A socket is a file, so the root needs no network.
         return Help(env, (Bind(Path(server.address), _SOCKET, writable=True),))
     return Help(env, resolver(root), network=True)
 
 
 def read_statistics(path: Path) -> Statistics | None:
-    """Read what ccache wrote to CCACHE_STATSLOG, or None when it wrote nothing.
+    """Read ccache's CCACHE_STATSLOG; return None if ccache wrote nothing.
 
-    Each call gives a comment with the source file, and a line for each counter that it raised.
+    Each call writes a comment with the source file, and a line for each counter that it raised.
     """
     if not path.is_file():
         return None
@@ -189,7 +189,7 @@ def read_statistics(path: Path) -> Statistics | None:
 
 
 def describe(found: Statistics, what: str = "objects") -> str:
-    """Say in a line what ccache did for ``what`` it was called for."""
+    """Describe in one line how often ccache had a result for ``what``."""
     calls = found.hits + found.misses
     share = f"{100 * found.hits / calls:.1f} %" if calls else "none"
     remote = f", {found.from_remote} lookups answered by the remote cache"

@@ -1,9 +1,8 @@
-"""Symbol versions from the compiler cache: genksyms' work is done once for each text.
+"""Cache symbol versions: genksyms runs once for each preprocessed text.
 
-For each C file that exports something kbuild preprocesses it once more and lets genksyms
-compute CRCs of the types, which takes half as long as compiling it.  ccache keeps what a
-compiler makes of a file, and asks nothing of it: so it is given a "compiler" whose object is
-the text with the versions.
+For each C file that exports a symbol, kbuild preprocesses the file again, and genksyms computes
+CRCs of the types.  This takes half as long as compiling the file.  ccache stores whatever a
+compiler makes of a file, so it gets a "compiler" whose object is the text with the versions.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from pathlib import Path
 from kbuild.core import fs
 
 _HERE = Path(__file__).parent / "in_root"
-# What make calls, and what ccache calls as a compiler; and where the root shows them.
+# The program for make, and the one that ccache takes for a compiler; then their path in the root.
 _PROGRAMS = ("symbol-versions", "symbol-versions-gcc")
 _SHOWN = "/mnt/input"
 
-# make's variable, in scripts/Makefile.build of 5.10 to 7.3, and its only form that is known here.
+# make's variable in scripts/Makefile.build of 5.10 to 7.3, and the only form that we replace.
 _VARIABLE = "cmd_gensymtypes_c"
 _COMMAND = re.compile(
     rf"^{_VARIABLE} = *(?:\\\n\s*)?(?P<preprocessor>\$\(CPP\) -D__GENKSYMS__ \$\(c_flags\) \$<) \|"
@@ -29,11 +28,11 @@ _COMMAND = re.compile(
 
 
 def arguments(source: Path, options: Mapping[str, str]) -> list[str]:
-    """Return what make is told, so that a kernel's symbol versions come from the compiler cache.
+    """Return make's arguments that take a kernel's symbol versions from the compiler cache.
 
-    ``source`` is the kernel's tree, ``options`` its final configuration.  Nothing when its
-    makefile makes them in another way than the one that is known, as from DWARF: then they are
-    made as the kernel does it.
+    ``source`` is the kernel's tree, ``options`` its final configuration.  Return nothing if its
+    makefile computes the versions in an unknown way, for example from DWARF.  The kernel's own
+    way is then used.
     """
     if options.get("MODVERSIONS") != "y" or options.get("GENDWARFKSYMS") == "y":
         return []
@@ -46,6 +45,6 @@ def arguments(source: Path, options: Mapping[str, str]) -> list[str]:
 
 
 def write_programs(given: Path) -> None:
-    """Write the programs that make is told of into what the root shows as /mnt/input."""
+    """Write the programs for make into the directory that the root shows as /mnt/input."""
     for name in _PROGRAMS:
         fs.write_if_changed(given / name, (_HERE / name).read_bytes(), mode=0o755)

@@ -1,6 +1,6 @@
-"""Module.symvers: what a kernel exports, as modpost wrote it.
+"""Read Module.symvers: the symbols that a kernel exports, as modpost wrote them.
 
-Five tab-separated fields since Linux 5.10 (Documentation/kbuild/modules.rst): CRC, name,
+It has five tab-separated fields since Linux 5.10 (Documentation/kbuild/modules.rst): CRC, name,
 owner ("vmlinux" or a module's path), kind of export, and namespace (often empty).
 """
 
@@ -22,14 +22,14 @@ class ExportedSymbol:
     name: str
     owner: str  # "vmlinux", or the path of the module that exports it
     kind: str  # EXPORT_SYMBOL or EXPORT_SYMBOL_GPL
-    namespace: str  # "" for the common one
+    namespace: str  # "" for the default one
 
 
 def parse(text: str, *, where: Path | str = "Module.symvers") -> dict[str, ExportedSymbol]:
-    """Read the text of a Module.symvers; ``where`` names it in an error.
+    """Parse the text of a Module.symvers; ``where`` names it in an error.
 
-    modpost writes a CRC of 0 for each symbol when there are none, so 0 reads as None.
-    Raises BuildError for a line of another shape, a bad CRC or a symbol listed twice.
+    modpost writes a CRC of 0 for each symbol if there are none, so 0 becomes None.
+    Raises BuildError for a malformed line, a bad CRC or a symbol listed twice.
     """
     symbols: dict[str, ExportedSymbol] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -60,7 +60,7 @@ def parse(text: str, *, where: Path | str = "Module.symvers") -> dict[str, Expor
 
 
 def read(path: Path) -> dict[str, ExportedSymbol]:
-    """Read a Module.symvers file; raises BuildError when it is missing, empty or malformed."""
+    """Read a Module.symvers file; raises BuildError if it is missing, empty or malformed."""
     try:
         text = path.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:
@@ -70,6 +70,6 @@ def read(path: Path) -> dict[str, ExportedSymbol]:
         raise BuildError(
             f"the kernel's symbol list {path} is empty",
             expected="one line for each exported symbol",
-            hint="an interrupted kernel build leaves one like it; build the kernel again",
+            hint="an interrupted kernel build leaves an empty one; build the kernel again",
         )
     return symbols

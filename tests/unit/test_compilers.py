@@ -116,7 +116,7 @@ def test_a_cache_is_read_from_its_url(url: str, scheme: str, address: object, in
     ],
 )
 def test_a_senseless_cache_is_the_users_error(url: str) -> None:
-    with pytest.raises(UserError, match="is no cache server") as caught:
+    with pytest.raises(UserError, match="is not a cache server") as caught:
         remote_cache.parse_cache(url)
     assert caught.value.found
     assert "redis+unix:///" in (caught.value.expected or "")
@@ -159,7 +159,7 @@ def test_no_password_is_in_what_is_said_of_an_address(url: str) -> None:
     ["farm:", "farm:0", "farm:70000", "tcp://farm", "a b", "-x y", 64 * "a", "a..example"],
 )
 def test_a_senseless_scheduler_is_the_users_error(text: str) -> None:
-    with pytest.raises(UserError, match="no icecream scheduler"):
+    with pytest.raises(UserError, match="not the address of an icecream scheduler"):
         icecream.parse_scheduler(text)
 
 
@@ -169,10 +169,10 @@ def test_a_senseless_scheduler_is_the_users_error(text: str) -> None:
         ("redis://{}", b"+PONG\r\n", None),
         ("redis://:secret@{}", b"-NOAUTH Authentication required.\r\n", None),
         ("redis://{}", b"-NOAUTH Authentication required.\r\n", "NOAUTH"),
-        ("redis://{}", b"HTTP/1.0 400 Bad Request\r\n", "no Redis"),
+        ("redis://{}", b"HTTP/1.0 400 Bad Request\r\n", "not a Redis"),
         ("http://{}/k", b"HTTP/1.1 404 Not Found\r\n\r\n", None),
-        ("http://{}/k", b"-ERR unknown command\r\n", "no HTTP"),
-        ("redis://{}", b"", "no Redis"),
+        ("http://{}/k", b"-ERR unknown command\r\n", "does not speak HTTP"),
+        ("redis://{}", b"", "not a Redis"),
     ],
 )
 def test_a_server_is_asked_before_the_build(url: str, answer: bytes, why: str | None) -> None:
@@ -376,7 +376,7 @@ def test_without_a_scheduler_the_build_goes_on_alone(
     ):
         assert not help.network
         assert "CCACHE_PREFIX" not in help.env
-    assert "no scheduler at farm answers" in caplog.text
+    assert "no scheduler answers at farm" in caplog.text
 
 
 def test_a_daemon_that_dies_is_told_from_a_scheduler_that_is_away(
@@ -403,7 +403,7 @@ def test_a_compiler_that_cannot_be_sent_is_no_reason_to_end_a_build(
         monkeypatch.setattr(icecream, "compiler_environment", none)
         with helpers.ready(settings, a_root(tmp_path), tmp_path / "home") as help:
             assert "CCACHE_PREFIX" not in help.env
-    assert "icecream is left out: icecc made no archive" in caplog.text
+    assert "icecream is not used: icecc made no archive" in caplog.text
 
 
 @pytest.mark.parametrize("url", ["redis://:secret@", "redis://u:secret@host:x", "ftp://u:secret@h"])

@@ -190,12 +190,12 @@ def test_a_failed_build_shows_the_first_error_and_keeps_the_last_result(
     [
         (make_module({**INFO, "vermagic": "6.1.0-56-amd64 SMP "}), "for another kernel"),
         (make_module({"backends": "stock"}), "for another kernel"),
-        (make_module({"vermagic": INFO["vermagic"]}), "which backends"),
+        (make_module({"vermagic": INFO["vermagic"]}), "backends"),
         (make_module(undefined=["find_ge_pid"]), "does not export"),
         (make_module(crcs={**CRCS, "fput": 0x33333333}), "symbol versions"),
         (make_module(crcs={"fput": 0x22222222}), "get_files_struct: none"),
         (make_module(crcs={**CRCS, "module_layout": 1}), "module_layout: 0x00000001"),
-        (make_module(crcs=None), "no symbol versions, and 6.1.0"),
+        (make_module(crcs=None), "no symbol versions, but 6.1.0"),
         (b"\x7fELF and then nothing", "cannot read the module"),
         (b"", "cannot read the module"),
     ],
@@ -223,12 +223,12 @@ def test_without_symbol_versions_names_are_enough() -> None:
 
 
 def test_versions_of_another_shape_are_refused() -> None:
-    with pytest.raises(BuildError, match="another shape"):
+    with pytest.raises(BuildError, match="unknown form"):
         module.parse_versions(bytes(63))
 
 
 def test_debian_headers_need_the_common_part(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="not complete"):
+    with pytest.raises(BuildError, match="incomplete"):
         module.debian(tmp_path, "6.1.0-56-cloud-amd64")
     (tmp_path / "usr/src/linux-headers-6.1.0-56-common").mkdir(parents=True)
     headers = module.debian(tmp_path, "6.1.0-56-cloud-amd64")

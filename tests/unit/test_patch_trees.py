@@ -334,18 +334,18 @@ def test_a_series_is_read_as_quilt_reads_it(name: str, line: str, tmp_path: Path
     [
         ("p.patch -p0", "p.patch", HEADER + EDIT, "p.patch has options"),
         ("p.patch -R", "p.patch", HEADER + EDIT, "p.patch has options"),
-        ("other.patch", "p.patch", HEADER + EDIT, "names a patch that is not there"),
+        ("other.patch", "p.patch", HEADER + EDIT, "names a patch that does not exist"),
         ("p.patch.gz", "p.patch.gz", b"no gzip", "p.patch.gz cannot be read"),
         ("p.patch.gz", "p.patch.gz", gzip.compress(EDIT)[:30], "p.patch.gz cannot be read"),
         ("p.patch.xz", "p.patch.xz", b"no xz", "p.patch.xz cannot be read"),
-        ("p.patch.zst", "p.patch.zst", b"\x28\xb5\x2f\xfd", "p.patch.zst holds no diff"),
-        ("p.patch", "p.patch", HEADER, "p.patch holds no diff"),
-        ("p.patch", "p.patch", HEADER + b"1c1\n< a\n---\n> b\n", "p.patch holds no diff"),
+        ("p.patch.zst", "p.patch.zst", b"\x28\xb5\x2f\xfd", "p.patch.zst contains no diff"),
+        ("p.patch", "p.patch", HEADER, "p.patch contains no diff"),
+        ("p.patch", "p.patch", HEADER + b"1c1\n< a\n---\n> b\n", "p.patch contains no diff"),
         (
             "p.patch",
             "p.patch",
             HEADER + b"diff --git a/x b/x\nindex 1..2 100644\nGIT binary patch\nliteral 1\n",
-            "p.patch changes what patch.1. cannot",
+            "p.patch makes a change that patch.1. cannot",
         ),
         ("p.patch", "p.patch", HEADER + EDIT + b"Binary files a/x and b/x differ\n", "cannot"),
         ("p.patch", "p.patch", HEADER + EDIT + b"Only in b/fs: new.c\n", "cannot"),
@@ -353,7 +353,7 @@ def test_a_series_is_read_as_quilt_reads_it(name: str, line: str, tmp_path: Path
             "p.patch",
             "p.patch",
             HEADER + EDIT.replace(b" c", b"?c"),
-            "no patch that patch.1. underst",
+            "is not a patch for patch.1.",
         ),
         (
             "p.patch",
@@ -377,7 +377,7 @@ def test_a_fifo_is_no_patch(tmp_path: Path) -> None:
     made(tmp_path, HEADER + EDIT)
     (tmp_path / "s/p.patch").unlink()
     os.mkfifo(tmp_path / "s/p.patch")
-    with pytest.raises(UserError, match="names a patch that is not there"):
+    with pytest.raises(UserError, match="names a patch that does not exist"):
         quilt.read_series(tmp_path / "s")
 
 
@@ -395,9 +395,7 @@ def test_a_failing_hunk_of_a_renamed_file_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(BuildError, match="does not apply") as caught:
         made(tmp_path, HEADER + diff)
-    assert caught.value.found == (
-        "p.patch: hunk 1 of fs/new.c: it wants to find 'q', and line 2 is 'b'"
-    )
+    assert caught.value.found == ("p.patch: hunk 1 of fs/new.c: it expects 'q', but line 2 is 'b'")
 
 
 def test_the_digest_knows_modes_and_links(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_fuzz_is_refused_and_the_tree_stays(distro: toy.ToyDistro, tmp_path: Pat
         apply(distro, tree)
     assert caught.value.found == (
         "export.patch: hunk 1 of fs/file.c at put_files_struct(): "
-        "it wants to find 'return other->fdt;', and line 5 is 'return files->fdt;'"
+        "it expects 'return other->fdt;', but line 5 is 'return files->fdt;'"
     )
     assert content(tree) == before
 
@@ -255,10 +255,10 @@ def test_context_diffs_are_read_as_patch_reads_them(tmp_path: Path) -> None:
     ("text", "reasons"),
     [
         (WITHOUT_GET, ["get_files_struct(): this kernel has no get_files_struct() there"]),
-        (WITHOUT_RESET, [f"put_files_struct(): it wants to find {WANTED}, and line 17 is"]),
+        (WITHOUT_RESET, [f"put_files_struct(): it expects {WANTED}, but line 17 is"]),
         (
             WITHOUT_GET.replace("reset_files_struct", "exit_files"),
-            ["this kernel has no get_files_struct()", f"it wants to find {WANTED}"],
+            ["this kernel has no get_files_struct()", f"it expects {WANTED}"],
         ),
     ],
 )

@@ -220,7 +220,7 @@ def test_a_dependency_of_which_no_version_will_do_is_said(
 ) -> None:
     # The main archive's alone is left, and it is older.
     drop(home, "linux-kbuild-6.1")
-    with pytest.raises(InfrastructureError, match="a dependency of .* is missing") as caught:
+    with pytest.raises(InfrastructureError, match="a dependency of") as caught:
         resolve(settings(tmp_path, server.url))
     assert caught.value.expected == f"linux-kbuild-6.1 (>= {NEW})"
     assert caught.value.found == OLD

@@ -165,7 +165,7 @@ def test_a_server_that_is_away_costs_nothing_but_its_help(
     with caplog.at_level(logging.WARNING):
         objects, _ = compile_in(helped, root, tmp_path / "tree")
     assert len(objects) == SOURCES
-    assert "the remote cache is left out" in caplog.text
+    assert "the remote cache is not used" in caplog.text
 
 
 # The versions are the number of lines, so that each text has its own; calls are counted.

@@ -1,4 +1,4 @@
-"""Say why Kconfig did not grant an option; run inside a root, by that root's Python.
+"""Explain why Kconfig did not grant an option; runs inside a root, with that root's Python.
 
 Usage: kconfig_reasons.py CONFIG OPTION...   in the source tree; prints a JSON object.
 """
@@ -15,9 +15,9 @@ import kconfiglib
 
 
 class Kconfig(kconfiglib.Kconfig):
-    """kconfiglib's last release, taught what Kconfig has learnt since.
+    """kconfiglib's last release, extended by later additions to Kconfig.
 
-    Linux 6.1 writes "modules" where kconfiglib 14.1 knows "option modules"; 7.x marks options
+    Linux 6.1 writes "modules" where kconfiglib 14.1 knows "option modules".  7.x marks options
     that only carry an old configuration over as "transitional".
     """
 
@@ -31,14 +31,14 @@ class Kconfig(kconfiglib.Kconfig):
 
 
 def reason(kconf: kconfiglib.Kconfig, name: str) -> str:
-    """Explain one option by its definition and the values of what it depends on."""
+    """Explain one option by its definition and the values of its dependencies."""
     symbol = kconf.syms.get(name)
     if symbol is None or not symbol.nodes:
         return "this kernel has no such option"
     visible = kconfiglib.expr_value(symbol.direct_dep)
     if visible and symbol.visibility == 0 and any(node.prompt for node in symbol.nodes):
         prompts = [node.prompt[1] for node in symbol.nodes if node.prompt]
-        return "nobody may choose it without " + " or ".join(
+        return "it cannot be chosen without " + " or ".join(
             kconfiglib.expr_str(condition, with_value) for condition in prompts
         )
     if visible == 0:
@@ -54,7 +54,7 @@ def reason(kconf: kconfiglib.Kconfig, name: str) -> str:
 
 
 def with_value(item: kconfiglib.Symbol) -> str:
-    """Write a symbol of an expression with the value that it has."""
+    """Format a symbol of an expression with its value."""
     text: str = kconfiglib.standard_sc_expr_str(item)
     if isinstance(item, kconfiglib.Symbol) and not item.is_constant:
         return f"{text} (={item.str_value})"
