@@ -1,4 +1,4 @@
-"""Tables for people, as plain text without colours."""
+"""Format tables for people, as plain text without colours."""
 
 from __future__ import annotations
 

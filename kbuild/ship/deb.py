@@ -1,9 +1,9 @@
-"""Debian packages of a kernel and of a module built for it, by debhelper.
+"""Build Debian packages of a kernel, and of a module built for it, with debhelper.
 
-Python collects what goes into each binary package below ``stage/`` and renders a debian/
-directory from this project's templates; dpkg-buildpackage does the rest in a root of the
-suite.  The kernel's own ``bindeb-pkg`` cannot do it: it knows nothing of modules that
-come from another package, and ships linux-libc-dev.
+Python collects the content of each binary package below ``stage/`` and renders a debian/
+directory from this project's templates.  dpkg-buildpackage does the rest in a root of the suite.
+The kernel's own ``bindeb-pkg`` is no alternative: it cannot use modules from another package,
+and it ships linux-libc-dev.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ logger = logging.getLogger(__name__)
 
 MAINTAINER = "cplayground-kernel maintainers <maintainers@cplayground-kernel.invalid>"
 
-# xz's preset.  Measured on the cloud-amd64 image, see docs/packages.md.
+# xz's preset, measured on the cloud-amd64 image (docs/packages.md).
 COMPRESSION = 1
 
 _BUILD_TIMEOUT_S = 1800
 _LINT_TIMEOUT_S = 900
 _WORK = "/mnt/work"
-# Names that hold a release and a version are as long as those of Debian's own kernels.  The
-# tag is on the .changes file too, where no override reaches.
+# Names with a release and a version are as long as those of Debian's own kernels.  The tag also
+# applies to the .changes file, which overrides do not reach.
 _SUPPRESSED = ("package-has-long-file-name",)
-# What lintian prints is "E: <package>: <tag> ...".
+# lintian prints "E: <package>: <tag> ...".
 _TAG = re.compile(r"^[EW]: .*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class KernelNames:
-    """The binary packages of one kernel."""
+    """The names of the binary packages of one kernel."""
 
     image: str
     headers: str
@@ -64,17 +64,17 @@ EXAMPLE = Path("kmod/cplayground.conf")
 
 @dataclass(frozen=True)
 class SourcePackage:
-    """A source package that is about to be built: its templates and what they are given."""
+    """A source package to build: its templates and their values."""
 
     name: str
     version: str
-    templates: Path  # becomes debian/; <role>.<file> is named after the role's package
+    templates: Path  # becomes debian/; <role>.<file> gets the name of the role's package
     packages: Mapping[str, str]  # role -> binary package
-    context: Mapping[str, object]  # what the templates may refer to, beside the above
+    context: Mapping[str, object]  # more values for the templates
 
 
 def kernel_names(kernel: BuiltKernel) -> KernelNames:
-    """Return the names of the packages that are made of a kernel and of a module for it."""
+    """Return the names of the packages of a kernel and of a module for it."""
     flavour, variant = kernel.target.flavour, kernel.target.variant
     return KernelNames(
         image=versions.image_package(kernel.release),
@@ -87,12 +87,12 @@ def kernel_names(kernel: BuiltKernel) -> KernelNames:
 
 
 def changelog_epoch(content: Path, package: str) -> int:
-    """Return the time, in seconds since 1970, of the newest changelog entry of a package.
+    """Return the time of a package's newest changelog entry, in seconds since 1970.
 
-    ``content`` holds the package's files.  This is what Debian built it with
-    (SOURCE_DATE_EPOCH).  Raises BuildError when it has no changelog.
+    ``content`` contains the package's files.  Debian built the package with this time
+    (SOURCE_DATE_EPOCH).  Raises BuildError if there is no changelog.
     """
-    # Policy 12.7: a native package has no changelog but Debian's.
+    # Policy 12.7: a native package has only Debian's changelog.
     for name in ("changelog.Debian.gz", "changelog.gz"):
         path = content / "usr/share/doc" / package / name
         if path.is_file():
@@ -106,11 +106,11 @@ def changelog_epoch(content: Path, package: str) -> int:
 def build_kernel_packages(
     settings: Settings, root: Root, kernel: BuiltKernel, *, epoch: int, log: Path, out: Path
 ) -> tuple[Package, ...]:
-    """Build the image, the headers and their meta packages; ``out`` is made anew.
+    """Build the image, the headers and their meta packages; replaces ``out``.
 
-    ``epoch`` (seconds since 1970) stands in the changelog and is the time of every file, so
-    that the same kernel gives the same packages.  Raises BuildError when the kernel lacks
-    something that the packages need, or when debhelper fails.
+    ``epoch`` (seconds since 1970) is the time of the changelog and of every file, so the same
+    kernel gives the same packages.  Raises BuildError if the kernel lacks a file that the
+    packages need, or if debhelper fails.
     """
     names = kernel_names(kernel)
     base = kernel.base
@@ -161,7 +161,7 @@ def build_prebuilt(
 ) -> tuple[Package, ...]:
     """Build the package of our module for one kernel, and its meta package.
 
-    A source package of its own: an edit of the module does not touch the kernel's packages.
+    It has its own source package, so an edit of the module does not rebuild the kernel's packages.
     """
     names = kernel_names(kernel)
     kernel_version = versions.package_version(kernel.base.version, settings.revision)
@@ -189,7 +189,7 @@ def build_prebuilt(
 
 
 def stage_image(kernel: BuiltKernel, stage: Path) -> None:
-    """Collect what linux-image holds: boot/ and lib/modules/<release>, nothing stripped."""
+    """Collect the content of linux-image: boot/ and lib/modules/<release>, nothing stripped."""
     release = kernel.release
     built = headers.built_release(kernel.output)
     if built != release:
@@ -202,7 +202,7 @@ def stage_image(kernel: BuiltKernel, stage: Path) -> None:
         _copy(origin, stage / f"boot/{name}-{release}")
     modules = stage / "lib/modules" / release
     if kernel.modules is None:
-        # Even a kernel without modules of its own takes ours, and depmod wants these.
+        # A kernel without modules of its own still takes ours, and depmod needs these files.
         for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
             if (kernel.output / name).exists():
                 _copy(kernel.output / name, modules / name)
@@ -222,7 +222,7 @@ def stage_image(kernel: BuiltKernel, stage: Path) -> None:
 
 
 def _is_depmod_output(relative: Path) -> bool:
-    """Return whether depmod made a file; the kernel's own build writes two kinds of lists."""
+    """Return whether depmod made a file; the kernel's build itself writes two kinds of lists."""
     if len(relative.parts) > 1 or not relative.name.startswith("modules."):
         return False
     kernels = relative.name == "modules.order" or relative.name.startswith("modules.builtin")
@@ -236,13 +236,13 @@ def _files(top: Path) -> Iterator[Path]:
 
 
 def _copy(origin: Path, target: Path) -> None:
-    """Copy a file without its time; dpkg-deb then takes SOURCE_DATE_EPOCH for it."""
+    """Copy a file without its time, so that dpkg-deb uses SOURCE_DATE_EPOCH."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         shutil.copyfile(origin, target, follow_symlinks=False)
     except FileNotFoundError:
         raise BuildError(
-            f"the package {target.name} goes into cannot be made: its origin is missing",
+            f"the package with {target.name} cannot be built: {origin.name} is missing",
             expected=str(origin),
             hint="build the kernel again",
         ) from None
@@ -252,7 +252,7 @@ def render(source: SourcePackage, target: Path, *, epoch: int) -> None:
     """Make a debian/ directory at ``target`` from the templates of a source package.
 
     A file ``<role>.<rest>`` becomes ``<package of the role>.<rest>``; one that ends in .j2
-    is rendered.  A template that refers to something unknown raises BuildError.
+    is rendered.  Raises BuildError if a template uses an unknown name.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(source.templates),
@@ -294,10 +294,10 @@ def build(
     log: Path,
     out: Path,
 ) -> tuple[Package, ...]:
-    """Build the binary packages of a source package in a root; ``out`` is made anew.
+    """Build the binary packages of a source package in a root; replaces ``out``.
 
-    ``collect`` fills the directory that it is given with one tree for each role.  ``out``
-    gets the .debs with their .changes and .buildinfo; the caller holds the lock on it.
+    ``collect`` fills the directory in its argument with one tree for each role.  ``out`` receives
+    the .debs with their .changes and .buildinfo.  The caller holds the lock on ``out``.
     Raises BuildError.
     """
     log.unlink(missing_ok=True)
@@ -335,7 +335,7 @@ def build(
 
 
 def _merge_usr(stage: Path) -> None:
-    """Move what lies in lib/ of each package below usr/, where /lib leads since trixie."""
+    """Move lib/ of each package below usr/, because /lib is a link there since trixie."""
     for role in stage.iterdir():
         if (role / "lib").is_dir():
             (role / "usr").mkdir(exist_ok=True)
@@ -343,9 +343,9 @@ def _merge_usr(stage: Path) -> None:
 
 
 def read_changes(path: Path) -> tuple[Package, ...]:
-    """Return the binary packages that a .changes file lists, each one's digest checked.
+    """Return the binary packages in a .changes file, after checking their digests.
 
-    Raises BuildError for a file that is missing or not the one that is listed.
+    Raises BuildError if a file is missing or differs from its digest.
     """
     with path.open() as stream:
         changes = Changes(stream)
@@ -357,7 +357,7 @@ def read_changes(path: Path) -> tuple[Package, ...]:
         found = fs.sha256_file(file) if file.exists() else "no such file"
         if found != entry["sha256"]:
             raise BuildError(
-                f"{file.name} is not what {path.name} lists",
+                f"{file.name} differs from its digest in {path.name}",
                 expected=entry["sha256"],
                 found=found,
             )
@@ -375,24 +375,24 @@ def read_changes(path: Path) -> tuple[Package, ...]:
 
 
 def _listed(changes: Path) -> list[str]:
-    """Return the names in a .changes file; they and the files come out of the root, unchecked."""
+    """Return the checked names in a .changes file, which comes out of the root and may lie."""
     with changes.open() as stream:
         names = [entry["name"] for entry in Changes(stream)["Checksums-Sha256"]]
     for name in names:
         file = changes.parent / name
         if Path(name).name != name or file.is_symlink() or not file.is_file():
             raise BuildError(
-                f"{changes.name} lists what is no file beside it",
-                expected="names of plain files",
+                f"{changes.name} lists a name that is not a file next to it",
+                expected="names of regular files",
                 found=name,
             )
     return names
 
 
 def lint(root: Root, changes: Sequence[Path], *, log: Path) -> None:
-    """Run lintian over built packages; raises BuildError that lists the tags it found.
+    """Run lintian on built packages; raises BuildError with the tags that it found.
 
-    Errors and warnings both count: what is meant as it is has an override with its reason.
+    Errors and warnings count.  A deliberate exception has an override with its reason.
     """
     log.unlink(missing_ok=True)
     for path in changes:
@@ -417,5 +417,5 @@ def lint(root: Root, changes: Sequence[Path], *, log: Path) -> None:
                 f"lintian found {len(tags)} faults in {path.name}",
                 found="\n".join(tags) or done.stdout.strip(),
                 log=log,
-                hint="mend the package, or override the tag and say why",
+                hint="correct the package, or override the tag and give the reason",
             )

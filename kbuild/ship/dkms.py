@@ -1,4 +1,4 @@
-"""The package that has our module built on the user's machine, by DKMS and for each kernel."""
+"""Build the package with which DKMS builds our module for each kernel on the user's machine."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ PACKAGE = "cplayground-dkms"
 
 _NAMES = {"Kbuild", "Makefile", "VERSION"}
 _SUFFIXES = {".c", ".h", ".sh"}
-# What a build in the checkout leaves among the sources.
+# Files that a build in the checkout leaves among the sources.
 _GENERATED = (".mod.c", "features.h")
 
 
 def module_sources(project: Path) -> tuple[Path, ...]:
     """Return the files of kmod/ that the module is built from, relative to it, sorted.
 
-    Raises BuildError when they are not there.
+    Raises BuildError if they are missing.
     """
     top = project / "kmod"
     files = [
@@ -32,12 +32,12 @@ def module_sources(project: Path) -> tuple[Path, ...]:
         and not any(part.startswith(".") for part in path.relative_to(top).parts)
     ]
     if Path("Kbuild") not in files:
-        raise BuildError("the module's source is not there", expected=str(top / "Kbuild"))
+        raise BuildError("the module's source is missing", expected=str(top / "Kbuild"))
     return tuple(files)
 
 
 def stage_sources(project: Path, target: Path) -> None:
-    """Copy what DKMS needs to build the module into ``target``, dkms.conf apart."""
+    """Copy the files that DKMS needs into ``target``, except dkms.conf."""
     for relative in module_sources(project):
         result = target / relative
         result.parent.mkdir(parents=True, exist_ok=True)
@@ -49,9 +49,9 @@ def stage_sources(project: Path, target: Path) -> None:
 def build_package(
     settings: Settings, root: Root, *, epoch: int, log: Path, out: Path
 ) -> tuple[Package, ...]:
-    """Build cplayground-dkms from kmod/ and dkms/; ``out`` is made anew.
+    """Build cplayground-dkms from kmod/ and dkms/; replaces ``out``.
 
-    ``epoch`` (seconds since 1970) stands in the changelog and is the time of every file.
+    ``epoch`` (seconds since 1970) is the time of the changelog and of every file.
     """
     version = versions.module_version(settings.project)
     row = suites.suite(root.suite)

@@ -1,6 +1,6 @@
-"""What external modules are built against: the files of a linux-headers package.
+"""Collect the files of a linux-headers package, which external modules are built against.
 
-One directory that needs no other package: Debian's own headers are spread over four
+They form one directory that needs no other package.  Debian's own headers are spread over four
 (the flavour's, the common ones, kbuild's programs, the compiler's dependency).
 """
 
@@ -17,10 +17,10 @@ from kbuild.core.errors import BuildError
 from kbuild.core.model import BuiltKernel
 
 _ARCH = "arch/x86"
-# Where makefiles and Kconfig files say nothing about building a module.
+# The makefiles and Kconfig files in these directories do not matter for building a module.
 _SKIPPED = {"Documentation", "LICENSES", "samples", "tools"}
-# Below scripts/: what serves the kernel's own developers, test data, and links into the
-# trees of other architectures.
+# Below scripts/: tools for the kernel's own developers, test data, and links into the trees of
+# other architectures.
 _SKIPPED_SCRIPTS = {
     "atomic",
     "coccinelle",
@@ -36,7 +36,7 @@ _BUILD_FILES = ("Makefile", "Kconfig", "Kbuild", "Platform")
 
 _RELEASE = re.compile(r'^#define UTS_RELEASE "(.+)"$', re.MULTILINE)
 
-# Without one of these a module does not build; which kernel needs objtool, it says itself.
+# A module does not build without these; whether a kernel needs objtool depends on its options.
 _NEEDED = (
     "Makefile",
     "Module.symvers",
@@ -49,7 +49,7 @@ _NEEDED = (
     "scripts/mod/modpost",
     "scripts/module.lds",
 )
-# Either has objtool look at every module; before Linux 5.19 there was only the second
+# Each option makes objtool check every module; before Linux 5.19 only the second existed
 # (kernel commit 03f16cd020eb, "objtool: Add CONFIG_OBJTOOL").
 _OBJTOOL = {"CONFIG_OBJTOOL=y", "CONFIG_STACK_VALIDATION=y"}
 
@@ -57,18 +57,18 @@ _OBJTOOL = {"CONFIG_OBJTOOL=y", "CONFIG_STACK_VALIDATION=y"}
 def stage(kernel: BuiltKernel, target: Path, *, compiler: str) -> None:
     """Collect the headers of a kernel below ``target``: usr/src/... and the build link.
 
-    ``compiler`` is the program that modules have to be compiled with (gcc-12), by its whole
-    name.  Raises BuildError that names what the kernel's output lacks.
+    ``compiler`` is the full name of the program for compiling modules (gcc-12).  Raises
+    BuildError that names the files missing in the kernel's output.
     """
     tree = target / "usr/src" / f"linux-headers-{kernel.release}"
     for relative in _from_source(kernel.source):
         _copy(kernel.source / relative, tree / relative)
-    # Afterwards, because what was generated is this kernel's.
+    # Generated files go last, because they are this kernel's.
     for relative in _from_output(kernel.output):
         _copy(kernel.output / relative, tree / relative)
     _copy(kernel.symvers, tree / "Module.symvers")
     _copy(kernel.config, tree / ".config")
-    # The generated one lacks what was given on make's command line.
+    # The generated file does not know the values from make's command line.
     fs.write_atomic(tree / "include/config/kernel.release", kernel.release + "\n")
     fs.write_atomic(tree / ".kernelvariables", kernel_variables(kernel.release, compiler))
     link = target / "lib/modules" / kernel.release / "build"
@@ -78,23 +78,23 @@ def stage(kernel: BuiltKernel, target: Path, *, compiler: str) -> None:
 
 
 def built_release(output: Path) -> str:
-    """Return what uname -r prints on the kernel that was built in an output directory.
+    """Return the uname -r of the kernel that was built in an output directory.
 
-    Debian gives its name to make as KERNELRELEASE, which include/config/kernel.release does
-    not know of: only the header that is compiled in tells it.
+    Debian passes the release to make as KERNELRELEASE.  include/config/kernel.release does not
+    know that value; only the compiled-in header has it.
     """
     header = output / "include/generated/utsrelease.h"
     found = _RELEASE.search(header.read_text()) if header.exists() else None
     if found is None:
-        raise BuildError("the kernel's output does not tell its release", expected=str(header))
+        raise BuildError("the kernel's output does not name its release", expected=str(header))
     return found.group(1)
 
 
 def kernel_variables(release: str, compiler: str) -> str:
-    """Return what Debian's kernel Makefile and DKMS read to learn a kernel's compiler.
+    """Return the file in which Debian's kernel Makefile and DKMS find a kernel's compiler.
 
-    Where its name begins with the machine's (x86_64-linux-gnu-gcc-14), that is set apart, as
-    Debian's own headers do: the kernel's Makefile compares the name too.
+    If the compiler's name begins with the machine's (x86_64-linux-gnu-gcc-14), the prefix is a
+    variable of its own, as in Debian's headers, because the kernel's Makefile compares the name.
     """
     machine, _, name = compiler.rpartition("-gcc-")
     prefix = f"override CROSS_COMPILE = {machine}-\n" if machine else ""
@@ -118,7 +118,7 @@ def check(tree: Path) -> None:
             "the kernel's headers are incomplete: no module could be built against them",
             expected="\n".join(missing),
             found="nothing there",
-            hint="the kernel has to be prepared for modules (make modules_prepare)",
+            hint="prepare the kernel for modules (make modules_prepare)",
         )
 
 
@@ -135,7 +135,7 @@ def _from_source(source: Path) -> Iterator[Path]:
             continue
         if name.startswith(_BUILD_FILES):
             yield path
-    # The architecture's headers lie in several places, as its parts have their own.
+    # Each part of the architecture has its own headers, so they lie in several places.
     for directory, names, _ in os.walk(source / _ARCH):
         names.sort()
         for name in names:
@@ -150,8 +150,8 @@ def _from_output(output: Path) -> Iterator[Path]:
             if not _is_litter(path):
                 yield path
     for path in _walk(output, "scripts", skip=_SKIPPED_SCRIPTS):
-        # Programs and plugins that the build runs, and the modules' linker script; what
-        # they were compiled from stays behind.
+        # Programs and plugins that a build runs, and the modules' linker script, but not their
+        # sources.
         program = os.access(output / path, os.X_OK) or path.suffix == ".so"
         if (program or path.name == "module.lds") and not _is_litter(path):
             yield path

@@ -1,4 +1,4 @@
-"""The apt repository that our packages are installed from, made by reprepro(1)."""
+"""Make the apt repository of our packages with reprepro(1)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _TIMEOUT_S = 600
 def publish(settings: Settings, suite_packages: Mapping[str, Sequence[Package]]) -> Path:
     """Make build/repo/ anew with the given packages of each suite, and return it.
 
-    It holds these packages and no others; a reader sees the old repository or the new one.
-    Raises BuildError when a package is not what its digest says, or reprepro refuses it.
+    It contains exactly these packages.  A reader sees the old repository or the new one.
+    Raises BuildError if a package differs from its digest, or if reprepro refuses it.
     """
     if not suite_packages:
         raise UserError("a repository needs a suite")
@@ -30,7 +30,7 @@ def publish(settings: Settings, suite_packages: Mapping[str, Sequence[Package]])
     log = settings.build / "logs" / "repo.log"
     log.unlink(missing_ok=True)
     with fs.lock(settings.build / "repo.lock"):
-        # reprepro's own database has no place among what apt reads.
+        # reprepro's own database must not be in the directory that apt reads.
         database = settings.build / "reprepro"
         for path in (target, database):
             fs.remove_leftovers(path)
@@ -61,7 +61,7 @@ def _make(
         files = [_checked(package) for package in unique(packages)]
         if files:
             run([*command, "includedeb", suite, *files], timeout_s=_TIMEOUT_S, log=log)
-    # A suite without packages, too, has an index that says so.
+    # A suite without packages also needs an index, which says so.
     run([*command, "export"], timeout_s=_TIMEOUT_S, log=log)
 
 
@@ -92,9 +92,9 @@ def distributions(suites: Mapping[str, Sequence[Package]]) -> str:
 
 
 def unique(packages: Sequence[Package]) -> tuple[Package, ...]:
-    """Return packages sorted, a package that several sets bring along only once.
+    """Return packages sorted; a package that is in several sets is listed once.
 
-    Raises BuildError for two files that claim to be the same version of a package.
+    Raises BuildError if two files claim to be the same version of a package.
     """
     seen: dict[tuple[str, str, str], Package] = {}
     for package in packages:

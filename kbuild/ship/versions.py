@@ -1,7 +1,7 @@
-"""Names and versions of what we ship, and the two orders that they must keep.
+"""Define names and versions of our packages and kernels, and keep their two sort orders.
 
-Package versions are compared by dpkg when apt upgrades; kernel releases are compared by
-the boot loader when it chooses what to start.  Both orders have their own tests.
+dpkg compares package versions when apt upgrades; the boot loader compares kernel releases when it
+chooses one to start.  Both orders have their own tests.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from kbuild.core.errors import BuildError, UserError
 # Marks our rebuilds in versions and releases.
 VENDOR = "cplayground"
 
-# What the parts of a release may hold, so that package names and boot loaders take it.
+# Characters in the parts of a release that package names and boot loaders accept.
 _FLAVOUR = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _VARIANT = re.compile(r"[a-z0-9]+")
 _ABI = re.compile(r"[0-9]+(\.[0-9]+)*(\+[a-z0-9.]+)?(~[a-z0-9.]+)?(-[0-9]+|-[0-9.]+[a-z0-9.~]*)?")
@@ -25,8 +25,8 @@ _DEBIAN_VERSION = re.compile(r"[0-9][A-Za-z0-9.+~]*-[A-Za-z0-9.+~]+")
 def package_version(base_version: str, revision: int) -> str:
     """Return the version of our packages: above their base's, below Debian's next one.
 
-    ``6.1.192-2`` becomes ``6.1.192-2+cplayground1``.  Raises UserError for a base that is
-    not a Debian source version with a revision, or a ``revision`` below 1.
+    ``6.1.192-2`` becomes ``6.1.192-2+cplayground1``.  Raises UserError if the base is not a
+    Debian source version with a revision, or if ``revision`` is below 1.
     """
     if not _DEBIAN_VERSION.fullmatch(base_version) or VENDOR in base_version:
         raise UserError(
@@ -44,9 +44,9 @@ def package_version(base_version: str, revision: int) -> str:
 def release(abi: str, flavour: str, variant: str = "release") -> str:
     """Return what ``uname -r`` prints on our kernel: 6.1.0-56-cplayground-cloud-amd64.
 
-    It begins with its base's own ABI name, so that it sorts beside its base in the boot
-    menu, and reads as version-abi-flavour in DKMS's hooks.  A variant is appended.
-    Raises UserError for a name that a package or a boot loader would take amiss.
+    It begins with its base's ABI name, so it sorts next to its base in the boot menu, and DKMS's
+    hooks read it as version-abi-flavour.  A variant is appended.  Raises UserError for a name
+    that package names or boot loaders do not accept.
     """
     for what, value, pattern in (
         ("ABI name", abi, _ABI),
@@ -59,49 +59,49 @@ def release(abi: str, flavour: str, variant: str = "release") -> str:
 
 
 def flavour_name(flavour: str, variant: str = "release") -> str:
-    """Return the flavour with its variant, as names of packages and directories have it."""
+    """Return the flavour with its variant, as in the names of packages and directories."""
     return flavour if variant == "release" else f"{flavour}-{variant}"
 
 
 def image_package(kernel_release: str) -> str:
-    """Return the package that holds a kernel and its modules."""
+    """Return the name of the package with a kernel and its modules."""
     return f"linux-image-{kernel_release}"
 
 
 def headers_package(kernel_release: str) -> str:
-    """Return the package that modules for a kernel are built against."""
+    """Return the name of the package for building modules for a kernel."""
     return f"linux-headers-{kernel_release}"
 
 
 def modules_package(kernel_release: str) -> str:
-    """Return the package that holds our module, built for one kernel."""
+    """Return the name of the package with our module, built for one kernel."""
     return f"cplayground-modules-{kernel_release}"
 
 
 def image_meta(flavour: str, variant: str = "release") -> str:
-    """Return the package that follows the newest kernel of a flavour."""
+    """Return the name of the package that depends on the newest kernel of a flavour."""
     return f"linux-image-{VENDOR}-{flavour_name(flavour, variant)}"
 
 
 def headers_meta(flavour: str, variant: str = "release") -> str:
-    """Return the package that follows the newest headers of a flavour."""
+    """Return the name of the package that depends on the newest headers of a flavour."""
     return f"linux-headers-{VENDOR}-{flavour_name(flavour, variant)}"
 
 
 def modules_meta(flavour: str, variant: str = "release") -> str:
-    """Return the package that follows the newest prebuilt module of a flavour."""
+    """Return the name of the package that depends on a flavour's newest prebuilt module."""
     return f"{VENDOR}-modules-{flavour_name(flavour, variant)}"
 
 
 def source_package(flavour: str, variant: str = "release") -> str:
-    """Return the source package that a flavour's kernel packages come from."""
+    """Return the name of the source package of a flavour's kernel packages."""
     return f"linux-{VENDOR}-{flavour_name(flavour, variant)}"
 
 
 def module_version(project: Path) -> str:
-    """Return our module's version, which stands in one place, kmod/VERSION.
+    """Return our module's version, whose only home is kmod/VERSION.
 
-    Raises BuildError when that is no version.
+    Raises BuildError if the file does not contain a version.
     """
     path = project / "kmod" / "VERSION"
     text = path.read_text().strip() if path.exists() else ""
@@ -115,15 +115,15 @@ def module_version(project: Path) -> str:
 def prebuilt_version(module: str, kernel: str) -> str:
     """Return the version of the module's package for one kernel: 0.1.0+6.1.192-2+cplayground1.
 
-    It rises with the module's version as well as with the kernel's.
+    It rises with the module's version and with the kernel's.
     """
     return f"{module}+{kernel}"
 
 
 def dkms_version(module: str, mark: str) -> str:
-    """Return the version of the module's package for DKMS in one suite: 0.1.0+deb12.
+    """Return the version of the module's DKMS package in one suite: 0.1.0+deb12.
 
-    ``mark`` is the suite's: a repository holds one file of a name and version, and each
-    suite's own tools make another.
+    ``mark`` is the suite's.  It is needed because a repository has one file for each name and
+    version, and the tools of each suite make a different file.
     """
     return f"{module}+{mark}"
