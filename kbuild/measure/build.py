@@ -1,7 +1,7 @@
-"""How long kernels take to build: plainly, in full, on the fast path, and after small changes.
+"""Measure how long kernels take to build: plainly, in full, on the fast path, after small changes.
 
-Each measurement is a case that can be run alone; what it found is kept with the conditions
-it was found under, and the table shows every case of a target, the latest run of each.
+Each measurement is a case, and each case can be run on its own.  The results are kept with the
+conditions they were measured under.  The table shows every case of a target with its latest run.
 """
 
 from __future__ import annotations
@@ -47,30 +47,30 @@ logger = logging.getLogger(__name__)
 
 _TIMEOUT_S = 24 * 3600.0
 _NAMED_MISSES = 20
-# Of the cache, what a build is not measured by.
+# Parts of the cache that play no part in what is measured; the benchmark shares them.
 _SHARED = (*places.SHELVES, "accelerator", "apt", "locks")
 _EXPORT = re.compile(r"^\+EXPORT_SYMBOL(?:_GPL)?\((\w+)\);$", re.MULTILINE)
-# What "make -n" prints for one object of C or assembly.
+# A line of "make -n" that compiles one object of C or assembly.
 _COMPILES = re.compile(r"\s-c -o \S+\.o\s")
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A target to be measured, and where that is done."""
+    """A target to measure, and the places for its builds and results."""
 
     settings: Settings  # of the user
     target: Target
     before: str  # the version that a point release comes after; "" for none
-    cpu: Callable[[], float]  # seconds of CPU time used so far, by all that was started
+    cpu: Callable[[], float]  # seconds of CPU time so far, of this process and all it started
 
     @property
     def home(self) -> Path:
-        """Where scratch builds lie."""
+        """The directory of scratch builds."""
         return self.settings.build / "bench" / "build" / self.target.suite / self.target.name
 
     @property
     def result(self) -> Path:
-        """The file with what was measured."""
+        """The file that holds the results."""
         name = f"build-{self.target.suite}-{self.target.name}.json"
         return self.settings.build / "bench" / name
 
@@ -85,8 +85,8 @@ def run(
 ) -> Path:
     """Measure the cases asked for, print the table, and return the file with the results.
 
-    A case that fails keeps none of the others from being measured; the first failure is
-    raised after the table, which names each.
+    After a failed case the others are still measured.  The table names each failure, and the
+    first one is raised after it.
     """
     cases = choose(target, names, before=before)
     if any(case.name == "point-release" for case in cases):
@@ -114,7 +114,7 @@ def run(
 def check_before(settings: Settings, target: Target, before: str) -> None:
     """Raise UserError unless ``before`` is an older version that the archive has.
 
-    The case that needs it is measured after hours of others.
+    This check comes first, because the case that needs the version comes after hours of others.
     """
     newest = source.resolve(settings, target).version
     source.resolve(settings, dataclasses.replace(target, version=before))
@@ -123,7 +123,7 @@ def check_before(settings: Settings, target: Target, before: str) -> None:
 
 
 def _no_fast_path(bench: Bench, cases: Sequence[Case]) -> str | None:
-    """Say why this suite's kernel has no fast path, if one of the cases would need it."""
+    """Return why this kernel has no fast path; None if it has one or no case needs one."""
     if not any(case.name in FAST for case in cases):
         return None
     base = source.fetch(bench.settings, bench.target)
@@ -137,7 +137,7 @@ def _no_fast_path(bench: Bench, cases: Sequence[Case]) -> str | None:
 def measure(bench: Bench, case: Case) -> Measurement:
     """Measure one case and keep the result; a case that it needs is measured first."""
     if case.needs and not any(_private_cache(bench, case.needs).glob("ccache/*/*")):
-        logger.info("%s starts from what %s compiled, which comes first", case.name, case.needs)
+        logger.info("%s needs the compiler cache of %s, measured first", case.name, case.needs)
         measure(bench, CASES[case.needs])
     logger.info("measuring: %s", case.title)
     found = _MEASURE[case.name](bench, case)
@@ -156,19 +156,19 @@ def _raw(path: Path) -> dict[str, object]:
 
 
 def _siblings(bench: Bench) -> dict[str, Measurement]:
-    """Return what was measured of cloud-amd64, which a full build of amd64 is taken from."""
+    """Return the results of cloud-amd64, from which a full build of amd64 is extrapolated."""
     if bench.target.flavour != "amd64":
         return {}
     target = dataclasses.replace(bench.target, flavour="cloud-amd64")
     return read(dataclasses.replace(bench, target=target).result)
 
 
-# How a case is run.
+# Running a case.
 
 
 @dataclass(frozen=True)
 class _Clock:
-    """What time it was, for us and for all that we waited for."""
+    """The wall time, the CPU time and the load at one moment."""
 
     wall: float
     cpu: float
@@ -180,11 +180,11 @@ class _Clock:
 def cpu_account(
     *, mounts: Path = Path("/proc/mounts"), own: Path = Path("/proc/self/cgroup")
 ) -> Iterator[Callable[[], float]]:
-    """Give this process and all that it starts an account of the CPU time that they use.
+    """Count the CPU time of this process and of everything that it starts.
 
-    Yields a function that returns the seconds.  It is a control group (cgroups(7), version
-    2), because bwrap(1) ends without waiting for what it started: wait(2) never learns what
-    compilers in a root took.  Raises BenchError where there is none to be made.
+    Yields a function that returns the seconds, which are those of a control group (cgroups(7),
+    version 2).  The times of wait(2) lack the compilers in a root, because bwrap(1) does not
+    wait for the processes that it started.  Raises BenchError if no group can be made.
     """
     try:
         top = next(
@@ -204,14 +204,14 @@ def cpu_account(
     except (OSError, StopIteration) as error:
         raise BenchError(
             "CPU time cannot be measured here: no control group can be made",
-            expected="cgroups version 2, and root privileges",
-            found=str(error) or "none mounted",
+            expected="a mounted cgroup2 file system, and root privileges",
+            found=str(error) or "no cgroup2 file system, or this process is in none of its groups",
         ) from error
     try:
         yield lambda: cpu_seconds((group / "cpu.stat").read_text())
     finally:
         (home / "cgroup.procs").write_text(str(os.getpid()))
-        # Somebody that we started may still be on its way out.
+        # A process that we started may not have ended yet.
         with contextlib.suppress(OSError):
             group.rmdir()
 
@@ -248,12 +248,12 @@ def _found(bench: Bench, case: Case, start: _Clock, version: str, **more: object
 
 
 def _private_cache(bench: Bench, method: str, *, empty: bool = False) -> Path:
-    """Return a cache directory like the machine's, but with a compiler cache of its own."""
+    """Make a cache directory with its own compiler cache and the rest of the machine's cache."""
     cache = bench.home / f"cache-{method}"
     if empty:
         fs.remove_tree(cache / "ccache")
     cache.mkdir(parents=True, exist_ok=True)
-    # By name: on a new machine none of them is there yet, and each is to be filled only once.
+    # On a new machine none of them exists yet.  Each is made here, so that it is filled once only.
     for shelf in _SHARED:
         (bench.settings.cache / shelf).mkdir(parents=True, exist_ok=True)
         if not (cache / shelf).exists():
@@ -263,7 +263,7 @@ def _private_cache(bench: Bench, method: str, *, empty: bool = False) -> Path:
 
 
 def _alone(bench: Bench, cache: Path, name: str) -> Settings:
-    """Return settings of a build of its own: nothing of it is there yet, and nobody helps."""
+    """Return the settings of an empty build directory, without other machines' help."""
     build = bench.home / name
     fs.remove_tree(build)
     return dataclasses.replace(
@@ -279,9 +279,9 @@ def _built(
     modules: str,
     filled: misses.Build | None = None,
 ) -> Measurement:
-    """Time a kernel from the compiler to its packages; fetching, unpacking and patching are before.
+    """Time a kernel from compiling to packaging; fetching, unpacking and patching come before.
 
-    ``filled`` is the build that left the cache that this one has.
+    ``filled`` is the build that filled the compiler cache used here.
     """
     base = source.fetch(settings, target)
     prepared = pipeline.prepare(settings, target, base, modules=modules)
@@ -290,7 +290,7 @@ def _built(
     start = _now(bench)
     built = pipeline.compile_kernel(settings, root, prepared)
     compiled_s = bench.cpu()
-    # "make bindeb-pkg" packs too: without this the two could not be compared.
+    # "make bindeb-pkg" makes packages too, so the two can be compared only with this included.
     pipeline.pack_kernel(settings, root, prepared, built)
     found = _found(bench, case, start, base.version, note=built.method)
     objects = sum(name.endswith(".o") for _, _, names in os.walk(built.output) for name in names)
@@ -316,7 +316,7 @@ def _built(
 
 
 def _result_of(bench: Bench, name: str, target: Target, version: str) -> misses.Build:
-    """Return where the scratch build of a case lies, if it is still there."""
+    """Return the places of the scratch build of a case; it may be gone."""
     build = bench.home / name
     return misses.Build(
         source=build / target.suite / f"source-{version}",
@@ -341,7 +341,7 @@ def _warm(bench: Bench, case: Case) -> Measurement:
 
 
 def _point_release(bench: Bench, case: Case) -> Measurement:
-    """Build an earlier version cold, and time the newest with the cache that this leaves."""
+    """Build an earlier version cold, then time the newest with the compiler cache that it left."""
     cache = _private_cache(bench, case.name, empty=True)
     older = dataclasses.replace(bench.target, version=bench.before)
     place = f"{case.name}-before"
@@ -356,7 +356,7 @@ def _point_release(bench: Bench, case: Case) -> Measurement:
 
 
 def _plain(bench: Bench, case: Case) -> Measurement:
-    """Time the kernel's own way to packages, with the configuration that our full build has."""
+    """Time the kernel's own "make bindeb-pkg", with the configuration of our full build."""
     settings = _alone(bench, bench.settings.cache, case.name)
     base = source.fetch(settings, bench.target)
     prepared = pipeline.prepare(settings, bench.target, base, modules="rebuild")
@@ -376,14 +376,14 @@ def _plain(bench: Bench, case: Case) -> Measurement:
     fs.write_atomic(home / "config", prepared.plan.config)
     binds = [
         Bind(prepared.tree.path, "/mnt/source"),
-        # The packages are written beside the output directory.
+        # The packages are written next to the output directory.
         Bind(home, "/mnt/plain", writable=True),
     ]
     log = settings.build / "logs" / "plain.log"
     expected = compilation.expected_objects(settings, prepared.plan)
     start = _now(bench)
-    # What our package is called plays no part; dpkg-buildpackage asks for build dependencies
-    # by names that differ between suites, and all of them are there.
+    # -d: all build dependencies are installed, but dpkg-buildpackage asks for them by names
+    # that differ between suites.
     with makelog.compiling("make bindeb-pkg", expected) as on_line:
         for argv, env in (
             ([*arguments, goal], extra),
@@ -400,7 +400,7 @@ def _plain(bench: Bench, case: Case) -> Measurement:
 
 
 def _count(bench: Bench, case: Case) -> Measurement:
-    """Count what a full build would compile: make says it without doing it."""
+    """Count the objects of a full build with "make -n", without compiling them."""
     settings = _alone(bench, bench.settings.cache, case.name)
     base = source.fetch(settings, bench.target)
     prepared = pipeline.prepare(settings, bench.target, base, modules="rebuild")
@@ -420,7 +420,7 @@ def _count(bench: Bench, case: Case) -> Measurement:
         sandbox.enter(
             root, [*arguments, *goals], timeout_s=_TIMEOUT_S, binds=binds, env=env, log=log
         )
-    # -k: what depends on a file that was not made is no reason to stop counting.
+    # -k: -n makes no file, and a target that needs a missing one must not stop the count.
     said = sandbox.enter(
         root,
         [*arguments, "-n", "-k", "vmlinux", "modules"],
@@ -440,7 +440,7 @@ def count_objects(said: str) -> int:
 
 
 def _copied(bench: Bench) -> Settings:
-    """Return settings with a copy of the project, of which the patch can be edited."""
+    """Copy the project, so that its patch can be edited; return settings that use the copy."""
     project = bench.home / "project"
     fs.remove_tree(project)
     for name in ("patches", "kmod", "debian", "dkms", "fragments"):
@@ -457,29 +457,29 @@ def _patch(bench: Bench, case: Case) -> Measurement:
     again = pipeline.package(settings, bench.target)
     packaged_s = time.monotonic() - start.wall
     if again.kernel.digest == done.kernel.digest:
-        raise BenchError("the edit of the patch changed nothing")
+        raise BenchError("the kernel was not built again after the edit of the patch")
     pipeline.guest_image(settings, bench.target, again)
     note = f"packaged after {progress.duration(packaged_s)}, then installed on a guest's disk"
     return _found(bench, case, start, again.kernel.base.version, note=note)
 
 
 def edit(patch: Path) -> None:
-    """Change one line of code that a patch adds: the kind of an export.
+    """Change one line of code that a patch adds: an export becomes GPL-only, or no longer is.
 
-    Every series of ours has one, and a file is compiled again and the kernel linked.  Raises
-    BenchError for a patch that exports nothing.
+    Each of our series has an export.  The change makes the build compile one file and link the
+    kernel.  Raises BenchError for a patch that adds no export.
     """
     text = patch.read_text()
     match = _EXPORT.search(text)
     if match is None:
-        raise BenchError(f"{patch} adds no export that could be edited")
+        raise BenchError(f"{patch} adds no export to edit")
     line = match.group(0)
     other = line.replace("_GPL(", "(") if "_GPL(" in line else line.replace("(", "_GPL(", 1)
     fs.write_atomic(patch, text[: match.start()] + other + text[match.end() :])
 
 
 def _nothing(bench: Bench, case: Case) -> Measurement:
-    """Time what a user types, the start of Python included."""
+    """Time the command that a user types, including the start of Python."""
     settings = dataclasses.replace(bench.settings, build=bench.home / "current")
     with places.held(settings):
         done = pipeline.package(settings, bench.target)
@@ -502,7 +502,9 @@ def _nothing(bench: Bench, case: Case) -> Measurement:
     said = run_program(argv, cwd=settings.project, env=env, timeout_s=_TIMEOUT_S)
     found = _found(bench, case, start, done.kernel.base.version)
     if re.search(r"\b(?:building|packaging) ", said.stderr):
-        raise BenchError("something was made again, so this is not nothing", found=said.stderr)
+        raise BenchError(
+            "./inv package with nothing changed built or packaged something", found=said.stderr
+        )
     return found
 
 

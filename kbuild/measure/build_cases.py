@@ -1,4 +1,4 @@
-"""What "bench build" measures of a target, and what it found, kept as JSON."""
+"""List the cases that bench.build measures, and read their results from JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Case:
     name: str
     title: str
     needs: str = ""  # the case whose compiler cache it starts from
-    # What is to be reached: of the value of another case, in CPU time, or in seconds of wall time.
+    # The target, if any: a share of another case's CPU time, or seconds of wall time.
     of: str = ""
     share: Mapping[str, float] = field(default_factory=dict)  # by flavour
     seconds: float = 0.0
@@ -47,7 +47,7 @@ CASES = {
             of="fast",
             share={"cloud-amd64": 1 / 4, "amd64": 1 / 4},
         ),
-        Case("patch", "an edit of the patch, to packages that a guest's disk has", seconds=180),
+        Case("patch", "an edit of the patch, to packages on a guest's disk", seconds=180),
         Case("nothing", "./inv package with nothing changed", seconds=5),
     )
 }
@@ -56,33 +56,33 @@ FULL, FAST = ("plain", "full", "full-ccache"), ("fast", "fast-ccache")
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one run of a case found, and under which conditions."""
+    """The result of one run of a case, and the conditions it was measured under."""
 
     case: str
     version: str  # Debian's, of the kernel
     wall_s: float
-    cpu_s: float  # user and system, of everything that was started
+    cpu_s: float  # user and system time, of everything that was started
     objects: int | None = None
     hits: int | None = None  # of the compiler cache
     misses: int | None = None
-    missed: tuple[str, ...] = ()  # files, the first of them
-    # Files whose symbol versions the compiler cache had, and had not.
+    missed: tuple[str, ...] = ()  # the first few files
+    # Numbers of files whose symbol versions were in the compiler cache, and were not.
     versions: tuple[int, int] | None = None
-    counters: Mapping[str, int] = field(default_factory=dict)  # ccache's own
+    counters: Mapping[str, int] = field(default_factory=dict)  # of ccache
     reasons: Mapping[str, int] = field(default_factory=dict)  # why files were missed
-    packages_cpu_s: float = 0.0  # the part of cpu_s that packaging took
+    packages_cpu_s: float = 0.0  # packaging's part of cpu_s
     note: str = ""
     began: str = ""  # ISO 8601, UTC
     host: str = ""
-    load: tuple[float, float] = (0.0, 0.0)  # one minute's average, before and after
+    load: tuple[float, float] = (0.0, 0.0)  # average of one minute, before and after
     jobs: int = 0
     commit: str = ""
 
 
 def choose(target: Target, names: Sequence[str], *, before: str = "") -> tuple[Case, ...]:
-    """Return the cases asked for, in the table's order, or those that make sense for a target.
+    """Return the cases asked for in the table's order; by default those useful for the target.
 
-    Raises UserError for an unknown one, or one that this target cannot have.
+    Raises UserError for an unknown case, and for a case that this target cannot have.
     """
     wrong = sorted(set(names) - set(CASES))
     if wrong:
@@ -99,7 +99,7 @@ def choose(target: Target, names: Sequence[str], *, before: str = "") -> tuple[C
         return tuple(case for case in CASES.values() if obstacle(case, target, before) is None)
     for name in names:
         if (why := obstacle(CASES[name], target, before)) is not None and (
-            # Hours are no obstacle to whoever asks for them.
+            # A case that takes hours is measured if the user names it.
             not (name in FULL and target.flavour in DEBIAN_FLAVOURS)
         ):
             raise UserError(f"the case {name} cannot be measured", found=why)
@@ -107,7 +107,7 @@ def choose(target: Target, names: Sequence[str], *, before: str = "") -> tuple[C
 
 
 def obstacle(case: Case, target: Target, before: str) -> str | None:
-    """Say why a case is left out, or None."""
+    """Return why a case is left out by default; None if it is not."""
     if case.name in FAST and (target.flavour not in DEBIAN_FLAVOURS or target.variant != "release"):
         return f"{target.name} has no fast path: its configuration is not the distro's"
     if case.name in FULL and target.flavour == "amd64":
@@ -118,7 +118,10 @@ def obstacle(case: Case, target: Target, before: str) -> str | None:
 
 
 def read(path: Path) -> dict[str, Measurement]:
-    """Return what was measured of a target, by case; nothing when nothing was."""
+    """Read the results of a target, by case; they are empty before the first measurement.
+
+    Raises BenchError for a damaged file.
+    """
     if not path.is_file():
         return {}
     try:
@@ -126,9 +129,9 @@ def read(path: Path) -> dict[str, Measurement]:
         return {name: _measurement(one) for name, one in raw.items() if name in CASES}
     except (ValueError, TypeError, AttributeError) as error:
         raise BenchError(
-            f"{path} does not hold what this benchmark measured",
+            f"{path} does not hold results of this benchmark",
             found=str(error),
-            hint="remove it",
+            hint="remove the file and measure again",
         ) from error
 
 

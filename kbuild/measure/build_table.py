@@ -1,4 +1,4 @@
-"""What "bench build" found, as a table: each case beside its target and what it is compared to."""
+"""Render the results of bench.build as a table: each case with its target and comparisons."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from kbuild.measure.stats import number
 def extrapolate(
     found: Mapping[str, Measurement], other: Mapping[str, Measurement]
 ) -> Measurement | None:
-    """Return a full build of one flavour, by objects, from another's that was measured.
+    """Extrapolate a flavour's full build from another flavour's, by the number of objects.
 
-    None when this one's objects were not counted, or the other's not counted and built.
+    Returns None unless this flavour's objects were counted, and the other's counted and built.
     """
     if "full" in found or not {"count", "full"} <= other.keys() or "count" not in found:
         return None
@@ -44,7 +44,8 @@ def render(
 ) -> str:
     """Return the table of a target: each case with its latest run, or why it has none.
 
-    ``absent`` says why a case has no figures of this run; it is shown none of an earlier one.
+    ``absent`` gives the reasons of cases without figures in this run; their earlier figures are
+    not shown.
     """
     absent = absent or {}
     shown = {name: one for name, one in found.items() if name not in absent}
@@ -85,7 +86,7 @@ def _ratio(one: Measurement, full: Measurement | None) -> str:
 
 
 def judge(case: Case, target: Target, found: Mapping[str, Measurement]) -> str:
-    """Say whether a case reached what it should, or "" when it is to reach nothing."""
+    """Say whether a case met its target; "" for a case without a target."""
     one = found[case.name]
     if case.seconds:
         limit = progress.duration(case.seconds)
@@ -94,7 +95,7 @@ def judge(case: Case, target: Target, found: Mapping[str, Measurement]) -> str:
     if share is None or other is None:
         return ""
     verdict = "met" if one.cpu_s <= share * other.cpu_s else "missed"
-    # What is compared was perhaps not measured in one run, or not at all.
+    # The other case may be extrapolated, or may have been measured with another version.
     but = ", extrapolated" if not other.began else ""
     but += f", of {other.version}" if other.version != one.version else ""
     return f"{verdict}: 1/{round(1 / share)} of {case.of}'s CPU{but}"
@@ -111,7 +112,7 @@ def _remark(case: Case, one: Measurement) -> str:
 
 
 def _misses(found: Iterable[Measurement]) -> list[str]:
-    """Name what a warm cache did not have, and what ccache counted beside."""
+    """Name the files that were not in a warm cache, and ccache's own counters."""
     lines = []
     for one in found:
         if one.case not in ("full-ccache", "fast-ccache", "point-release") or not one.misses:
@@ -119,7 +120,7 @@ def _misses(found: Iterable[Measurement]) -> list[str]:
         lines.append(f"{one.case}: {one.misses} misses: {', '.join(one.missed)}")
         if one.reasons:
             why = "; ".join(f"{count} {reason}" for reason, count in one.reasons.items())
-            lines.append(f"  because, by files: {why}")
+            lines.append(f"  reasons, by number of files: {why}")
         counted = {k: v for k, v in sorted(one.counters.items()) if "hit" not in k}
         lines.append("  ccache counted " + ", ".join(f"{k} {v}" for k, v in counted.items()))
     return lines

@@ -1,8 +1,7 @@
-"""Why a compiler cache did not have a file: what differs from the build that filled it.
+"""Find out why files missed the compiler cache: compare a build with the one that filled it.
 
-kbuild leaves a .cmd file beside each object, with its command line and everything that it
-was made from.  Two builds of which both are there can so be compared, file by file; ccache
-itself only counts.
+Next to each object, kbuild leaves a .cmd file with its command line and dependencies.  As long
+as two builds exist, these files can be compared.  ccache itself only counts its misses.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from kbuild.core import fs
 
-SOURCE = "/mnt/source/"  # where every root shows the tree
+SOURCE = "/mnt/source/"  # the tree's path in every root
 
 _COMMAND = re.compile(r"^(?:saved)?cmd_\S+ := (.*)$", re.MULTILINE)
 _MADE_FROM = re.compile(r"^source_\S+ := (\S+)$", re.MULTILINE)
@@ -26,19 +25,19 @@ _OPTION = re.compile(r"\$\(wildcard include/config/(\S+?)(?:\.h)?\)")
 _DEFINED = re.compile(r"^#define CONFIG_(\w+?)(_MODULE)? (.*)$", re.MULTILINE)
 _NAMED_CAUSES = 5
 
-# The reasons, in the order in which they are looked for.
+# The reasons, in the order of the checks.
 NEW = "not in the other build"
 ITSELF = "changed itself"
 HEADER = "a header changed"
 OPTION = "an option changed"
 COMMAND = "another command line"
-SAME = "nothing that it is made from changed"
-NO_OBJECT = "no object of the kernel's"
+SAME = "source, headers, options and command line are the same"
+NO_OBJECT = "not an object of the kernel"
 
 
 @dataclass(frozen=True)
 class Build:
-    """A kernel's build, after its end."""
+    """The directories of a finished kernel build."""
 
     source: Path
     output: Path
@@ -46,18 +45,18 @@ class Build:
 
 @dataclass(frozen=True)
 class _Object:
-    """What one .cmd file says."""
+    """The content of one .cmd file."""
 
     command: str
-    files: tuple[str, ...]  # that it was made from, the source first
+    files: tuple[str, ...]  # source and headers, the source first
     options: tuple[str, ...]
 
 
 def why(missed: Iterable[str], before: Build, after: Build) -> dict[str, int]:
-    """Count the reasons for which ``after`` missed these files in the cache of ``before``.
+    """Count the reasons why ``after`` missed these files in the compiler cache of ``before``.
 
-    Each file counts once, under its first reason.  The headers and options that most files
-    have to do with are named beside theirs; a file may include several of them.
+    Each file counts once, under its first reason.  The most frequent headers and options are
+    named with their number of files; a file may include several of them.
     """
     old, new = _objects(before.output), _objects(after.output)
     digest_old, digest_new = _digests(before), _digests(after)
@@ -103,7 +102,7 @@ def _named(reason: str, causes: Counter[str] | None) -> str:
 
 
 def _objects(output: Path) -> dict[str, dict[str, _Object]]:
-    """Read every .cmd file below an output directory: source → object → what it says."""
+    """Read every .cmd file below an output directory: source → object → content."""
     found: dict[str, dict[str, _Object]] = {}
     for directory, _, names in os.walk(output):
         for name in names:
@@ -118,9 +117,9 @@ def _objects(output: Path) -> dict[str, dict[str, _Object]]:
             words = depends[1].replace("\\\n", "\n").split("\n") if depends else []
             files = [word.strip() for word in words if word.strip() and "$(" not in word]
             options = _OPTION.findall(depends[1]) if depends else []
-            # A dependency is named once more as the source, or not at all.
+            # The source may be listed again among the dependencies.
             listed = tuple(dict.fromkeys((source[1], *files)))
-            # Linux 5.10 writes them in lower case, with a slash for an underscore.
+            # Linux 5.10 writes options in lower case, with a slash for an underscore.
             names_of = (option.replace("/", "_").upper() for option in options)
             one = _Object(command[1], listed, tuple(names_of))
             found.setdefault(source[1], {})[path.relative_to(output).as_posix()] = one
@@ -133,7 +132,7 @@ def _digests(build: Build) -> Callable[[str], str | None]:
         if name.startswith(SOURCE):
             path = build.source / name.removeprefix(SOURCE)
         elif name.startswith("/"):
-            return None  # the root's own; its packages are known by their versions
+            return None  # a file of the root, whose packages have versions of their own
         else:
             path = build.output / name
         return fs.sha256_file(path) if path.is_file() else None
@@ -142,7 +141,7 @@ def _digests(build: Build) -> Callable[[str], str | None]:
 
 
 def _settings(output: Path) -> Mapping[str, str]:
-    """Return the options that were set, as the compiler saw them."""
+    """Return the values of the options that were set, from autoconf.h."""
     path = output / "include/generated/autoconf.h"
     text = path.read_text() if path.is_file() else ""
     return {name: module + value for name, module, value in _DEFINED.findall(text)}

@@ -1,7 +1,7 @@
-"""What /proc/cplayground costs, beside every other way to learn what it shows.
+"""Measure the cost of reading /proc/cplayground, and of every other way to learn the same.
 
-In one guest, under each of several loads, every method is run in turn, round after round;
-the order shifts from round to round, so that none always comes after the same one.
+In one guest, under each of several loads, every method runs once in each round.  The order
+rotates from round to round.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from kbuild.measure.stats import Aim, BenchError, Comparison, Pass, Series
 
 logger = logging.getLogger(__name__)
 
-# What a guest holds beside the usual, to be compared with.
+# Packages that the guest has in addition, to compare the module with.
 GUEST_TOOLS = ("bpftool", "lsof", "python3-psutil", "util-linux-extra")
-# The root in which the BPF program is compiled.
+# Packages of the root in which the BPF program is compiled.
 BPF_PACKAGES = ("bpftool", "clang", "libbpf-dev")
 SOURCES = Path(__file__).with_name("programs")
 PROGRAMS = ("bench_load", "bench_read", "bench_run", "bench_walk", "bench_work")
@@ -48,23 +48,22 @@ ITERATOR = "/sys/fs/bpf/cplayground_bench"
 # Where bench_load mounts a container's own procfs.
 OWN_PROC = "/proc/{pid}/root/tmp/bench-proc"
 
-# A 4,000-process load and the tools' own needs fit.
+# Room for a load of 4,000 processes and for the tools.
 _MEMORY_MIB = 2048
 _HOST_PROCESSES = 4000
-# From one of them to the next, where they lie scattered: as over the 32,768 numbers that
-# a kernel has by default.
+# Scattered processes are this many pids apart, and so spread over the kernel's default of 32,768.
 _APART = 8
 _PID_MAX = 65536
 _READ_TIMEOUT_S = 120.0
 _LOAD_TIMEOUT_S = 120.0
 _WORKER_CPU, _READER_CPU = 0, 1
-# The methods, beside the module's, that are tried on a busy host.
+# The methods that are tried on a busy host, in addition to the module.
 _BUSY = ("BPF iterator", "C walk")
-_NOBODY = "nobody reads"
+_NOBODY = "no reader"
 _CONTROL = "control: /proc/kallsyms is read"
 _IDS = ("siphash", "sha256", "digest")
 _ID_NAMES = {
-    "siphash": "SipHash, as the module",
+    "siphash": "SipHash, as in the module",
     "sha256": "crypto API, SHA-256, allocated for each id",
     "digest": "crypto API, SHA-256, allocated once",
 }
@@ -72,27 +71,27 @@ _ID_NAMES = {
 
 @dataclass(frozen=True)
 class Load:
-    """What bench_load makes and holds still."""
+    """A load: processes and open files that bench_load makes and keeps unchanged."""
 
     name: str
     processes: int
     files: int  # of each process
-    stride: int = 1  # from one descriptor to the next
+    stride: int = 1  # from one descriptor number to the next
     path: int = 32  # bytes
 
     @property
     def lines(self) -> int:
-        """What the module prints for it: a header, the descriptors and an empty line each."""
+        """Lines the module prints: for each process a header, its descriptors, an empty line."""
         return self.processes * (self.files + 2)
 
     @property
     def descriptors(self) -> int:
-        """Of all of its processes."""
+        """The number of descriptors of all processes."""
         return self.processes * self.files
 
     @property
     def title(self) -> str:
-        """What it is, in words."""
+        """The load in words."""
         sparse = f", {self.stride} apart" if self.stride > 1 else ""
         return (
             f"{self.name}: {self.processes} processes × {self.files} descriptors{sparse},"
@@ -111,9 +110,9 @@ LOADS = {
         Load("long-paths", 4, 250, path=3000),
     )
 }
-# All that can be measured, in its order.
+# All measurements, in their order.
 NAMES = ("ids", *LOADS, "busy-host", "disturbance")
-# The one container that is read on a quiet and on a busy host.
+# The container that is read on a quiet and on a busy host.
 _SMALL = Load("one container", 20, 20)
 
 
@@ -123,25 +122,25 @@ class Method:
 
     name: str
     command: Callable[[int, Sequence[int]], list[str]]  # (passes, pids) → argv
-    passes: int = 1  # of one round, its value being the least of them
-    backend: str | None = None  # the module is loaded with it, meanwhile
-    rounds: int | None = None  # at most so many, where it takes its time
-    # Lines that it prints fewer than the module; None: one for each descriptor, at least.
+    passes: int = 1  # in one round, whose value is the least of them
+    backend: str | None = None  # load the module with this backend meanwhile
+    rounds: int | None = None  # a limit, for slow methods
+    # It prints this many lines fewer than the module; None: at least one for each descriptor.
     fewer: int | None = None
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A booted guest with everything in it."""
+    """A booted guest with everything that the measurements need."""
 
     lab: Lab
     guest: Guest
     module: BuiltModule
     methods: tuple[Method, ...]
-    missing: Mapping[str, str]  # a method that cannot be measured here, and why
+    missing: Mapping[str, str]  # methods that cannot be measured here → reason
 
 
-# --- what is measured -------------------------------------------------------------------
+# --- methods ----------------------------------------------------------------------------
 
 
 def reader(path: str) -> Callable[[int, Sequence[int]], list[str]]:
@@ -150,12 +149,12 @@ def reader(path: str) -> Callable[[int, Sequence[int]], list[str]]:
 
 
 def walker(kind: str) -> Callable[[int, Sequence[int]], list[str]]:
-    """Return the command that walks /proc, ``kind`` being plain or kcmp."""
+    """Return the command that walks /proc; ``kind`` is plain or kcmp."""
     return lambda passes, _: [f"{PLACE}/bench_walk", "passes", str(passes), kind, "/proc"]
 
 
 def tool(*argv: str, separator: str = ",") -> Callable[[int, Sequence[int]], list[str]]:
-    """Return the command that runs a tool on processes; it is told which they are."""
+    """Return the command that runs a tool on processes; PIDS in ``argv`` is their list."""
     return lambda passes, pids: [
         *(f"{PLACE}/bench_run", "passes", str(passes)),
         *(one.replace("PIDS", separator.join(map(str, pids))) for one in argv),
@@ -163,7 +162,7 @@ def tool(*argv: str, separator: str = ",") -> Callable[[int, Sequence[int]], lis
 
 
 def psutil(passes: int, pids: Sequence[int]) -> list[str]:
-    """Return the command that asks psutil."""
+    """Return the command that runs psutil_files.py."""
     return ["python3", f"{PLACE}/psutil_files.py", str(passes), *map(str, pids)]
 
 
@@ -177,7 +176,7 @@ _LSFD = (
     "FD >= 0",
 )
 OTHERS = (
-    # The empty lines stand between its records, not after each.
+    # Its empty lines stand between records, not after each.
     Method("BPF iterator", reader(ITERATOR), passes=9, fewer=1),
     Method("C walk", walker("plain"), passes=3, fewer=0),
     Method("C walk with kcmp", walker("kcmp"), passes=3, fewer=0),
@@ -187,24 +186,24 @@ OTHERS = (
 )
 
 
-# What the module is meant to save.
+# The aims of the module.
 AIMS = (Aim("BPF iterator", 2), Aim("C walk", 40), Aim("C walk with kcmp", 40))
 
 
 def module_methods(backends: Sequence[str]) -> tuple[Method, ...]:
-    """Return the module's own methods, its default backend first."""
+    """Return the methods that read the module's file, the default backend first."""
     return tuple(
         Method(f"module, {name}", reader(PROCFILE), passes=9, backend=name, fewer=0)
         for name in backends
     )
 
 
-# --- what it is measured in -------------------------------------------------------------
+# --- the guest --------------------------------------------------------------------------
 
 
 @contextmanager
 def stage(settings: Settings, target: Target, *, stock: bool, accel: str | None) -> Iterator[Stage]:
-    """Yield a booted guest of a kernel with every method prepared that its kernel allows."""
+    """Yield a booted guest with every method prepared that its kernel allows."""
     place = lab.prepare(settings, target, accel=accel, stock=stock, tools=GUEST_TOOLS, booted=False)
     place = dataclasses.replace(
         place,
@@ -233,12 +232,12 @@ def stage(settings: Settings, target: Target, *, stock: bool, accel: str | None)
         verdict = guest.shutdown()
         if not verdict.passed:
             raise BenchError(
-                f"the guest that was measured in: {verdict}", log=guest.machine.console.path
+                f"the guest of the benchmark: {verdict}", log=guest.machine.console.path
             )
 
 
 def kernel_types(place: Lab) -> bytes:
-    """Return the BTF of a lab's kernel; raises BuildError when it has none."""
+    """Return the BTF of a lab's kernel; raises BuildError if it has none."""
     vmlinuz = place.spec.kernel.root / "boot" / f"vmlinuz-{place.release}"
     return debian_image.btf_section(debian_image.unpack_vmlinuz(vmlinuz), where=vmlinuz)
 
@@ -258,7 +257,7 @@ def compile_bpf(settings: Settings, place: Lab, btf: bytes, out: Path) -> Path:
             timeout_s=60,
             binds=binds,
         )
-        # By rename: the root could write there, and may have left a link.
+        # By rename: programs in the root can write there, and may have left a link.
         fs.write_atomic(scratch / "vmlinux.h", types.stdout)
         sandbox.enter(
             root,
@@ -274,7 +273,7 @@ def compile_bpf(settings: Settings, place: Lab, btf: bytes, out: Path) -> Path:
 
 
 def _pin_iterator(settings: Settings, place: Lab, guest: Guest, out: Path) -> str | None:
-    """Make the BPF iterator a file of the guest; returns why it cannot be."""
+    """Pin the BPF iterator as a file in the guest; return the reason if that fails."""
     try:
         btf = kernel_types(place)
     except BuildError:
@@ -287,12 +286,12 @@ def _pin_iterator(settings: Settings, place: Lab, guest: Guest, out: Path) -> st
 
 def _reason(said: bytes) -> str:
     lines = said.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it failed and said nothing"
+    return lines[-1] if lines else "it failed without a message"
 
 
 @contextmanager
 def loaded(guest: Guest, backend: str) -> Iterator[None]:
-    """Have the module in the kernel meanwhile."""
+    """Load the module for the time of the block."""
     guest.run(["insmod", "/tmp/cplayground.ko", f"backend={backend}"], timeout_s=20, check=True)
     try:
         yield
@@ -302,7 +301,7 @@ def loaded(guest: Guest, backend: str) -> Iterator[None]:
 
 @contextmanager
 def held(guest: Guest, **options: int) -> Iterator[tuple[int, ...]]:
-    """Have a load in the guest meanwhile; yields the pids of its containers' inits."""
+    """Keep a load in the guest for the time of the block; yields the pids of its inits."""
     background = guest.start(
         [f"{PLACE}/bench_load", *(f"{name}={value}" for name, value in options.items())]
     )
@@ -311,7 +310,7 @@ def held(guest: Guest, **options: int) -> Iterator[tuple[int, ...]]:
         match = re.fullmatch(r"container (\d+)\n", line)
         if match is None:
             result = background.wait(_LOAD_TIMEOUT_S)
-            raise BenchError("the load did not come about", found=_reason(result.stderr))
+            raise BenchError("bench_load could not make the load", found=_reason(result.stderr))
         inits.append(int(match[1]))
     yield tuple(inits)
     background.close_stdin()
@@ -319,14 +318,14 @@ def held(guest: Guest, **options: int) -> Iterator[tuple[int, ...]]:
 
 
 def load_options(load: Load, **more: int) -> dict[str, int]:
-    """Return what bench_load is told for a load."""
+    """Return bench_load's options for a load."""
     options = dataclasses.asdict(load)
     del options["name"]
     return options | more
 
 
 def pids_of(stage: Stage, load: Load) -> list[int]:
-    """Return the load's processes, as the module shows them; raises BenchError for too few."""
+    """Return the pids of the load from the module's file; raises BenchError if some lack."""
     with loaded(stage.guest, stage.module.backends[0]):
         records = procfile.parse(stage.guest.read(PROCFILE, timeout_s=_READ_TIMEOUT_S))
     descriptors = sum(len(one.files) for one in records)
@@ -343,7 +342,10 @@ def pids_of(stage: Stage, load: Load) -> list[int]:
 
 
 def run_method(guest: Guest, method: Method, pids: Sequence[int]) -> tuple[Pass, ...] | str:
-    """Run a method once; returns what it measured, or why it could not (not for the module)."""
+    """Run a method once; return its passes, or the reason of a failure.
+
+    A failure of the module's own methods raises GuestCommandError.
+    """
     if method.backend is None:
         try:
             done = guest.run(method.command(method.passes, pids), timeout_s=_READ_TIMEOUT_S)
@@ -356,7 +358,7 @@ def run_method(guest: Guest, method: Method, pids: Sequence[int]) -> tuple[Pass,
 
 
 def check_lines(method: Method, passes: Sequence[Pass], load: Load) -> None:
-    """Raise BenchError when a method cannot have shown the load, all of it and nothing else."""
+    """Raise BenchError unless the number of lines fits the load."""
     exact = method.fewer is not None
     wanted = load.lines - (method.fewer or 0) if exact else load.descriptors
     for one in passes:
@@ -369,7 +371,7 @@ def check_lines(method: Method, passes: Sequence[Pass], load: Load) -> None:
 
 
 def least_us(passes: Sequence[Pass]) -> float:
-    """Return the time of the pass that the machine's other work disturbed least."""
+    """Return the shortest time, that of the pass least disturbed by the machine's other work."""
     return min(one.ns for one in passes) / 1e3
 
 
@@ -380,7 +382,7 @@ def rotate(methods: Sequence[Method], turn: int) -> list[Method]:
 
 
 def compare(stage: Stage, load: Load, rounds: int) -> Comparison:
-    """Measure every method under one load, in µs for each line that the module prints."""
+    """Measure every method under one load, in µs per line that the module prints."""
     values: dict[str, dict[int, float]] = {}
     missing = dict(stage.missing)
     with held(stage.guest, **load_options(load)):
@@ -410,7 +412,7 @@ def compare(stage: Stage, load: Load, rounds: int) -> Comparison:
 
 
 def busy_host(stage: Stage, rounds: int) -> Comparison:
-    """Measure one container's reading, in µs for all of it, beside idle host processes or none."""
+    """Measure reading one container with and without idle host processes, in µs in all."""
     quiet, busy = "no other process", f"{_HOST_PROCESSES:,} host processes"
     states = {
         quiet: {"host": 0},
@@ -455,11 +457,10 @@ def busy_host(stage: Stage, rounds: int) -> Comparison:
 def disturbance(
     stage: Stage, rounds: int, *, descriptors: int = 256, slice_ms: int = 300
 ) -> Comparison:
-    """Measure what a program loses while it is read, in operations for each second of its CPU.
+    """Measure how much a program slows down while it is read, in operations per CPU second.
 
-    It works on one CPU, the reader loops on the other.  The others are compared with a
-    reader of something that has nothing to do with the program: two CPUs that both work are
-    slower than one, under TCG above all, whatever they do.
+    The program works on one CPU, the reader loops on the other.  The reference is a reader of
+    an unrelated file, because two busy CPUs are slower than one, above all under TCG.
     """
     guest = stage.guest
     read = [f"{PLACE}/bench_read", "loop", str(_READER_CPU)]
@@ -493,7 +494,7 @@ def disturbance(
     return Comparison(
         "disturbance",
         f"a program is read while it works: open, dup, fstat, pipe, close;"
-        f" {descriptors} descriptors beside",
+        f" {descriptors} other descriptors",
         "operations per CPU second",
         _CONTROL,
         tuple(series),
@@ -502,7 +503,7 @@ def disturbance(
 
 @contextmanager
 def _looping(guest: Guest, argv: list[str] | None, backend: str | None) -> Iterator[None]:
-    """Have a reader that has read once, and goes on; nobody if there is no command."""
+    """Keep a reader reading for the time of the block, from its second pass on, if any."""
     if argv is None:
         yield
         return
@@ -513,7 +514,9 @@ def _looping(guest: Guest, argv: list[str] | None, backend: str | None) -> Itera
     looper: Background = guest.start(argv)
     if looper.read_line(_READ_TIMEOUT_S) != b"reading\n":
         result = looper.wait(_READ_TIMEOUT_S)
-        raise BenchError(f"{shlex.join(argv)} does not read", found=_reason(result.stderr))
+        raise BenchError(
+            f"{shlex.join(argv)} did not finish a first pass", found=_reason(result.stderr)
+        )
     yield
     looper.close_stdin()
     looper.wait(_READ_TIMEOUT_S, check=True)
@@ -523,12 +526,16 @@ def parse_work(line: str) -> float:
     """Return operations per second of "work <operations> <ns>"; raises BenchError."""
     match = re.fullmatch(r"work (\d+) (\d+)\n", line)
     if match is None or int(match[2]) == 0:
-        raise BenchError("the program that is read said something else", found=line)
+        raise BenchError(
+            "the program that is read printed an unknown line",
+            expected="work <operations> <ns>",
+            found=line,
+        )
     return int(match[1]) / int(match[2]) * 1e9
 
 
 def ids(stage: Stage, rounds: int, *, iterations: int = 5000) -> Comparison:
-    """Measure what an id costs in the kernel, in ns, with a module made for that."""
+    """Measure the cost of an id in the kernel, in ns, with the module bench_ids."""
     settings, place, guest = stage.lab.settings, stage.lab, stage.guest
     scratch = settings.build / "bench" / place.release
     built = module.compile_other(
@@ -545,7 +552,7 @@ def ids(stage: Stage, rounds: int, *, iterations: int = 5000) -> Comparison:
     for turn in range(rounds):
         done = guest.run(["insmod", "/tmp/bench_ids.ko", f"iterations={iterations}"], timeout_s=60)
         if done.status:
-            # insmod says no more than "Unknown symbol"; the kernel says which.
+            # insmod only says "Unknown symbol"; the kernel's log names the symbol.
             said = [line for line in guest.console().splitlines() if "bench_ids: " in line]
             why = said[-1].partition("bench_ids: ")[2] if said else _reason(done.stderr)
             break
@@ -565,11 +572,11 @@ def ids(stage: Stage, rounds: int, *, iterations: int = 5000) -> Comparison:
     )
 
 
-# --- the whole --------------------------------------------------------------------------
+# --- a run ------------------------------------------------------------------------------
 
 
 def conditions(stage: Stage, rounds: int) -> dict[str, str]:
-    """Return under which conditions was measured."""
+    """Return the conditions of the measurement, by name."""
     spec = stage.lab.spec
     query = ["dpkg-query", "-W", "-f", "${Package} ${Version}, ", *GUEST_TOOLS]
     tools = stage.guest.run(query, timeout_s=20, check=True).text
@@ -587,9 +594,9 @@ def conditions(stage: Stage, rounds: int) -> dict[str, str]:
 
 
 def verdicts(done: Sequence[Comparison]) -> list[str]:
-    """Say for each of AIMS under which loads it was met, and what being read costs a program.
+    """Say for each of AIMS under which loads it was met, and how much being read costs a program.
 
-    Nothing of what was not measured.
+    Measurements that were not made are left out.
     """
     under_load = [one for one in done if one.name in LOADS]
     said = [stats.judge(aim, under_load) for aim in AIMS] if under_load else []
@@ -604,7 +611,7 @@ def verdicts(done: Sequence[Comparison]) -> list[str]:
 
 
 def describe(state: Mapping[str, str], done: Sequence[Comparison]) -> dict[str, object]:
-    """Return what is kept of a run."""
+    """Return the content of a run's JSON file."""
     return {
         "conditions": dict(state),
         "comparisons": [stats.to_json(one) for one in done],
@@ -613,7 +620,7 @@ def describe(state: Mapping[str, str], done: Sequence[Comparison]) -> dict[str, 
 
 
 def check(*, kernel: str, rounds: int, loads: Sequence[str]) -> None:
-    """Raise UserError for what :func:`run` cannot measure."""
+    """Raise UserError for arguments that :func:`run` does not support."""
     unknown = set(loads) - set(NAMES)
     if unknown:
         raise UserError(f"no such load: {', '.join(sorted(unknown))}", expected=", ".join(NAMES))
@@ -633,9 +640,9 @@ def run(
     accel: str | None = None,
     say: Callable[[str], None] = print,
 ) -> tuple[Path, ...]:
-    """Measure everything on one kernel of a target's image, or on both; returns the JSON files.
+    """Measure on one kernel of a target's image, or on both; return the JSON files.
 
-    ``loads`` names some of NAMES; without, it is all of them.
+    ``loads`` lists some of NAMES; by default all are measured.
     """
     check(kernel=kernel, rounds=rounds, loads=loads)
     results = []
@@ -645,7 +652,7 @@ def run(
             say("\n".join(f"{name}: {value}" for name, value in state.items()) + "\n")
             path = settings.build / "bench" / f"procfile-{place.lab.release}.json"
             done: list[Comparison] = []
-            # Kept after each, so that an interrupted run leaves what it has measured.
+            # Written after each comparison, so that an interrupted run keeps its results.
             for comparison in _comparisons(place, rounds, loads):
                 done.append(comparison)
                 say(stats.render(comparison))

@@ -1,7 +1,7 @@
-"""Measurements: what programs in a guest said, its statistics, and its tables.
+"""Read what programs in a guest measured, and make statistics and tables of it.
 
-Every comparison is a ratio of two values of the same round, so that what changes from
-round to round (the machine's other work, above all) is in both of them.
+Every comparison is a ratio of two values of the same round.  Changes from round to round, above
+all the machine's other work, then affect both values.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _PASS = re.compile(r"^pass (\d+) (\d+) (\d+)$")
 
 
 class BenchError(KbuildError):
-    """A measurement did not come about, or did not measure what it should."""
+    """A measurement failed, or did not measure what it should."""
 
     kind = "bench"
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One reading of everything."""
+    """One complete reading."""
 
     ns: int
     lines: int
@@ -35,7 +35,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Spread:
-    """Values of several rounds, in the unit of each of them."""
+    """Quartiles and extremes of the values of several rounds, in their unit."""
 
     least: float
     q1: float
@@ -47,7 +47,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Series:
-    """What was measured in which round; ``why`` says why nothing was, and then nothing is."""
+    """The values of one method by round, or the reason ``why`` there are none."""
 
     name: str
     values: Mapping[int, float] = field(default_factory=dict)  # by round
@@ -60,7 +60,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Aim:
-    """What a comparison is to show: a series takes at least so many times the reference's."""
+    """An aim: the series takes at least ``times`` as long as the reference."""
 
     series: str
     times: float
@@ -68,12 +68,12 @@ class Aim:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several series that were measured in the same rounds under the same load."""
+    """Several series, measured in the same rounds under the same load."""
 
     name: str
     title: str
     unit: str  # of the values
-    reference: str  # the series that the others are compared with
+    reference: str  # name of the series that the others are compared with
     series: tuple[Series, ...]
 
     def __post_init__(self) -> None:
@@ -88,17 +88,21 @@ class Comparison:
         raise KeyError(name)
 
     def ratio(self, name: str) -> Spread | None:
-        """Return a series over the reference, round by round; None if one was not measured."""
+        """Return the ratio of a series to the reference; None if either was not measured."""
         return ratio(self.get(name), self.get(self.reference))
 
 
 def parse_passes(text: str) -> tuple[Pass, ...]:
-    """Read the lines "pass <ns> <lines> <bytes>"; raises BenchError for any other, or none."""
+    """Read the lines "pass <ns> <lines> <bytes>"; raises BenchError for another line or none."""
     passes = []
     for line in text.splitlines():
         match = _PASS.match(line)
         if match is None:
-            raise BenchError("a program of the benchmark said something else", found=line)
+            raise BenchError(
+                "a program of the benchmark printed an unknown line",
+                expected="pass <ns> <lines> <bytes>",
+                found=line,
+            )
         passes.append(Pass(*map(int, match.groups())))
     if not passes or any(one.ns == 0 for one in passes):
         raise BenchError("a program of the benchmark measured nothing", found=text or "no line")
@@ -106,7 +110,7 @@ def parse_passes(text: str) -> tuple[Pass, ...]:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Return the quartiles and the extremes; raises ValueError for no value."""
+    """Return quartiles and extremes; raises ValueError without a value."""
     if not values:
         raise ValueError("no value")
     if len(values) == 1:
@@ -116,7 +120,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def ratio(one: Series, other: Series) -> Spread | None:
-    """Return ``one`` over ``other``, in the rounds in which both were measured; None if never."""
+    """Return ``one`` over ``other``, for the rounds that have both; None if there are none."""
     common = sorted(set(one.values) & set(other.values))
     return spread([one.values[k] / other.values[k] for k in common]) if common else None
 
@@ -124,11 +128,11 @@ def ratio(one: Series, other: Series) -> Spread | None:
 def median_interval(
     values: Sequence[float], confidence: float = 0.95
 ) -> tuple[float, float] | None:
-    """Return between which values the median lies, so sure; None for too few values.
+    """Return the confidence interval of the median; None for too few values.
 
-    From the order of the values alone (the sign test's interval), so whatever their
-    distribution: the median lies below the k-th least with the probability that fewer than
-    k of n coins show heads.
+    It is the interval of the sign test.  That uses only the order of the values, and so holds
+    for every distribution.  The median lies below the k-th smallest value with the probability
+    that fewer than k of n coins show heads.
     """
     ordered, n = sorted(values), len(values)
     k, heads = 0, 1  # 2^n times the probability of at most k heads
@@ -139,7 +143,7 @@ def median_interval(
 
 
 def number(value: float) -> str:
-    """Write a number with three digits that mean something: 0.0123, 4.56, 78.9, 1,230."""
+    """Write a number with three significant digits: 0.0123, 4.56, 78.9, 1,230."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     rounded = float(f"{value:.3g}")
@@ -158,7 +162,7 @@ def show_spread(values: Spread) -> str:
 
 
 def render(comparison: Comparison, *, width: int | None = None) -> str:
-    """Return a comparison as a table; a series that was not measured says why in its row."""
+    """Return a comparison as a table; the row of a series without values gives the reason."""
     spreads = f"{comparison.unit}: median  [quartiles]  extremes"
     rows = []
     for one in comparison.series:
@@ -185,9 +189,9 @@ def render(comparison: Comparison, *, width: int | None = None) -> str:
 
 
 def judge(aim: Aim, comparisons: Sequence[Comparison]) -> str:
-    """Say in a line in how many comparisons the median ratio is what it should be.
+    """Say in one line in how many comparisons the median ratio meets the aim.
 
-    One in which the series or the reference was not measured counts as neither.
+    Comparisons without values of the series or of the reference are not counted.
     """
     ratios = {
         one.name: times.median
@@ -206,7 +210,7 @@ def judge(aim: Aim, comparisons: Sequence[Comparison]) -> str:
 
 
 def loss(comparison: Comparison, name: str) -> str:
-    """Say in a line how much less a series is than the reference, and how sure that is."""
+    """Say in one line how much less a series is than the reference, with its confidence."""
     one, reference = comparison.get(name), comparison.get(comparison.reference)
     common = sorted(set(one.values) & set(reference.values))
     ratios = [one.values[k] / reference.values[k] for k in common]
@@ -222,7 +226,7 @@ def loss(comparison: Comparison, name: str) -> str:
 
 
 def to_json(comparison: Comparison) -> dict[str, object]:
-    """Return everything measured, and the ratios, as plain values."""
+    """Return all values and ratios as plain data."""
     return {
         "name": comparison.name,
         "title": comparison.title,

@@ -454,7 +454,7 @@ def test_misses_are_explained_by_the_build_that_filled_the_cache(
         "point-release-before/bookworm/cloud-amd64/6.1.187-1/out",
     ]
     text = build_table.render(CLOUD, build_cases.read(given.result), width=200)
-    assert "because, by files: 1 a header changed (x.h 1)" in text
+    assert "by number of files: 1 a header changed (x.h 1)" in text
 
 
 def test_a_warm_build_has_the_cold_ones_cache_and_a_new_output(tmp_path: Path, seen: Seen) -> None:
@@ -547,7 +547,7 @@ def test_nothing_is_only_nothing_when_nothing_was_made(
     if right:
         assert bench_build.measure(given, CASES["nothing"]).version == "6.1.192-2"
         return
-    with pytest.raises(BenchError, match="made again"):
+    with pytest.raises(BenchError, match="nothing changed"):
         bench_build.measure(given, CASES["nothing"])
 
 
@@ -568,7 +568,7 @@ def test_an_edit_has_to_have_changed_the_kernel(
     given = bench(tmp_path)
     before = quilt.choose(given.settings.project / "patches", "6.1.192").digest
     if digests[0] == digests[1]:
-        with pytest.raises(BenchError, match="changed nothing"):
+        with pytest.raises(BenchError, match="built again"):
             bench_build.measure(given, CASES["patch"])
     else:
         assert "then installed" in bench_build.measure(given, CASES["patch"]).note

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What the programs of a benchmark have in common: a reading that is repeated.
+ * The common part of the benchmark's programs: repeat a reading.
  *
  *	<program> passes <n> ...	read once, then n times: "pass <ns> <lines> <bytes>"
  *	<program> loop <cpu> ...	read on that CPU until standard input ends
@@ -23,7 +23,7 @@ struct reading {
 	unsigned long long lines, bytes;
 };
 
-/* Read everything once; lines are counted only if `count` says so. */
+/* Read everything once; count lines only if `count` is set. */
 typedef void (*read_all)(struct reading *reading, int count);
 
 static inline unsigned long long now_of(clockid_t clock)
@@ -60,7 +60,7 @@ static inline unsigned long number(const char *text)
 	return value;
 }
 
-/* The first pass is not timed: it warms up, and counts the lines. */
+/* The first pass is not timed: it warms up the caches and counts the lines. */
 static inline void time_passes(unsigned long passes, read_all fn)
 {
 	struct reading first = { 0 };
@@ -72,7 +72,7 @@ static inline void time_passes(unsigned long passes, read_all fn)
 
 		fn(&again, 0);
 		ns = now() - began;
-		/* Nothing changes meanwhile, so another length is a fault. */
+		/* The load does not change, so another length is a fault. */
 		if (again.bytes != first.bytes)
 			errx(1, "%llu bytes, then %llu", first.bytes, again.bytes);
 		printf("pass %llu %llu %llu\n", ns, first.lines, first.bytes);
@@ -97,7 +97,7 @@ static inline void loop_passes(unsigned int cpu, read_all fn)
 	printf("looped %lu\n", passes);
 }
 
-/* Do what the first two arguments say. */
+/* Run the mode that the first two arguments select. */
 static inline void bench_main(char **argv, read_all fn)
 {
 	if (!strcmp(argv[1], "passes"))

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Hold still a load that a benchmark reads: processes with open files, in containers.
+ * Make a load for a benchmark to read, and keep it unchanged: processes with open files, in
+ * containers.
  *
  *	bench_load [containers=1] [processes=1] [files=1] [stride=1] [path=32] [host=0] [apart=0]
  *
- * Each container (a PID namespace with a procfs of its own) has so many processes, its
- * init among them, and each process exactly so many descriptors, which are 0, stride,
- * 2 * stride and so on.  Every fourth one is a dup(2) of the one before it, the others are
- * files of their own at paths of that many bytes.  `host` is the number of processes
- * outside of the containers that do nothing.  Their pids and those of the inits are `apart`
- * numbers from one to the next, or without it what the kernel gives them.
+ * A container is a PID namespace with its own procfs.  Each has this many processes,
+ * including its init.  Each process has exactly this many descriptors: 0, stride,
+ * 2 * stride and so on.  Every fourth one is a dup(2) of the one before it; the others are
+ * separate files at paths of `path` bytes.  `host` is the number of idle processes outside
+ * the containers.  With `apart`, the pids of these and of the inits are that many numbers
+ * apart; without it, the kernel chooses them.
  *
- * Prints "container <global pid of its init>" for each, then "ready <processes> <files>",
- * both of all containers.  Ends everything at the end of its standard input.
+ * Prints "container <global pid of its init>" for each, then "ready <processes> <files>" with
+ * the sums over all containers.  Ends everything at the end of its standard input.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -49,7 +50,7 @@ static struct option {
 
 enum { CONTAINERS, PROCESSES, FILES, STRIDE, PATH, HOST, APART };
 
-/* Of all processes: how many stand still. */
+/* The number of processes that are set up and paused; shared by all. */
 static atomic_ulong *still;
 static pid_t *inits;
 
@@ -83,7 +84,7 @@ static void parse(const char *argument)
 	errx(2, "not an option: %s", argument);
 }
 
-/* Make the directories that give files a path of so many bytes, and go there. */
+/* Make and enter directories in which files have paths of the wanted length. */
 static void enter_place(void)
 {
 	char name[COMPONENT + 1], place[64];
@@ -98,7 +99,7 @@ static void enter_place(void)
 	while (length + 1 < options[PATH].value) {
 		size_t more = options[PATH].value - length - 1;
 
-		/* What is left must not be a slash alone. */
+		/* Leave room for a slash and a name, or for nothing. */
 		if (more > COMPONENT)
 			more = more < COMPONENT + 2 ? COMPONENT - 2 : COMPONENT;
 		memset(name, 'd', more);
@@ -137,7 +138,7 @@ static void container(void)
 	CHECK(unshare(CLONE_NEWNS));
 	CHECK(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL));
 	enter_place();
-	/* The container's own view, for a reader that looks for it below /proc/PID/root. */
+	/* The container's own procfs; a reader finds it below /proc/PID/root. */
 	CHECK(mkdir("/tmp/bench-proc", 0700) < 0 && errno != EEXIST ? -1 : 0);
 	CHECK(mount("proc", "/tmp/bench-proc", "proc", 0, NULL));
 	for (unsigned long i = 1; i < options[PROCESSES].value; i++) {
@@ -150,11 +151,11 @@ static void container(void)
 	hold();
 }
 
-/* As clone(2), with a pid that is so far from the last one's, or the next that is free. */
+/* Like clone(2), but the pid is `apart` numbers after the last one, or the next free one. */
 static pid_t clone_apart(unsigned long flags)
 {
 	static pid_t last;
-	pid_t numbers[2] = { 1 };	/* in its own namespace, if it is new, and in ours */
+	pid_t numbers[2] = { 1 };	/* in the new namespace, if any, and in ours */
 	struct clone_args arguments = { .flags = flags, .exit_signal = SIGCHLD };
 	pid_t pid;
 
@@ -186,7 +187,7 @@ int main(int argc, char **argv)
 	for (int i = 1; i < argc; i++)
 		parse(argv[i]);
 	if (!options[PROCESSES].value || !options[STRIDE].value)
-		errx(2, "a container has a process, and descriptors a distance");
+		errx(2, "processes and stride must be at least 1");
 	still = mmap(NULL, sizeof(*still), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
 		     -1, 0);
 	if (still == MAP_FAILED)
@@ -196,7 +197,7 @@ int main(int argc, char **argv)
 		err(1, "calloc");
 	setlinebuf(stdout);
 
-	/* One group for what is outside, so that one signal ends it. */
+	/* One process group for all host processes, so that one signal ends them. */
 	group = 0;
 	for (unsigned long i = 0; i < options[HOST].value; i++) {
 		pid_t pid = CHECK(clone_apart(0));
@@ -224,7 +225,7 @@ int main(int argc, char **argv)
 
 	while (read(0, &byte, 1) < 0 && errno == EINTR)
 		;
-	/* With its init goes all that is in a namespace. */
+	/* When its init ends, the kernel kills all processes of a PID namespace. */
 	for (unsigned long i = 0; i < count; i++)
 		CHECK(kill(inits[i], SIGKILL));
 	if (group)

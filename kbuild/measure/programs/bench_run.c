@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Run a command from its start to its end, its output going to a file in memory.
+ * Run a command to its end, with its output in a file in memory.
  *
  *	bench_run passes <n> <command> [argument...]
  *
- * Its output may differ from run to run (a tool shows its own process), so its bytes are
- * not compared; every run must end with status 0.
+ * Every run must end with status 0.  The output may differ between runs, since a tool shows
+ * its own process, so its bytes are not compared.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Find out from /proc/PID/{status,stat,fd,fdinfo} what /proc/cplayground shows.
+ * Collect what /proc/cplayground shows from /proc/PID/{status,stat,fd,fdinfo}.
  *
  *	bench_walk passes|loop <n> plain|kcmp <proc> [pid]
  *
- * It is written to be fast: no library's buffers or formats for what is read, everything
- * relative to a directory that is open, and of a host's process nothing but the link that
- * says in which namespace it is.  "kcmp" also finds out which descriptors share an open
- * file, with kcmp(2) in the kernel's own order; "plain" leaves that column 0.  <proc> is
- * the procfs to read.  With a pid, only processes in the namespace of that one count.
+ * It is written to be fast.  It reads without stdio and opens everything relative to an open
+ * directory.  It reads only the link ns/pid of a host process.  "kcmp" also
+ * finds the descriptors that share an open file, by kcmp(2)'s order; "plain" leaves that
+ * column 0.  <proc> is the procfs to read.  With a pid, only processes in its PID namespace
+ * are shown.
  *
- * Unlike the oracle (kernel_view.h) it goes on when a process ends under it.
+ * Unlike the oracle (kernel_view.h), it continues when a process ends meanwhile.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -26,19 +26,19 @@ struct file {
 	unsigned int fd;
 	unsigned long flags;
 	unsigned long long position;
-	size_t path, process;	/* where they begin and whose they are */
+	size_t path, process;	/* offset in the text, and index of the owner */
 	unsigned long group;
 };
 
 struct process {
-	size_t header;	/* text of the header */
+	size_t header;	/* offset in the text */
 	size_t first, count;
 };
 
 static int procfs, with_kcmp;
 static pid_t only;
 
-/* All of one pass. */
+/* The state of one pass. */
 static struct file *files;
 static struct process *processes;
 static struct file **sorted;
@@ -58,7 +58,7 @@ static void *grow(void *items, size_t needed, size_t *room, size_t size)
 	return items;
 }
 
-/* Keep a text with its terminating zero; returns where it begins. */
+/* Keep a text with its terminating zero; returns its offset. */
 static size_t keep(const char *from, size_t length)
 {
 	size_t at = text_length;
@@ -86,7 +86,7 @@ static ssize_t slurp(int dir, const char *name, char *buffer, size_t size)
 	return length;
 }
 
-/* Return the last number of the line of /proc/PID/status that begins with a label. */
+/* Return the last number in the line of /proc/PID/status that begins with the label. */
 static long innermost(const char *status, const char *label)
 {
 	const char *at = strstr(status, label);
@@ -175,7 +175,7 @@ static void add_process(const char *name, const char *wanted, const char *host)
 
 	processes = grow(processes, process_count + 1, &process_room, sizeof(*processes));
 	process = &processes[process_count++];
-	/* What the parent is called in there takes its own status; the host's number does. */
+	/* The parent's global pid; its pid in the namespace would take another file to read. */
 	length = snprintf(header, sizeof(header), "%s\t%s\t%ld\t%ld\t%ld\t%s\n", namespace, name,
 			  innermost(status, "NSpid:"), innermost(status, "PPid:"),
 			  innermost(status, "NSpgid:"), comm + 1);
@@ -187,7 +187,7 @@ out:
 	close(dir);
 }
 
-/* The kernel's own order of open files. */
+/* Compare as kcmp(2) orders open files. */
 static int by_open_file(const void *a, const void *b)
 {
 	const struct file *one = *(const struct file *const *)a;
@@ -216,7 +216,7 @@ static void number_groups(void)
 	}
 }
 
-/* Write the same lines as the module, to memory; names are not escaped, which saves time. */
+/* Write the module's lines to memory; names are not escaped, which saves time. */
 static void print(struct reading *reading)
 {
 	size_t at = 0;
@@ -247,7 +247,7 @@ static void walk(struct reading *reading, int count)
 	ssize_t length;
 	DIR *list;
 
-	(void)count;	/* it costs nothing here */
+	(void)count;	/* lines are always counted, at no cost */
 	file_count = process_count = text_length = 0;
 	length = readlink("/proc/self/ns/pid", host, sizeof(host) - 1);
 	if (length < 0)
@@ -275,7 +275,7 @@ int main(int argc, char **argv)
 		errx(2, "usage: bench_walk passes|loop <n> plain|kcmp <proc> [pid]");
 	with_kcmp = !strcmp(argv[3], "kcmp");
 	if (!with_kcmp && strcmp(argv[3], "plain"))
-		errx(2, "neither plain nor kcmp: %s", argv[3]);
+		errx(2, "expected plain or kcmp, not %s", argv[3]);
 	procfs = open(argv[4], O_RDONLY | O_DIRECTORY);
 	if (procfs < 0)
 		err(1, "%s", argv[4]);

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A program that somebody may read while it works: it opens, duplicates and closes, on one
- * CPU, in a PID namespace of its own, with so many other descriptors open.
+ * Open, duplicate and close descriptors while a reader observes this program.  It works on
+ * one CPU, in its own PID namespace, with the given number of other descriptors open.
  *
  *	bench_work <cpu> <descriptors>
  *
  * Prints "container <global pid>" when they are open.  For each line "<milliseconds>" on its
- * standard input it works until it has used so much CPU time, and prints
+ * standard input it works until it has used that CPU time, and prints
  * "work <operations> <ns of CPU>".
  */
 #define _GNU_SOURCE
@@ -24,7 +24,7 @@
 
 #define ROUND 64	/* repetitions between two looks at the clock */
 
-/* The descriptors are open: a pipe to say so would be two more of them. */
+/* Set when the descriptors are open.  A pipe for the message would be two more of them. */
 static _Atomic int *open_now;
 
 static void must(long result, const char *what)
@@ -33,7 +33,7 @@ static void must(long result, const char *what)
 		err(1, "%s", what);
 }
 
-/* Returns how many operations on the table it did. */
+/* Returns the number of operations on the file table. */
 static unsigned long work(void)
 {
 	unsigned long operations = 0;

@@ -1,9 +1,9 @@
 #!/usr/bin/python3
-"""Find out with psutil what /proc/cplayground shows, and say how long that took.
+"""Measure how long psutil takes to find what /proc/cplayground shows.
 
-Run in a guest: psutil_files.py PASSES PID...  Prints "pass <ns> <lines> <bytes>" for each;
-the interpreter's start is not counted.  psutil gives regular files only, and neither
-close-on-exec nor which descriptors share an open file.
+Run in a guest: psutil_files.py PASSES PID...  Prints "pass <ns> <lines> <bytes>" for each pass;
+the start of the interpreter is not counted.  psutil lists regular files only.  It shows neither
+close-on-exec nor shared open files.
 """
 
 import sys
@@ -13,7 +13,7 @@ import psutil  # type: ignore[import-untyped]
 
 
 def show(pids: list[int]) -> str:
-    """Return the lines of those processes."""
+    """Return the lines of some processes."""
     lines = []
     for pid in pids:
         process = psutil.Process(pid)
@@ -26,7 +26,7 @@ def show(pids: list[int]) -> str:
 
 
 def main() -> None:
-    """Do as the arguments say."""
+    """Time the passes and print each."""
     passes, pids = int(sys.argv[1]), [int(pid) for pid in sys.argv[2:]]
     show(pids)
     for _ in range(passes):

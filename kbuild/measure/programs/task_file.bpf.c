@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What /proc/cplayground shows, as a BPF iterator would show it: the open files of every
- * process outside the initial PID namespace.
+ * Show the open files of every process outside the initial PID namespace with a BPF iterator.
  *
- * It is what one would write instead of the module, not what the module does: ids are raw
- * addresses, flags are hexadecimal (bpf_seq_printf() has no %o), names are not escaped,
- * and a process without descriptors has no record, since the iterator never comes to it.
+ * This is an alternative to the module, and its output differs.  Ids are raw addresses, flags
+ * are hexadecimal (bpf_seq_printf() has no %o), and names are not escaped.  A process without
+ * descriptors has no record, since the iterator does not visit it.
  */
 #include "vmlinux.h"
 #include <bpf/bpf_core_read.h>
@@ -24,11 +23,11 @@ struct {
 	__type(value, char[PATH_SIZE]);
 } path_buffer SEC(".maps");
 
-/* The task whose header was printed last, and with which descriptor of the reading. */
+/* The task whose header was printed last, and the sequence number at that time. */
 static int shown;
 static __u64 shown_at;
 
-/* The number that a process or a group has at a level of namespaces: 0 if outside of ns. */
+/* Return the number of a pid at a level of PID namespaces; 0 if it is not in ns. */
 static int number_at(struct pid *pid, unsigned int level, struct pid_namespace *ns)
 {
 	struct upid upid;
@@ -54,14 +53,14 @@ int show(struct bpf_iter__task_file *ctx)
 
 	if (!task || !file)
 		return 0;
-	/* The first of a reading, of whatever process: they are numbered from 0. */
+	/* A reading starts: its descriptors are numbered from 0. */
 	if (!ctx->meta->seq_num)
 		shown = 0;
 	pid = task->thread_pid;
 	if (!pid->level)
 		return 0;
 
-	/* A line that did not fit is shown again, and the header before it with it. */
+	/* A line that did not fit is shown again, together with the header before it. */
 	if (shown != task->pid || shown_at == ctx->meta->seq_num) {
 		unsigned int level = pid->level;
 		struct pid_namespace *ns;
@@ -87,7 +86,7 @@ int show(struct bpf_iter__task_file *ctx)
 	bpf_probe_read_kernel(&word, sizeof(word), bits + fd / 64);
 	BPF_SEQ_PRINTF(seq, "%u\t%u\t%llx\t%lld\t%x\t", fd, (__u32)(word >> (fd % 64)) & 1,
 		       (unsigned long)file, file->f_pos, file->f_flags);
-	/* The terminating zero counts, and becomes the newline; an error is a huge length. */
+	/* The length includes the terminating zero, which becomes the newline.  An error is huge. */
 	length = bpf_d_path(&file->f_path, path, PATH_SIZE);
 	if (length <= PATH_SIZE) {
 		path[(length - 1) & (PATH_SIZE - 1)] = '\n';

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What one id costs, made in different ways.  Loading the module measures once; the
- * parameters hold the results afterwards, in nanoseconds for all iterations together.
+ * Measure the cost of one id, made in different ways.  Loading the module measures once.
+ * Its parameters then hold the results, in nanoseconds for all iterations together.
  *
- *	siphash_ns	as kmod/cplayground.c does: four keyed SipHashes, written as hex
- *	sha256_ns	as the module of 2020 did: crypto API, everything allocated for each id
+ *	siphash_ns	as kmod/cplayground.c: four keyed SipHashes, written as hex
+ *	sha256_ns	as the module of 2020: crypto API, everything allocated for each id
  *	digest_ns	the same with one transformation, allocated before the clock starts
  */
 
@@ -41,7 +41,7 @@ module_param(digest_ns, ulong, 0444);
 MODULE_PARM_DESC(digest_ns, "Result: SHA-256, allocated once");
 
 static siphash_key_t keys[4];
-/* Where ids go, so that no compiler leaves their making out. */
+/* Ids are written here, so that the compiler cannot omit them. */
 static char id[ID_DIGITS + 1];
 
 static int siphash_id(u64 object)
@@ -100,7 +100,7 @@ static int measure(int (*make)(u64 object), unsigned long *ns)
 	u64 began = ktime_get_ns();
 
 	for (i = 0; i < iterations; i++) {
-		/* Objects lie as far apart as struct files do. */
+		/* Addresses as far apart as those of struct file. */
 		int error = make(0xffff888000000000ULL + 256 * i);
 
 		if (error)
