@@ -1,6 +1,6 @@
-"""Removing results and caches: all of them, or what nobody has used for long.
+"""Remove results and caches: all of them, or those that no run has used for long.
 
-Only directories with our mark are touched, when no run uses them (core/places.py).
+Only directories with our mark are touched, while no run uses them (core/places.py).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _DAY_S = 86400.0
 
 
 def clean(settings: Settings, *, cache: bool = False, roots: bool = False) -> tuple[Path, ...]:
-    """Remove build/, and with ``cache`` or ``roots`` the whole cache or its roots alone.
+    """Remove build/; with ``cache`` also the cache, with ``roots`` also the roots in it.
 
-    Returns what was removed, or in a dry run what would be.  Raises UserError, and removes
-    nothing, when a directory is not ours or another file system is mounted in it.
+    Returns the removed paths; in a dry run, the paths that would be removed.  Raises UserError,
+    and removes nothing, if a directory is not ours or has another file system mounted in it.
     """
     build, cached = places.both(settings)
     whole = [build, cached] if cache else [build]
@@ -40,14 +40,14 @@ def clean(settings: Settings, *, cache: bool = False, roots: bool = False) -> tu
 
 
 def clean_unused(settings: Settings, *, days: int) -> tuple[Path, ...]:
-    """Remove from the cache and from build/ what no run has used for ``days``.
+    """Remove entries of the cache and of build/ that no run has used for ``days``.
 
     Kernels whose packages are in build/repo stay.  Returns and raises as :func:`clean` does.
     """
     limit = time.time() - days * _DAY_S
     with places.taken(settings, places.both(settings)) as there:
         for place in there:
-            # A link that others left on a shelf leads to what is not ours.
+            # A link that another user left on a shelf leads to files that are not ours.
             places.check_entries(place)
         entries = [*_cached(settings.cache), *_built(settings.build)]
         doomed = [one for one in entries if one.lstat().st_mtime < limit]
@@ -60,13 +60,13 @@ def _remove(settings: Settings, there: Sequence[Place], doomed: Sequence[Path]) 
     paths = [path.parent.resolve() / path.name for path in doomed]
     if hit := [one for one in mounts if any(one.is_relative_to(path) for path in paths)]:
         raise UserError(
-            "nothing is removed, since other file systems are mounted in what would be",
+            "nothing was removed: other file systems are mounted in directories to remove",
             found="\n".join(str(one) for one in hit),
             hint="find out who uses them; then unmount each, deepest first, and run this again",
         )
     if not settings.dry:
         for path in doomed:
-            # Only the link itself is ours, where it is one.
+            # A link itself is removed, never its target.
             if path.is_dir() and not path.is_symlink():
                 fs.remove_tree(path)
             else:
@@ -74,7 +74,7 @@ def _remove(settings: Settings, there: Sequence[Place], doomed: Sequence[Path]) 
 
 
 def _cached(cache: Path) -> Iterator[Path]:
-    """Yield the entries of the cache's shelves, what killed runs left among them."""
+    """Yield the entries of the cache's shelves, including the remains of killed runs."""
     for shelf in places.SHELVES:
         if (cache / shelf).is_dir():
             entries = sorted((cache / shelf).iterdir())
@@ -82,14 +82,14 @@ def _cached(cache: Path) -> Iterator[Path]:
 
 
 def _built(build: Path) -> Iterator[Path]:
-    """Yield the patched sources and the kernels of versions that no record names any more."""
+    """Yield the patched sources, and the kernels whose version is no longer in a record."""
     for suite in suites.SUITES:
         yield from sorted((build / suite).glob("source-*"))
         for home in sorted(path for path in (build / suite).glob("*") if path.is_dir()):
             try:
                 kept = _recorded(home)
             except BuildError:
-                # Whoever reads it for more than its age says what is wrong with it.
+                # Keep the kernels of a damaged record; the next run that reads it reports it.
                 continue
             versions = (path for path in home.glob("[0-9]*-*") if path.is_dir())
             yield from sorted(path for path in versions if path.name not in kept)

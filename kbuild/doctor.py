@@ -1,7 +1,6 @@
-"""What this machine has and lacks for the job, and how to get what it lacks.
+"""Check what this machine has and lacks for the tasks, and say how to get it.
 
-Every check gives a finding; none of them raises, because a doctor that dies of the
-first illness names no second one.
+Every check gives a finding and none raises, so that all problems are listed at once.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from kbuild.core.secrets import redact
 from kbuild.fetch import mirror
 from kbuild.guest import qemu
 
-# A cloud-amd64 build, its root, the guest's and the packages, from empty caches.
+# From empty caches: a cloud-amd64 build, the compile root, the guest's root and the packages.
 DISK_NEEDED = 15 * 10**9  # bytes
-# The compiler's and a guest's share; a full build of amd64 links in about as much.
+# For compilers and a guest; linking a full build of amd64 needs about as much.
 MEMORY_NEEDED = 3 * 10**9  # bytes
 _PYTHON_NEEDED = (3, 11)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
-    ``detail`` is a fact, or the reason in sentences when it is not ``ok``; ``remedy`` then says
-    in sentences what to do.
+    ``detail`` is a fact if ``ok``, else the reason in sentences.  ``remedy`` then says in
+    sentences what to do.
     """
 
     name: str
@@ -48,7 +47,7 @@ def _judged(name: str, ok: bool, fact: str, reason: str, remedy: str) -> Finding
 
 @dataclass(frozen=True)
 class HostPackage:
-    """A line of host-packages.txt: a Debian package, what of it must be found, and why."""
+    """A line of host-packages.txt: a Debian package, the files it must provide, and why."""
 
     name: str
     needs: tuple[str, ...]  # programs, or absolute paths of files
@@ -68,7 +67,7 @@ def host_packages(path: Path) -> tuple[HostPackage, ...]:
         if len(columns) != 3:
             raise UserError(
                 f"{path.name} line {number} is incomplete",
-                expected="package, what must be found, why",
+                expected="three columns: package, what must be found, why",
                 found=line,
             )
         name, needs, why = columns
@@ -79,7 +78,7 @@ def host_packages(path: Path) -> tuple[HostPackage, ...]:
 
 
 def check(settings: Settings) -> tuple[Finding, ...]:
-    """Look at everything that the tasks need, and say of each whether it is there."""
+    """Check everything that the tasks need, and return a finding for each."""
     sections: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
         _programs,
         _python,
@@ -105,19 +104,19 @@ def check(settings: Settings) -> tuple[Finding, ...]:
 
 
 def healthy(findings: tuple[Finding, ...]) -> bool:
-    """Say whether every finding is as it should be."""
+    """Return whether every finding is ok."""
     return all(finding.ok for finding in findings)
 
 
 def render(findings: tuple[Finding, ...], *, width: int | None = None) -> str:
-    """Return the findings as a table, and below it what to do about the bad ones."""
+    """Return the findings as a table, followed by the remedies of the bad ones."""
     rows = [("ok" if one.ok else "MISSING", one.name, one.detail) for one in findings]
     remedies = [f"{one.name}: {one.remedy}\n" for one in findings if not one.ok and one.remedy]
     return table.text(("", "", ""), rows, unbroken=2, width=width) + "".join(remedies)
 
 
 def _sentence(text: str) -> str:
-    """Return an error's words, which begin small and end without a stop, as a sentence."""
+    """Make a sentence of an error's text, which has no capital letter and no full stop."""
     text = text.strip().rstrip(".")
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
@@ -130,7 +129,7 @@ def _programs(settings: Settings) -> Iterator[Finding]:
                 need,
                 found is not None,
                 str(found),
-                f"It is not there. It belongs to {package.name}, which {package.why}.",
+                f"It was not found. Its package is {package.name}, which {package.why}.",
                 f"Run 'apt-get install --no-install-recommends {package.name}' as root,"
                 " or let ./inv do it.",
             )
@@ -144,7 +143,7 @@ def _python(settings: Settings) -> Iterator[Finding]:
         sys.version_info >= _PYTHON_NEEDED,
         f"{running} at {sys.executable}",
         f"{sys.executable} is Python {running}, and the tasks need {wanted} or newer.",
-        "Debian 12 has it. Remove .venv and run ./inv.",
+        "Debian 12 has one. Remove .venv and run ./inv.",
     )
 
 
@@ -154,7 +153,7 @@ def _privileges(settings: Settings) -> Iterator[Finding]:
         "privileges",
         uid == 0,
         "root",
-        f"The user {uid} is not root, who makes and enters the roots that compilers run in.",
+        f"User {uid} is not root. Only root can make and enter the roots that compilers run in.",
         "Run 'sudo ./inv ...'.",
     )
 
@@ -177,7 +176,7 @@ def _resources(settings: Settings) -> Iterator[Finding]:
             fact,
             f"{path} has {progress.size(free)} free, and a cold build needs about"
             f" {progress.size(DISK_NEEDED)}.",
-            "Make room ('./inv clean --unused 30'), or put XDG_CACHE_HOME on another disk.",
+            "Free space with './inv clean --unused 30', or put XDG_CACHE_HOME on another disk.",
         )
     memory = memory_available(Path("/proc/meminfo").read_text(encoding="ascii"))
     needed = progress.size(MEMORY_NEEDED)
@@ -201,36 +200,36 @@ def memory_available(meminfo: str) -> int:
 
 
 def _accelerator(settings: Settings) -> Iterator[Finding]:
-    """Never a failure: without KVM, QEMU interprets, and everything works, slower."""
+    """Find the accelerator; never a failure, because without KVM everything works, only slower."""
     device = Path("/dev/kvm")
     if not device.exists():
         detail = "no /dev/kvm: guests run under TCG, some ten times slower"
     elif not os.access(device, os.R_OK | os.W_OK):
-        detail = "/dev/kvm is there, but not for this user (group kvm): guests run under TCG"
+        detail = "/dev/kvm exists, but this user is not in group kvm: guests run under TCG"
     else:
-        detail = "/dev/kvm is there; it is used once a guest has been seen to boot under it"
+        detail = "/dev/kvm exists; it is used after a guest has booted with it in a trial"
     yield Finding("accelerator", True, detail)
-    # What kbuild.guest.qemu found when it tried; a new kernel or QEMU is tried again.
+    # The trials of kbuild.guest.qemu.  It repeats them after a new kernel or QEMU.
     for path in sorted((settings.cache / "accelerator").glob("*.json")):
         tried = qemu.read_choice(path)
         detail = (
             f"{tried.accelerator.name}: {tried.evidence}"
             if tried
-            else f"{path} is damaged: the next guest tries again"
+            else f"{path} is damaged: the next guest repeats the trial"
         )
         yield Finding("accelerator tried", True, detail)
 
 
 def _mirrors(settings: Settings) -> Iterator[Finding]:
-    """The archives that fetch would ask; none of them is asked now."""
+    """Name the archives that fetch would use, without connecting to them."""
     found = mirror.find(settings)
     for name, urls in (("mirror", found.main), ("mirror (security)", found.security)):
         yield _judged(
             name,
             bool(urls),
             ", ".join(map(redact, urls)),
-            "Apt's configuration names none.",
-            "Give one with --mirror URL.",
+            "Apt's configuration names no mirror for it.",
+            "Name one with --mirror URL.",
         )
 
 

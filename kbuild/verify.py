@@ -1,8 +1,9 @@
-"""Read everything that was kept, and say what is not what it was.
+"""Read everything in build/ and the cache, and report what is damaged.
 
-Each run looks at sizes and times, and reads what is small.  This reads all of it: downloads by
-the digest that they are kept under, results by their stamps, packages by the manifest.  What is
-found is noted in the stamps, so that the next run that needs it makes it again.
+A usual run checks sizes and times, and reads small files only.  This module reads everything.
+It compares downloads with the digest in their path, results with their stamps, and packages
+with the manifest.  Damage is noted in the stamps; the next run that needs a damaged result
+makes it again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from kbuild.ship import manifest
 
 logger = logging.getLogger(__name__)
 
-# Shelves of the cache whose entries have a stamp, by its name.
+# Shelves of the cache whose entries have a stamp → the stamp's file name.
 _STAMPED = {
     "debs": "stamp.json",
     "icecream": "stamp.json",
@@ -34,21 +35,21 @@ _MANIFESTS = ("manifest.json", manifest.RECORD)
 
 @dataclass(frozen=True)
 class Place:
-    """A directory of the cache or of build/, and what is damaged in it."""
+    """A directory of the cache or of build/, and the damage found in it."""
 
     path: Path
-    checked: int  # things that were read: downloads, stamps, manifests
-    damaged: tuple[str, ...]  # a line for each thing
+    checked: int  # number of downloads, stamps and manifests
+    damaged: tuple[str, ...]  # a line for each damaged file or directory
 
 
 def places(settings: Settings) -> tuple[Path, ...]:
-    """Return the directories that would be read."""
+    """Return the directories to read."""
     shelves = [settings.cache / name for name in sorted([_FILES, *_STAMPED])]
     return tuple(path for path in (*shelves, settings.build) if path.is_dir())
 
 
 def check(settings: Settings) -> Iterator[Place]:
-    """Read everything, and yield each place once it was read."""
+    """Read everything, and yield each place after it was read."""
     for path in places(settings):
         logger.info("reading %s", path)
         if path == settings.cache / _FILES:
@@ -62,16 +63,16 @@ def check(settings: Settings) -> Iterator[Place]:
 
 
 def error(found: Sequence[Place]) -> InfrastructureError | None:
-    """Return what to say at the end, None if all is as it was."""
+    """Return the error that lists all damage; None if there is none."""
     lines = [line for place in found for line in place.damaged]
     if not lines:
         return None
     return InfrastructureError(
         f"{len(lines)} of {sum(place.checked for place in found)} things are damaged",
-        expected="what was recorded when they were made",
+        expected="the contents that were recorded when they were made",
         found="\n".join(lines),
-        hint="run what needs them, as './inv package': it makes them again; if this comes back, "
-        "check the disk",
+        hint="run the task that needs them, such as './inv package': it makes them again; "
+        "if this error comes back, check the disk",
     )
 
 
@@ -80,7 +81,7 @@ def _marks(shelf: Path, name: str) -> Iterator[Path]:
         if (home / name).exists():
             yield home / name
         else:
-            logger.info("%s: nothing is recorded of it; it is made again when used", home)
+            logger.info("%s has no stamp and is not checked; it is made again when used", home)
 
 
 def _downloads(shelf: Path) -> Iterator[list[str]]:
@@ -98,7 +99,7 @@ def _sha256(path: Path) -> str | None:
 
 
 def _stamps(build: Path) -> Iterator[Path]:
-    """Yield the stamps of build/: those of the repository, of suites, of targets, of versions."""
+    """Yield the stamps in build/: of the repository, of suites, of targets and of versions."""
     yield from _these(build)
     for suite in suites.SUITES:
         yield from _these(build / suite)
@@ -112,7 +113,7 @@ def _stamps(build: Path) -> Iterator[Path]:
 
 def _these(directory: Path) -> Iterator[Path]:
     for path in sorted(directory.glob("[!.]*.json")):
-        # Other records lie next to stamps; one that cannot be read is taken for a stamp.
+        # Other records lie next to stamps.  An unreadable file counts as a stamp.
         known = fs.read_json(path, lambda raw: {"inputs", "outputs", "seconds"} <= raw.keys())
         if known or (known is None and path.name not in _MANIFESTS):
             yield path
@@ -137,7 +138,8 @@ def _by_stamp(mark: Path) -> list[str]:
 
 
 def _by_reading(path: Path) -> list[str]:
-    # Its packages have stamps.  A record may name some that were made again for another target.
+    # Only the manifest itself is read: its packages have stamps, and a record may name packages
+    # that were made again for another target.
     try:
         manifest.read(path)
     except BuildError as found:

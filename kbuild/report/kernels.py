@@ -1,7 +1,7 @@
-"""Is the patch needed?  What each kernel of the archive offers, takes, lacks and has news of.
+"""Report for each kernel whether the patch is needed: exports, series, options, changelog.
 
-Compiles the module alone, never a kernel, and reads what lies in the cache: the stock
-kernel's list of exports, its source, its Kconfig files and its changelog.
+It compiles the module only, never a kernel.  From the cache it reads the stock kernel's list
+of exports, its source, its Kconfig files and its changelog.
 """
 
 from __future__ import annotations
@@ -35,55 +35,55 @@ logger = logging.getLogger(__name__)
 _CVE = re.compile(r"\bCVE-\d{4}-\d{4,}\b")
 # An item of Debian's kernel changelog: "  * ...", "    - ...", "    + ...".
 _ITEM = re.compile(r"^\s+[-*+] ")
-# Where a definition may stand that is not in a file of the series.
+# The files that are searched for a function's definition.
 _DEFINED_IN = ("fs/*.c", "kernel/*.c", "lib/*.c", "mm/*.c", "kernel/sched/*.c")
 
 
 @dataclass(frozen=True)
 class Lacking:
-    """A symbol that a backend needs and the kernel does not export."""
+    """A symbol that a backend needs but the kernel does not export."""
 
     name: str
-    place: str | None  # of its definition, as fs/file.c:432; None: the kernel has no such function
+    place: str | None  # of its definition, as fs/file.c:432; None: no definition was found
 
 
 @dataclass(frozen=True)
 class Backend:
-    """Whether one of the module's ways to reach file tables works on the unpatched kernel."""
+    """A backend of the module on the unpatched kernel: the symbols that it needs and lacks."""
 
     name: str
     needs: int  # symbols
     lacking: tuple[Lacking, ...]
-    unknown: str | None = None  # why it could not be found out
+    unknown: str | None = None  # the reason why the symbols are not known
 
     @property
     def works(self) -> bool:
-        """Whether every symbol that it needs is exported; False also where nobody knows."""
+        """Return whether every symbol that it needs is exported; False if they are not known."""
         return self.unknown is None and not self.lacking
 
 
 @dataclass(frozen=True)
 class HunkFailure:
-    """A hunk that finds no place in a source, and what stands there instead."""
+    """A hunk that does not apply to a source, and how the source differs."""
 
     patch: str
     file: str
-    line: int  # of the hunk, in the patch's own numbering of the source
-    reason: str  # what the source has instead, in a line
-    functions: tuple[str, ...]  # that it is about: where each is now, or that it is gone
-    change: tuple[str, ...]  # a diff from what was there to what is there
-    since: str  # what the diff starts from
+    line: int  # of the hunk's old lines, from its header
+    reason: str  # how the source differs, in one line
+    functions: tuple[str, ...]  # those in the hunk: where each is now, or that it is gone
+    change: tuple[str, ...]  # a diff from the old lines to the new ones
+    since: str  # the origin of the old lines
 
 
 @dataclass(frozen=True)
 class SeriesVerdict:
-    """Whether a series of patches is for a source, applies to it, and does what it declares."""
+    """The result of trying a series of patches on a source."""
 
     series: str
     range: str
-    chosen: bool  # by its range
-    applies: bool
-    why: str | None  # when it does not
+    chosen: bool  # the source's version is in its range
+    applies: bool  # and has the declared effect
+    why: str | None  # the reason if it does not
     hunks: tuple[HunkFailure, ...] = ()
 
 
@@ -94,7 +94,7 @@ class GoneOptions:
     fragment: str
     options: tuple[str, ...]
     count: int  # options in the fragment
-    foreseen: tuple[str, ...] = ()  # gone too, and the fragment says "where it exists"
+    foreseen: tuple[str, ...] = ()  # gone too, but marked "where it exists" in the fragment
 
 
 @dataclass(frozen=True)
@@ -108,21 +108,21 @@ class Fix:
 
 @dataclass(frozen=True)
 class News:
-    """What the distro changed since ``since``, or in its newest version when that is None."""
+    """The distro's changes after the version ``since``; if that is None, in its newest version."""
 
     since: str | None
-    versions: tuple[str, ...]  # newer ones, newest first
+    versions: tuple[str, ...]  # those with the changes, newest first
     fixes: tuple[Fix, ...]
 
     @property
     def cves(self) -> tuple[str, ...]:
-        """Every CVE that the items name, once, sorted."""
+        """Return every CVE that the items name, once, sorted."""
         return tuple(sorted({cve for fix in self.fixes for cve in fix.cves}))
 
 
 @dataclass(frozen=True)
 class KernelReport:
-    """Everything about one kernel; with ``error`` there is nothing else to say about it."""
+    """The report on one kernel; with ``error``, the other fields are empty."""
 
     suite: str
     flavour: str
@@ -136,7 +136,7 @@ class KernelReport:
 
     @property
     def answer(self) -> str:
-        """Whether the patch is needed, in a sentence."""
+        """Say in a sentence whether the patch is needed."""
         stock, export = self.backends
         if stock.unknown or export.unknown:
             return "not known"
@@ -144,7 +144,7 @@ class KernelReport:
             which = "both backends work" if stock.works else "export works"
             return f"no: {which} without it"
         if stock.works:
-            return "not for the module to work (stock does); for the backend export"
+            return "only for the backend export; stock works without it"
         return "yes: no backend works without it"
 
 
@@ -156,7 +156,7 @@ def run(
     flavour: str = "all",
     network: Network | None = None,
 ) -> tuple[KernelReport, ...]:
-    """Report on each kernel asked for; one that cannot be looked at does not end the others.
+    """Report on each kernel asked for; after the failure of one, the others follow.
 
     ``suite`` and ``flavour`` are names or "all".  Raises UserError for an unknown name.
     """
@@ -171,7 +171,7 @@ def run(
 
 
 def exit_status(reports: Iterable[KernelReport]) -> int:
-    """Return 0, or the status of the first kernel that could not be looked at."""
+    """Return the exit status of the first kernel whose report failed, else 0."""
     return next((one.error.exit_status for one in reports if one.error is not None), 0)
 
 
@@ -206,7 +206,7 @@ def _report(settings: Settings, target: Target, network: Network) -> KernelRepor
 
 
 def fetch(settings: Settings, target: Target, network: Network) -> Base:
-    """Bring what a report reads into the cache: all of a kernel but its image."""
+    """Download the packages and the source that a report reads: all but the image."""
     resolved = source.resolve(settings, target, network=network)
     for offer in (resolved.source, resolved.headers, *resolved.support):
         download.fetch(settings, offer.wanted, offer.urls, network)
@@ -239,7 +239,7 @@ def _backends(
 
 
 def _needed(settings: Settings, base: Base, headers: module.Headers) -> frozenset[str]:
-    """Return what the module, as it is without the patch, expects of a kernel."""
+    """Return the symbols that the module needs when it is built for the unpatched kernel."""
     root = roots.compile_root(settings, base.suite)
     home = settings.build / base.suite / "report"
     mark = home / f"{base.release}.json"
@@ -269,7 +269,7 @@ def judge_backend(
     pristine: Path,
     unknown: str | None = None,
 ) -> Backend:
-    """Compare what a backend needs with what a kernel exports."""
+    """Compare the symbols that a backend needs with those that a kernel exports."""
     wanted = sorted(needed)
     missing = [symbol for symbol in wanted if symbol not in exported]
     return Backend(
@@ -281,10 +281,10 @@ def judge_backend(
 
 
 def find_definition(tree: Path, symbol: str) -> str | None:
-    """Return file:line where a tree defines a function, or None when it does nowhere usual.
+    """Return file:line of a function's definition; None if it is not found.
 
-    Looked for in the core of the kernel (fs, kernel, lib, mm), where the functions live
-    that a module like ours may call.
+    Only the core of the kernel is searched (fs, kernel, lib, mm): it defines the functions that
+    a module like ours may call.
     """
     for pattern in _DEFINED_IN:
         for path in sorted(tree.glob(pattern)):
@@ -304,9 +304,10 @@ def _all_series(directory: Path) -> list[Series]:
 def judge_series(
     directory: Path, base: Base, pristine: Path, before: tuple[str, Path] | None = None
 ) -> tuple[SeriesVerdict, ...]:
-    """Try the series for a kernel on its source; where none is for it, each one there is.
+    """Try the series for a kernel on its source; if there is none, try every series.
 
-    ``before`` is an older source of the same suite and its version, to say what changed.
+    ``before`` is the version and the tree of an older source of the same suite, to show the
+    changes.
     """
     every = _all_series(directory)
     fitting = [one for one in every if quilt.upstream_in_range(base.upstream, one.range)]
@@ -336,11 +337,11 @@ def _verdict(
 def failing_hunks(
     series: Series, pristine: Path, before: tuple[str, Path] | None = None
 ) -> tuple[HunkFailure, ...]:
-    """Name each hunk that patch(1) refuses without fuzz, with the functions it is about.
+    """Name each hunk that patch(1) refuses without fuzz, with the functions in it.
 
-    The diff of a failure goes from an older source (``before``: its version and tree) to
-    this one where the hunk fits that, and from the hunk's own lines to what is most like
-    them otherwise.
+    ``before`` is the version and the tree of an older source.  If the hunk applies to that, the
+    diff of a failure shows the changes since then.  Otherwise it starts from the hunk's own
+    lines and shows the most similar ones.
     """
     changed = {patch.path.name: quilt.changes(patch) for patch in series.patches}
     failures = []
@@ -376,18 +377,18 @@ def _explain(
 
 
 def _is_foreseen(fragment: kconfig.Fragment, name: str, options: Collection[str]) -> bool:
-    """Whether a fragment says that an option need not exist, and what stands for it does."""
+    """Return whether a fragment allows an option to be absent, and its substitute exists."""
     instead = fragment.elsewhere.get(name)
     return instead is not None and (not instead or instead in options)
 
 
 def gone_options(fragments: Iterable[Path], options: Collection[str]) -> tuple[GoneOptions, ...]:
-    """Return for each fragment which of its options a source does not have.
+    """Return for each fragment the options that a source does not have.
 
     Raises BuildError if the source has no options at all.
     """
     if not options:
-        raise BuildError("the source has no Kconfig files, or they define nothing")
+        raise BuildError("the source has no Kconfig files, or they define no option")
     result = []
     for path in fragments:
         fragment = kconfig.read(path)
@@ -408,7 +409,7 @@ def gone_options(fragments: Iterable[Path], options: Collection[str]) -> tuple[G
 
 
 def last_built(settings: Settings, base: Base) -> manifest.KernelRecord | None:
-    """Return the newest kernel of a suite that build/ has a record of, of this flavour if any."""
+    """Return the newest recorded kernel of this flavour in build/, else of the suite, or None."""
     records = [
         kernel
         for path in sorted((settings.build / base.suite).glob(f"*/{manifest.RECORD}"))
@@ -420,7 +421,7 @@ def last_built(settings: Settings, base: Base) -> manifest.KernelRecord | None:
 
 
 def _tree_of(settings: Settings, last: manifest.KernelRecord | None) -> tuple[str, Path] | None:
-    """Return the version and the source of a kernel that was built, if the cache has it."""
+    """Return the version and the source of a kernel that was built; None if it is not cached."""
     for file in last.files if last else ():
         if file.name.startswith("linux-source-"):
             tree = unpack.kept_tree(settings, file.sha256)
@@ -430,7 +431,7 @@ def _tree_of(settings: Settings, last: manifest.KernelRecord | None) -> tuple[st
 
 
 def _changelog(settings: Settings, base: Base) -> Path:
-    """Return the kernel's changelog, gzipped: of the headers, or of what they share it with."""
+    """Return the kernel's gzipped changelog, from the headers or the packages that they need."""
     for file in (base.headers, *base.support):
         content = unpack.unpack_deb(settings, file)
         for name in ("changelog.Debian.gz", "changelog.gz"):
@@ -444,7 +445,7 @@ def _changelog(settings: Settings, base: Base) -> Path:
 
 
 def news(path: Path, since: str | None) -> News:
-    """Read a gzipped changelog down to the version ``since``; without it, the newest entry."""
+    """Read the entries of a gzipped changelog above ``since``; if that is None, the newest one."""
     with gzip.open(path, "rt", encoding="utf-8", errors="replace") as stream:
         lines = list(_newer(stream, since))
     fixes = []
@@ -459,7 +460,7 @@ def news(path: Path, since: str | None) -> News:
 
 
 def _newer(stream: Iterable[str], since: str | None) -> Iterator[str]:
-    """Yield the lines of the entries above ``since``: the whole has a hundred thousand."""
+    """Yield the lines of the entries above ``since`` only: the file has a hundred thousand."""
     head = re.compile(r"^\S+ \(([^)\s]+)\) ")
     entries = 0
     for line in stream:
@@ -472,9 +473,9 @@ def _newer(stream: Iterable[str], since: str | None) -> Iterator[str]:
 
 
 def _is_in(entry: str, since: str) -> bool:
-    """Whether the version of a changelog's entry is in ``since``, which was built.
+    """Return whether the version ``since``, which was built, contains a changelog's entry.
 
-    A backport (7.3.4-1~bpo13+1) sorts before the version that it was made of, and has all of it.
+    A backport (7.3.4-1~bpo13+1) sorts before its original version, but contains all of it.
     """
     return Version(entry) <= Version(since) or since.startswith(f"{entry}~bpo")
 

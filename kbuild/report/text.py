@@ -1,4 +1,4 @@
-"""What a report says, for a person or a program."""
+"""Render reports as text, tables or JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHOWN_LINES = 40
 
 
 def to_json(reports: Iterable[KernelReport]) -> list[dict[str, object]]:
-    """Return everything that was found, as plain values."""
+    """Return the reports as plain values."""
     plain = []
     for one in reports:
         values = dataclasses.asdict(dataclasses.replace(one, error=None))
@@ -31,12 +31,12 @@ def to_json(reports: Iterable[KernelReport]) -> list[dict[str, object]]:
 
 
 def render(reports: Sequence[KernelReport], *, terminal: bool) -> str:
-    """Return the report as text: tables for a terminal of its width, plain lines otherwise."""
+    """Return the reports as text: tables as wide as the terminal, or plain lines."""
     return _tables(reports) if terminal else "\n".join(_lines(reports)) + "\n"
 
 
 def _columns(one: KernelReport) -> tuple[str, str, str, str, str, str]:
-    """Say everything about a kernel in the six columns of the table."""
+    """Return a kernel's six cells of the table, in the order of _HEADS."""
     assert one.news is not None
     stock, export = (
         "?" if each.unknown else "works" if each.works else f"lacks {len(each.lacking)}"
@@ -63,7 +63,7 @@ _HEADS = ("stock", "export", "series", "options gone", "versions", "CVEs")
 
 
 def details(one: KernelReport) -> Iterator[str]:
-    """Yield the lines that a table has no room for, indented by what they belong to."""
+    """Yield the lines below the table, each indented below the line that it belongs to."""
     if one.error is not None:
         yield from f"{one.error.kind} error: {one.error}".splitlines()
         return
@@ -81,7 +81,7 @@ def details(one: KernelReport) -> Iterator[str]:
             yield "  " + ", ".join(f"CONFIG_{name}" for name in gone.options)
         if gone.foreseen:
             names = ", ".join(f"CONFIG_{name}" for name in gone.foreseen)
-            yield f"{gone.fragment}: gone, as the fragment foresees: {names}"
+            yield f"{gone.fragment}: gone, as the fragment allows: {names}"
     yield from _news_lines(one.news)
 
 
@@ -98,18 +98,18 @@ def _backend_lines(backend: Backend) -> Iterator[str]:
 
 
 def _series_lines(verdict: SeriesVerdict) -> Iterator[str]:
-    says = "applies, and does what it declares" if verdict.applies else "does not apply"
+    says = "applies with the declared effect" if verdict.applies else "does not apply"
     yield f"series {verdict.series} ({verdict.range}): {says}"
     if verdict.why and not verdict.hunks:
         yield from (f"  {line}" for line in verdict.why.splitlines())
     for hunk in verdict.hunks:
-        yield f"  {hunk.patch}: the hunk for {hunk.file}:{hunk.line} has no place: {hunk.reason}"
+        yield f"  {hunk.patch}: the hunk for {hunk.file}:{hunk.line} does not apply: {hunk.reason}"
         if hunk.functions:
             yield f"    {'; '.join(hunk.functions)}"
         yield (
-            f"    what changed there, from {hunk.since}:"
+            f"    changes there since {hunk.since}:"
             if hunk.change
-            else ("    nothing there is like it")
+            else ("    no similar lines in the file")
         )
         yield from (f"    {line}" for line in hunk.change[:_SHOWN_LINES])
         if len(hunk.change) > _SHOWN_LINES:

@@ -177,7 +177,7 @@ def test_what_was_tried_is_shown(settings: Settings) -> None:
     found = [one for one in doctor.check(settings) if one.name == "accelerator tried"]
     assert [one.detail.rpartition("/")[2] for one in found] == [
         "tcg: KVM hung",
-        "2.json is damaged: the next guest tries again",
+        "2.json is damaged: the next guest repeats the trial",
     ]
     assert all(one.ok for one in found)
 

@@ -128,7 +128,7 @@ def test_what_an_earlier_version_unpacked_is_said_to_be_unknown(
     caplog.set_level(logging.INFO)
     (tmp_path / "cache/trees/0123/stamp.json").unlink()
     assert damaged(settings) == []
-    assert f"{tmp_path}/cache/trees/0123: nothing is recorded of it" in caplog.text
+    assert f"{tmp_path}/cache/trees/0123 has no stamp" in caplog.text
 
 
 def test_what_is_made_anew_meanwhile_is_read_again(
