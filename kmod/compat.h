@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What differs between kernels, decided by probes (features.h), never by versions.
+ * Differences between kernels, decided by probes (features.h), never by versions.
  *
- * A reference on another task's file table: get_files_struct() was removed in
- * Linux 5.11 (fa67bf885e52, "file: Remove get_files_struct"), and no kernel
- * exports the pair without our patch.
+ * The export backend needs get_files_struct() and put_files_struct().  No kernel exports
+ * them without our patch.  Linux 5.11 removed the first one (fa67bf885e52, "file: Remove
+ * get_files_struct").
  */
 #ifndef CPG_COMPAT_H
 #define CPG_COMPAT_H
@@ -20,13 +20,13 @@
 #define CPG_BACKENDS "stock export"
 #define CPG_HAS_EXPORT true
 
-/* Returns a reference on the table that the task uses, or NULL.  Takes task_lock. */
+/* Returns a reference on the task's table, or NULL.  Takes task_lock. */
 static inline struct files_struct *cpg_get_files(struct task_struct *task)
 {
 	return get_files_struct(task);
 }
 
-/* Drops the reference.  The last one closes the files, and waits for their ->flush. */
+/* Drops a reference.  Dropping the last one closes the files and waits for their ->flush. */
 static inline void cpg_put_files(struct files_struct *files)
 {
 	put_files_struct(files);

@@ -9,20 +9,21 @@
  *	...
  *	\n
  *
- * pid, ppid and pgid are those of the process's own (innermost) namespace; ppid and
- * pgid are 0 for a parent or a group that lives outside of it.  Flags are octal with
- * a leading 0.  In a command and a path, control bytes, backslashes and the line
- * separators of Unicode are written as \ooo, so that no name can look like a record.
- * An id is 64 hex digits.  With fields=extended there are three more fields between
- * pgid and command: the state of the process's leader as in /proc/PID/stat, and the
- * masks of its blocked and of its pending signals, bit n for signal n, up to 31.
+ * The last three numbers are those in the process's own (innermost) namespace.  ppid and
+ * pgid are 0 for a parent or a group outside of it.  Flags are octal with a leading
+ * 0.  An id is 64 hex digits.  In commands and paths, control bytes, backslashes and
+ * Unicode's line separators are written as \ooo.  So no name can look like a record.
  *
- * A reader leaves no trace.  It takes no reference on an open file, a path or, with
- * backend=stock, a file table: dropping the last one would run the close, in the
- * reader, and too late for the program that closed the file.  Each step copies a
- * bounded batch of descriptors, paths included, under the locks that the kernel
- * itself takes for /proc/PID/fdinfo.  Between two steps the reader holds numbers and
- * text of its own, and nothing else.
+ * With fields=extended there are three more fields between pgid and command.  They are the
+ * state of the process's leader as in /proc/PID/stat, and the masks of its blocked and
+ * of its pending signals.  Bit n of a mask stands for signal n, up to 31.
+ *
+ * A reader leaves no trace.  It takes no reference on an open file or a path, and with
+ * backend=stock none on a file table.  Dropping the last reference would run the close
+ * in the reader, and too late for the program that closed the file.  Each step copies a
+ * bounded batch of descriptors with their paths, under the locks that the kernel itself
+ * takes for /proc/PID/fdinfo.  Between two steps the reader holds only its own copies of
+ * numbers and text.
  */
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
@@ -60,22 +61,22 @@
 /* Descriptors copied under one hold of a table's lock. */
 #define CPG_BATCH 32
 /*
- * Room for the paths of a batch.  A batch ends when another path might not fit, so
- * this bounds how long a container with long paths can make us hold a table's lock.
+ * Room for the paths of a batch.  A batch ends when another path might not fit.  So a
+ * container with long paths cannot make us hold a table's lock for long.
  */
 #define CPG_NAMES (4 * PATH_MAX)
-/* What cpg_write_name() may read behind the end of a name, paths included. */
+/* cpg_write_name() may read this many bytes behind the end of a name or a path. */
 #define CPG_BEHIND (sizeof(u64) - 1)
-/* Slots looked at under one hold of a table's lock: 8 KiB of its bitmap. */
+/* Slots searched under one hold of a table's lock: 8 KiB of its bitmap. */
 #define CPG_SLOTS 65536U
-/* Threads without a table, and numbers of pids, passed over in one RCU section. */
+/* Threads without a table, and pids, that are skipped in one RCU section. */
 #define CPG_THREADS 512
 #define CPG_PIDS 512
-/* The longest line: a path with each byte of it escaped, and some 150 bytes. */
+/* The longest line: a path with every byte escaped, and about 150 other bytes. */
 #define CPG_LONGEST (4 * PATH_MAX + 256)
 /*
- * Being larger than the longest line, the buffer is never grown: a container
- * cannot choose how much memory a reader takes.
+ * Larger than the longest line, so the buffer never grows.  A container cannot choose
+ * how much memory a reader takes.
  */
 #define CPG_BUFFER SZ_64K
 
@@ -86,8 +87,8 @@
 #define CPG_EOF INT_MAX		/* above every pid */
 
 /*
- * How a file table is reached: "stock" uses it under task_lock() and never touches
- * its count; "export" takes a reference, where the kernel exports what it takes.
+ * How a file table is reached.  "stock" uses it under task_lock() and never touches its
+ * count.  "export" takes a reference, if the kernel exports the functions for that.
  */
 static char *backend = CPG_DEFAULT;
 module_param(backend, charp, 0444);
@@ -114,17 +115,17 @@ static bool cpg_export __ro_after_init;
 static bool cpg_extended __ro_after_init;
 static siphash_key_t cpg_keys[4] __ro_after_init;	/* for the four words of an id */
 static struct proc_dir_entry *cpg_entry;
-static struct workqueue_struct *cpg_puts;	/* for export only: drops references */
+static struct workqueue_struct *cpg_puts;	/* drops references; export only */
 static bool cpg_leaving;	/* set once, before the entry is removed */
 
-/* A reference on a file table that a work item drops, and its memory. */
+/* A work item that drops a reference on a file table. */
 struct cpg_put {
 	struct work_struct work;
 	struct files_struct *files;
-	bool counted;		/* the module has a reference for it */
+	bool counted;		/* it holds a reference on the module */
 };
 
-/* Stands for a path of PATH_MAX bytes or more, for which readlink(2) fails. */
+/* Printed for a path of PATH_MAX bytes or more, for which readlink(2) fails. */
 static const char cpg_too_long[] = "(path too long)";
 
 enum cpg_line { CPG_LINE_HEADER, CPG_LINE_FILE, CPG_LINE_TRAILER };
@@ -144,9 +145,9 @@ struct cpg_fd {
 
 /* One reader; protected by the seq_file's own mutex. */
 struct cpg_reader {
-	enum cpg_line line;	/* which one show() prints */
+	enum cpg_line line;	/* the one that cpg_show() prints */
 
-	/* The process, from header to trailer.  No later one has both numbers. */
+	/* The process, from header to trailer.  No later process has both numbers. */
 	pid_t nr;
 	u64 started;
 
@@ -166,8 +167,8 @@ struct cpg_reader {
 	unsigned int at;
 	unsigned int filled;
 	char *names;		/* CPG_NAMES bytes, for the paths of the batch */
-	unsigned int slot;	/* where the next batch begins */
-	pid_t thread;		/* no earlier one has a table; 0 for the leader */
+	unsigned int slot;	/* the next batch begins here */
+	pid_t thread;		/* no earlier thread has a table; 0 for the leader */
 	bool more;		/* the table may have descriptors from slot on */
 
 	struct cpg_put *put;	/* for the next cpg_put_table(); export only */
@@ -177,7 +178,7 @@ struct cpg_reader {
  * Output.
  */
 
-/* Write an id: a keyed hash, so that it tells nothing about the numbers in it. */
+/* Write an id: a keyed hash, so that it reveals nothing about the numbers in it. */
 static char *cpg_write_id(char *p, const void *object, u64 one, u64 two)
 {
 	u64 word;
@@ -230,9 +231,9 @@ static char *cpg_write_file(char *p, const struct cpg_fd *entry)
 }
 
 /*
- * Print the current line.  The core calls this again for the same line when it did
- * not fit behind earlier ones.  Nothing is lost then, because nothing is changed
- * here: the line is made from what the reader has copied, and cpg_next() goes on.
+ * Print the current line.  seq_file calls this again for the same line if it did not fit
+ * behind earlier ones.  That is safe because this function changes nothing in the reader;
+ * only cpg_next() goes on to the next line.
  */
 static int cpg_show(struct seq_file *m, void *v)
 {
@@ -258,12 +259,12 @@ static int cpg_show(struct seq_file *m, void *v)
  */
 
 /*
- * Copy one open file into the next entry of the batch, with its path at @names[0..*left).
- * The path goes to the end of that room.  Called under the table's file_lock.
+ * Copy one open file into the next entry of the batch.  Its path goes to the end of the
+ * room r->names[0..*left).  Called under the table's file_lock.
  *
- * d_path() is right under a spinlock: it takes RCU, d_lock, rename_lock and mount_lock,
- * and calls no file system but d_dname, which for pipes, sockets and their like formats
- * a number.  The kernel calls it from BPF programs that must not sleep.
+ * d_path() may be called under a spinlock: it takes RCU, d_lock, rename_lock and
+ * mount_lock.  It calls no file system except through d_dname, which only formats a number
+ * for pipes, sockets and the like.  BPF programs that must not sleep call it too.
  */
 static void cpg_copy_file(struct cpg_reader *r, const struct file *file, size_t *left)
 {
@@ -273,11 +274,11 @@ static void cpg_copy_file(struct cpg_reader *r, const struct file *file, size_t 
 
 	entry->file = file;
 	entry->inode = inode;
-	/* A freed file and inode are soon used again; these numbers tell most of them apart. */
+	/* Freed files and inodes are soon reused; these numbers tell most of them apart. */
 	entry->inode_serial = inode->i_ino ^ (u64)inode->i_generation << 32;
-	/* Both change under locks of the writer's own; fs/proc/fd.c takes neither. */
+	/* Writers change both under locks of the file; fs/proc/fd.c takes none of these. */
 	entry->pos = READ_ONCE(file->f_pos);
-	/* A few system calls leave the bit here; it belongs to the descriptor. */
+	/* O_CLOEXEC belongs to the descriptor, but a few system calls leave it in f_flags. */
 	entry->flags = READ_ONCE(file->f_flags) & ~O_CLOEXEC;
 
 	path = d_path(&file->f_path, r->names + *left - PATH_MAX, PATH_MAX);
@@ -290,14 +291,14 @@ static void cpg_copy_file(struct cpg_reader *r, const struct file *file, size_t 
 }
 
 /*
- * Copy a batch, from r->slot on.  The caller guarantees that the table stays: by a
- * reference, or by task_lock() of a task that uses it.
+ * Copy a batch, from r->slot on.  The caller keeps the table: by a reference, or by
+ * task_lock() of a task that uses it.
  *
- * file_lock protects the table's bitmaps and its array of slots, and no slot is
- * emptied or given another file without it.  So each file that is met here stays open
- * while the lock is held, also where files are freed without a grace period, and no
- * reference is needed.  Only fd_install() stores without the lock, into a slot that is
- * reserved and empty; rcu_dereference_check_fdtable() pairs with its store.
+ * file_lock protects the table's bitmaps and its array of slots.  No slot is emptied or
+ * gets another file without it.  So each file found here stays open while the lock is
+ * held.  It needs no reference, even on kernels that free files without a grace period.
+ * Only fd_install() stores without the lock, into a slot that is reserved and empty;
+ * rcu_dereference_check_fdtable() pairs with its store.
  */
 static void cpg_scan(struct cpg_reader *r, struct files_struct *files)
 {
@@ -334,15 +335,15 @@ static void cpg_put_later(struct work_struct *work)
 
 	cpg_put_files(put->files);
 	if (put->counted)
-		module_put(THIS_MODULE);	/* cpg_exit() waits for what is left of this */
+		module_put(THIS_MODULE);	/* cpg_exit() waits for the rest of this */
 	kfree(put);
 }
 
 /*
- * Drop the reference on @files, which @task had.  Never closes a file: while the task
- * still has the table, ours is not the last reference.  Otherwise a work item drops it,
- * since ->flush may wait for a server in a container for ever; until then rmmod fails with
- * EWOULDBLOCK.  Only a module that is already being removed cannot be counted, and waits.
+ * Drop the reference on @files, the table of @task.  The reader never closes a file.  While
+ * the task still has the table, ours is not the last reference.  Otherwise a work item drops
+ * it, since ->flush may wait for a server in a container for ever.  Until then, rmmod fails
+ * with EWOULDBLOCK.  If rmmod has already begun, try_module_get() fails and rmmod waits.
  */
 static void cpg_put_table(struct cpg_reader *r, struct task_struct *task,
 			  struct files_struct *files)
@@ -362,7 +363,7 @@ static void cpg_put_table(struct cpg_reader *r, struct task_struct *task,
 	}
 }
 
-/* Make sure that the next cpg_put_table() has its memory; returns -ENOMEM without. */
+/* Allocate the memory of the next cpg_put_table(); returns 0 or -ENOMEM. */
 static int cpg_prepare_put(struct cpg_reader *r)
 {
 	if (!cpg_export || r->put)
@@ -375,12 +376,12 @@ static int cpg_prepare_put(struct cpg_reader *r)
 }
 
 /*
- * Copy a batch of a task's table; returns false if it has none.  Called under RCU,
+ * Copy a batch of a task's table; returns false if the task has none.  Called under RCU,
  * which keeps the task.
  *
- * task_lock protects task->files: the task clears or replaces it only with this
- * lock held, so its own reference keeps the table while we hold it.  The order
- * task_lock, file_lock is that of fs/proc/fd.c.
+ * task_lock protects task->files: the task clears or replaces it only with this lock
+ * held.  So the task's own reference keeps the table while we hold the lock.  As in
+ * fs/proc/fd.c, task_lock is taken before file_lock.
  */
 static bool cpg_scan_task(struct cpg_reader *r, struct task_struct *task)
 {
@@ -403,12 +404,11 @@ static bool cpg_scan_task(struct cpg_reader *r, struct task_struct *task)
 }
 
 /*
- * Return the thread to go on with: the one that r->thread names, or the leader.
+ * Return the thread to go on with: the one that r->thread names, or else the leader.
  * Called under RCU, which keeps both.
  *
- * A thread that has no table gets none again, and makes no threads.  So a thread
- * that is gone meanwhile costs a walk from the leader on, and no walk is the last
- * one's equal.
+ * If the thread is gone, the walk starts again from the leader.  That cannot go on for
+ * ever: a thread without a table never gets one again and makes no threads.
  */
 static struct task_struct *cpg_thread(struct cpg_reader *r, struct task_struct *leader)
 {
@@ -421,9 +421,9 @@ static struct task_struct *cpg_thread(struct cpg_reader *r, struct task_struct *
 }
 
 /*
- * Copy the batch from r->slot on.  The table is that of the first thread that has
- * one: a leader that has exited before its threads has none.  An empty batch with
- * r->more set only means that the step was used up.
+ * Copy the next batch, from r->slot on, of the first thread that has a table.  A leader
+ * that exited before its threads has none.  An empty batch with r->more set means that
+ * the limit of one step was reached.
  *
  * RCU keeps the tasks: none is freed before rcu_read_unlock().
  */
@@ -438,7 +438,7 @@ static void cpg_step(struct cpg_reader *r)
 	rcu_read_lock();
 	leader = pid_task(find_pid_ns(r->nr, &init_pid_ns), PIDTYPE_TGID);
 	if (!leader || leader->start_boottime != r->started)
-		goto out;	/* it has ended, and the number may be another one's */
+		goto out;	/* it has ended, and another process may have its pid */
 	cpg_race_window();
 	task = cpg_thread(r, leader);
 	list_for_each_entry_from_rcu(task, &leader->signal->thread_head, thread_node) {
@@ -464,7 +464,7 @@ static loff_t cpg_position(pid_t nr, u32 part)
 	return (loff_t)nr << 32 | part;
 }
 
-/* Why the reader is to stop at once: it is killed, or the module is unloaded. */
+/* Return an error if the reader must stop now: it was killed, or the module is unloaded. */
 static int cpg_interrupted(void)
 {
 	if (READ_ONCE(cpg_leaving))
@@ -472,7 +472,7 @@ static int cpg_interrupted(void)
 	return fatal_signal_pending(current) ? -EINTR : 0;
 }
 
-/* Go to the next descriptor that is to be shown, or to the trailer when there is none. */
+/* Go to the next descriptor to show, or to the trailer if there is none. */
 static void *cpg_find_file(struct cpg_reader *r, loff_t *pos)
 {
 	int error;
@@ -498,20 +498,20 @@ static void *cpg_find_file(struct cpg_reader *r, loff_t *pos)
 	return r;
 }
 
-/* Signal n as bit n; the set has it one lower. */
+/* Return a mask with bit n for signal n; a sigset_t has bit n - 1. */
 static u32 cpg_mask(const sigset_t *set)
 {
-	/* One word, so it needs no lock to be one that was there. */
+	/* Needs no lock: a single word is read whole. */
 	return READ_ONCE(set->sig[0]) << 1;
 }
 
 /*
- * Copy the state and the signals.  Called under RCU: task->signal, which the last
- * reference of the task frees, stays as long as the task itself.
+ * Copy the state and the signals.  Called under RCU, which keeps the task.  Its last
+ * reference frees task->signal, so that stays as long as the task.
  */
 static void cpg_take_signals(struct cpg_reader *r, struct task_struct *task)
 {
-	/* Reads exit_state without a lock, as for /proc/PID/stat. */
+	/* Reads exit_state without a lock, as /proc/PID/stat does. */
 	r->state = data_race(task_state_to_char(task));
 	r->blocked = cpg_mask(&task->blocked);
 	r->pending = cpg_mask(&task->pending.signal) |
@@ -519,8 +519,8 @@ static void cpg_take_signals(struct cpg_reader *r, struct task_struct *task)
 }
 
 /*
- * Return the struct pid of a task's process or process group, or NULL when all of its
- * threads have been released.  Called under RCU, which keeps the task and the pid.
+ * Return the struct pid of a task's process or process group; NULL if all threads of the
+ * process have been released.  Called under RCU, which keeps the task and the pid.
  */
 static struct pid *cpg_pid_of(struct task_struct *task, enum pid_type type)
 {
@@ -529,11 +529,11 @@ static struct pid *cpg_pid_of(struct task_struct *task, enum pid_type type)
 }
 
 /*
- * Copy the header of the process of @pid; returns false if it is none of ours, or has
+ * Copy the header of the process of @pid; returns false if it is not in a container or has
  * been released.  Called under RCU, which keeps @pid, its namespace and every task.
  *
- * A process is ours if its pid has a number below the initial namespace's.  That
- * never changes, while a dying task's namespace is no longer known.
+ * A process is in a container if its pid is in a namespace below the initial one.  That
+ * never changes for a pid, whereas a dying task no longer knows its namespace.
  */
 static bool cpg_take_process(struct cpg_reader *r, struct pid *pid)
 {
@@ -545,17 +545,17 @@ static bool cpg_take_process(struct cpg_reader *r, struct pid *pid)
 	if (!pid->level)
 		return false;
 	/*
-	 * The first process of a namespace is released after all of its others, and an
-	 * execve() passes its start time on.  A later namespace at the same address has
-	 * a later one, so no two namespaces have the same id.
+	 * The first process of a namespace is released after all others, and execve()
+	 * keeps its start time.  A later namespace at the same address has a later start
+	 * time, so no two namespaces have the same id.
 	 */
 	init = pid_task(find_pid_ns(1, ns), PIDTYPE_TGID);
 	if (!init)
 		return false;
 	/*
-	 * A parent that is read here may be released before its pid is.  Its children had
-	 * another parent by then, so that looking again finds that one.  execve() by
-	 * another thread than the first puts another task in the place of this one.
+	 * The parent may be released before its pid is read.  Its children have another
+	 * parent by then, so a second look finds that one.  It also looks the task up
+	 * again, because execve() by a thread other than the leader replaces the task.
 	 */
 	do {
 		task = pid_task(pid, PIDTYPE_TGID);
@@ -574,7 +574,7 @@ static bool cpg_take_process(struct cpg_reader *r, struct pid *pid)
 	r->nr_ns = pid->numbers[pid->level].nr;
 	r->ppid_ns = pid_nr_ns(parent, ns);
 	r->pgid_ns = pid_nr_ns(group, ns);
-	/* Takes task_lock on some kernels, so it must not be held here. */
+	/* Takes task_lock on some kernels, so we must not hold it here. */
 	get_task_comm(comm, task);
 	memcpy(r->comm, comm, sizeof(comm));
 	if (cpg_extended)
@@ -583,14 +583,14 @@ static bool cpg_take_process(struct cpg_reader *r, struct pid *pid)
 }
 
 /*
- * Look for one of ours among the next CPG_PIDS numbers, from @nr on, in whole leaves of
- * the table of pids.  Returns the number at which it found one, or goes on; CPG_EOF when
- * there is no more.  Leaf by leaf, because idr_get_next() looks each number up from the
- * root, and a host has many processes that are not ours.
+ * Search the next CPG_PIDS pids, from @nr on, for a process in a container.  Returns its
+ * pid, or the pid to go on with; CPG_EOF after the last one.  The search reads whole
+ * leaves of the table of pids, because a host has many processes outside of containers,
+ * and idr_get_next() would look up each pid from the root.
  *
- * RCU protects the table, which its writers change under a lock of their own: a leaf
- * that is taken out meanwhile stays readable, and is empty by then.  Were an entry ever
- * not a pid but a mark to look again, as others than an IDR leave it, so do we.
+ * RCU protects the table; writers change it under their own lock.  A leaf that is removed
+ * meanwhile stays readable, and is empty.  An IDR never contains retry entries; if there
+ * were one, the caller would look at this pid again.
  */
 static pid_t cpg_scan_pids(struct cpg_reader *r, pid_t nr)
 {
@@ -607,7 +607,7 @@ static pid_t cpg_scan_pids(struct cpg_reader *r, pid_t nr)
 		count = radix_tree_chunk_size(&iter);
 		for (i = 0; i < count; i++) {
 			pid = radix_tree_deref_slot(slots + i);
-			if (!pid)	/* free, or of a fork() that has not finished */
+			if (!pid)	/* free, or a fork() has not finished */
 				continue;
 			if (radix_tree_deref_retry(pid) || cpg_take_process(r, pid))
 				return iter.index + i;
@@ -616,7 +616,7 @@ static pid_t cpg_scan_pids(struct cpg_reader *r, pid_t nr)
 	return iter.next_index;
 }
 
-/* Go to the header of the first of our processes whose pid is @nr or above. */
+/* Go to the header of the first process in a container whose pid is @nr or above. */
 static void *cpg_find_process(struct cpg_reader *r, loff_t *pos, pid_t nr)
 {
 	int error;
@@ -650,8 +650,8 @@ static void *cpg_find_process(struct cpg_reader *r, loff_t *pos, pid_t nr)
 }
 
 /*
- * Go to the first line at or after *pos.  Inside a record that is the reader's own
- * place, since the core only ever continues where it stopped, or begins again at 0.
+ * Go to the first line at or after *pos.  Inside a record, the reader is there already:
+ * seq_file only continues where it stopped, or begins again at 0.
  */
 static void *cpg_start(struct seq_file *m, loff_t *pos)
 {
@@ -678,7 +678,7 @@ static void *cpg_next(struct seq_file *m, void *v, loff_t *pos)
 	return cpg_find_process(r, pos, r->nr + 1);
 }
 
-/* Nothing is held between two reads, and no lock between two steps. */
+/* The reader holds nothing between two reads, and no lock between two steps. */
 static void cpg_stop(struct seq_file *m, void *v)
 {
 }
@@ -690,7 +690,7 @@ static const struct seq_operations cpg_seq_ops = {
 	.show = cpg_show,
 };
 
-/* Also called by proc_remove(), for files that are still open then. */
+/* proc_remove() calls this too, for files that are still open. */
 static int cpg_release(struct inode *inode, struct file *file)
 {
 	struct seq_file *m = file->private_data;
@@ -707,8 +707,8 @@ static int cpg_open(struct inode *inode, struct file *file)
 	struct seq_file *m;
 
 	/*
-	 * The entry is in every procfs, a container's own included, whose root
-	 * passes any mode.  What it shows is the host's business alone.
+	 * The entry is in every procfs, including that of a container, whose root
+	 * passes any mode.  Only the host may see its content.
 	 */
 	if (proc_pid_ns(inode->i_sb) != &init_pid_ns)
 		return -EACCES;
@@ -771,7 +771,7 @@ static int __init cpg_init(void)
 		return -EINVAL;
 	}
 
-	/* Waits for the random number generator: ids must not be guessable. */
+	/* Waits for the random number generator, since ids must not be guessable. */
 	error = get_random_bytes_wait(cpg_keys, sizeof(cpg_keys));
 	if (error)
 		return error;
@@ -792,7 +792,7 @@ static int __init cpg_init(void)
 	return 0;
 }
 
-/* Waits for running calls, then ends open files: nothing is left that uses us. */
+/* Waits for running calls and ends open files, so nothing uses the module afterwards. */
 static void __exit cpg_exit(void)
 {
 	WRITE_ONCE(cpg_leaving, true);

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Writers of numbers and names.  They know nothing of the kernel's state, so KUnit tests
- * them (kbuild/guest/modules/format_test).  Each writes where its caller has seen room for the longest
- * line, and returns the end of what it wrote.
+ * Writers of numbers and names.  They use no state of the kernel, so KUnit can test them
+ * (kbuild/guest/modules/format_test).  The caller provides room for the longest line.  Each
+ * function returns the end of its output.
  *
- * seq_file's own functions were measured in their place: a line took 1.5 times as long,
- * one with a path of 3,000 bytes three times (docs/results/module.md).
+ * With seq_file's own functions, a line took 1.5 times as long, and a line with a path of
+ * 3,000 bytes three times as long (docs/results/module.md).
  */
 #ifndef CPG_FORMAT_H
 #define CPG_FORMAT_H
@@ -15,7 +15,7 @@
 #include <linux/string.h>
 #include <linux/types.h>
 
-/* Eight bytes at once, as one number. */
+/* A number that consists of eight copies of a byte. */
 #define CPG_EACH(byte) (~0ULL / 0xff * (byte))
 
 /* Write the eight hexadecimal digits of a word. */
@@ -24,7 +24,7 @@ static inline char *cpg_write_hex(char *p, u32 word)
 	u64 digits = word, letters;
 	__be64 text;
 
-	/* From 32 bits to eight bytes of four bits each, in halves. */
+	/* Spread 32 bits over eight bytes, four bits each, by halving three times. */
 	digits = (digits & 0xffff0000ULL) << 16 | (digits & 0xffffULL);
 	digits = (digits & 0x0000ff000000ff00ULL) << 8 | (digits & 0x000000ff000000ffULL);
 	digits = (digits & 0x00f000f000f000f0ULL) << 4 | (digits & 0x000f000f000f000fULL);
@@ -53,7 +53,7 @@ static inline char *cpg_write_decimal(char *p, s64 number)
 	return p;
 }
 
-/* Write a number as C writes it in octal. */
+/* Write a number in octal, with a leading 0 as in C. */
 static inline char *cpg_write_octal(char *p, u32 value)
 {
 	int shift = (fls(value | 1) - 1) / 3 * 3;
@@ -63,12 +63,15 @@ static inline char *cpg_write_octal(char *p, u32 value)
 	return p;
 }
 
-/* Whether one of eight bytes may be special: NUL included, 0xc2 and 0xe2 for what they begin. */
+/*
+ * Return whether one of eight bytes may be special.  That includes NUL, and 0xc2 and 0xe2,
+ * which may begin a line separator.
+ */
 static inline bool cpg_any_special(u64 bytes)
 {
 	u64 low = bytes & CPG_EACH(0x7f), plain, other;
 
-	/* No sum passes 0xff, so each says in its byte's highest bit what holds there. */
+	/* No sum exceeds 0xff, so the highest bit of each byte is the result for that byte. */
 	plain = (low + CPG_EACH(0x60)) & ~(low + CPG_EACH(1)) &
 		((low ^ CPG_EACH('\\')) + CPG_EACH(0x7f));
 	other = (low | CPG_EACH(0x20)) ^ CPG_EACH(0x62);
@@ -77,8 +80,8 @@ static inline bool cpg_any_special(u64 bytes)
 }
 
 /*
- * Return how many of the next bytes of a name are to be written as \ooo.  Readers that
- * split text into lines do so at control bytes, and at U+0085, U+2028 and U+2029.
+ * Return how many of the next bytes of a name must be written as \ooo.  Programs split
+ * text into lines at control bytes, and at U+0085, U+2028 and U+2029.
  */
 static inline unsigned int cpg_special(const unsigned char *s)
 {
@@ -92,8 +95,8 @@ static inline unsigned int cpg_special(const unsigned char *s)
 }
 
 /*
- * Write a name with its special bytes as \ooo; every other byte passes.  Up to seven
- * bytes behind its end are read.
+ * Write a name with its special bytes as \ooo and all other bytes unchanged.  Reads up to
+ * seven bytes behind the end of the name.
  */
 static inline char *cpg_write_name(char *p, const char *name)
 {

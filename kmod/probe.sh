@@ -1,15 +1,16 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
 #
-# Find out what the target kernel offers, and say it in a header.  Called by Kbuild:
+# Find the features of the target kernel, and write them to a header.  Called by Kbuild:
 #
 #   probe.sh <header> <Module.symvers or ""> <version> <compiler and its flags...>
 #
-# Features are tried by compiling, never taken from a version number: distributions
-# backport.  What the compiler said is kept beside the header.
+# Features are found by compiling, never by a version number, because distributions backport.
+# The compiler's messages are kept in a log next to the header.
 #
-# "cplayground: error: this kernel ..." is the module's verdict on a kernel: the gate of DKMS
-# skips a kernel for it.  Every other error is of the headers, the compiler or the machine.
+# "cplayground: error: this kernel ..." means that the module does not support the kernel;
+# the gate of DKMS then skips it.  Every other error is in the headers, the compiler or the
+# machine.
 
 set -eu
 
@@ -19,9 +20,9 @@ here=$(dirname "$0")/probes
 log=${header%.h}.log
 : > "$log"
 
-# Only the use of an interface that is missing, or differs, is an error.  The compiler also
-# warns of the kernel's own headers: with W=1, of those of 5.10 without NUMA.
-# The words are caught without a file: on a full disk the compiler must not seem to fail.
+# Only the use of a missing or different interface is an error.  The compiler also warns about
+# the kernel's own headers: with W=1, about those of 5.10 without NUMA.
+# The messages do not go to a file: on a full disk the compiler would seem to fail.
 compiles() {
 	name=$1
 	shift
@@ -38,7 +39,7 @@ exports() {
 	[ -n "$symvers" ] && cut -f 2 "$symvers" | grep -qx "$1"
 }
 
-# A compiler that was killed, or found no memory, has not read the probe to its end.
+# A compiler that was killed or ran out of memory proves nothing about the kernel.
 lacks() {
 	printf '%s\n' "$said" >&2
 	if printf '%s\n' "$said" |

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Race windows, widened on purpose: a build for the lab (make CPG_LAB=1) waits where a
- * mistake of ours would meet a change by someone else, so that it is met within seconds.
- * Any other build contains nothing of this.
+ * Race windows, widened on purpose.  A build for the lab (make CPG_LAB=1) waits at the places
+ * where a mistake in the module would be a race.  The race then occurs within seconds.
+ * Other builds contain none of this.
  */
 #ifndef CPG_WINDOW_H
 #define CPG_WINDOW_H
@@ -18,7 +18,7 @@ static unsigned int window_us;
 module_param(window_us, uint, 0644);
 MODULE_PARM_DESC(window_us, "Microseconds to wait in each race window, up to 2000 (default: 0)");
 
-/* Waits busily, so it is right under any lock. */
+/* Busy-waits, so it may be called under any lock. */
 static inline void cpg_race_window(void)
 {
 	unsigned int us = min(READ_ONCE(window_us), 2000U);
@@ -28,8 +28,8 @@ static inline void cpg_race_window(void)
 }
 
 /*
- * Sleeps fifty times as long, so that a process ends meanwhile, and a grace period fits
- * in: for mutants, whose mistake is to hold nothing.
+ * Sleeps fifty times as long: time for a process to end, and for a grace period.  It is for
+ * mutants that hold neither a lock nor a reference.
  */
 static inline void cpg_grace_window(void)
 {
@@ -40,8 +40,8 @@ static inline void cpg_grace_window(void)
 }
 
 /*
- * How long a table's lock is held: the longest hold and the sum of all, of one reader
- * at a time.  Writing to a parameter begins anew.
+ * How long a table's lock is held: the longest hold, and the sum of all.  The numbers are
+ * right for one reader at a time.  Writing 0 to the parameters starts a new measurement.
  */
 static u64 hold_longest_ns, hold_sum_ns, holds, hold_began_ns;
 module_param(hold_longest_ns, ullong, 0644);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* The headers declare what the export backend calls; whether it is exported, they cannot say. */
+/* The headers declare the functions of the export backend; Module.symvers lists the exports. */
 #include <linux/module.h>
 #include <linux/fdtable.h>
 

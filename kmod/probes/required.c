@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* The interfaces that the module cannot do without; the youngest came with Linux 5.10. */
+/* The interfaces that the module requires; the newest of them came with Linux 5.10. */
 #include <linux/dcache.h>
 #include <linux/fs.h>
 #include <linux/module.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Compiles against any usable kernel headers; if not, no other probe says anything. */
+/* Compiles against all usable kernel headers; if it fails, no other probe is tried. */
 #include <linux/module.h>
 #include <linux/sched.h>
 #include <linux/fs.h>
