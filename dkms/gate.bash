@@ -1,18 +1,18 @@
 # shellcheck shell=bash
 #
-# Sourced by dkms.conf.  Decides whether the module is for a kernel at all.  A kernel that it
-# cannot be built for is skipped (DKMS: status 77), so no installation fails over it.
+# Sourced by dkms.conf.  Decides whether the module supports a kernel.  An unsupported kernel is
+# skipped (DKMS: status 77), so that no installation fails.
 #
-# DKMS 3.0.10 of Debian 12 ends its common.postinst and its hook in /etc/kernel with an error
-# when a build fails; dpkg then leaves cplayground-dkms, the kernel or its headers
-# half-configured.  (2.8.4 of Debian 11 ends only its common.postinst so; there "skipped" is
-# status 9.)  A skipped module gets through common.postinst, but "dkms autoinstall" counts it
-# among the failed ones.  It passes over a module without AUTOINSTALL, so both are set here.
+# When a build fails, common.postinst and the hook in /etc/kernel of DKMS 3.0.10 (Debian 12) end
+# with an error.  dpkg then leaves cplayground-dkms, the kernel or its headers half-configured.
+# With 2.8.4 (Debian 11) only common.postinst ends so, and "skipped" is status 9.
+# common.postinst accepts a skipped module, but "dkms autoinstall" counts it as failed.  It
+# ignores a module without AUTOINSTALL, so both are set here.
 #
-# The judgement is the build itself, tried in a directory of its own: it takes seconds, and no
-# list of versions, options and probes knows better.  Only a verdict on the kernel skips it.  A
-# trial that fails for any other reason (no space, no compiler, damaged headers) decides nothing:
-# DKMS then builds without a verdict, and fails when the machine cannot build.
+# The gate decides by a trial build in a separate directory.  That takes seconds, and is more
+# reliable than a list of versions, options and probes.  A kernel is skipped only by a verdict on
+# the kernel.  A trial that fails for another reason (no space, no compiler, damaged headers)
+# gives no verdict.  DKMS then builds the module anyway, and fails if the machine cannot build.
 
 cplayground_skip() {
     echo "cplayground: skipped for $1: $2" >&2
@@ -25,9 +25,9 @@ cplayground_unjudged() {
     echo "cplayground: the machine or the headers are at fault; DKMS builds without a verdict" >&2
 }
 
-# Print why a build failed, and succeed only if that is a verdict on the kernel: probe.sh's own, or
-# an error of the compiler or modpost.  A compiler that is killed or cannot write says
-# "fatal error" or "internal compiler error".  The loop needs no file and no other program.
+# Print why a build failed; succeed only if that is a verdict on the kernel.  A verdict is that of
+# probe.sh, or an error of the compiler or of modpost.  A compiler that was killed or cannot write
+# prints "fatal error" or "internal compiler error".  The loop needs no file and no other program.
 cplayground_reason() {
     local - IFS=$'\n' line last="" fault="" verdict=""
     set -f
@@ -42,7 +42,7 @@ cplayground_reason() {
                 return 1
                 ;;
             'ERROR: modpost: '*)
-                # Without the kernel's list of symbols, modpost misses each of them.
+                # Without Module.symvers, modpost finds no symbol at all.
                 [[ ! -s $2/Module.symvers ]] || verdict=${verdict:-$line}
                 ;;
             *'*** '*) fault=${fault:-$last} ;;
@@ -51,19 +51,19 @@ cplayground_reason() {
         [[ ! $line =~ [Ee]rror|ERROR|'not found' ]] || fault=${fault:-$line}
         last=$line
     done
-    echo "${verdict:-${fault:-${last:-make failed and gave no reason}}}"
+    echo "${verdict:-${fault:-${last:-make failed without a message}}}"
     [[ -n $verdict ]]
 }
 
-# Build in a directory of its own; descriptor 9 is the lock on it.
+# Build in the directory $work; descriptor 9 is the lock on it.
 cplayground_trial() {
     local target=$1 tree=$2 work=$3 log=/var/log/cplayground-dkms-$1.log said reason magic
 
     if ! flock -w 900 9; then
-        cplayground_unjudged "$target" "another trial build does not end"
+        cplayground_unjudged "$target" "another trial build has not ended within 15 minutes"
         return
     fi
-    # A trial that was killed has left its directory.
+    # A killed trial leaves its directory behind.
     if ! said=$({ rm -rf "$work" && mkdir "$work" && cp -R "${BASH_SOURCE[0]%/*}/." "$work"; } 2>&1)
     then
         cplayground_unjudged "$target" "${said%%$'\n'*}"
@@ -71,7 +71,7 @@ cplayground_trial() {
     elif ! said=$(eval "${cplayground_env:?}" TMPDIR="$work" \
         make -C "$work" KDIR="$tree" KERNELRELEASE="$target" 2>&1); then
         if reason=$(cplayground_reason "$said" "$tree"); then
-            echo "$said" > "$log" && reason+=" (all of it: $log)"
+            echo "$said" > "$log" && reason+=" (log: $log)"
             cplayground_skip "$target" "$reason"
         else
             cplayground_unjudged "$target" "$reason"
@@ -90,14 +90,14 @@ cplayground_gate() {
     local target=${kernelver:-} tree=${kernel_source_dir:-} option options
     local cache=/var/cache/cplayground-dkms
 
-    # DKMS reads this file for many things; only these lead to a build.  DKMS 2.8 of Debian 11
-    # collects several actions in one variable, and has the one that it does in another.
+    # DKMS reads this file for many actions; only these lead to a build.  DKMS 2.8 of Debian 11
+    # collects several actions in one variable, and has the current one in another.
     case ${action_to_run:-${action:-}} in
         build | install) ;;
         autoinstall)
-            # While DKMS chooses what to install, its read_conf() shadows the kernel with that
-            # of an earlier build, or with nothing.  Unset in a function below, a variable of
-            # bash shows what it shadowed.
+            # While DKMS chooses modules to install, a local variable in its read_conf() hides
+            # the kernel's name.  It is empty, or the kernel of an earlier build.  In a nested
+            # function, bash's "unset -v" removes it and shows the hidden variable.
             option=$(unset -v kernelver && echo "${kernelver[0]:-}")
             target=${option:-$target}
             tree=/lib/modules/$target/build
@@ -105,10 +105,10 @@ cplayground_gate() {
         *) return ;;
     esac
 
-    # Without headers DKMS has its own words.
+    # DKMS itself reports missing headers.
     [[ -n $target && -d $tree/include ]] || return
 
-    # DKMS would move a module that belongs to a package out of dpkg's hands.
+    # DKMS would move away a module that belongs to a package.
     if [[ -e ${tree%/build}/extra/cplayground.ko ]]; then
         cplayground_skip "$target" "it has the module already, from cplayground-modules-$target"
         return
