@@ -1,4 +1,4 @@
-"""What the tests in guests are told: which kernel, and where its parts lie."""
+"""Options and fixtures of the tests in guests: the kernel, the directories, the accelerator."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("guests", "tests that boot a guest")
     group.addoption("--suite", default=USUAL_SUITE, help="of the kernel, and of its roots")
     group.addoption("--kernel-version", help="Debian version of its source; default: the newest")
-    # Not Path.home(): a user without a name has none.
+    # Path.home() would fail for a user id without an entry in passwd.
     caches = Path(os.environ.get("XDG_CACHE_HOME") or f"{os.environ.get('HOME', '')}/.cache")
     group.addoption(
-        "--cache", type=Path, default=caches / "cplayground-kernel", help="roots, what accel works"
+        "--cache", type=Path, default=caches / "cplayground-kernel", help="with roots and snapshots"
     )
     group.addoption(
-        "--build", type=Path, default=Path("build"), help="kernels, and logs; below the checkout"
+        "--build", type=Path, default=Path("build"), help="of kernels and logs; below the checkout"
     )
     group.addoption("--accept-expired", action="store_true", help="as of './inv package'")
     group.addoption("--revision", type=int, default=1, help="of our packages")
     group.addoption(
-        "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="auto: what is seen to work"
+        "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="auto: kvm if it works here"
     )
 
 
 @pytest.fixture(scope="session")
 def settings(request: pytest.FixtureRequest) -> Settings:
-    """Where kernels and roots are; nothing is fetched."""
+    """Settings with the directories of kernels and roots; nothing is fetched."""
     option = request.config.getoption
     project = request.config.rootpath
     return Settings(
@@ -54,6 +54,6 @@ def suite(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def accel(request: pytest.FixtureRequest) -> str | None:
-    """QEMU's accelerator if one was asked for."""
+    """QEMU's accelerator; None unless one was asked for."""
     wanted: str = request.config.getoption("accel")
     return None if wanted == "auto" else wanted

@@ -1,4 +1,4 @@
-"""The order of GRUB's menu, by GRUB's own function."""
+"""Find the order of GRUB's menu with GRUB's own function."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from kbuild.core.run import run
 
-# What GRUB's 10_linux does with the kernels that it finds, in its two generations: take the
-# latest of what is left (2.06), or sort all (since 2.12).  The library does not bear set -u.
+# GRUB's 10_linux takes the latest of the remaining kernels again and again (2.06), or sorts them
+# (since 2.12).  The library fails with set -u.
 _GRUB_ORDER = """
 library=$1; shift
 set +eu
@@ -30,11 +30,11 @@ fi
 
 
 def boot_order(releases: Sequence[str], root: Path = Path("/")) -> tuple[str, ...]:
-    """Return kernel releases as GRUB's menu has them: the one that is booted first in front.
+    """Return kernel releases in the order of GRUB's menu; the default is the first one.
 
-    Runs the function of the grub-common that is installed below ``root``, so that what is
-    tested is what decides there: GRUB 2.06 (Debian 12) compares with dpkg, later ones sort
-    with sort -V.  Raises BuildError when it fails.
+    Runs the function of the grub-common that is installed below ``root``, because versions
+    differ.  GRUB 2.06 (Debian 12) compares with dpkg, later ones with sort -V.  Raises
+    BuildError if it fails.
     """
     library = root / "usr/share/grub/grub-mkconfig_lib"
     paths = [f"/boot/vmlinuz-{release}" for release in releases]

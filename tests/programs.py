@@ -1,4 +1,4 @@
-"""The guest programs that tests run: those of the library, and those of tests/guest."""
+"""Compile the guest programs that tests run: those of the library and of tests/guest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PLACES = ("tests/guest", "kbuild/lab/programs", "kbuild/measure/programs")
 
 
 def source(name: str) -> Path:
-    """Return the C source of a guest program."""
+    """Return the path of a guest program's C source."""
     (found,) = (path for place in _PLACES if (path := _PROJECT / place / f"{name}.c").exists())
     return found
 
