@@ -7,7 +7,7 @@ mount namespace of its own, with Debian's own Python, which has libseccomp's bin
 The command is root of a user namespace whose ids are unused on the host.  Idmapped mounts
 (mount_setattr(2)) show it the owners that the files have on disk, and files that it makes get
 these owners too.  If the kernel or a file system has no such mounts, the command keeps the
-host's root; with a read-only root it then has no capabilities.
+host's root.  If its root is read-only, it then has no capabilities.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Follow the chain of trust: a signed InRelease, the index that it lists, the index's packages.
 
-apt-get(8) fetches and checks both with the suite's keyring, and uses directories of its own in
-the cache for each dist.  apt judges signature, age, sizes and digests, and it never replaces an
-index by an older one.  apt also says where a package lies, and its digest.
+apt-get(8) fetches and checks both with the suite's keyring, in directories of its own in the
+cache for each dist.  So apt judges signature, age, sizes and digests, and it never replaces an
+index by an older one.  It also says where a package lies, and its digest.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ _REFUSED = re.compile(
 )
 # The same request would get these answers again.
 _LASTING = re.compile(r"\b(?:3\d\d|4(?!08|25|29)\d\d) ")
-# The mirror's base URL is in a file of the working directory.  apt names its indexes by this path
-# instead of the mirror's URL, so it remembers the newest index of any mirror.  The path leads
-# through /proc, because apt's method for such files hangs if a path has a character to quote.
+# The mirror's base URL is in a file of the working directory.  With this path instead of the URL
+# in its indexes' names, apt remembers the newest index of any mirror.  The path leads through
+# /proc, because apt's method for such files hangs if a path has a character to quote.
 _URI = "mirror+file:/proc/self/cwd/mirrors"
 _KEPT = "_proc_self_cwd_mirrors"  # prefix of its indexes' names
 _STRANGER = re.compile(r"NO_PUBKEY|Missing key")

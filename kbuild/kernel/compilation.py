@@ -1,7 +1,7 @@
 """Configure and compile: turn a patched tree and a configuration into a kernel.
 
-Everything is compiled out of tree, in a root of the suite, without network, and at the same
-paths on every machine, so that the compiler cache also serves the next checkout.
+Everything is compiled out of tree, in a root of the suite, without network.  The paths are the
+same on every machine, so the compiler cache also serves the next checkout.
 """
 
 from __future__ import annotations

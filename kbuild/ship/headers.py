@@ -93,8 +93,8 @@ def built_release(output: Path) -> str:
 def kernel_variables(release: str, compiler: str) -> str:
     """Return the file in which Debian's kernel Makefile and DKMS find a kernel's compiler.
 
-    If the compiler's name begins with the machine's (x86_64-linux-gnu-gcc-14), the prefix is a
-    variable of its own, as in Debian's headers, because the kernel's Makefile compares the name.
+    A prefix with the machine's name (x86_64-linux-gnu-gcc-14) becomes a variable of its own, as
+    in Debian's headers.  The kernel's Makefile compares the compiler's name.
     """
     machine, _, name = compiler.rpartition("-gcc-")
     prefix = f"override CROSS_COMPILE = {machine}-\n" if machine else ""
