@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from kbuild.core.errors import BuildError, UserError
 from kbuild.kernel import quilt
 from kbuild.ship import versions
 from tests import grub
+
+PROJECT = Path(__file__).resolve().parents[2]
 
 # Ascending, as apt must see them.
 ORDERED = (
@@ -142,6 +146,14 @@ def test_release_parses_as_dkms_parses_it() -> None:
     assert version_and_abi("6.1.0-56-cplayground-lab-kasan") == "6.1.0-56"
     for low, high in itertools.pairwise(BOOTED):
         assert not dpkg_less(version_and_abi(high), version_and_abi(low))
+
+
+def test_the_project_has_one_version() -> None:
+    """The module, pyproject.toml and the newest release in the changelog agree."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    changelog = (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"(?m)^## \[(\d[\d.]*)\]", changelog)
+    assert versions.module_version(PROJECT) == project["version"] == released[0]
 
 
 def test_names_of_packages() -> None:
