@@ -1,65 +1,41 @@
-"""The documentation names what exists, and everything that exists is documented."""
+"""Links in the documentation lead somewhere, and the reference's tables are the code's."""
 
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import re
 import signal
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from invoke.collection import Collection
-from invoke.context import Context
-from invoke.tasks import task
 
 from kbuild.core import errors, suites, variants
 from kbuild.core.errors import KbuildError
 from kbuild.guest import outcome
+from kbuild.ship import manifest
 
 PROJECT = Path(__file__).resolve().parents[2]
+REFERENCE = PROJECT / "docs/reference"
+DIAGRAMS = PROJECT / "docs/explain/diagrams"
 DOCUMENTS = [
-    PROJECT / "README.md",
-    PROJECT / "SECURITY.md",
-    *sorted((PROJECT / "docs").glob("*.md")),
+    *sorted(PROJECT.glob("*.md")),
+    *sorted((PROJECT / "docs").rglob("*.md")),
+    PROJECT / "tests/conformance/README.md",
 ]
 
 
-def documentation() -> str:
-    return "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
-
-
-def namespace() -> Collection:
-    # Loaded anew, because Invoke gives a task's help texts out only once.
-    tasks = importlib.reload(importlib.import_module("tasks"))
-    assert isinstance(tasks.ns, Collection)
-    return tasks.ns
-
-
-def undocumented_tasks(collection: Collection, text: str) -> list[str]:
-    """List the tasks, and their options, that ``text`` does not mention as a user types them."""
-    missing = []
-    for name in sorted(collection.task_names):
-        task = collection[name]
-        if not re.search(rf"`[^`]*\b{re.escape(name)}\b", text):
-            missing.append(name)
-        if not task.__doc__:
-            missing.append(f"{name}: no docstring")
-        for argument in task.get_arguments():
-            name_typed = str(argument.name).replace("_", "-")
-            option = f"--{name_typed}" if len(name_typed) > 1 else f"-{name_typed}"
-            if f"`{option}" not in text and f"{name} {option}" not in text:
-                missing.append(f"{name} {option}")
-            if not argument.help:
-                missing.append(f"{name} {option}: no help text")
-    return missing
+def prose(path: Path) -> str:
+    """Return a Markdown file without its blocks of code."""
+    return re.sub(r"(?ms)^( *)```.*?^ *```", "", path.read_text(encoding="utf-8"))
 
 
 def broken_links(path: Path) -> list[str]:
     """List the relative links of a Markdown file whose file or heading is not there."""
-    text = path.read_text(encoding="utf-8")
     broken = []
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
         if re.match(r"[a-z]+:", target):
             continue
         name, _, anchor = target.partition("#")
@@ -70,56 +46,23 @@ def broken_links(path: Path) -> list[str]:
 
 
 def anchors(path: Path) -> set[str]:
-    """Return what a Markdown renderer calls the headings of a file."""
-    headings = re.findall(r"(?m)^#+ +(.+?) *$", path.read_text(encoding="utf-8"))
+    """Return the names that a Markdown renderer gives to the headings of a file."""
+    headings = re.findall(r"(?m)^#+ +(.+?) *$", prose(path))
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_every_task_and_option_is_documented() -> None:
-    assert not undocumented_tasks(namespace(), documentation())
+def first_column(page: str, *headings: str) -> list[str]:
+    """Return the names in the first column of the tables below headings of a reference page."""
+    parts = re.split(r"(?m)^#+ +(.+?) *$", prose(REFERENCE / page))
+    found = dict(zip(parts[1::2], parts[2::2], strict=True))
+    names = []
+    for heading in headings:
+        _title, _line, *cells = re.findall(r"(?m)^\| ([^|]+) \|", found[heading])
+        names += [name for cell in cells for name in cell.strip("`").split("`, `")]
+    return names
 
 
-def test_an_undocumented_task_is_found() -> None:
-    def collection(help_texts: dict[str, str]) -> Collection:
-        @task(help=help_texts)
-        def fly(c: Context, speed: str = "fast") -> None:
-            """Take off."""
-
-        return Collection(fly)
-
-    helped = {"speed": "how fast"}
-    assert undocumented_tasks(collection(helped), "nothing") == ["fly", "fly --speed"]
-    assert not undocumented_tasks(collection(helped), "`invoke fly --speed slow`")
-    found = undocumented_tasks(collection({}), "`invoke fly --speed slow`")
-    assert found == ["fly --speed: no help text"]
-
-
-def test_every_configuration_key_is_documented() -> None:
-    text = documentation()
-    defaults = importlib.import_module("tasks").DEFAULTS
-    assert defaults
-    assert not [key for key in defaults if f"`{key}`" not in text]
-
-
-def test_every_flavour_suite_and_variant_is_documented() -> None:
-    text = documentation()
-    names = [*suites.DEBIAN_FLAVOURS, *suites.OWN_FLAVOURS, *suites.SUITES, *variants.VARIANTS]
-    assert not [name for name in names if f"`{name}`" not in text]
-
-
-def test_every_exit_status_is_documented() -> None:
-    rows = re.findall(r"(?m)^\| (\d+) \|", (PROJECT / "README.md").read_text(encoding="utf-8"))
-    assert [int(row) for row in rows] == sorted({int(row) for row in rows})
-    statuses = {each.exit_status for each in outcome.Outcome} | {
-        value.exit_status
-        for value in vars(errors).values()
-        if isinstance(value, type) and issubclass(value, KbuildError)
-    }
-    ended = {128 + one for one in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM)}
-    assert {int(row) for row in rows} == statuses | ended
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(PROJECT)))
 def test_links_lead_somewhere(path: Path) -> None:
     assert not broken_links(path)
 
@@ -128,23 +71,53 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         "# A heading\n[a](other.md) [b](#a-heading) [c](#gone) [d](https://x.example/)\n"
+        "```\n# comment\n[e](code.md)\n```\n[f](#comment)\n"
     )
-    assert broken_links(page) == ["other.md", "#gone"]
+    assert broken_links(page) == ["other.md", "#gone", "#comment"]
 
 
-def modules_without_docstring(directory: Path) -> list[Path]:
-    return [
-        path
-        for path in sorted(directory.rglob("*.py"))
-        if path.stat().st_size and not ast.get_docstring(ast.parse(path.read_text("utf-8")))
-    ]
+def test_the_tables_of_suites_variants_and_keys_are_complete() -> None:
+    assert first_column("suites.md", "Supported suites") == list(suites.SUITES)
+    assert first_column("variants.md", "Variants") == list(variants.VARIANTS)
+    defaults = importlib.import_module("tasks").DEFAULTS
+    assert sorted(first_column("configuration.md", "Keys")) == sorted(defaults)
+
+
+def test_every_exit_status_is_documented() -> None:
+    cells = first_column("exit-status.md", "Statuses", "Outcomes of a guest")
+    statuses = {each.exit_status for each in outcome.Outcome} | {
+        value.exit_status
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, KbuildError)
+    }
+    ended = {128 + one for one in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM)}
+    assert sorted(int(cell) for cell in cells if cell.isdigit()) == sorted(statuses | ended)
+
+
+@pytest.mark.parametrize(
+    ("heading", "record"),
+    [
+        ("Top level", manifest.Manifest),
+        ("A kernel", manifest.KernelRecord),
+        ("An output", manifest.Output),
+    ],
+)
+def test_every_field_of_the_manifest_is_documented(heading: str, record: type) -> None:
+    assert sorted(first_column("manifest.md", heading)) == sorted(
+        field.name for field in fields(record)
+    )
+
+
+@pytest.mark.parametrize("text", sorted(DIAGRAMS.glob("*.dot")), ids=lambda path: path.name)
+def test_a_picture_is_drawn_from_its_text_and_is_shown(text: Path) -> None:
+    digest = hashlib.sha256(text.read_bytes()).hexdigest()
+    picture = text.with_suffix(".svg")
+    assert digest in picture.read_text(encoding="utf-8"), "run docs/explain/diagrams/draw.sh"
+    shown = re.compile(rf"!\[[^\]]+\]\([^)]*{re.escape(picture.name)}\)")
+    assert any(shown.search(prose(path)) for path in DOCUMENTS)
 
 
 def test_every_module_says_what_it_is() -> None:
-    assert not modules_without_docstring(PROJECT / "kbuild")
-
-
-def test_a_module_without_docstring_is_found(tmp_path: Path) -> None:
-    (tmp_path / "silent.py").write_text("x = 1\n")
-    (tmp_path / "empty.py").touch()
-    assert modules_without_docstring(tmp_path) == [tmp_path / "silent.py"]
+    modules = [path for path in (PROJECT / "kbuild").rglob("*.py") if path.stat().st_size]
+    assert modules
+    assert not [path for path in modules if not ast.get_docstring(ast.parse(path.read_bytes()))]
