@@ -20,7 +20,7 @@ from invoke.util import yaml  # type: ignore[attr-defined]  # the one that it re
 
 from kbuild.core.errors import UserError
 
-_HINT = "see 'Configuration' in the README; remove what you did not write"
+_HINT = "see docs/reference/configuration.md; remove what you did not write"
 
 
 def _refused(what: str, found: object) -> Exit:

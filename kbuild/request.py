@@ -64,7 +64,7 @@ def configured(
                 f"the variable {name} sets nothing",
                 # Its value may hold a password.
                 found=name,
-                hint=_guess(name, variables) or "unset it; the README names the keys",
+                hint=_guess(name, variables) or "see docs/reference/configuration.md",
             )
     # Invoke casts a variable to the type that a file's value has, and "false" to true.
     cast = {key for key in defaults if _variable(key) in environ and key not in config._runtime}

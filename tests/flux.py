@@ -1,6 +1,6 @@
 """What tests/guest/flux.c makes, read again and again; and what no reading of it may show.
 
-The numbers of the invariants are those of docs/procfile.md.
+The numbers of the invariants are those of docs/reference/procfile.md.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def kernel_command_line(spec: GuestSpec) -> str:
 
     Under TCG it boots with one processor, and the agent starts the others when it is up.
     QEMU 7.2 may go on with an old translation of code that one processor changes while another
-    runs it (docs/vm.md), and a kernel patches itself most while it boots.
+    runs it (docs/results/qemu.md), and a kernel patches itself most while it boots.
     """
     words = [
         *([f"console={spec.console},115200"] if spec.console else []),

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _COMMAND_TIMEOUT_S = 3600.0
 _BY_SIGNAL = 128
-# The statuses that ./inv itself ends with: README.md, "Exit statuses".
+# The statuses that ./inv itself ends with: docs/reference/exit-status.md.
 _TAKEN = frozenset(
     {
         *(outcome.exit_status for outcome in Outcome if outcome is not Outcome.PASSED),

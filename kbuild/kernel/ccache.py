@@ -1,7 +1,7 @@
 """Configure ccache for compiling a kernel: the place of its cache, and how it recognizes a file.
 
 Nothing here changes the kernel.  Remote caches are in helpers.py, symbol versions in
-symbol_versions.py, and measurements in docs/building.md.
+symbol_versions.py, and measurements in docs/results/building.md.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def environment(*, distro_options: bool) -> dict[str, str]:
         "CCACHE_COMPILERCHECK": "content",
     }
     if distro_options:
-        # Two modes were measured (docs/building.md).  With the preprocessor, ccache recognizes a
+        # Two modes were measured (docs/results/building.md).  With the preprocessor, ccache recognizes a
         # file after a change of an option that it does not use, for a quarter of the cost of
         # compiling.  The distro's options do not change, but from one release or flavour to
         # another nearly every preprocessed text does.  The compiler's dependency files are then

@@ -11,7 +11,7 @@ from kbuild.lab.mutants import CONTROL, Mutant
 from kbuild.lab.mutation import Fate, Trial, written
 
 # In the repository: the kill matrix of one kernel, PAGE_OF's, as a page.
-PAGE = Path("docs/kill-matrix.md")
+PAGE = Path("docs/results/kill-matrix.md")
 PAGE_OF = Target(suites.USUAL_SUITE, "lab", "debug")
 
 
@@ -58,7 +58,7 @@ def page(trials: Sequence[Trial], mutants: Sequence[Mutant], *, conditions: str)
     lines = [
         "# The kill matrix",
         "",
-        "Written by `./inv mutants`; [lab.md](lab.md) says what a mutant is and how to add one.",
+        "Written by `./inv lab.mutants`; see [the lab](../reference/lab.md#labmutants).",
         "",
         conditions,
         "",

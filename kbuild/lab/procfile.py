@@ -1,4 +1,4 @@
-"""The grammar of /proc/cplayground, read strictly: what docs/procfile.md says and nothing else.
+"""The grammar of /proc/cplayground, read strictly: docs/reference/procfile.md and nothing else.
 
 Bytes in, frozen values out.  Names stay bytes, since a file name may be any; everything
 that the module would not have written is refused with its line and byte column.  Whether

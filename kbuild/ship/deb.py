@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 MAINTAINER = "cplayground-kernel maintainers <maintainers@cplayground-kernel.invalid>"
 
-# xz's preset, measured on the cloud-amd64 image (docs/packages.md).
+# xz's preset, measured on the cloud-amd64 image (docs/results/packages.md).
 COMPRESSION = 1
 
 _BUILD_TIMEOUT_S = 1800

@@ -19,7 +19,7 @@ from kbuild.core.model import Package, Settings
 from kbuild.ship import repo
 from tests.unit import fake_kernel
 
-DOCS = Path(__file__).parents[2] / "docs/packages.md"
+DOCS = Path(__file__).parents[2] / "docs/howto/install-and-upgrade.md"
 
 
 @pytest.fixture

@@ -426,8 +426,8 @@ def test_an_interrupt_loses_nothing_and_the_guest_is_powered_off(
 
 
 def taken_statuses() -> list[int]:
-    """Return the statuses that the README gives a meaning that no command's could have."""
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    """Return the statuses that the reference gives a meaning that no command's could have."""
+    text = (Path(__file__).parents[2] / "docs/reference/exit-status.md").read_text("utf-8")
     return [int(row) for row in re.findall(r"(?m)^\| (\d+) \|", text) if int(row) not in (0, 141)]
 
 

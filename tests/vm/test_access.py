@@ -1,4 +1,4 @@
-"""Who may read the file, and through which procfs: docs/procfile.md, "Who may read it"."""
+"""Who may read the file, and through which procfs: docs/reference/procfile.md."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ PID_MAX = 700
 def test_each_record_is_of_some_moment(
     guest: Guest, settings: Settings, suite: str, request: pytest.FixtureRequest
 ) -> None:
-    """The invariants of docs/procfile.md, on each backend, under fork, exec, exit and dup."""
+    """The invariants of the reference, on each backend, under fork, exec, exit and dup."""
     if guest.run(["test", "-e", f"{PLACE}/{PROGRAM}"], timeout_s=5).status:
         programs.install(guest, test_programs.compile_programs(settings, suite, [PROGRAM]))
     number: int = request.config.getoption("topology_seed") or random.randrange(1 << 32)

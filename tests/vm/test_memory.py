@@ -137,7 +137,7 @@ def alone(armed: Guest) -> Iterator[Guest]:
     """The guest with one of its processors, while peek's probes come and go.
 
     They are on the kernel's most frequent functions, and QEMU 7.2 is not to be trusted with
-    code that one processor changes and another runs: docs/vm.md.
+    code that one processor changes and another runs: docs/results/qemu.md.
     """
     script = 'for one in /sys/devices/system/cpu/cpu[1-9]*/online; do echo "$1" >"$one"; done'
     armed.run(["sh", "-c", script, "sh", "0"], timeout_s=20, check=True)

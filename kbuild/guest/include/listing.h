@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * The grammar of /proc/cplayground for programs that read it while everything
- * changes: fed piece by piece, in any sizes, it refuses what docs/procfile.md does
+ * changes: fed piece by piece, in any sizes, it refuses what docs/reference/procfile.md does
  * not allow.  kbuild/vm/procfile.py is the same grammar with more to say.
  */
 #ifndef LISTING_H
