@@ -47,7 +47,7 @@ def environment(*, distro_options: bool) -> dict[str, str]:
         "CCACHE_COMPILERCHECK": "content",
     }
     if distro_options:
-        # Two modes were measured (docs/results/building.md).  With the preprocessor, ccache recognizes a
+        # Two modes were measured (docs/results/building.md).  With the preprocessor, ccache knows a
         # file after a change of an option that it does not use, for a quarter of the cost of
         # compiling.  The distro's options do not change, but from one release or flavour to
         # another nearly every preprocessed text does.  The compiler's dependency files are then
