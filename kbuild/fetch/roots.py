@@ -53,8 +53,8 @@ COMPILE_PACKAGES = (
     "zstd",
 )
 
-# Packages of a guest before ours are installed.  An administrator who installs a kernel and
-# builds a module for it has them.
+# Packages of a guest before ours are installed.  An administrator's machine needs them to install
+# a kernel and to build a module for it.
 GUEST_PACKAGES = (
     "dkms",
     "gcc",

@@ -227,6 +227,7 @@ def _image(found: Sequence[_Found], suite: str, flavour: str, version: str | Non
             f"{suite} has no package linux-image-{flavour}",
             expected="the meta package that depends on the newest image",
             found=f"{len(images)} images of this flavour",
+            hint="the mirror may be incomplete: add another with --mirror, or use --version",
         )
     meta = max(metas, key=lambda f: Version(f.listed.version))
     wishes = [wish.name for group in _dependencies(meta.listed) for wish in group]

@@ -95,6 +95,7 @@ def unpack_vmlinuz(path: Path) -> bytes:
         f"the kernel in {path} has an unknown compression",
         expected="gzip, xz, lz4 or zstd",
         found=payload[:8].hex(" "),
+        hint="build in full instead: --modules rebuild",
     )
 
 

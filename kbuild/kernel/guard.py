@@ -134,9 +134,9 @@ def check_types(pristine: Path, patched: Path, names: Iterable[str]) -> None:
 
 
 def _described(text: str) -> list[str]:
-    """Return the types and functions' heads in a C file, one piece a line.
+    """Return the definitions of types and the functions' heads in a C file, one piece a line.
 
-    They are definitions, and the preprocessor's directives outside of functions.
+    The preprocessor's directives outside of functions count too.
     """
     bare = _COMMENT.sub(" ", text).replace("\\\n", " ")
     pieces = [*_DEFINED.findall(bare), *_DIRECTIVE.findall(_BODY.sub(" ", bare))]
