@@ -31,7 +31,6 @@ _DEFINITION = re.compile(r"^\s*(?:menu)?config\s+(\w+)\s*$")
 _SOURCE = re.compile(r'^\s*source\s+"?([\w$()/.+-]+)"?\s*$')
 _EXPLAINER = Path(__file__).parent / "in_root" / "kconfig_reasons.py"
 _EXPLAIN_TIMEOUT_S = 300
-_SEARCH_TIMEOUT_S = 120
 # Debian's own files have a quarter of this.
 _LARGEST = 1 << 20  # bytes
 
