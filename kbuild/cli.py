@@ -1,110 +1,347 @@
-"""The command line: Invoke's own, with the faults of a configuration told as the user's errors.
-
-Invoke answers a damaged file, and a variable that it cannot cast, with a traceback, before any
-task begins.
-"""
+"""The command line: tasks for Invoke whose options are data, and Invoke's program around them."""
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import functools
+import io
+import locale
+import logging
 import os
-from collections.abc import Callable
+import re
+import signal
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from invoke import __version__
 from invoke.collection import Collection
-from invoke.config import AmbiguousMergeError, Config
-from invoke.env import Environment
-from invoke.exceptions import AmbiguousEnvVar, Exit, UncastableEnvVar, UnknownFileType
+from invoke.config import Config
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.parser.argument import Argument
 from invoke.program import Program
-from invoke.util import yaml  # type: ignore[attr-defined]  # the one that it reads with
+from invoke.tasks import Task
+from invoke.terminals import pty_size
 
-from kbuild.core.errors import UserError
+from kbuild import configuration
+from kbuild.core import places, suites
+from kbuild.core.errors import DefectError, KbuildError, UserError, naming
+from kbuild.core.model import Settings, Target
+from kbuild.core.run import Interrupted, interruptible
+from kbuild.core.secrets import redact
+from kbuild.fetch import roots
+from kbuild.kernel import helpers, kconfig
+from kbuild.options import CONFIGURATION, FRAGMENT, Option, flag, place
 
-_HINT = "see docs/reference/configuration.md; remove what you did not write"
+PROJECT = Path(__file__).resolve().parents[1]
 
-
-def _refused(what: str, found: object) -> Exit:
-    error = UserError(what, found=str(found)[:400], hint=_HINT)
-    return Exit(f"{error.kind} error: {error}", error.exit_status)
-
-
-class _Config(Config):
-    """Invoke's configuration, read with care."""
-
-    def set_runtime_path(self, path: os.PathLike[str] | None) -> None:
-        if path and not Path(path).expanduser().is_file():
-            raise _refused(f"the configuration {path} is no file", "given with --config")
-        super().set_runtime_path(path)
-
-    def load_runtime(self, merge: bool = True) -> None:
-        try:
-            super().load_runtime(merge)
-        except UnknownFileType as error:
-            raise _refused("the configuration given with --config cannot be read", error) from error
-
-    def _load_yaml(self, path: os.PathLike[str]) -> object:
-        return _read(path, super()._load_yaml)
-
-    _load_yml = _load_yaml
-
-    def _load_json(self, path: os.PathLike[str]) -> object:
-        return _read(path, super()._load_json)
-
-    def merge(self) -> None:
-        try:
-            super().merge()
-        except AmbiguousMergeError as error:
-            raise _refused("the configuration has a value of the wrong type", error) from error
-
-    def load_shell_env(self) -> None:
-        self.merge()
-        # The tasks read their own variables, as text.
-        known = {key: self._config[key] for key in Config.global_defaults()}
-        try:
-            environment = Environment(known, self._env_prefix)  # type: ignore[arg-type]
-            self._set(_env=environment.load())
-        except (AmbiguousEnvVar, UncastableEnvVar, ValueError) as error:
-            raise _refused("an INVOKE_* variable has the wrong type", error) from error
-        self.merge()
+Body = Callable[..., int | None]
 
 
-def _read(path: os.PathLike[str], load: Callable[[os.PathLike[str]], object]) -> object:
-    """Return what a file holds, without its nulls, each of which means the default."""
-    what = f"the configuration {os.fspath(path)} cannot be read"
+class Command(Task[Callable[..., None]]):
+    """A task whose arguments come from Options instead of a signature."""
+
+    def __init__(
+        self, run: Callable[..., None], name: str, options: Sequence[Option], word: str = ""
+    ) -> None:
+        super().__init__(run, name=name, positional=())
+        self.options = tuple(options)
+        self.word = word  # name of a positional argument; only old names have one
+        self.old = False  # an old name of a command, which --list leaves out
+
+    def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
+        """Return the options as Invoke's parser takes them."""
+        words = [Argument(name=self.word, positional=True)] if self.word else []
+        return [*words, *map(_argument, self.options)]
+
+
+def _argument(option: Option) -> Argument:
+    # Invoke answers a bad number with a traceback, so numbers are declared as text.
+    kind = option.kind if option.kind in (bool, list) else str
+    other = option.argument if option.argument != option.name else None
+    default = False if kind is bool else None
+    text = option.describe()
+    return Argument(name=option.name, kind=kind, default=default, help=text, attr_name=other)
+
+
+def command(
+    *options: Option,
+    name: str = "",
+    ignores: Mapping[str, Sequence[Option]] | None = None,
+    reads: bool = False,
+    repairs: bool = False,
+    root: bool | Callable[[Mapping[str, Any]], bool] = False,
+) -> Callable[[Body], Command]:
+    """Make a task of ``body(settings, target, **own)``, which may return an exit status.
+
+    ``own`` has the values of options without a key of the configuration, and ``modules``.
+    ``ignores`` has, by an option or an option with a value ("tier=unit"), the options that it
+    makes meaningless.  A task that ``reads`` leaves build/ as it is; one that ``repairs`` runs
+    in directories that other tasks refuse.  ``root`` says if root privileges are needed, as a
+    function of ``own``.  Bad values are refused before the body begins.  An exception ends the
+    process with its text on standard error and its exit status.
+    """
+
+    def decorate(body: Body) -> Command:
+        @functools.wraps(body)
+        def run(c: Context, **given: object) -> None:
+            # Results have the same modes for every user; apt reads them as a user of its own.
+            os.umask(0o022)
+            _set_up_log(c)
+            written = [Path(os.environ.get("TMPDIR", "/tmp"))]
+            with _exit_status(written):
+                _set_up_output()
+                _check_ignored(options, given, ignores or {})
+                settings, target, own = _request(c.config, options, given)
+                written[:0] = [settings.build, settings.cache]
+                if not settings.dry and (root(own) if callable(root) else root):
+                    roots.check_privileges()
+                with interruptible(), contextlib.ExitStack() as stack:
+                    if not repairs:
+                        writes = not (reads or settings.dry)
+                        stack.enter_context(places.held(settings, build=writes))
+                    status = body(settings, target, **own)
+            if status:
+                raise Exit(code=status)
+
+        return Command(run, name or body.__name__, options)
+
+    return decorate
+
+
+def _check_ignored(
+    options: Sequence[Option], given: Mapping[str, object], ignores: Mapping[str, Sequence[Option]]
+) -> None:
+    by_name = {one.name: one for one in options}
+    for cause, ignored in ignores.items():
+        name, _, value = cause.partition("=")
+        if not given[by_name[name].argument] or (value and given[name] != value):
+            continue
+        wrong = " and ".join(one.typed for one in ignored if given[one.argument])
+        if wrong:
+            said = f"{by_name[name].typed} {value}".strip()
+            raise UserError(f"{wrong} would be ignored with {said}", hint=f"leave out {wrong}")
+
+
+def _request(
+    config: Config, options: Sequence[Option], given: Mapping[str, object]
+) -> tuple[Settings, Target, dict[str, Any]]:
+    """Return what a task is asked for, checked; raises UserError."""
+    mine = {one.key: one for one in options if one.key}
+    found: dict[str, Any] = {}
+    for key, value in configuration.read(config, os.environ).items():
+        one = mine.get(key, CONFIGURATION[key])
+        said = given[one.argument] if key in mine else None
+        # A later fragment has the last word, a mirror the first.
+        found[key] = one.value(value, said) if one is FRAGMENT else one.value(said, value)
+        # A task for a kernel may have fixed options where others have these.
+        if key in mine or ("suite" in mine and key in ("flavour", "variant")):
+            one.check(found[key], "" if said else key)
+    own = {one.argument: one.value(given[one.argument]) for one in options if not one.key}
+    for one in options:
+        if not one.key:
+            one.check(own[one.argument])
+    if "modules" in mine:
+        own["modules"] = found["modules"]
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    settings = Settings(
+        project=PROJECT,
+        # Relative paths are resolved against the checkout.
+        build=place("build_dir", found["build_dir"], PROJECT),
+        cache=place("cache_dir", found["cache_dir"] or str(caches / "cplayground-kernel"), PROJECT),
+        jobs=found["jobs"] or len(os.sched_getaffinity(0)),
+        offline=found["offline"],
+        dry=flag("run.dry", config.run.dry or ""),
+        mirrors=found["mirrors"],
+        revision=found["revision"],
+        accept_expired=found["accept_expired"],
+        remote_cache=found["remote_cache"] or "",
+        scheduler=found["scheduler"] or "",
+    )
+    helpers.check(settings)
+    target = Target(
+        suite=found["suite"] or suites.own_suite(),
+        flavour=found["flavour"] or suites.own_flavour(),
+        variant=found["variant"],
+        version=found["kernel_version"],
+        fragments=tuple(place("fragment", text, Path.cwd()) for text in found["fragments"]),
+    )
+    if "suite" in mine:
+        for path in target.fragments:
+            kconfig.read(path)
+    return settings, target, own
+
+
+class _Formatter(logging.Formatter):
+    """Write a log line, and the traceback that may follow it, without passwords."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def _set_up_log(c: Context) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    root = logging.getLogger("kbuild")
+    root.handlers[:] = [handler]
+    root.setLevel(logging.DEBUG if c.config.run.echo else logging.INFO)
+    root.propagate = False
+
+
+def _set_up_output() -> None:
+    """Make every name printable; refuse a locale in which files are not read as UTF-8."""
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    encoding = locale.getpreferredencoding(False)
+    if codecs.lookup(encoding).name != "utf-8":
+        raise UserError(
+            f"Python reads and writes files as {encoding} in this locale",
+            expected="UTF-8",
+            hint="run ./inv, which sets UTF-8; or set PYTHONUTF8=1",
+        )
+
+
+@contextlib.contextmanager
+def _exit_status(written: Sequence[Path]) -> Iterator[None]:
+    """Turn an exception into its text on standard error and its exit status.
+
+    ``written`` are the directories that a run writes to; the fullest is named for a full disk.
+    """
     try:
-        data = load(path)
-    except FileNotFoundError:
+        yield
+    except Exit:
         raise
+    except KeyboardInterrupt as error:
+        signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+        _say_last("interrupted; the same command continues")
+        raise Exit(code=128 + signum) from None
+    except Exception as error:
+        known = error if isinstance(error, KbuildError) else DefectError.of(error, written)
+        if isinstance(known, DefectError) and known is not error:
+            logging.getLogger("kbuild").error("unexpected exception", exc_info=error)
+        _say_last(f"{known.kind} error: {known}")
+        raise Exit(code=known.exit_status) from error
+
+
+def _say_last(text: str) -> None:
+    """Write a line to standard error, if it is still open: a terminal may be gone."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        # Python would write it again when it ends, and exit with a status of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def say(text: str) -> None:
+    """Print a result, without passwords."""
+    try:
+        with naming(Path("standard output")):
+            print(redact(text), flush=True)
     except OSError as error:
-        raise _refused(what, error.strerror) from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise _refused(what, error) from error
-    if data is None:
-        return {}
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise _refused(what, f"of type {type(data).__name__}, not keys with their values")
-    return _without_nulls(data)
+        # Python would write the rest when it ends, and complain.
+        with Path(os.devnull).open("w") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise Exit(code=128 + signal.SIGPIPE) from None
+        raise
 
 
-def _without_nulls(data: dict[str, object]) -> dict[str, object]:
-    return {
-        key: _without_nulls(value) if isinstance(value, dict) else value
-        for key, value in data.items()
-        if value is not None
-    }
+def old_name(old: str, new: Mapping[str, Command], word: str = "") -> Command:
+    """Return the command ``new`` under its old name; it tells the new one, for one release.
+
+    Of several commands, the positional argument ``word`` chooses one: bench build.
+    """
+    options = tuple(dict.fromkeys(option for one in new.values() for option in one.options))
+
+    def run(c: Context, **given: object) -> None:
+        name = f"{old}.{given.pop(word)}" if word else "".join(new)
+        with _exit_status([]):
+            if name not in new:
+                raise UserError(f"there is no task {name}", expected=" or ".join(new))
+            _say_last(f"'{old}' is now '{name}': the old name will be removed in the next release")
+            wrong = [one for one in options if given[one.argument] and one not in new[name].options]
+            if wrong:
+                raise UserError(f"{name} has no option {wrong[0].typed}")
+            known = {one.argument: given[one.argument] for one in new[name].options}
+            new[name].body(c, **known)
+
+    run.__doc__ = f"Old name of {' and '.join(new)}."
+    made = Command(run, word or old, options, word)
+    made.old = True
+    return made
+
+
+class _Program(Program):
+    """Invoke's program, without the old names of commands in its list."""
+
+    def list_tasks(self) -> None:
+        self.scoped_collection = _current(self.scoped_collection)
+        super().list_tasks()
+
+    def parse_core(self, argv: list[str] | None) -> None:
+        super().parse_core(argv)
+        # Completion scripts pass the program as it was typed, with a directory: ./inv.
+        self.core.remainder = re.sub(r"^\S*/", "", self.core.remainder)
+
+    def parse_cleanup(self) -> None:
+        # The help of a collection is the list of its tasks.
+        name = self.args.help.value
+        if name in self.collection.collections:
+            self.args.help.set_value(None, cast=False)
+            self.args.list.set_value(name)
+        if self.args.complete.value:
+            self.collection = _current(self.collection)
+        super().parse_cleanup()
+
+    def print_columns(self, tuples: Sequence[tuple[str, str | None]]) -> None:
+        width = max(len(name) for name, _ in tuples)
+        wrapper = textwrap.TextWrapper(
+            pty_size()[0] - 1,
+            subsequent_indent=" " * (width + 4),
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+        for name, text in tuples:
+            wrapper.initial_indent = f"  {name:<{width}}  "
+            print(wrapper.fill(text or "") or wrapper.initial_indent.rstrip())
+        print()
+
+
+def _current(collection: Collection) -> Collection:
+    """Return a collection without the old names of commands."""
+    found = Collection(str(collection.name or ""))
+    for name, task in collection.tasks.items():
+        if not getattr(task, "old", False):
+            found.add_task(task, name)
+    for name, inner in collection.collections.items():
+        found.add_collection(_current(inner), name)
+    return found
 
 
 def program(namespace: Collection | None = None) -> Program:
     """Return the program; without a namespace it looks for tasks.py, as Invoke does."""
-    return Program(
+    return _Program(
         name="Invoke",
-        binary="inv[oke]",
-        binary_names=["invoke", "inv"],
+        binary="./inv",
+        binary_names=["inv", "invoke"],
         version=__version__,
-        config_class=_Config,
+        config_class=configuration.Config,
         namespace=namespace,
     )
 
 
+if Path(sys.argv[0]).name in ("invoke", Path(__file__).name):
+    # --list and --help end as other programs do when their reader has gone.  Tasks handle that
+    # themselves: a server that hangs up must not end them.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
 if __name__ == "__main__":
-    program().run()
+    # tasks.py imports this module under its own name, so that is the one to run.
+    from kbuild import cli
+
+    cli.program().run()

@@ -1,4 +1,4 @@
-"""Every suite, one after the other, whatever becomes of each, and one table at the end."""
+"""``build-kernel`` and ``test`` with ``--suite all``: a failed suite does not stop the others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kbuild import pipeline, testing
+from kbuild import dry_run, pipeline, testing
 from kbuild.core import progress, suites, table
 from kbuild.core.errors import DefectError, KbuildError, UserError
 from kbuild.core.model import Settings, Target
@@ -19,43 +19,83 @@ from kbuild.testing import MisusedTestsError, NoTestsError
 
 logger = logging.getLogger(__name__)
 
-ALL = "all"  # what --suite says
+Say = Callable[[str], None]
 COLUMNS = ("fetched", "patched", "built", "installed", "stock", "patched kernel", "variants")
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is done for one cell of the table."""
+    """The work for one cell of the table."""
 
     column: str  # one of COLUMNS
-    needs: tuple[str, ...]  # columns without which it makes no sense
-    action: Callable[[], str]  # returns what there is to say beside "ok"; raises KbuildError
+    needs: tuple[str, ...]  # the columns that must have passed
+    action: Callable[[], str]  # returns the text after "ok"; raises KbuildError
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What became of a step; without ``seconds`` it was not reached."""
+    """The result of a step; without ``seconds`` it was not reached."""
 
-    said: str  # the action's word, or what it was that failed
+    said: str  # the text of the action, or of its failure
     seconds: float | None
     error: KbuildError | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether the step was done, and well."""
+        """Whether the step ran and succeeded."""
         return self.seconds is not None and self.error is None
 
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one suite."""
+    """The results of one suite."""
 
     suite: str
-    cells: Mapping[str, Cell]  # by column; one that was not asked for is not there
+    cells: Mapping[str, Cell]  # by column; without the columns that were not asked for
+
+
+def build_kernels(settings: Settings, target: Target, *, modules: str, say: Say) -> int:
+    """Build the kernel of every suite, print the table, and return the exit status."""
+    check(target)
+    if settings.dry:
+        return _say_stages(settings, target, modules, say)
+    return _say_rows(run(target, lambda one: build_steps(settings, one, modules=modules)), say)
+
+
+def run_tests(settings: Settings, target: Target, selection: testing.Selection, *, say: Say) -> int:
+    """Test every suite, print the table, and return the exit status."""
+    check(target)
+    if settings.dry:
+        testing.say_commands(settings, selection, say=say)
+        return 0 if selection.stock else _say_stages(settings, target, selection.modules, say)
+    failed = unit_tests(settings, target, selection)
+    status = _say_rows(run(target, lambda one: test_steps(settings, one, selection)), say)
+    if failed is not None:
+        say(f"unit tests: {failed}")
+        return failed.exit_status
+    return status
+
+
+def _say_rows(rows: Sequence[Row], say: Say) -> int:
+    say(render(rows))
+    return exit_status(rows)
+
+
+def _say_stages(settings: Settings, target: Target, modules: str, say: Say) -> int:
+    status = 0
+    for name in suites.SUITES:
+        say(f"{name}:")
+        try:
+            one = dataclasses.replace(target, suite=name)
+            dry_run.say_stages(settings, one, modules, say=say)
+        except KbuildError as error:
+            say(f"{error.kind} error: {error}")
+            status = status or error.exit_status
+    return status
 
 
 def build_steps(settings: Settings, target: Target, *, modules: str) -> tuple[Step, ...]:
-    """Return what ``build-kernel`` does for one suite."""
+    """Return the steps of ``build-kernel`` for one suite."""
     return (
         *_source_steps(settings, target),
         Step(
@@ -67,55 +107,39 @@ def build_steps(settings: Settings, target: Target, *, modules: str) -> tuple[St
 
 
 def test_steps(
-    settings: Settings,
-    target: Target,
-    *,
-    modules: str,
-    tiers: Sequence[str],
-    keyword: str | None,
-    accel: str | None,
-    whole: bool,
-    stock: bool,
+    settings: Settings, target: Target, selection: testing.Selection
 ) -> tuple[Step, ...]:
-    """Return what ``test`` does for one suite; the unit tests belong to no suite."""
+    """Return the steps of ``test`` for one suite; the unit tests belong to no suite."""
+    modules = selection.modules
 
     def package() -> str:
         return pipeline.package(settings, target, modules=modules).kernel.method
 
     def install() -> str:
-        # All of it is there: what was built is looked up, not built again.
+        # The stages are current: this finds their results.
         done = pipeline.package(settings, target, modules=modules)
         pipeline.check_module(settings, target, done)
         pipeline.check_packages(settings, target, done)
         return f"{len(pipeline.guest_image(settings, target, done).kernels)} kernels"
 
-    def judge(tier: str, **options: str | bool) -> str:
-        kernel = "stock-" if options.get("stock") else ""
-        results = testing.run_tests(
-            settings,
-            target,
-            modules=modules,
-            tiers=(tier,),
-            keyword=keyword,
-            accel=accel,
-            whole=whole,
-            # What one kernel's tests came to is not written over by the next one's.
-            name=f"{kernel}{target.suite}-{target.name}",
-            **options,  # type: ignore[arg-type]
-        )
+    def judge(tier: str, **changes: str | bool) -> str:
+        chosen = dataclasses.replace(selection, tiers=(tier,), **changes)  # type: ignore[arg-type]
+        # Each kernel's tests have JUnit files of their own.
+        name = f"{'stock-' if chosen.stock else ''}{target.suite}-{target.name}"
+        results = testing.run_tests(settings, target, chosen, name=name)
         return f"{sum(one.tests for one in results)} tests"
 
     steps = [*_source_steps(settings, target)]
-    if "vm" in tiers:
+    if "vm" in selection.tiers:
         steps.append(Step("stock", ("fetched",), lambda: judge("vm", stock=True)))
-        if not stock:
+        if not selection.stock:
             steps += [
                 Step("built", ("patched",), package),
                 Step("installed", ("built",), install),
                 Step("patched kernel", ("installed",), lambda: judge("vm", kernel="ours")),
             ]
     for tier in ("mutants", "lab"):
-        if tier in tiers:
+        if tier in selection.tiers:
             steps.append(Step("variants", ("patched",), functools.partial(judge, tier)))
     return tuple(steps)
 
@@ -125,21 +149,21 @@ test_steps.__test__ = False  # type: ignore[attr-defined]
 
 
 def unit_tests(
-    settings: Settings, target: Target, *, tiers: Sequence[str], keyword: str | None
+    settings: Settings, target: Target, selection: testing.Selection
 ) -> KbuildError | None:
-    """Run the unit tests where they are among ``tiers``; a failure keeps no suite from its turn.
+    """Run the unit tests if they are selected; return their failure, so that the suites still run.
 
-    Names that only another tier's tests have are no failure.  Raises MisusedTestsError for what
-    every other tier would refuse too, after hours of building.
+    A keyword that only matches tests of another tier is no failure.  Raises MisusedTestsError
+    for a keyword that every other tier would refuse too, after hours of building.
     """
-    if "unit" not in tiers:
+    if "unit" not in selection.tiers:
         return None
     try:
-        testing.run_tests(settings, target, tiers=("unit",), keyword=keyword)
+        testing.run_tests(settings, target, dataclasses.replace(selection, tiers=("unit",)))
     except MisusedTestsError:
         raise
     except NoTestsError as error:
-        return None if keyword and len(tiers) > 1 else error
+        return None if selection.keyword and len(selection.tiers) > 1 else error
     except KbuildError as error:
         logger.error("%s error: %s", error.kind, error)
         return error
@@ -149,7 +173,7 @@ def unit_tests(
 def _source_steps(settings: Settings, target: Target) -> tuple[Step, Step]:
     def patch() -> str:
         base = source.fetch(settings, target)
-        # Whether the distro's modules can be kept with it is for the build to say.
+        # The build decides whether the distro's modules can be kept.
         pipeline.prepare(settings, target, base, modules="rebuild")
         return quilt.choose(settings.project / "patches", base.upstream).name
 
@@ -160,21 +184,17 @@ def _source_steps(settings: Settings, target: Target) -> tuple[Step, Step]:
 
 
 def check(target: Target) -> None:
-    """Raise UserError when a version is asked for, which only one suite can have."""
+    """Raise UserError for a target with a version, which only one suite can have."""
     if target.version is not None:
         raise UserError(
-            f"no two suites have linux {target.version}",
+            f"only one suite has linux {target.version}",
             expected="--version with one suite, or --suite all without it",
-            found=f"--suite {ALL} --version {target.version}",
+            found=f"--suite {suites.ALL} --version {target.version}",
         )
 
 
 def run(target: Target, steps_of: Callable[[Target], Sequence[Step]]) -> tuple[Row, ...]:
-    """Do the steps of every suite; one that fails keeps only those that need it from being done.
-
-    Raises what :func:`check` raises.
-    """
-    check(target)
+    """Run the steps of every suite; a failed step stops only the steps that need it."""
     return tuple(
         _row(name, steps_of(dataclasses.replace(target, suite=name))) for name in suites.SUITES
     )
@@ -187,7 +207,7 @@ def _row(suite: str, steps: Sequence[Step]) -> Row:
         if lacking:
             cells[step.column] = Cell("not reached", None)
             continue
-        # Columns are called by what is true after them, which it is not yet.
+        # Column names are past participles; this step only starts.
         logger.info("%s: step %d of %d (%s)", suite, number, len(steps), step.column)
         began = time.monotonic()
         error: KbuildError | None = None
@@ -197,7 +217,7 @@ def _row(suite: str, steps: Sequence[Step]) -> Row:
             logger.error("%s: %s error: %s", suite, caught.kind, caught)
             error = caught
         except Exception as caught:
-            # Hours of the other suites, and the table, must not be lost to a defect of ours.
+            # A defect of ours must not lose the table and hours of the other suites.
             logger.exception("%s: %s", suite, step.column)
             error = DefectError.of(caught)
         if error is not None:
@@ -207,13 +227,13 @@ def _row(suite: str, steps: Sequence[Step]) -> Row:
 
 
 def exit_status(rows: Sequence[Row]) -> int:
-    """Return the exit status of the first failure in the table, 0 when there is none."""
+    """Return the exit status of the first failure in the table, or 0."""
     errors = [cell.error for row in rows for cell in row.cells.values() if cell.error]
     return errors[0].exit_status if errors else 0
 
 
 def render(rows: Sequence[Row], *, width: int | None = None) -> str:
-    """Return the table as text, and below it every failure in full."""
+    """Return the table as text, followed by every failure in full."""
     shown = [(row.suite, *(_show(row.cells.get(one)) for one in COLUMNS)) for row in rows]
     heads = ("suite", *COLUMNS)
     lines = [table.text(heads, shown, unbroken=1, width=width, usual_width=140).rstrip("\n")]

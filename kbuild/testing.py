@@ -1,19 +1,20 @@
-"""The test command: unit tests, a VM with the packages installed, the lab and its mutants."""
+"""The ``test`` command: the tiers of tests on one kernel, each run by pytest."""
 
 from __future__ import annotations
 
 import datetime
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
-from kbuild import pipeline
+from kbuild import dry_run, pipeline
 from kbuild.core import fs, progress
 from kbuild.core.errors import InfrastructureError, KbuildError, UserError
 from kbuild.core.model import Settings, Target
@@ -23,18 +24,17 @@ from kbuild.lab import kill_matrix, lab, mutants, mutation
 logger = logging.getLogger(__name__)
 
 TIERS = ("unit", "vm", "mutants", "lab")
-# Of the lab the mutants, once each: they show that the suite would notice.
+# The mutants are a sample of the lab: they show that the suite notices bugs.
 USUAL_TIERS = ("unit", "vm", "mutants")
 # The mutants are among the lab's tests.
 ALL_TIERS = ("unit", "vm", "lab")
-# Where somebody chooses: the lab builds a kernel of its own, which is to be asked for.
 _CHOSEN_TIERS = ("unit", "vm")
 _FILES = {"mutants": "tests/lab/test_mutants.py"}
-# The lab's kernel: the one with the detectors that go together.
+# The kernel of the lab's tests: all detectors that work in one kernel.
 LAB_FLAVOUR, LAB_VARIANT = "lab", "debug"
 
 _TIER_TIMEOUT_S = {"unit": 1200.0, "vm": 3600.0, "mutants": 3600.0, "lab": 3600.0}
-# Everything, and ten times where a sample is once.
+# For everything that the lab has, each ten times.
 _WHOLE_TIMEOUT_S = 8 * 3600.0
 # pytest's own exit statuses (pytest.ExitCode).
 _PASSED, _MISUSED, _NOTHING_SELECTED = 0, 4, 5
@@ -47,20 +47,20 @@ class FailedTestsError(KbuildError):
 
 
 class NoTestsError(FailedTestsError):
-    """No test was run, which is no proof of anything."""
+    """No test was run, so nothing was proved."""
 
     kind = "empty test"
 
 
 class MisusedTestsError(FailedTestsError):
-    """pytest was told what it does not understand, as a -k that is no expression."""
+    """pytest refused its arguments, such as a -k that is not an expression."""
 
     kind = "test usage"
 
 
 @dataclass(frozen=True)
 class TierResult:
-    """What one tier of tests came to; the counts are pytest's, from its JUnit file."""
+    """The result of one tier; the counts are those of pytest's JUnit file."""
 
     tier: str
     status: int
@@ -70,92 +70,127 @@ class TierResult:
     junit: Path
 
 
-def usual_tiers(*, whole: bool = False, chosen: bool = False) -> tuple[str, ...]:
-    """Return the tiers that are run where none is named.
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The tests to run, and the kernel to run them on."""
 
-    ``whole`` is for everything; ``chosen`` where only some tests, or one kernel, are wanted.
+    tiers: tuple[str, ...]
+    keyword: str | None = None  # pytest's -k
+    whole: bool = False  # everything that the lab has, instead of a sample
+    stock: bool = False  # only Debian's own kernel: none is compiled
+    kernel: str = "all"  # of the image: "ours", "stock", or both
+    accel: str | None = None
+    modules: str = "auto"
+
+
+def select(
+    *,
+    tier: str | None = None,
+    keyword: str | None = None,
+    whole: bool = False,
+    stock: bool = False,
+    accel: str | None = None,
+    modules: str = "auto",
+) -> Selection:
+    """Return the selection of one tier, or of the usual ones without ``tier``.
+
+    The lab builds a kernel of its own, so it is left out if only some tests or Debian's kernel
+    are asked for.  Raises UserError for an unknown tier, and with ``stock`` for a tier that
+    needs a kernel of ours.
     """
-    if whole:
-        return ALL_TIERS
-    return _CHOSEN_TIERS if chosen else USUAL_TIERS
-
-
-def check_tiers(tiers: Sequence[str], *, stock: bool = False) -> None:
-    """Raise UserError for an unknown tier, and for one that needs a kernel that is not to be."""
-    unknown = set(tiers) - set(TIERS)
+    if tier is not None:
+        tiers: tuple[str, ...] = (tier,)
+    elif whole:
+        tiers = ALL_TIERS
+    else:
+        tiers = _CHOSEN_TIERS if keyword or stock else USUAL_TIERS
+    unknown = [one for one in tiers if one not in TIERS]
     if unknown:
-        raise UserError(f"no such tier: {', '.join(sorted(unknown))}", expected=", ".join(TIERS))
-    ours = [tier for tier in tiers if tier in ("mutants", "lab")]
+        raise UserError(f"no such tier: {unknown[0]}", expected=", ".join(TIERS))
+    ours = [one for one in tiers if one in ("mutants", "lab")]
     if stock and ours:
         raise UserError(
             f"--stock compiles no kernel, and the tier {ours[0]} needs a debug kernel of ours",
-            expected="--stock with the tiers unit and vm alone",
+            expected="--stock with the tiers unit and vm only",
             found=", ".join(tiers),
-            hint="leave --stock out, or say --tier vm instead of --tier lab, mutants or --all",
+            hint="leave --stock out, or use --tier vm instead of --tier lab, mutants or --all",
         )
+    return Selection(
+        tiers=tiers, keyword=keyword, whole=whole, stock=stock, accel=accel, modules=modules
+    )
+
+
+def run(
+    settings: Settings, target: Target, selection: Selection, *, say: Callable[[str], None]
+) -> int:
+    """Run tests on one kernel; a dry run only says what it would do.
+
+    Raises what :func:`run_tests` raises.
+    """
+    if not settings.dry:
+        run_tests(settings, target, selection)
+        return 0
+    say_commands(settings, selection, say=say)
+    if selection.stock:
+        return 0
+    return dry_run.say_stages(settings, target, selection.modules, say=say)
+
+
+def say_commands(settings: Settings, selection: Selection, *, say: Callable[[str], None]) -> None:
+    """Print the command of each tier, without the options that lead to a guest's image."""
+    for tier in selection.tiers:
+        say(shlex.join(pytest_command(settings, tier, _keyword(selection))))
 
 
 def run_tests(
-    settings: Settings,
-    target: Target,
-    *,
-    modules: str = "auto",
-    tiers: Sequence[str],
-    keyword: str | None = None,
-    accel: str | None = None,
-    whole: bool = False,
-    stock: bool = False,
-    kernel: str = "all",
-    name: str = "",
+    settings: Settings, target: Target, selection: Selection, *, name: str = ""
 ) -> tuple[TierResult, ...]:
-    """Run the tiers in order; the VM's needs the packages, and builds what is missing of them.
+    """Run the tiers in order; the VM's tier builds the packages that are missing.
 
-    ``keyword`` is pytest's -k; ``whole`` asks the lab for everything, where a sample is the
-    default; ``stock`` tries the VM's tests on Debian's own kernel alone, for which none is
-    compiled; ``kernel`` is "ours" or "stock" for one of those in the guest; ``name`` is put
-    before the tier's in the JUnit file's.  A failing tier does not keep the next one from running.
-    Raises FailedTestsError when a test failed or none was run, and what the pipeline raises.
+    ``name`` begins the names of the JUnit files.  The tiers after a failed one still run.
+    Raises FailedTestsError if a test failed or no test was run, and what the pipeline raises.
     """
-    check_tiers(tiers, stock=stock)
     results = []
-    for tier in tiers:
-        options = ["-k", keyword] if keyword else []
+    for tier in selection.tiers:
+        options = _keyword(selection)
         if tier == "vm":
-            options += _vm_options(settings, target, modules=modules, accel=accel, stock=stock)
-            options += ["--kernel", kernel]
+            options += _vm_options(settings, target, selection)
         if tier in ("mutants", "lab"):
-            options += _lab_options(settings, target, accel=accel, whole=whole)
-        results.append(_run_tier(settings, tier, options, whole=whole, name=name))
-        if keyword and results[-1].status == _MISUSED:
+            options += _lab_options(settings, target, accel=selection.accel, whole=selection.whole)
+        results.append(_run_tier(settings, tier, options, whole=selection.whole, name=name))
+        if selection.keyword and results[-1].status == _MISUSED:
             # The next tier would refuse the expression too, after all that it has built.
             break
     _judge(results)
     return tuple(results)
 
 
-def _vm_options(
-    settings: Settings, target: Target, *, modules: str, accel: str | None, stock: bool
-) -> list[str]:
+def _keyword(selection: Selection) -> list[str]:
+    return ["-k", selection.keyword] if selection.keyword else []
+
+
+def _vm_options(settings: Settings, target: Target, selection: Selection) -> list[str]:
     """Prepare the guest's image, and return the options that lead the tests to it."""
     again = target.options("suite", "flavour", "variant", "version", "fragment")
-    again += f" --modules {modules}" if modules != "auto" else ""
+    again += f" --modules {selection.modules}" if selection.modules != "auto" else ""
     options = []
-    if stock:
+    if selection.stock:
         again += " --stock"
         pipeline.check_stock_module(settings, target)
         made = pipeline.stock_image(settings, target)
     else:
-        done = pipeline.package(settings, target, modules=modules)
+        done = pipeline.package(settings, target, modules=selection.modules)
         pipeline.check_module(settings, target, done)
         pipeline.check_packages(settings, target, done)
         made = pipeline.guest_image(settings, target, done)
         options += ["--prebuilt", str(pipeline.prebuilt_module(done))]
     options += ["--image", str(made.description), "--target", again]
-    return [*options, *_place_options(settings, target, accel)]
+    options += _place_options(settings, target, selection.accel)
+    return [*options, "--kernel", selection.kernel]
 
 
 def _place_options(settings: Settings, target: Target, accel: str | None) -> list[str]:
-    """Return the options by which a guest's tests find what was made for them."""
+    """Return the options that lead a guest's tests to its files."""
     options = ["--suite", target.suite, "--build", str(settings.build)]
     options += ["--cache", str(settings.cache), "--revision", str(settings.revision)]
     options += ["--kernel-version", target.version] if target.version else []
@@ -235,7 +270,7 @@ def _junit(settings: Settings, tier: str, name: str) -> Path:
 def pytest_command(
     settings: Settings, tier: str, options: Sequence[str], *, name: str = ""
 ) -> list[str]:
-    """Return the command that runs one tier; ``name`` is put before the tier's in its file's."""
+    """Return the command that runs one tier; ``name`` begins the name of its JUnit file."""
     junit = _junit(settings, tier, name)
     return [
         sys.executable,
@@ -261,7 +296,7 @@ def _run_tier(
     junit.unlink(missing_ok=True)
     logger.info("running the %s tests", tier)
     began = time.monotonic()
-    # pytest talks to the terminal itself: what it says is the result.
+    # pytest writes to the terminal itself.
     command = pytest_command(settings, tier, options, name=name)
     process = start(command, cwd=settings.project)
     limit_s = _WHOLE_TIMEOUT_S if whole else _TIER_TIMEOUT_S[tier]
@@ -269,8 +304,8 @@ def _run_tier(
         status = process.wait(timeout=limit_s)
     except subprocess.TimeoutExpired:
         raise InfrastructureError(
-            f"the {tier} tests did not end in {progress.duration(limit_s)}",
-            hint=f"see {settings.build / 'test'}; run one of them with -k",
+            f"the {tier} tests did not end within {progress.duration(limit_s)}",
+            hint=f"see {settings.build / 'test'}; choose single tests with -k",
         ) from None
     finally:
         if process.poll() is None:
@@ -280,7 +315,7 @@ def _run_tier(
 
 
 def read_junit(path: Path) -> tuple[int, int]:
-    """Return how many tests a JUnit file counts, and how many of them failed or broke."""
+    """Return the number of tests in a JUnit file, and of those that failed or broke."""
     try:
         suites = list(ElementTree.parse(path).getroot().iter("testsuite"))
     except (OSError, ElementTree.ParseError):
@@ -309,9 +344,9 @@ def _judge(results: Sequence[TierResult]) -> None:
                 else f"the {one.tier} tests ended with status {one.status}"
                 for one in bad
             ),
-            hint="the failures above say how to run each one alone",
+            hint="the failures above show how to run a single test",
         )
     if not any(one.tests and one.status == _PASSED for one in results):
         raise NoTestsError(
-            "no test was run", hint="-k names none: ./inv test -k takes pytest's expressions"
+            "no test was run", hint="no test matches -k, which takes pytest's expressions"
         )

@@ -127,6 +127,8 @@ SUITES = {
     )
 }
 
+ALL = "all"  # what --suite says for every suite
+
 # Debian's flavours that we build on; then our own, each with the Debian flavour whose packages
 # serve where a distro kernel is needed (comparison, headers).
 DEBIAN_FLAVOURS = ("cloud-amd64", "amd64")

@@ -182,7 +182,7 @@ def test_the_next_run_does_nothing_but_invoke(checkout: Checkout) -> None:
 
 
 def test_help_behind_a_task_is_not_its_argument(checkout: Checkout) -> None:
-    """./inv bench --help: Invoke alone would look for a benchmark of that name."""
+    """For Invoke itself, a collection is no task, and --help the argument of an old name."""
     checkout.inv("--list")
     assert checkout.inv("bench", "--help") == (0, "invoke --help bench\n", "")
     given = ("bench", "procfile", "--help")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-import tasks
+from kbuild import cli
 from kbuild.core import fs, secrets
 from kbuild.core.errors import BuildError, UserError
 from kbuild.core.model import Settings
@@ -123,7 +123,7 @@ def test_settings_in_a_failing_test_show_none(tmp_path: Path) -> None:
 
 
 def test_log_lines_and_tracebacks_have_none(capsys: pytest.CaptureFixture[str]) -> None:
-    formatter = tasks._Formatter()
+    formatter = cli._Formatter()
     try:
         raise ValueError(URLS[1])
     except ValueError as error:
@@ -134,7 +134,7 @@ def test_log_lines_and_tracebacks_have_none(capsys: pytest.CaptureFixture[str]) 
         "from redis://***@cache.example",
         "ValueError: redis://***@cache.example:6379/3",
     ]
-    tasks._say(URLS[0])
+    cli.say(URLS[0])
     assert capsys.readouterr().out == "redis://***@cache.example\n"
 
 

@@ -1,10 +1,11 @@
-"""The test command: which kernel the lab's tests run on, and what becomes of the mutants."""
+"""The ``test`` command: which tiers run, on which kernel, and how their results are judged."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from kbuild.core.model import Settings, Target
 from kbuild.lab import kill_matrix, lab, mutants, mutation
 from kbuild.lab.mutants import CONTROL
 from kbuild.lab.mutation import Fate, Trial
-from kbuild.testing import FailedTestsError, TierResult
+from kbuild.testing import FailedTestsError, Selection, TierResult, _judge, read_junit
 
 TARGET = Target(suite="bookworm", flavour="cloud-amd64")
 MUTANT = """\
@@ -83,21 +84,28 @@ def test_a_run_may_have_a_file_of_its_own(project: Settings) -> None:
     assert f"--junitxml={project.build}/test/vm.xml" in command
 
 
-def test_an_unknown_tier_is_refused(project: Settings) -> None:
+def test_an_unknown_tier_is_refused() -> None:
     with pytest.raises(UserError, match="no such tier"):
-        testing.run_tests(project, TARGET, tiers=("laboratory",))
+        testing.select(tier="laboratory")
 
 
-@pytest.mark.parametrize("tiers", [("mutants",), testing.usual_tiers(whole=True)])
-def test_debians_kernel_alone_is_not_for_the_debug_kernels_tiers(
-    project: Settings, tiers: tuple[str, ...]
-) -> None:
+@pytest.mark.parametrize("options", [{"tier": "mutants"}, {"whole": True}])
+def test_the_debug_kernels_tiers_need_a_kernel_of_ours(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="--stock compiles no kernel"):
-        testing.run_tests(project, TARGET, tiers=tiers, stock=True)
+        testing.select(stock=True, **options)
+
+
+def test_the_usual_tiers() -> None:
+    assert "mutants" in testing.select().tiers
+    # Tiers that build a kernel of their own are not part of a choice.
+    assert testing.select(keyword="one").tiers == ("unit", "vm")
+    assert testing.select(stock=True).tiers == ("unit", "vm")
+    assert testing.select(whole=True, keyword="one").tiers == ("unit", "vm", "lab")
+    assert testing.select(tier="lab", whole=True).tiers == ("lab",)
 
 
 @pytest.mark.parametrize(("keyword", "asked"), [("((", 1), (None, 2)])
-def test_what_pytest_does_not_understand_is_not_asked_of_the_next_tier(
+def test_a_keyword_that_pytest_refuses_is_not_tried_with_the_next_tier(
     project: Settings, monkeypatch: pytest.MonkeyPatch, keyword: str | None, asked: int
 ) -> None:
     ran: list[str] = []
@@ -108,15 +116,78 @@ def test_what_pytest_does_not_understand_is_not_asked_of_the_next_tier(
 
     monkeypatch.setattr(testing, "_run_tier", run_tier)
     with pytest.raises(FailedTestsError, match="the unit tests ended with status 4"):
-        testing.run_tests(project, TARGET, tiers=("unit", "unit"), keyword=keyword)
+        testing.run_tests(project, TARGET, Selection(tiers=("unit", "unit"), keyword=keyword))
     assert len(ran) == asked
 
 
-def test_the_usual_tiers() -> None:
-    assert "mutants" in testing.usual_tiers()
-    # What builds a kernel of its own is not part of what somebody has chosen.
-    assert testing.usual_tiers(chosen=True) == ("unit", "vm")
-    assert testing.usual_tiers(whole=True, chosen=True) == ("unit", "vm", "lab")
+TESTS = """\
+def test_one():
+    assert True
+
+
+def test_two():
+    assert False
+"""
+
+
+@pytest.mark.parametrize(
+    ("keyword", "error"),
+    [
+        ("one", None),
+        ("two", "1 of 1 unit tests failed"),
+        (None, "1 of 2 unit tests failed"),
+        ("three", "no test was run"),
+        ("one and", "the unit tests ended with status 4"),
+    ],
+)
+def test_pytest_runs_and_its_result_is_judged(
+    project: Settings, keyword: str | None, error: str | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tests = project.project / "tests/unit"
+    tests.mkdir(parents=True)
+    (tests / "test_it.py").write_text(TESTS)
+    selection = testing.select(tier="unit", keyword=keyword)
+    if error is None:
+        (found,) = testing.run_tests(project, TARGET, selection, name="mine")
+        assert (found.tests, found.failed) == (1, 0)
+        assert found.junit == project.build / "test/mine-unit.xml"
+        return
+    with pytest.raises(FailedTestsError, match=error):
+        testing.run_tests(project, TARGET, selection)
+
+
+def result(status: int, tests: int, failed: int) -> TierResult:
+    return TierResult("unit", status, tests, failed, 1.0, Path("unit.xml"))
+
+
+@pytest.mark.parametrize(
+    ("results", "words"),
+    [
+        ([result(1, 9, 2), result(0, 3, 0)], "2 of 9 unit tests failed"),
+        ([result(0, 9, 0), result(3, 0, 0)], "ended with status 3"),
+        ([result(5, 0, 0), result(5, 0, 0)], "no test was run"),
+        ([result(0, 0, 0)], "no test was run"),
+        ([], "no test was run"),
+    ],
+)
+def test_a_bad_tier_is_a_failure(results: list[TierResult], words: str) -> None:
+    with pytest.raises(FailedTestsError, match=words):
+        _judge(results)
+
+
+def test_a_tier_without_a_matching_test_is_no_failure() -> None:
+    _judge([result(0, 9, 0), result(5, 0, 0)])
+
+
+def test_the_counts_come_from_the_junit_file(tmp_path: Path) -> None:
+    path = tmp_path / "unit.xml"
+    path.write_text(
+        '<testsuites><testsuite tests="9" failures="1" errors="2"/></testsuites>',
+    )
+    assert read_junit(path) == (9, 3)
+    path.write_text("<testsuites><tests")
+    assert read_junit(path) == (0, 0)
+    assert read_junit(tmp_path / "none") == (0, 0)
 
 
 def test_all_mutants_are_tried_and_their_page_is_written(

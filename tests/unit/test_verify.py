@@ -15,7 +15,7 @@ from kbuild.core.model import Settings
 from kbuild.ship import manifest
 from kbuild.ship.manifest import Manifest
 from tests.unit import damage
-from tests.unit.test_tasks import Here, here
+from tests.unit.command_line import Here, here
 
 __all__ = ["here"]
 

@@ -1,8 +1,9 @@
-"""All suites in one run: a failure costs its own cells, and everything is in the table."""
+"""All suites in one run: a failure stops only what needs it, and the table has everything."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from kbuild.core.model import Settings, Target
 from kbuild.every_suite import Step
 from kbuild.fetch import source
 from kbuild.kernel import quilt
-from kbuild.testing import FailedTestsError, MisusedTestsError, NoTestsError
+from kbuild.testing import FailedTestsError, MisusedTestsError, NoTestsError, Selection
 
 TARGET = Target("all", "lab")
 
@@ -24,7 +25,7 @@ def fail(error: BaseException) -> str:
     raise error
 
 
-def test_a_failing_suite_costs_no_other_and_no_step_that_does_not_need_it() -> None:
+def test_a_failed_step_stops_only_the_steps_that_need_it() -> None:
     done: list[str] = []
 
     def steps(target: Target) -> Sequence[Step]:
@@ -60,7 +61,7 @@ def test_a_failing_suite_costs_no_other_and_no_step_that_does_not_need_it() -> N
     assert "foo.c:1: error" in text
 
 
-def test_the_exit_status_is_the_first_failures() -> None:
+def test_the_exit_status_is_that_of_the_first_failure() -> None:
     errors = {"bookworm": InfrastructureError("no mirror"), "trixie": BuildError("broken")}
 
     def steps(target: Target) -> Sequence[Step]:
@@ -71,7 +72,7 @@ def test_the_exit_status_is_the_first_failures() -> None:
     assert every_suite.exit_status(every_suite.run(TARGET, lambda _: ())) == 0
 
 
-def test_a_defect_of_ours_costs_one_suite_too_and_is_told_from_the_others(
+def test_a_defect_of_ours_stops_one_suite_and_is_named_as_one(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def steps(target: Target) -> Sequence[Step]:
@@ -129,12 +130,7 @@ def test_installed_means_that_module_and_packages_were_checked_too(
         for step in every_suite.test_steps(
             settings,
             Target("trixie", "lab"),
-            modules="auto",
-            tiers=("vm",),
-            keyword=None,
-            accel=None,
-            whole=False,
-            stock=False,
+            testing.select(tier="vm"),
         )
         if step.column == "installed"
     )
@@ -160,13 +156,13 @@ def test_an_interruption_ends_all() -> None:
         (("vm",), None, BuildError("not run at all"), False),
         (("unit", "vm"), None, None, False),
         (("unit", "vm"), None, FailedTestsError("2 of 9"), True),
-        # The name may be that of a test in the VM.
+        # The keyword may match tests in the VM.
         (("unit", "vm"), "procfile", NoTestsError("no test was run"), False),
         (("unit",), "procfile", NoTestsError("no test was run"), True),
         (("unit", "vm"), None, NoTestsError("no test was run"), True),
     ],
 )
-def test_the_unit_tests_keep_no_suite_from_its_turn(
+def test_failed_unit_tests_stop_no_suite(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     tiers: tuple[str, ...],
@@ -174,30 +170,35 @@ def test_the_unit_tests_keep_no_suite_from_its_turn(
     error: KbuildError | None,
     kept: bool,
 ) -> None:
-    def run_tests(*_: object, **options: object) -> None:
-        assert options["tiers"] == ("unit",)
+    def run_tests(settings: Settings, target: Target, selection: Selection) -> None:
+        assert selection.tiers == ("unit",)
         if error:
             raise error
 
     monkeypatch.setattr(testing, "run_tests", run_tests)
     settings = Settings(project=tmp_path, build=tmp_path, cache=tmp_path)
-    found = every_suite.unit_tests(settings, TARGET, tiers=tiers, keyword=keyword)
+    found = every_suite.unit_tests(settings, TARGET, Selection(tiers=tiers, keyword=keyword))
     assert found is (error if kept else None)
 
 
-def test_an_expression_that_is_none_ends_all_at_once(
+def test_a_bad_expression_ends_all_suites_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     misused = testing.TierResult("unit", 4, 0, 0, 1.0, tmp_path)
     monkeypatch.setattr(testing, "_run_tier", lambda *_, **__: misused)
     settings = Settings(project=tmp_path, build=tmp_path, cache=tmp_path)
     with pytest.raises(MisusedTestsError, match="ended with status 4"):
-        every_suite.unit_tests(settings, TARGET, tiers=("unit", "vm"), keyword="a and")
+        every_suite.unit_tests(settings, TARGET, testing.select(keyword="a and"))
 
 
-def test_one_version_is_not_that_of_all_suites() -> None:
-    with pytest.raises(UserError, match=r"no two suites have linux 6\.1\.192-2"):
-        every_suite.run(Target("all", "lab", version="6.1.192-2"), lambda _: ())
+@pytest.mark.parametrize("dry", [False, True])
+def test_all_suites_have_no_version_in_common(tmp_path: Path, dry: bool) -> None:
+    settings = Settings(project=tmp_path, build=tmp_path, cache=tmp_path, dry=dry)
+    target = Target("all", "lab", version="6.1.192-2")
+    with pytest.raises(UserError, match=r"only one suite has linux 6\.1\.192-2"):
+        every_suite.build_kernels(settings, target, modules="auto", say=print)
+    with pytest.raises(UserError, match=r"only one suite has linux 6\.1\.192-2"):
+        every_suite.run_tests(settings, target, testing.select(), say=print)
 
 
 @pytest.mark.parametrize(
@@ -220,12 +221,7 @@ def test_the_steps_are_those_asked_for(
     steps = every_suite.test_steps(
         settings,
         Target("trixie", "lab"),
-        modules="auto",
-        tiers=tiers,
-        keyword=None,
-        accel=None,
-        whole=False,
-        stock=stock,
+        Selection(tiers=tiers, stock=stock),
     )
     assert [step.column for step in steps] == ["fetched", "patched", *columns]
     before: set[str] = set()
@@ -236,38 +232,31 @@ def test_the_steps_are_those_asked_for(
 
 
 def test_each_kernel_is_judged_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, object]] = []
+    asked: list[tuple[str, Selection]] = []
 
-    def run_tests(settings: Settings, target: Target, **options: object) -> tuple[object, ...]:
-        asked.append({"suite": target.suite, **options})
+    def run_tests(
+        settings: Settings, target: Target, selection: Selection, *, name: str
+    ) -> tuple[object, ...]:
+        asked.append((name, selection))
         return (testing.TierResult("vm", 0, 7, 0, 1.0, tmp_path),)
 
     monkeypatch.setattr(testing, "run_tests", run_tests)
+    chosen = Selection(tiers=("vm", "lab"), keyword="one", accel="tcg", whole=True)
+    settings = Settings(project=tmp_path, build=tmp_path, cache=tmp_path)
     steps = {
         step.column: step
-        for step in every_suite.test_steps(
-            Settings(project=tmp_path, build=tmp_path, cache=tmp_path),
-            Target("trixie", "lab"),
-            modules="auto",
-            tiers=("vm", "lab"),
-            keyword="one",
-            accel="tcg",
-            whole=True,
-            stock=False,
-        )
+        for step in every_suite.test_steps(settings, Target("trixie", "lab"), chosen)
     }
-    assert [steps[name].action() for name in ("stock", "patched kernel", "variants")] == [
-        "7 tests"
-    ] * 3
-    stock, ours, variants = asked
-    assert (stock["tiers"], stock["stock"]) == (("vm",), True)
-    assert (ours["tiers"], ours["kernel"]) == (("vm",), "ours")
-    assert variants["tiers"] == ("lab",)
-    assert [one["name"] for one in asked] == ["stock-trixie-lab", "trixie-lab", "trixie-lab"]
-    assert all(one["keyword"] == "one" and one["whole"] for one in asked)
+    for name in ("stock", "patched kernel", "variants"):
+        assert steps[name].action() == "7 tests"
+    assert asked == [
+        ("stock-trixie-lab", replace(chosen, tiers=("vm",), stock=True)),
+        ("trixie-lab", replace(chosen, tiers=("vm",), kernel="ours")),
+        ("trixie-lab", replace(chosen, tiers=("lab",))),
+    ]
 
 
-def test_building_all_is_fetching_patching_and_compiling(
+def test_the_steps_of_a_build_are_fetching_patching_and_compiling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Found:
