@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kbuild.core import fs, progress, stamp
+from kbuild.core import fs, progress, recipe, stamp
 from kbuild.core.errors import BuildError, InfrastructureError
 from kbuild.core.model import Base, BuiltKernel, Package, Root, Settings, Target, Tree
 from kbuild.fetch import roots, source, unpack
@@ -325,7 +325,7 @@ def _dkms_packages(
 
 def _recipe(*names: str) -> str:
     here = Path(__file__).parent
-    return stamp.digest({name: fs.sha256_file(here / name) for name in names})
+    return recipe.digest(*(here / name for name in names))
 
 
 def _packages(

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kbuild.core import fs, stamp
+from kbuild.core import recipe, stamp
 from kbuild.core.errors import UserError
 from kbuild.core.model import Base, Settings, Target
 from kbuild.core.suites import DEBIAN_FLAVOURS
 from kbuild.core.variants import variant
-from kbuild.kernel import guard, kconfig
+from kbuild.kernel import kconfig
 from kbuild.kernel.kconfig import Fragment
 
 # What the user may wish for the distro's modules.
@@ -138,11 +138,11 @@ def make_plan(
 
 def plan_inputs(plan: Plan, tree_digest: str, root_digest: str) -> dict[str, str]:
     """Return the manifest of a kernel build."""
-    here = Path(__file__)
-    recipe = [here, here.with_name("compilation.py"), here.with_name("makelog.py")]
+    code = ["compilation.py", "kconfig.py", "symbol_versions.py"]
+    code += ["in_root/symbol-versions", "in_root/symbol-versions-gcc"]
     if plan.method == "fast":
-        # A stricter guard is to look at what an older one has let pass.
-        recipe += [Path(guard.__file__), here.with_name("debian_image.py")]
+        # A stricter guard looks at the kernel that an older one has let pass.
+        code += ["guard.py", "symvers.py", "debian_image.py"]
     return {
         "source": f"{plan.base.version} {plan.base.source.sha256}",
         "distro image": plan.base.image.sha256,
@@ -153,7 +153,7 @@ def plan_inputs(plan: Plan, tree_digest: str, root_digest: str) -> dict[str, str
         "release": plan.release,
         "package version": plan.package_version,
         "root": root_digest,
-        "recipe": stamp.digest({path.name: fs.sha256_file(path) for path in recipe}),
+        "recipe": recipe.digest(*(Path(__file__).parent / name for name in code)),
     }
 
 

@@ -19,7 +19,7 @@ from debian.debian_support import Version
 from unidiff.patch import Hunk
 
 from kbuild import pipeline
-from kbuild.core import fs, stamp, suites
+from kbuild.core import fs, recipe, stamp, suites
 from kbuild.core.errors import BuildError, DefectError, KbuildError
 from kbuild.core.model import BACKENDS, Base, Series, Settings, Target
 from kbuild.fetch import download, roots, source, unpack
@@ -246,7 +246,7 @@ def _needed(settings: Settings, base: Base, headers: module.Headers) -> frozense
     inputs = {
         "headers": base.headers.sha256,
         "module": fs.sha256_tree(settings.project / "kmod"),
-        "recipe": fs.sha256_file(Path(module.__file__)),
+        "recipe": recipe.digest(Path(module.__file__)),
         "root": root.digest,
     }
     if stamp.due(mark, inputs) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,6 @@ from kbuild.core.model import BuiltKernel, Root, Settings, Target
 from kbuild.kernel import (
     compilation,
     debian_image,
-    guard,
     makelog,
     patches,
     planning,
@@ -157,20 +157,36 @@ def test_nothing_is_rebuilt_when_nothing_changed(bench: Bench) -> None:
     assert again.method == "fast"
 
 
-@pytest.mark.parametrize(("flavour", "again"), [("cloud-amd64", True), ("lab", False)])
-def test_a_guard_of_another_kind_looks_at_what_was_built_before(
+@pytest.mark.parametrize(
+    ("file", "flavour", "appended", "again"),
+    [
+        ("guard.py", "cloud-amd64", "STRICTER = True\n", True),
+        ("guard.py", "cloud-amd64", "# A guard.\n", False),
+        ("guard.py", "lab", "STRICTER = True\n", False),
+        ("compilation.py", "lab", "FASTER = True\n", True),
+        ("compilation.py", "lab", '"""Prose."""\n', False),
+        ("in_root/symbol-versions", "lab", "true\n", True),
+        ("makelog.py", "cloud-amd64", "MORE = True\n", False),
+    ],
+)
+def test_a_kernel_is_looked_at_again_when_code_changed_that_decides_it(
     bench: Bench,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    file: str,
     flavour: str,
+    appended: str,
     again: bool,
 ) -> None:
     caplog.set_level("INFO")
+    code = tmp_path / "kernel"
+    shutil.copytree(Path(planning.__file__).parent, code)
+    monkeypatch.setattr(planning, "__file__", str(code / "planning.py"))
     target = dataclasses.replace(CLOUD, flavour=flavour)
     bench.build(target)
-    toy.write(tmp_path / "fastpath.py", "# stricter\n")
-    monkeypatch.setattr(guard, "__file__", str(tmp_path / "fastpath.py"))
+    with (code / file).open("a") as stream:
+        stream.write(appended)
     caplog.clear()
     bench.build(target)
     assert ("recipe changed" in caplog.text) == again
