@@ -168,8 +168,7 @@ def _compile_root(settings: Settings, plan: planning.Plan) -> Root:
     why = _why_refresh(settings, root, plan)
     if why is None:
         return root
-    logger.info("making the root again: %s", why)
-    return roots.compile_root(settings, plan.target.suite, refresh=True)
+    return roots.compile_root(settings, plan.target.suite, refresh=why)
 
 
 def _why_refresh(settings: Settings, root: Root, plan: planning.Plan) -> str | None:
@@ -180,8 +179,8 @@ def _why_refresh(settings: Settings, root: Root, plan: planning.Plan) -> str | N
 
 
 def compile_kernel(settings: Settings, root: Root, prepared: Prepared) -> BuiltKernel:
-    """Configure and compile what was prepared; raises what :func:`compilation.build` raises."""
-    return compilation.build(
+    """Configure and compile what was prepared; raises what :func:`compilation.kernel` raises."""
+    return compilation.kernel(
         settings,
         root,
         prepared.plan,
@@ -190,7 +189,7 @@ def compile_kernel(settings: Settings, root: Root, prepared: Prepared) -> BuiltK
         distro_headers=prepared.distro_headers,
         home=places(settings, prepared.plan.target, prepared.base).version,
         before=lambda: patches.mend(prepared.pristine, prepared.tree),
-    )
+    ).ensure()
 
 
 def package_kernel(settings: Settings, target: Target, *, modules: str = "auto") -> PackagedKernel:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from kbuild.core import fs, stamp, suites
+from kbuild.core import fs, results, stamp, suites
 from kbuild.core.errors import InfrastructureError, TrustError, UserError
 from kbuild.core.model import Root, Settings
 from kbuild.core.run import Completed, need, run
@@ -81,7 +81,7 @@ _FORMAT = "1"
 _EXPIRED = re.compile(r"Release file for \S+ is expired[^\n]*")
 
 
-def compile_root(settings: Settings, suite: str, *, refresh: bool = False) -> Root:
+def compile_root(settings: Settings, suite: str, *, refresh: str | None = None) -> Root:
     """Return the root in which kernels and packages of ``suite`` are built."""
     return make_root(settings, suite, "compile", compile_packages(suite), refresh=refresh)
 
@@ -126,31 +126,46 @@ def why_make(settings: Settings, suite: str, kind: str, packages: Sequence[str])
 
 
 def make_root(
-    settings: Settings, suite: str, kind: str, packages: Sequence[str], *, refresh: bool = False
+    settings: Settings,
+    suite: str,
+    kind: str,
+    packages: Sequence[str],
+    *,
+    refresh: str | None = None,
 ) -> Root:
     """Return a root of the cache, made from the archive if it is missing.
 
-    ``refresh`` makes it again, for a suite whose compiler was updated.  Raises
+    ``refresh`` is a reason to make it again: the suite's compiler was updated.  Raises
     InfrastructureError if mmdebstrap fails or is needed offline, TrustError if an index has
     expired, and UserError without root privileges.
     """
     inputs = root_inputs(suite, kind, packages)
     home = root_path(settings, suite, kind, packages)
-    with fs.lock(home.with_name(home.name + ".lock")):
-        why = _why_not_kept(home) or stamp.due(home / "stamp.json", inputs)
-        versions = None if refresh or why else _versions(home)
-        if versions is None:
-            if settings.offline:
-                raise InfrastructureError(
-                    f"the {kind} root of {suite} is missing or damaged, and this run is offline",
-                    expected=str(home),
-                    found=why,
-                    hint="run this once without --offline",
-                )
-            if why and home.is_dir():
-                logger.info("%s: %s", home, why)
-            _bootstrap(settings, suite, kind, packages, home, inputs)
-            versions = _versions(home) or {}
+
+    def check() -> str | None:
+        return refresh or _why_not_kept(home)
+
+    def before(why: str) -> None:
+        if settings.offline:
+            raise InfrastructureError(
+                f"the {kind} root of {suite} is missing or damaged, and this run is offline",
+                expected=str(home),
+                found=why,
+                hint="run this once without --offline",
+            )
+        check_privileges()
+
+    versions = results.kept(
+        home / "stamp.json",
+        inputs,
+        lambda scratch: _bootstrap(settings, suite, kind, packages, scratch),
+        lambda: _versions(home),
+        lock=home.with_name(home.name + ".lock"),
+        doing=f"making the {kind} root of {suite} with mmdebstrap (about a minute)",
+        fresh=True,
+        check=check,
+        before=before,
+    ).ensure()
     fs.mark_used(home)
     return Root(
         suite=suite,
@@ -186,31 +201,19 @@ def check_privileges() -> None:
 
 
 def _bootstrap(
-    settings: Settings,
-    suite: str,
-    kind: str,
-    packages: Sequence[str],
-    home: Path,
-    inputs: Mapping[str, str],
-) -> None:
-    check_privileges()
-    logger.info("making the %s root of %s with mmdebstrap (about a minute)", kind, suite)
-    # Scratch directories of killed runs; the lock proves that no other run works in them.
-    for left in home.parent.glob(f".{home.name}.*"):
-        fs.remove_tree(left)
+    settings: Settings, suite: str, kind: str, packages: Sequence[str], scratch: Path
+) -> list[Path]:
+    """Make a root in ``scratch``; the old one stays until then, because no mirror may answer."""
     log = settings.build / "logs" / f"root-{suite}-{kind}.log"
     log.unlink(missing_ok=True)
-    # The old root stays until the new one is whole, because no mirror may be reachable.
-    with fs.fresh_directory(home) as scratch:
-        completed = _debootstrap(settings, suite, kind, packages, scratch / "root", log)
-        _hide_passwords(scratch / "root/etc/apt")
-        database = scratch / "root/var/lib/dpkg"
-        query = ["dpkg-query", f"--admindir={database}", "-W", "-f", "${Package} ${Version}\\n"]
-        listing = run(query, timeout_s=60).stdout
-        versions = dict(line.split(" ", 1) for line in listing.splitlines())
-        fs.write_json(scratch / "packages.json", versions)
-        outputs = [scratch / "root", scratch / "packages.json"]
-        stamp.write(scratch / "stamp.json", inputs, outputs, completed.seconds, sync=False)
+    _debootstrap(settings, suite, kind, packages, scratch / "root", log)
+    _hide_passwords(scratch / "root/etc/apt")
+    database = scratch / "root/var/lib/dpkg"
+    query = ["dpkg-query", f"--admindir={database}", "-W", "-f", "${Package} ${Version}\\n"]
+    listing = run(query, timeout_s=60).stdout
+    versions = dict(line.split(" ", 1) for line in listing.splitlines())
+    fs.write_json(scratch / "packages.json", versions)
+    return [scratch / "root", scratch / "packages.json"]
 
 
 def _hide_passwords(apt: Path) -> None:

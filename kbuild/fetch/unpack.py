@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kbuild.core import fs, stamp
+from kbuild.core import fs, results, stamp
 from kbuild.core.errors import BuildError, TrustError
 from kbuild.core.model import Base, Settings, VerifiedFile
 from kbuild.core.run import run
-
-logger = logging.getLogger(__name__)
 
 # Shelves of the cache: kernel trees, packages' files, and images assembled from several packages.
 _TREES, _DEBS, _IMAGES = "trees", "debs", "images"
@@ -132,37 +128,41 @@ def _unpacked(
 ) -> Path:
     """Return the directory that ``fill`` makes of packages; make it again if it is damaged."""
     home = _home(settings, shelf, files)
-    inputs = {_INPUT: home.name}
-    with fs.lock(settings.cache / "locks" / f"unpack-{home.name}.lock"):
-        why = stamp.due(home / _STAMP, inputs)
-        if why is not None:
-            # Scratch directories of killed runs; the lock proves that no other run works in them.
-            for left in home.parent.glob(f".{home.name}.*"):
-                fs.remove_tree(left)
-            for file in files:
-                _check_unchanged(file)
-            began = time.monotonic()
-            if home.is_dir() and not (home / _STAMP).exists():
-                why = "an earlier version kept no record of its files"
-            again = f": {why}" if home.is_dir() else ""
-            logger.info("unpacking %s%s", files[0].path.name, again)
-            with fs.fresh_directory(home) as scratch:
-                fill(scratch)
-                seconds = time.monotonic() - began
-                stamp.write(scratch / _STAMP, inputs, [scratch / _CONTENT], seconds, sync=False)
+    mark = home / _STAMP
+
+    def make(scratch: Path) -> list[Path]:
+        fill(scratch)
+        return [scratch / _CONTENT]
+
+    def check() -> str | None:
+        earlier = home.is_dir() and not mark.exists()
+        return "an earlier version kept no record of its files" if earlier else None
+
+    content = results.kept(
+        mark,
+        {_INPUT: home.name},
+        make,
+        lambda: home / _CONTENT,
+        lock=settings.cache / "locks" / f"unpack-{home.name}.lock",
+        doing=f"unpacking {files[0].path.name}",
+        fresh=True,
+        check=check,
+        before=lambda _: _check_unchanged(files),
+    ).ensure()
     fs.mark_used(home)
-    return home / _CONTENT
+    return content
 
 
-def _check_unchanged(file: VerifiedFile) -> None:
-    found = fs.sha256_file(file.path)
-    if found != file.sha256:
-        raise TrustError(
-            f"{file.path} has changed since it was verified",
-            expected=f"sha256 {file.sha256}",
-            found=f"sha256 {found}",
-            hint="run './inv fetch', which replaces it",
-        )
+def _check_unchanged(files: Sequence[VerifiedFile]) -> None:
+    for file in files:
+        found = fs.sha256_file(file.path)
+        if found != file.sha256:
+            raise TrustError(
+                f"{file.path} has changed since it was verified",
+                expected=f"sha256 {file.sha256}",
+                found=f"sha256 {found}",
+                hint="run './inv fetch', which replaces it",
+            )
 
 
 def extract(deb: Path, into: Path) -> None:

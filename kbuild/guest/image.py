@@ -12,12 +12,11 @@ import json
 import logging
 import re
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kbuild.core import fs, run, sandbox, stamp
+from kbuild.core import fs, results, run, sandbox
 from kbuild.core.errors import BuildError, InfrastructureError
 from kbuild.core.model import Kernel, Root
 from kbuild.core.progress import size
@@ -124,20 +123,22 @@ def make(
         **{f"deb {deb.name}": fs.sha256_file(deb) for deb in debs},
         **inputs,
     }
-    with fs.lock(home.with_name(home.name + ".lock")):
-        why = stamp.due(home / "stamp.json", manifest)
-        if why is not None:
-            logger.info("making the guest image: %s", why)
-            began = time.monotonic()
-            log.parent.mkdir(parents=True, exist_ok=True)
-            log.unlink(missing_ok=True)
-            with fs.fresh_directory(home) as scratch:
-                _fill(scratch, root, repo, packages, debs, tested, log)
-                outputs = [scratch / name for name in ("disk.img", "kernels", _DESCRIPTION)]
-                stamp.write(
-                    scratch / "stamp.json", manifest, outputs, time.monotonic() - began, sync=False
-                )
-    return read(home / _DESCRIPTION)
+
+    def make(scratch: Path) -> list[Path]:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.unlink(missing_ok=True)
+        _fill(scratch, root, repo, packages, debs, tested, log)
+        return [scratch / name for name in ("disk.img", "kernels", _DESCRIPTION)]
+
+    return results.kept(
+        home / "stamp.json",
+        manifest,
+        make,
+        lambda: read(home / _DESCRIPTION),
+        lock=home.with_name(home.name + ".lock"),
+        doing="making the guest image",
+        fresh=True,
+    ).ensure()
 
 
 def _fill(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from kbuild.core import fs, sandbox, stamp
+from kbuild.core import fs, results, sandbox
 from kbuild.core.model import Root, Settings
 from kbuild.core.sandbox import Bind
 from kbuild.core.suites import suite
@@ -39,28 +40,34 @@ def compile_programs(settings: Settings, root: Root, sources: Iterable[Path]) ->
             "root": root.digest,
             "flags": " ".join(_FLAGS),
         }
-        mark = out / f"{name}.json"
-        with fs.lock(out / f".{name}.lock"):
-            if stamp.due(mark, inputs) is None:
-                continue
-            mark.unlink(missing_ok=True)
-            sandbox.enter(
-                root,
-                [
-                    suite(root.suite).compiler,
-                    *_FLAGS,
-                    *("-I", "/mnt/include", "-o", f"/mnt/out/{name}", f"/mnt/source/{source.name}"),
-                ],
-                timeout_s=120,
-                binds=[
-                    Bind(_INCLUDE, "/mnt/include"),
-                    Bind(source.parent, "/mnt/source"),
-                    Bind(out, "/mnt/out", writable=True),
-                ],
-                log=settings.build / "logs" / f"guest-program-{name}.log",
-            )
-            stamp.write(mark, inputs, [out / name], 0.0)
+        results.kept(
+            out / f"{name}.json",
+            inputs,
+            functools.partial(_compile, settings, root, source),
+            functools.partial(Path, out),
+            lock=out / f".{name}.lock",
+            doing=f"compiling {source.name} for guests",
+        ).ensure()
     return made
+
+
+def _compile(settings: Settings, root: Root, source: Path, out: Path) -> list[Path]:
+    sandbox.enter(
+        root,
+        [
+            suite(root.suite).compiler,
+            *_FLAGS,
+            *("-I", "/mnt/include", "-o", f"/mnt/out/{source.stem}", f"/mnt/source/{source.name}"),
+        ],
+        timeout_s=120,
+        binds=[
+            Bind(_INCLUDE, "/mnt/include"),
+            Bind(source.parent, "/mnt/source"),
+            Bind(out, "/mnt/out", writable=True),
+        ],
+        log=settings.build / "logs" / f"guest-program-{source.stem}.log",
+    )
+    return [out / source.stem]
 
 
 def install(guest: Guest, programs: dict[str, Path], place: str = PLACE) -> None:

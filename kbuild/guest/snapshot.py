@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kbuild.core import fs, run, stamp
+from kbuild.core import fs, results, run, stamp
 from kbuild.core.errors import InfrastructureError
 from kbuild.core.progress import size
 from kbuild.guest import qemu
@@ -63,18 +63,23 @@ def ensure(
     inputs = describe(spec) | dict(provision.inputs)
     shelf = cache / "snapshots"
     home = shelf / stamp.digest(inputs)[:16]
-    with fs.lock(shelf / f"{home.name}.lock"):
-        if stamp.due(home / _MARK, inputs) is not None:
-            began = time.monotonic()
-            logger.info("booting %s once, for a snapshot", spec.kernel.release)
-            with fs.fresh_directory(home) as scratch:
-                made = Snapshot(scratch, spec)
-                _make(made, workdir, provision)
-                stamp.write(
-                    scratch / _MARK, inputs, _files(made), time.monotonic() - began, sync=False
-                )
-            logger.info("snapshot %s: %s", home.name, size(fs.disk_usage(home)))
-        fs.mark_used(home)
+
+    def make(scratch: Path) -> list[Path]:
+        made = Snapshot(scratch, spec)
+        _make(made, workdir, provision)
+        logger.info("snapshot %s: %s", home.name, size(fs.disk_usage(scratch)))
+        return _files(made)
+
+    results.kept(
+        home / _MARK,
+        inputs,
+        make,
+        lambda: home,
+        lock=shelf / f"{home.name}.lock",
+        doing=f"booting {spec.kernel.release} once, for a snapshot",
+        fresh=True,
+    ).ensure()
+    fs.mark_used(home)
     prune(shelf, keep=_KEPT)
     port = (home / _PORT).read_text() or None
     return Snapshot(home, spec, port)

@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kbuild.core import fs, interrupted, progress, sandbox, stamp
+from kbuild.core import fs, interrupted, progress, results, sandbox, stamp
 from kbuild.core.errors import BuildError, GuardError
 from kbuild.core.model import BuiltKernel, Root, Settings, Tree
+from kbuild.core.results import Result
 from kbuild.core.sandbox import Bind
 from kbuild.core.suites import DEBIAN_FLAVOURS, suite, usual_objects
 from kbuild.kernel import ccache, debian_image, guard, helpers, kconfig, symbol_versions, symvers
@@ -50,7 +51,7 @@ _COMPILE_TIMEOUT_S = 12 * 3600
 _CONFIGURE_TIMEOUT_S = 600
 
 
-def build(
+def kernel(
     settings: Settings,
     root: Root,
     plan: Plan,
@@ -60,58 +61,65 @@ def build(
     distro_headers: Path,
     home: Path,
     before: Callable[[], object] = lambda: None,
-) -> BuiltKernel:
-    """Compile the kernel of ``plan`` below ``home``, or return the existing one if it is current.
+) -> Result[BuiltKernel]:
+    """Return the kernel of ``plan`` as a result below ``home``.
 
     ``distro_image`` and ``distro_headers`` are the unpacked packages of the base.  ``before`` is
     called if there is something to compile.  A failed build resumes where it stopped.  An
     interrupted build makes everything again that changed since its start.  A damaged build
     starts from nothing but the compiler cache.
-    Raises BuildError with the first error of the log, or GuardError if the fast path's checks
-    fail.
+    ``ensure`` raises BuildError with the first error of the log, or GuardError if the fast
+    path's checks fail.
     """
-    inputs = plan_inputs(plan, tree.digest, root.digest)
-    mark = home / "kernel.json"
-    with fs.lock(home / ".lock"):
-        why = stamp.due(mark, inputs)
-        if why is not None:
-            logger.info(
-                "building %s (%s path: %s): %s", plan.release, plan.method, plan.reason, why
-            )
-            before()
-            # make compares times, so it takes an empty object for a finished one.
-            if stamp.damage(mark):
-                fs.remove_tree(home / "out")
-            mark.unlink(missing_ok=True)
-            began = time.monotonic()
-            with helpers.ready(settings, root, home) as help:
-                shop = _workshop(settings, root, plan, tree, home, help)
-                outputs = _compile(shop, tree, distro_image, distro_headers)
-            seconds = time.monotonic() - began
-            stamp.write(mark, inputs, outputs, seconds)
-            logger.info("built %s in %s", plan.release, progress.duration(seconds))
+    mark, inputs = home / "kernel.json", plan_inputs(plan, tree.digest, root.digest)
+    fast, output = plan.method == "fast", home / "out"
+
+    def prepare(_: str) -> None:
+        before()
+        # make compares times, so it takes an empty object for a finished one.
+        if stamp.damage(mark):
+            fs.remove_tree(output)
+
+    def make(_: Path) -> tuple[Path, ...]:
+        began = time.monotonic()
+        with helpers.ready(settings, root, home) as help:
+            shop = _workshop(settings, root, plan, tree, home, help)
+            outputs = _compile(shop, tree, distro_image, distro_headers)
+        logger.info("built %s in %s", plan.release, progress.duration(time.monotonic() - began))
+        return outputs
+
+    def read() -> BuiltKernel | None:
         last = stamp.read(mark)
-    assert last is not None
-    output = home / "out"
-    fast = plan.method == "fast"
-    return BuiltKernel(
-        target=plan.target,
-        base=plan.base,
-        series=tree.series,
-        release=plan.release,
-        method=plan.method,
-        source=tree.path,
-        output=output,
-        modules=(
-            distro_image / "lib/modules" / plan.base.release
-            if fast
-            else home / "modules" / "lib/modules" / plan.release
-        ),
-        symvers=home / "Module.symvers",
-        config=output / ".config",
-        compiler=(home / "compiler").read_text().strip(),
-        digest=stamp.digest(inputs),
-        seconds=last.seconds,
+        if last is None:
+            return None
+        return BuiltKernel(
+            target=plan.target,
+            base=plan.base,
+            series=tree.series,
+            release=plan.release,
+            method=plan.method,
+            source=tree.path,
+            output=output,
+            modules=(
+                distro_image / "lib/modules" / plan.base.release
+                if fast
+                else home / "modules" / "lib/modules" / plan.release
+            ),
+            symvers=home / "Module.symvers",
+            config=output / ".config",
+            compiler=(home / "compiler").read_text().strip(),
+            digest=stamp.digest(inputs),
+            seconds=last.seconds,
+        )
+
+    return results.kept(
+        mark,
+        inputs,
+        make,
+        read,
+        lock=home / ".lock",
+        doing=f"building {plan.release} ({plan.method} path: {plan.reason})",
+        before=prepare,
     )
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from kbuild.core import fs, run, sandbox, stamp, suites
+from kbuild.core import fs, results, run, sandbox, suites
 from kbuild.core.errors import BuildError, InfrastructureError, KbuildError, UserError
 from kbuild.core.model import Root, Settings
 from kbuild.core.sandbox import Bind
@@ -49,22 +49,28 @@ def compiler_environment(settings: Settings, root: Root) -> Path:
     icecc-create-env makes it once for each root, and the cache keeps it.
     """
     home = settings.cache / "icecream" / root.digest[:16]
-    mark, inputs = home / "stamp.json", {"root": root.digest}
-    with fs.lock(settings.cache / "locks" / f"icecream-{root.digest[:16]}.lock"):
-        if stamp.due(mark, inputs) is not None:
-            compiler = suites.suite(root.suite).compiler
-            with fs.fresh_directory(home) as scratch:
-                sandbox.enter(
-                    root,
-                    ["icecc", "--build-native", f"/usr/bin/{compiler}"],
-                    timeout_s=300,
-                    binds=[Bind(scratch, _ICECREAM, writable=True)],
-                    cwd=_ICECREAM,
-                )
-                stamp.write(scratch / mark.name, inputs, scratch.glob("*.tar.*"), 0.0, sync=False)
-    fs.mark_used(home)
+
+    def make(scratch: Path) -> list[Path]:
+        sandbox.enter(
+            root,
+            ["icecc", "--build-native", f"/usr/bin/{suites.suite(root.suite).compiler}"],
+            timeout_s=300,
+            binds=[Bind(scratch, _ICECREAM, writable=True)],
+            cwd=_ICECREAM,
+        )
+        return [*scratch.glob("*.tar.*")]
+
     # Workers distinguish environments by name, and the name contains a digest of the content.
-    made = list(home.glob("*.tar.*"))
+    made = results.kept(
+        home / "stamp.json",
+        {"root": root.digest},
+        make,
+        lambda: [*home.glob("*.tar.*")],
+        lock=settings.cache / "locks" / f"icecream-{root.digest[:16]}.lock",
+        doing="packing the compiler for icecream's workers",
+        fresh=True,
+    ).ensure()
+    fs.mark_used(home)
     if len(made) != 1:
         raise BuildError(
             "icecc made no archive of the compiler",

@@ -19,7 +19,7 @@ from debian.debian_support import Version
 from unidiff.patch import Hunk
 
 from kbuild import pipeline
-from kbuild.core import fs, recipe, stamp, suites
+from kbuild.core import fs, recipe, results, suites
 from kbuild.core.errors import BuildError, DefectError, KbuildError
 from kbuild.core.model import BACKENDS, Base, Series, Settings, Target
 from kbuild.fetch import download, roots, source, unpack
@@ -242,24 +242,22 @@ def _needed(settings: Settings, base: Base, headers: module.Headers) -> frozense
     """Return the symbols that the module needs when it is built for the unpatched kernel."""
     root = roots.compile_root(settings, base.suite)
     home = settings.build / base.suite / "report"
-    mark = home / f"{base.release}.json"
     inputs = {
         "headers": base.headers.sha256,
         "module": fs.sha256_tree(settings.project / "kmod"),
         "recipe": recipe.digest(Path(module.__file__)),
         "root": root.digest,
     }
-    if stamp.due(mark, inputs) is not None:
-        mark.unlink(missing_ok=True)
-        built = module.compile_unchecked(
-            settings,
-            root,
-            headers=headers,
-            out=home / base.release,
-            log=settings.build / "logs" / f"report-{base.suite}-{base.flavour}.log",
-        )
-        stamp.write(mark, inputs, [built], 0.0)
-    return module.read(home / base.release / f"{module.NAME}.ko").undefined
+    log = settings.build / "logs" / f"report-{base.suite}-{base.flavour}.log"
+    out = home / base.release
+    return results.kept(
+        home / f"{base.release}.json",
+        inputs,
+        lambda _: [module.compile_unchecked(settings, root, headers=headers, out=out, log=log)],
+        lambda: module.read(out / f"{module.NAME}.ko").undefined,
+        lock=home / f".{base.release}.lock",
+        doing=f"compiling the module for {base.release}",
+    ).ensure()
 
 
 def judge_backend(

@@ -361,14 +361,15 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Seen:
             base=base, plan=plan, tree=tree, distro_image=tmp_path, distro_headers=tmp_path
         )
 
-    def build(settings: Settings, *_: object, home: Path, **__: object) -> object:
+    def kernel(settings: Settings, *_: object, home: Path, **__: object) -> object:
         asked.settings.append(settings)
         assert not (home / "out").exists()
         for name in ("out/fs/a.o", "out/fs/b.o", "out/fs/b.c"):
             toy.write(home / name, "")
         toy.write(home / "statistics/ccache.log", STATISTICS)
         toy.write(home / "statistics/symbol-versions.log", STATISTICS)
-        return SimpleNamespace(output=home / "out", source=home, method="rebuild")
+        built = SimpleNamespace(output=home / "out", source=home, method="rebuild")
+        return SimpleNamespace(ensure=lambda: built)
 
     def enter(
         root: object,
@@ -387,7 +388,7 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Seen:
 
     monkeypatch.setattr(source, "fetch", fetch)
     monkeypatch.setattr(pipeline, "prepare", prepare)
-    monkeypatch.setattr(compilation, "build", build)
+    monkeypatch.setattr(compilation, "kernel", kernel)
     monkeypatch.setattr(pipeline, "pack_kernel", lambda *_: asked.packed.append(True))
 
     def make_arguments(*_: object, plain: bool) -> list[str]:

@@ -59,7 +59,7 @@ class Bench:
         tree = patches.apply(
             self.distro.pristine, series, self.home / "tree", base_version="6.1.192-2"
         )
-        return compilation.build(
+        return compilation.kernel(
             self.settings,
             self.root,
             self.plan(target, modules),
@@ -68,7 +68,7 @@ class Bench:
             distro_headers=self.distro.headers,
             home=self.home / target.flavour,
             before=lambda: patches.mend(self.distro.pristine, tree),
-        )
+        ).ensure()
 
     def compiled(self) -> list[str]:
         """Return the objects that the last build made."""
@@ -485,7 +485,7 @@ def test_a_lost_export_is_noticed_in_a_full_build(bench: Bench) -> None:
     tree = patches.apply(bench.distro.pristine, series, bench.home / "t", base_version="6.1.192-2")
     bare = dataclasses.replace(tree, series=dataclasses.replace(series, patches=(patch,)))
     with pytest.raises(GuardError, match="does not export the symbols that the series declares"):
-        compilation.build(
+        compilation.kernel(
             bench.settings,
             bench.root,
             bench.plan(LAB),
@@ -493,7 +493,7 @@ def test_a_lost_export_is_noticed_in_a_full_build(bench: Bench) -> None:
             distro_image=bench.distro.image,
             distro_headers=bench.distro.headers,
             home=bench.home / "lab",
-        )
+        ).ensure()
 
 
 @pytest.mark.parametrize(

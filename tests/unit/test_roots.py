@@ -162,7 +162,7 @@ def test_a_list_of_packages_that_an_earlier_version_left_damaged_is_no_traceback
 
 def test_a_root_is_made_again_on_request(settings: Settings) -> None:
     roots.make_root(settings, "bookworm", "compile", ["make"])
-    roots.make_root(settings, "bookworm", "compile", ["make"], refresh=True)
+    roots.make_root(settings, "bookworm", "compile", ["make"], refresh="a newer compiler")
     assert bootstraps(settings) == 2
 
 
@@ -183,7 +183,7 @@ def test_a_root_stays_until_the_next_is_whole(settings: Settings) -> None:
     (settings.project / "status").write_text("25")
     toy.write(first.path.parent.parent / f".{first.path.parent.name}.killed/root/x", "")
     with pytest.raises(InfrastructureError):
-        roots.make_root(settings, "bookworm", "compile", ["make"], refresh=True)
+        roots.make_root(settings, "bookworm", "compile", ["make"], refresh="a newer compiler")
     assert roots.make_root(settings, "bookworm", "compile", ["make"]) == first
     assert first.path.is_dir()
     assert sorted(path.name for path in first.path.parent.parent.iterdir()) == [
