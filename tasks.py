@@ -13,7 +13,7 @@ from json import dumps as dump_json
 
 from invoke.collection import Collection
 
-from kbuild import cleaning, dry_run, every_suite, pipeline, testing
+from kbuild import cleaning, dry_run, every_suite, testing
 from kbuild import doctor as doctor_checks
 from kbuild import verify as verification
 from kbuild import vm as guests
@@ -43,6 +43,7 @@ from kbuild.options import (
     VERSION,
     Option,
 )
+from kbuild.pipeline import stages
 from kbuild.report import kernels as reports
 from kbuild.report import text as report_text
 
@@ -75,7 +76,7 @@ def build_kernel(settings: Settings, target: Target, *, modules: str) -> int:
         return every_suite.build_kernels(settings, target, modules=modules, say=say)
     if settings.dry:
         return dry_run.say_stages(settings, target, modules, say=say)
-    built = pipeline.build_kernel(settings, target, modules=modules)
+    built = stages.build_kernel(settings, target, modules=modules)
     say(f"{built.release} ({built.method}): {built.output}")
     return 0
 
@@ -88,7 +89,7 @@ def build_module(settings: Settings, target: Target, *, modules: str) -> int:
     """
     if settings.dry:
         return dry_run.say_stages(settings, target, modules, say=say)
-    made = pipeline.build_module(settings, target, modules=modules)
+    made = stages.build_module(settings, target, modules=modules)
     say(f"{made.path} for {made.release}, backends: {', '.join(made.backends)}")
     return 0
 
@@ -101,7 +102,7 @@ def package(settings: Settings, target: Target, *, modules: str) -> int:
     """
     if settings.dry:
         return dry_run.say_stages(settings, target, modules, say=say)
-    done = pipeline.package(settings, target, modules=modules)
+    done = stages.package(settings, target, modules=modules)
     for one in done.packages:
         say(f"{progress.size(one.path.stat().st_size):>9}  {one.path.name}")
     say(f"repository: {done.repo}")

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kbuild import dry_run, pipeline, testing
+from kbuild import dry_run, testing
 from kbuild.core import progress, suites, table
 from kbuild.core.errors import DefectError, KbuildError, UserError
 from kbuild.core.model import Settings, Target
 from kbuild.fetch import source
 from kbuild.kernel import quilt
+from kbuild.pipeline import images, lint, stages
 from kbuild.testing import MisusedTestsError, NoTestsError
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ def build_steps(settings: Settings, target: Target, *, modules: str) -> tuple[St
         Step(
             "built",
             ("patched",),
-            lambda: pipeline.build_kernel(settings, target, modules=modules).method,
+            lambda: stages.build_kernel(settings, target, modules=modules).method,
         ),
     )
 
@@ -113,14 +114,14 @@ def test_steps(
     modules = selection.modules
 
     def package() -> str:
-        return pipeline.package(settings, target, modules=modules).kernel.method
+        return stages.package(settings, target, modules=modules).kernel.method
 
     def install() -> str:
         # The stages are current: this finds their results.
-        done = pipeline.package(settings, target, modules=modules)
-        pipeline.check_module(settings, target, done)
-        pipeline.check_packages(settings, target, done)
-        return f"{len(pipeline.guest_image(settings, target, done).kernels)} kernels"
+        done = stages.package(settings, target, modules=modules)
+        lint.check_module(done)
+        lint.check_packages(done)
+        return f"{len(images.guest_image(done).kernels)} kernels"
 
     def judge(tier: str, **changes: str | bool) -> str:
         chosen = dataclasses.replace(selection, tiers=(tier,), **changes)  # type: ignore[arg-type]
@@ -174,7 +175,7 @@ def _source_steps(settings: Settings, target: Target) -> tuple[Step, Step]:
     def patch() -> str:
         base = source.fetch(settings, target)
         # The build decides whether the distro's modules can be kept.
-        pipeline.prepare(settings, target, base, modules="rebuild")
+        stages.prepare(settings, target, base, modules="rebuild")
         return quilt.choose(settings.project / "patches", base.upstream).name
 
     return (

@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
-from kbuild import dry_run, pipeline
+from kbuild import dry_run
 from kbuild.core import fs, progress
 from kbuild.core.errors import InfrastructureError, KbuildError, UserError
 from kbuild.core.model import Settings, Target
 from kbuild.core.run import start, stop
 from kbuild.lab import kill_matrix, lab, mutants, mutation
+from kbuild.pipeline import images, lint, stages
 
 logger = logging.getLogger(__name__)
 
@@ -176,14 +177,14 @@ def _vm_options(settings: Settings, target: Target, selection: Selection) -> lis
     options = []
     if selection.stock:
         again += " --stock"
-        pipeline.check_stock_module(settings, target)
-        made = pipeline.stock_image(settings, target)
+        lint.check_stock_module(settings, target)
+        made = images.stock_image(settings, target)
     else:
-        done = pipeline.package(settings, target, modules=selection.modules)
-        pipeline.check_module(settings, target, done)
-        pipeline.check_packages(settings, target, done)
-        made = pipeline.guest_image(settings, target, done)
-        options += ["--prebuilt", str(pipeline.prebuilt_module(done))]
+        done = stages.package(settings, target, modules=selection.modules)
+        lint.check_module(done)
+        lint.check_packages(done)
+        made = images.guest_image(done)
+        options += ["--prebuilt", str(images.prebuilt_module(done))]
     options += ["--image", str(made.description), "--target", again]
     options += _place_options(settings, target, selection.accel)
     return [*options, "--kernel", selection.kernel]

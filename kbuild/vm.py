@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kbuild import dry_run, pipeline
+from kbuild import dry_run
 from kbuild.core.model import Settings, Target
 from kbuild.guest import session, shell
+from kbuild.pipeline import images, stages
 
 
 def run(
@@ -35,10 +36,10 @@ def run(
     if command is None:
         shell.check_terminal()
     if stock:
-        made = pipeline.stock_image(settings, target)
+        made = images.stock_image(settings, target)
     else:
-        done = pipeline.package(settings, target, modules=modules)
-        made = pipeline.guest_image(settings, target, done)
+        done = stages.package(settings, target, modules=modules)
+        made = images.guest_image(done)
     return session.run(
         settings, made, variant=target.variant, command=command, stock=stock, accel=accel
     )

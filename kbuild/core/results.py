@@ -7,6 +7,7 @@ the next one makes the result again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -39,7 +40,7 @@ def kept(
     make: Callable[[Path], Iterable[Path]],
     read: Callable[[], T | None],
     *,
-    lock: Path,
+    lock: Path | None,
     doing: str,
     fresh: bool = False,
     check: Callable[[], str | None] = lambda: None,
@@ -51,6 +52,7 @@ def kept(
     it is given an empty directory, which then takes that one's place.  ``check`` gives a reason
     that the stamp does not know.  ``before`` is given the reason, and called while the stamp
     and the last outputs are still there.  ``doing`` begins the line that the log has for it.
+    Without ``lock`` the caller holds one.
     """
     home = mark.parent
 
@@ -61,7 +63,7 @@ def kept(
         return check() or stamp.reason(mark, inputs) or unread()
 
     def ensure() -> T:
-        with fs.lock(lock):
+        with fs.lock(lock) if lock else contextlib.nullcontext():
             why = check() or stamp.due(mark, inputs) or unread()
             if why is not None:
                 before(why)

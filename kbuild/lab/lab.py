@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kbuild import pipeline
 from kbuild.core import fs
 from kbuild.core.errors import InfrastructureError
 from kbuild.core.model import Root, Settings, Target
@@ -24,6 +23,7 @@ from kbuild.guest.spec import GuestSpec, Snapshot, suited
 from kbuild.kernel import module
 from kbuild.kernel.module import BuiltModule, Headers
 from kbuild.lab import quick
+from kbuild.pipeline import images, stages
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def prepare(
     one with the quick suite's programs in it, unless ``booted`` is False: for measurements
     of which a restored guest's memory, copied page by page as it is written, is not to be part.
     """
-    done = pipeline.package_kernel(settings, target)
-    made = pipeline.lab_image(settings, done, tools=tools)
+    done = stages.package_kernel(settings, target)
+    made = images.lab_image(done, tools=tools)
     kernel = next((one for one in made.kernels if image.is_ours(one) is not stock), None)
     if kernel is None:
         raise InfrastructureError(f"{made.description} holds no kernel that the lab could boot")
@@ -79,9 +79,9 @@ def prepare(
     if not stock:
         spec = suited(spec, target.variant)
     if stock:
-        headers = pipeline.debian_headers(settings, done.kernel.base)
+        headers = stages.debian_headers(settings, done.kernel.base)
     else:
-        headers = module.whole(pipeline.kernel_headers(settings, done))
+        headers = module.whole(stages.kernel_headers(done))
     compiled = programs.compile_programs(settings, done.root, quick.sources(quick.PROGRAMS))
     kept = _snapshot(settings, target, spec, compiled) if booted else None
     return Lab(settings, target, spec, headers, done.kernel.source, done.root, compiled, kept)

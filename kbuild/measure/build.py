@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kbuild import pipeline
 from kbuild.core import fs, places, progress, sandbox
 from kbuild.core.errors import KbuildError, UserError
 from kbuild.core.model import Settings, Target
@@ -41,6 +40,8 @@ from kbuild.measure import misses
 from kbuild.measure.build_cases import CASES, FAST, Case, Measurement, choose, read
 from kbuild.measure.build_table import render
 from kbuild.measure.stats import BenchError
+from kbuild.pipeline import images, stages
+from kbuild.pipeline.stage import Made
 from kbuild.ship import manifest
 
 logger = logging.getLogger(__name__)
@@ -284,14 +285,15 @@ def _built(
     ``filled`` is the build that filled the compiler cache used here.
     """
     base = source.fetch(settings, target)
-    prepared = pipeline.prepare(settings, target, base, modules=modules)
+    prepared = stages.prepare(settings, target, base, modules=modules)
     root = roots.compile_root(settings, target.suite)
-    home = pipeline.places(settings, target, base).version
+    made = Made(settings, target, modules, base=base, prepared=prepared, root=root)
+    home = made.where.version
     start = _now(bench)
-    built = pipeline.compile_kernel(settings, root, prepared)
+    built = stages.kernel(made).ensure()
     compiled_s = bench.cpu()
     # "make bindeb-pkg" makes packages too, so the two can be compared only with this included.
-    pipeline.pack_kernel(settings, root, prepared, built)
+    stages.kernel_packages(dataclasses.replace(made, kernel=built)).ensure()
     found = _found(bench, case, start, base.version, note=built.method)
     objects = sum(name.endswith(".o") for _, _, names in os.walk(built.output) for name in names)
     packing_s = round(found.cpu_s - (compiled_s - start.cpu), 3)
@@ -359,7 +361,7 @@ def _plain(bench: Bench, case: Case) -> Measurement:
     """Time the kernel's own "make bindeb-pkg", with the configuration of our full build."""
     settings = _alone(bench, bench.settings.cache, case.name)
     base = source.fetch(settings, bench.target)
-    prepared = pipeline.prepare(settings, bench.target, base, modules="rebuild")
+    prepared = stages.prepare(settings, bench.target, base, modules="rebuild")
     root = roots.compile_root(settings, bench.target.suite)
     home = settings.build / "plain"
     (home / "out").mkdir(parents=True)
@@ -403,7 +405,7 @@ def _count(bench: Bench, case: Case) -> Measurement:
     """Count the objects of a full build with "make -n", without compiling them."""
     settings = _alone(bench, bench.settings.cache, case.name)
     base = source.fetch(settings, bench.target)
-    prepared = pipeline.prepare(settings, bench.target, base, modules="rebuild")
+    prepared = stages.prepare(settings, bench.target, base, modules="rebuild")
     root = roots.compile_root(settings, bench.target.suite)
     out = settings.build / "count"
     out.mkdir(parents=True)
@@ -450,15 +452,15 @@ def _copied(bench: Bench) -> Settings:
 
 def _patch(bench: Bench, case: Case) -> Measurement:
     settings = _copied(bench)
-    done = pipeline.package(settings, bench.target)
+    done = stages.package(settings, bench.target)
     series = quilt.choose(settings.project / "patches", done.kernel.base.upstream)
     edit(series.patches[0].path)
     start = _now(bench)
-    again = pipeline.package(settings, bench.target)
+    again = stages.package(settings, bench.target)
     packaged_s = time.monotonic() - start.wall
     if again.kernel.digest == done.kernel.digest:
         raise BenchError("the kernel was not built again after the edit of the patch")
-    pipeline.guest_image(settings, bench.target, again)
+    images.guest_image(again)
     note = f"packaged after {progress.duration(packaged_s)}, then installed on a guest's disk"
     return _found(bench, case, start, again.kernel.base.version, note=note)
 
@@ -482,7 +484,7 @@ def _nothing(bench: Bench, case: Case) -> Measurement:
     """Time the command that a user types, including the start of Python."""
     settings = dataclasses.replace(bench.settings, build=bench.home / "current")
     with places.held(settings):
-        done = pipeline.package(settings, bench.target)
+        done = stages.package(settings, bench.target)
     target = bench.target
     argv = [
         *(sys.executable, "-m", "invoke", "package", "--suite", target.suite),
@@ -501,7 +503,7 @@ def _nothing(bench: Bench, case: Case) -> Measurement:
     start = _now(bench)
     said = run_program(argv, cwd=settings.project, env=env, timeout_s=_TIMEOUT_S)
     found = _found(bench, case, start, done.kernel.base.version)
-    if re.search(r"\b(?:building|packaging) ", said.stderr):
+    if re.search(r"\b(?:unpacking|building|packaging|making) ", said.stderr):
         raise BenchError(
             "./inv package with nothing changed built or packaged something", found=said.stderr
         )

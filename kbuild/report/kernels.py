@@ -18,7 +18,6 @@ from debian.changelog import Changelog
 from debian.debian_support import Version
 from unidiff.patch import Hunk
 
-from kbuild import pipeline
 from kbuild.core import fs, recipe, results, suites
 from kbuild.core.errors import BuildError, DefectError, KbuildError
 from kbuild.core.model import BACKENDS, Base, Series, Settings, Target
@@ -27,6 +26,7 @@ from kbuild.fetch.download import Network
 from kbuild.kernel import hunks, kconfig, module, patches, quilt, symvers
 from kbuild.kernel.patches import Refusal
 from kbuild.kernel.symvers import ExportedSymbol
+from kbuild.pipeline import stages
 from kbuild.ship import manifest
 
 logger = logging.getLogger(__name__)
@@ -219,7 +219,7 @@ def fetch(settings: Settings, target: Target, network: Network) -> Base:
 def _backends(
     settings: Settings, base: Base, pristine: Path, exports: Sequence[str]
 ) -> tuple[Backend, ...]:
-    headers = pipeline.debian_headers(settings, base)
+    headers = stages.debian_headers(settings, base)
     exported = symvers.read(headers.symvers)
     unknown, needed = None, frozenset[str]()
     try:

@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kbuild.core import fs, suites
+from kbuild.core import fs, recipe, results, suites
 from kbuild.core.errors import BuildError
-from kbuild.core.model import Settings, Target
-from kbuild.ship import manifest, versions
+from kbuild.core.model import Package, Settings, Target
+from kbuild.core.results import Result
+from kbuild.ship import manifest, repo, versions
 from kbuild.ship.manifest import KernelRecord, Manifest, Output
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,64 @@ class Part:
     def suite(self) -> str:
         """The suite that its packages are for."""
         return self.home.parent.name
+
+
+def repository(settings: Settings, home: Path, mine: Manifest) -> Result[Path]:
+    """Return the repository with ``mine`` in it, as well as the packages of the other targets.
+
+    Each target keeps a record of its own in ``home``, in the manifest's format; the manifest is
+    their sum.  To make it raises BuildError, and leaves the repository as it was, if the
+    packages of another target would be missing from it.
+    """
+
+    def of(parts: Sequence[Part]) -> Result[Path]:
+        inputs = {one.path: one.sha256 for part in parts for one in part.record.outputs}
+
+        def make(_: Path) -> list[Path]:
+            by_suite: dict[str, list[Package]] = {}
+            for part in parts:
+                by_suite.setdefault(part.suite, []).extend(
+                    Package(
+                        one.name,
+                        one.version,
+                        one.architecture,
+                        settings.build / one.path,
+                        one.sha256,
+                    )
+                    for one in part.record.outputs
+                )
+            return [repo.publish(settings, by_suite)]
+
+        return results.kept(
+            settings.build / "repo.json",
+            inputs | {"recipe": recipe.digest(Path(repo.__file__))},
+            make,
+            lambda: settings.build / "repo",
+            lock=None,
+            doing="making the repository",
+        )
+
+    def reason() -> str | None:
+        try:
+            parts = whole(dataclasses.replace(settings, dry=True), home, mine)
+        except BuildError as error:
+            return error.what
+        return of(parts).reason()
+
+    def ensure() -> Path:
+        with fs.lock(settings.build / ".publish.lock"):
+            manifest.write(home / manifest.RECORD, mine)
+            parts = whole(settings, home, mine)
+            made = of(parts).ensure()
+            everything = dataclasses.replace(
+                mine,
+                kernels=tuple(one for part in parts for one in part.record.kernels),
+                outputs=tuple(one for part in parts for one in part.record.outputs),
+            )
+            manifest.write(settings.build / "manifest.json", everything)
+        return made
+
+    return Result(reason, lambda: settings.build / "repo", ensure)
 
 
 def whole(settings: Settings, home: Path, mine: Manifest) -> tuple[Part, ...]:

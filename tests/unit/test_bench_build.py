@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from kbuild import pipeline
 from kbuild.core import progress, sandbox
 from kbuild.core.errors import UserError
 from kbuild.core.model import Base, Settings, Target
@@ -24,6 +23,7 @@ from kbuild.measure import build_cases, build_table, misses
 from kbuild.measure.build import Bench
 from kbuild.measure.build_cases import CASES, Case, Measurement
 from kbuild.measure.stats import BenchError
+from kbuild.pipeline import images, stages
 from tests.unit import fake_kernel, toy
 
 CLOUD = Target("bookworm", "cloud-amd64")
@@ -387,9 +387,10 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Seen:
         return Completed((), 0, "gcc-12 -O2 -c -o fs/a.o fs/a.c\n" if "-n" in argv else "", "", 0.0)
 
     monkeypatch.setattr(source, "fetch", fetch)
-    monkeypatch.setattr(pipeline, "prepare", prepare)
+    monkeypatch.setattr(stages, "prepare", prepare)
     monkeypatch.setattr(compilation, "kernel", kernel)
-    monkeypatch.setattr(pipeline, "pack_kernel", lambda *_: asked.packed.append(True))
+    packed = SimpleNamespace(ensure=lambda: asked.packed.append(True))
+    monkeypatch.setattr(stages, "kernel_packages", lambda _: packed)
 
     def make_arguments(*_: object, plain: bool) -> list[str]:
         compiler = "gcc-12" if plain else "ccache gcc-12"
@@ -541,7 +542,7 @@ def test_nothing_is_only_nothing_when_nothing_was_made(
 ) -> None:
     base = SimpleNamespace(version="6.1.192-2")
     done = SimpleNamespace(kernel=SimpleNamespace(base=base))
-    monkeypatch.setattr(pipeline, "package", lambda *_: done)
+    monkeypatch.setattr(stages, "package", lambda *_: done)
     completed = Completed((), 0, "", said, 0.0)
     monkeypatch.setattr(bench_build, "run_program", lambda *_, **__: completed)
     given = bench(tmp_path)
@@ -564,8 +565,8 @@ def test_an_edit_has_to_have_changed_the_kernel(
         digest = left.pop(0)
         return SimpleNamespace(kernel=SimpleNamespace(base=fake_kernel.base(), digest=digest))
 
-    monkeypatch.setattr(pipeline, "package", package)
-    monkeypatch.setattr(pipeline, "guest_image", lambda *_: None)
+    monkeypatch.setattr(stages, "package", package)
+    monkeypatch.setattr(images, "guest_image", lambda *_: None)
     given = bench(tmp_path)
     before = quilt.choose(given.settings.project / "patches", "6.1.192").digest
     if digests[0] == digests[1]:

@@ -9,13 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from kbuild import every_suite, pipeline, testing
+from kbuild import every_suite, testing
 from kbuild.core import suites
 from kbuild.core.errors import BuildError, InfrastructureError, KbuildError, UserError
 from kbuild.core.model import Settings, Target
 from kbuild.every_suite import Step
 from kbuild.fetch import source
 from kbuild.kernel import quilt
+from kbuild.pipeline import images, lint, stages
 from kbuild.testing import FailedTestsError, MisusedTestsError, NoTestsError, Selection
 
 TARGET = Target("all", "lab")
@@ -113,17 +114,17 @@ def test_installed_means_that_module_and_packages_were_checked_too(
 ) -> None:
     called: list[str] = []
 
-    def note(name: str, result: object = None) -> None:
+    def note(room: object, name: str, result: object = None) -> None:
         def function(*_: object, **__: object) -> object:
             called.append(name)
             return result
 
-        monkeypatch.setattr(pipeline, name, function)
+        monkeypatch.setattr(room, name, function)
 
-    note("package")
-    note("check_module")
-    note("check_packages")
-    note("guest_image", SimpleNamespace(kernels=("ours", "stock")))
+    note(stages, "package")
+    note(lint, "check_module")
+    note(lint, "check_packages")
+    note(images, "guest_image", SimpleNamespace(kernels=("ours", "stock")))
     settings = Settings(project=tmp_path, build=tmp_path, cache=tmp_path)
     (install,) = (
         step.action
@@ -264,9 +265,9 @@ def test_the_steps_of_a_build_are_fetching_patching_and_compiling(
 
     wishes: list[object] = []
     monkeypatch.setattr(source, "fetch", lambda *args: Found)
-    monkeypatch.setattr(pipeline, "prepare", lambda *args, **options: wishes.append(options))
+    monkeypatch.setattr(stages, "prepare", lambda *args, **options: wishes.append(options))
     monkeypatch.setattr(quilt, "choose", lambda *args: Found)
-    monkeypatch.setattr(pipeline, "build_kernel", lambda *args, **options: Found)
+    monkeypatch.setattr(stages, "build_kernel", lambda *args, **options: Found)
     settings = Settings(project=tmp_path, build=tmp_path, cache=tmp_path)
     rows = every_suite.run(
         TARGET, lambda one: every_suite.build_steps(settings, one, modules="auto")

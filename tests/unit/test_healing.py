@@ -1,7 +1,7 @@
 """What is kept in the cache and in build/ and damaged there is made again, and never a traceback.
 
 Trees are in test_source and test_patches, roots in test_roots, kernels in test_kernel, packages in
-test_pipeline and test_publishing, snapshots in test_vm_snapshot.
+test_results, test_pipeline and test_publishing, snapshots in test_vm_snapshot.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import pipeline
 from kbuild.core import fs, sandbox
 from kbuild.core.model import Kernel, Root, Settings, Target
 from kbuild.core.sandbox import Bind
@@ -23,7 +22,8 @@ from kbuild.guest.spec import TCG
 from kbuild.kernel import compilation, icecream, module, planning
 from kbuild.kernel.module import BuiltModule
 from kbuild.lab import mutation
-from kbuild.pipeline import Places
+from kbuild.pipeline import stages
+from kbuild.pipeline.stage import Made
 from kbuild.report import kernels
 from tests.unit import damage, fake_kernel, toy
 
@@ -121,7 +121,7 @@ def test_a_guests_disk(
 
 
 @every_harm
-def test_what_is_known_of_a_module(
+def test_a_module(
     settings: Settings, root: Root, monkeypatch: pytest.MonkeyPatch, harm: Harm
 ) -> None:
     runs = []
@@ -132,20 +132,19 @@ def test_what_is_known_of_a_module(
         return BuiltModule(out / "cplayground.ko", "6.1", ("stock",), "6.1 SMP", 1.0)
 
     monkeypatch.setattr(module, "build", build)
-    monkeypatch.setattr(pipeline, "kernel_headers", lambda *_: Path("/nowhere"))
+    monkeypatch.setattr(stages, "kernel_headers", lambda _: Path("/nowhere"))
     built = fake_kernel.kernel(settings.project)
-    names = [f"linux-headers-{built.release}"]
-    packages = tuple(fake_kernel.package(settings.build, name, "1") for name in names)
-    done = pipeline.PackagedKernel(None, root, built, packages)  # type: ignore[arg-type]
-    home = settings.build / "bookworm/lab"
-    where = Places(home, home / "6.1.192-2", settings.build / "logs", "lab")
-    first = pipeline._build_module(settings, where, done)
+    headers = fake_kernel.package(settings.build, f"linux-headers-{built.release}", "1")
+    made = Made(
+        settings, built.target, base=built.base, root=root, kernel=built, kernel_packages=(headers,)
+    )
+    first = stages.built_module(made).ensure()
     for number, name in enumerate(["module.built", "module/cplayground.ko", "module.json"]):
         if (name, harm) == ("module.json", damage.rotten):
             continue
-        harm(where.version / name)
-        assert pipeline._build_module(settings, where, done) == first
-        assert pipeline._build_module(settings, where, done) == first
+        harm(made.where.version / name)
+        assert stages.built_module(made).ensure() == first
+        assert stages.built_module(made).ensure() == first
         assert len(runs) <= number + 2
     assert len(runs) >= 3
 

@@ -11,7 +11,7 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
 
-# A room is a folder of kbuild, or "pipeline": by name, the rooms that it may import.
+# A room is a folder of kbuild: by name, the rooms that it may import.
 PARTS = {"core"}
 STAGES = PARTS | {"fetch", "kernel", "ship", "guest"}
 TRIALS = STAGES | {"pipeline"}

@@ -1,391 +1,461 @@
-"""The stages in their order: what is skipped, what is run again, and what is published."""
+"""The stages as a whole: their order, what is skipped, what a kill leaves, what explain says."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from kbuild import cleaning, pipeline
-from kbuild.core import fs, places, stamp
-from kbuild.core.errors import GuardError, UserError
-from kbuild.core.model import Base, BuiltKernel, Package, Root, Settings, Target, Tree
-from kbuild.fetch import roots, source, unpack
-from kbuild.kernel import compilation, module, planning
-from kbuild.kernel.kconfig import Fragment
-from kbuild.kernel.module import BuiltModule
-from kbuild.ship import deb as deb_tools
-from kbuild.ship import dkms, manifest, repo
+from kbuild import cleaning
+from kbuild.core import fs, stamp
+from kbuild.core.errors import GuardError
+from kbuild.core.model import Root, Settings, Target
+from kbuild.guest import image
+from kbuild.kernel import module
+from kbuild.pipeline import images, lint, stages
+from kbuild.pipeline.stage import Made
+from kbuild.ship import deb, manifest
 from kbuild.ship.manifest import Manifest, Output
 from tests.unit import damage, toy
+from tests.unit.works import COMPILER, NAMES, Works
 
-PROJECT = Path(__file__).resolve().parents[2]
+EARLIER = "an earlier stage runs first"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A checkout in which everything was made; to be copied, not changed."""
+
+    home: Path
+    result: Mapping[str, str]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    home = tmp_path_factory.mktemp("finished") / "works"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        made = Works.new(home, monkeypatch)
+        assert made.package() == list(NAMES)
+        return Finished(home, made.result())
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(project=tmp_path / "project", build=tmp_path / "build", cache=tmp_path / "c")
+def works(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Works:
+    shutil.copytree(finished.home, tmp_path / "works", symlinks=True)
+    return Works(tmp_path / "works", monkeypatch)
 
 
-def deb(out: Path, name: str, content: str = "deb") -> Package:
-    path = out / f"{name}.deb"
-    fs.write_atomic(path, content)
-    return Package(name, "1", "amd64", path, fs.sha256_file(path))
+@pytest.fixture
+def empty(works: Works) -> Works:
+    """A checkout in which nothing was done yet."""
+    for path in (works.settings.build, works.settings.cache):
+        fs.remove_tree(path)
+    return works
 
 
-class Maker:
-    """Makes one package, and counts how often."""
-
-    def __init__(self) -> None:
-        self.runs = 0
-
-    def __call__(self, out: Path) -> tuple[Package, ...]:
-        self.runs += 1
-        fs.write_atomic(out / "a.changes", "a.deb is what it is")
-        return (deb(out, "a"),)
-
-
-def test_packages_are_made_once_and_again_when_an_input_changed(tmp_path: Path) -> None:
-    make, out = Maker(), tmp_path / "packages"
-    first = pipeline._packages(out, "it", {"kernel": "1"}, make)
-    assert pipeline._packages(out, "it", {"kernel": "1"}, make) == first
-    assert make.runs == 1
-    pipeline._packages(out, "it", {"kernel": "2"}, make)
-    assert make.runs == 2
-
-
-@pytest.mark.parametrize(("method", "refused"), [("fast", True), ("rebuild", False)])
-def test_a_changed_struct_is_refused_before_anything_is_compiled_on_the_fast_path(
-    settings: Settings,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    method: str,
-    refused: bool,
-) -> None:
-    distro = toy.make(tmp_path / "distro")
-    patch = distro.patches / "5.11/export.patch"
-    patch.write_text(
-        patch.read_text()
-        + "--- a/include/linux/fdtable.h\n+++ b/include/linux/fdtable.h\n"
-        + "@@ -1,2 +1,3 @@\n struct files_struct;\n+struct fdtable { int more; };\n"
-        + " void put_files_struct(struct files_struct *fs);\n"
+def test_every_stage_runs_in_its_order_and_then_none(empty: Works) -> None:
+    said = empty.explain()
+    assert list(said) == list(NAMES)
+    assert said.pop("fetch") == (
+        "not in the cache: linux-source-6.1.deb, linux-image-6.1.0-56-cloud-amd64.deb, "
+        "linux-headers-6.1.0-56-cloud-amd64.deb"
     )
-    monkeypatch.setattr(unpack, "unpack", lambda *_: distro.pristine)
-    planned = SimpleNamespace(plan=SimpleNamespace(method=method))
-    monkeypatch.setattr(pipeline, "_plan", lambda *_: planned)
-    settings = dataclasses.replace(settings, project=tmp_path / "distro")
-    for place in places.both(settings):
-        places.mark(place)
-    target = Target("bookworm", "cloud-amd64")
-    if refused:
-        with pytest.raises(GuardError, match="what they were compiled with") as caught:
-            pipeline.prepare(settings, target, distro.base)
-        assert "struct fdtable { int more; }" in (caught.value.found or "")
-    else:
-        pipeline.prepare(settings, target, distro.base)
-        version = pipeline.places(settings, target, distro.base).version
-        version.mkdir(parents=True)
-        for path in (version, settings.build / "bookworm" / f"source-{distro.base.version}"):
-            os.utime(path, (0, 0))
-        assert pipeline.prepare(settings, target, distro.base).plan.method == "rebuild"
-        assert cleaning.clean_unused(settings, days=1) == ()
+    assert set(said.values()) == {EARLIER}
+    assert not empty.settings.build.exists()
+    assert empty.package() == list(NAMES)
+    assert set(empty.explain().values()) == {None}
+    assert empty.package() == []
 
 
-def test_packages_are_those_of_their_kernel(settings: Settings) -> None:
-    toy.write(settings.project / "debian/kernel/control.j2", "x")
-    root = Root("bookworm", settings.cache, "digest")
-    one, two = (pipeline._kernel_package_inputs(settings, kernel, root, 0) for kernel in "12")
-    assert one != two
-    assert one == pipeline._kernel_package_inputs(settings, "1", root, 0)
+def test_a_stage_alone_runs_no_later_one(empty: Works) -> None:
+    stages.package_kernel(empty.settings, empty.target)
+    assert list(dict.fromkeys(empty.ran)) == list(NAMES[:5])
+    empty.ran.clear()
+    stages.build_kernel(empty.settings, empty.target)
+    assert empty.ran == []
+    stages.build_module(empty.settings, empty.target)
+    assert empty.ran == ["module", "module"]  # its headers first
+    assert empty.package() == list(NAMES[6:])
 
 
-def test_a_package_that_is_gone_is_made_again(tmp_path: Path) -> None:
-    make, out = Maker(), tmp_path / "packages"
-    (made,) = pipeline._packages(out, "it", {}, make)
-    made.path.unlink()
-    pipeline._packages(out, "it", {}, make)
-    assert make.runs == 2
+# What is removed, below the checkout; and where the next run is then killed.
+KILLS = {
+    ("cache", "build"): ["fetch", "unpack", "patch", "root", "stamp of root"],
+    ("build",): ["kernel"],
+    ("build/*/packages*", "build/*/*/*/[mp]*", "build/*/*/record.json", "build/[mr]*"): [
+        *NAMES[4:],
+        "manifest",
+        "stamp of kernel packages",
+    ],
+}
 
 
-def test_a_failed_packaging_is_not_taken_for_done(tmp_path: Path) -> None:
-    make, out = Maker(), tmp_path / "packages"
-    pipeline._packages(out, "it", {"kernel": "1"}, make)
-
-    def fail(_: Path) -> tuple[Package, ...]:
-        raise UserError("no")
-
-    with pytest.raises(UserError):
-        pipeline._packages(out, "it", {"kernel": "2"}, fail)
-    pipeline._packages(out, "it", {"kernel": "1"}, make)
-    assert make.runs == 2
-
-
-@pytest.mark.parametrize("victim", ["a.deb", "a.changes", "../packages.list"])
-@pytest.mark.parametrize("harm", damage.EVERY.values(), ids=damage.EVERY)
-def test_damaged_packages_are_made_again(
-    tmp_path: Path, victim: str, harm: Callable[[Path], None]
+@pytest.mark.parametrize(
+    ("removed", "stage"), [(one, stage) for one, some in KILLS.items() for stage in some]
+)
+def test_a_run_that_is_killed_and_resumed_gives_the_same_result(
+    works: Works, finished: Finished, removed: Sequence[str], stage: str
 ) -> None:
-    make, out = Maker(), tmp_path / "packages"
-    first = pipeline._packages(out, "it", {}, make)
-    harm(out / victim)
-    assert pipeline._packages(out, "it", {}, make) == first
-    assert make.runs == 2
-    assert fs.sha256_file(out / "a.deb") == first[0].sha256
-    pipeline._packages(out, "it", {}, make)
-    assert make.runs == 2
+    for path in [path for one in removed for path in works.home.glob(one)]:
+        fs.remove_tree(path) if path.is_dir() else path.unlink()
+    works.killed(stage)
+    first = next(name for name, why in works.explain().items() if why is not None)
+    made = works.package()
+    assert made[:1] == [first]
+    assert works.result() == finished.result
+    assert set(works.explain().values()) == {None}
+    assert works.package() == []
 
 
-@pytest.mark.parametrize("harm", damage.EVERY.values(), ids=damage.EVERY)
-@pytest.mark.parametrize("victim", ["packages/a.deb", "packages.list"])
-def test_what_an_earlier_version_packaged_is_kept_unless_it_is_damaged(
-    tmp_path: Path, victim: str, harm: Callable[[Path], None]
-) -> None:
-    make, out = Maker(), tmp_path / "packages"
-    first = pipeline._packages(out, "it", {}, make)
-    mark = tmp_path / "packages.json"
-    outputs = ["packages.list", "packages/a.deb"]
-    earlier = {"format": 1, "inputs": {}, "outputs": outputs, "seconds": 1.0}
-    fs.write_json(mark, earlier)
-    assert pipeline._packages(out, "it", {}, make) == first
-    assert make.runs == 1
-    fs.write_json(mark, earlier)
-    harm(tmp_path / victim)
-    assert pipeline._packages(out, "it", {}, make) == first
-    # One changed bit of a record that says nothing of itself may leave it right.
-    assert make.runs == 2 or victim == "packages.list"
+def edited(path: str, *, old: str = "", new: str = "changed\n") -> Callable[[Works], None]:
+    def edit(works: Works) -> None:
+        file = works.settings.project / path
+        text = file.read_text() if file.exists() else ""
+        assert old in text
+        toy.write(file, text.replace(old, new, 1) if old else text + new)
+
+    return edit
 
 
-def test_packages_are_found_after_the_checkout_was_moved(tmp_path: Path) -> None:
-    make, old, new = Maker(), tmp_path / "old", tmp_path / "new"
-    pipeline._packages(old / "packages", "it", {}, make)
-    old.rename(new)
-    (moved,) = pipeline._packages(new / "packages", "it", {}, make)
-    assert (moved.path, make.runs) == (new / "packages/a.deb", 1)
+def revision(works: Works) -> None:
+    works.settings = dataclasses.replace(works.settings, revision=2)
 
 
-def test_explain_with_an_empty_cache_says_what_comes_first(settings: Settings) -> None:
-    before = sorted(settings.cache.rglob("*")) if settings.cache.exists() else []
-    offered = dataclasses.replace(settings, mirrors=("http://127.0.0.1:9/debian",))
-    steps = pipeline.explain(offered, Target("bookworm", "lab"))
-    assert [step.name for step in steps] == list(pipeline.STAGES)
-    assert steps[0].reason is not None
-    assert all(step.reason == "an earlier stage runs first" for step in steps[1:])
-    assert not (settings.build / "bookworm").exists()
-    assert before == []
+def fragment(works: Works) -> None:
+    path = works.settings.project / "own.config"
+    toy.write(path, "CONFIG_SWAP=y\n")
+    works.target = dataclasses.replace(works.target, fragments=(path,))
 
 
-class Line:
-    """The pipeline on a toy distro, its slow stages replaced by ones that note that they ran."""
-
-    def __init__(self, where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.distro = toy.make(where)
-        self.settings = Settings(project=where, build=where / "build", cache=where / "cache")
-        self.target = Target("bookworm", "cloud-amd64")
-        self.ran: list[str] = []
-        self.unpacked = False
-        self.root: Root | None = None
-        self.compiler = "gcc-12 (Toy) 12.2.0"
-        for file in self.distro.base.files:
-            toy.write(file.path, "deb")
-        for name in ("kmod", "dkms", "debian"):
-            shutil.copytree(PROJECT / name, where / name)
-        for owner, name, fake in (
-            (source, "resolve", lambda *_: None),
-            (source, "base", lambda *_: self.distro.base),
-            (source, "fetch", self.fetch),
-            (unpack, "unpack", self.unpack),
-            (unpack, "not_unpacked", lambda *_: () if self.unpacked else self.distro.base.files),
-            (unpack, "unpack_image", lambda *_: self.distro.image),
-            (unpack, "unpack_deb", lambda *_: self.distro.headers),
-            (unpack, "extract", lambda _, into: into.mkdir(exist_ok=True)),
-            (deb_tools, "changelog_epoch", lambda *_: 0),
-            (roots, "why_make", lambda *_: None if self.root else "it has not been done yet"),
-            (roots, "compile_root", self.make_root),
-            (compilation, "compiler_version", lambda _: self.compiler),
-            (compilation, "kernel", self.build),
-            (deb_tools, "build_kernel_packages", self.packages("kernel packages", "headers")),
-            (module, "build", self.build_module),
-            (deb_tools, "build_prebuilt", self.packages("module packages", "modules")),
-            (dkms, "build_package", self.packages("DKMS packages", "dkms")),
-            (repo, "publish", self.publish),
-        ):
-            monkeypatch.setattr(owner, name, fake)
-
-    def fetch(self, *_: object) -> Base:
-        self.ran.append("fetch")
-        return self.distro.base
-
-    def unpack(self, *_: object) -> Path:
-        self.ran += ["unpack"] * (not self.unpacked)
-        self.unpacked = True
-        return self.distro.pristine
-
-    def make_root(self, settings: Settings, suite: str, *, refresh: str | None = None) -> Root:
-        if refresh or self.root is None:
-            self.ran.append("root")
-            self.root = Root(suite, settings.cache, "digest")
-            self.compiler = "gcc-12 (Toy) 12.2.0"
-        return self.root
-
-    def build(
-        self, settings: Settings, root: Root, plan: planning.Plan, tree: Tree, **where: Path
-    ) -> SimpleNamespace:
-        inputs = planning.plan_inputs(plan, tree.digest, root.digest)
-        mark = where["home"] / "kernel.json"
-        if stamp.reason(mark, inputs):
-            self.ran.append("kernel")
-            toy.write(mark.with_name("config"), plan.config)
-            stamp.write(mark, inputs, [], 1.0)
-        place, digest = where["home"], stamp.digest(inputs)
-        built = BuiltKernel(
-            self.target,
-            plan.base,
-            tree.series,
-            plan.release,
-            plan.method,
-            tree.path,
-            place,
-            None,
-            place,
-            mark.with_name("config"),
-            self.compiler,
-            digest,
-            1.0,
-        )
-        return SimpleNamespace(ensure=lambda: built)
-
-    def packages(self, stage: str, what: str) -> Callable[..., tuple[Package, ...]]:
-        def make(*_: object, out: Path, **__: object) -> tuple[Package, ...]:
-            self.ran.append(stage)
-            return (deb(out, f"linux-{what}-6.1.0-56-cplayground-cloud-amd64"),)
-
-        return make
-
-    def build_module(self, *_: object, out: Path, **__: object) -> BuiltModule:
-        self.ran.append("module")
-        toy.write(out / "cplayground.ko", "module")
-        return BuiltModule(out / "cplayground.ko", "6.1.0-56", ("stock",), "6.1.0-56", 1.0)
-
-    def publish(self, settings: Settings, _: object) -> Path:
-        self.ran.append("repository")
-        (settings.build / "repo").mkdir(exist_ok=True)
-        return settings.build / "repo"
-
-    def package(self) -> list[str]:
-        """Run the pipeline, and return the stages that had something to do."""
-        self.ran.clear()
-        pipeline.package(self.settings, self.target)
-        return list(self.ran)
-
-    def explain(self) -> dict[str, str | None]:
-        steps = pipeline.explain(self.settings, self.target)
-        return {step.name: step.reason for step in steps}
+def older_compiler(works: Works) -> None:
+    works.compiler = "gcc-12 (Toy) 12.1.0"
 
 
-def test_explain_knows_every_stage_that_package_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    line = Line(tmp_path, monkeypatch)
-    assert line.explain().keys() == set(line.package()) == set(pipeline.STAGES)
-    assert list(dict.fromkeys(line.ran)) == list(pipeline.STAGES)
-    assert set(line.explain().values()) == {None}
-    # fetch looks into the archive each time
-    assert line.package() == ["fetch"]
+def lost_root(works: Works) -> None:
+    fs.remove_tree(works.settings.cache / "roots")
 
 
-def gone(line: Line) -> None:
-    (line.settings.build / "repo").rmdir()
+def lost_repository(works: Works) -> None:
+    fs.remove_tree(works.settings.build / "repo")
 
 
-def changed(path: str) -> Callable[[Line], None]:
-    return lambda line: toy.write(line.settings.project / path, "changed")
+def lost_package(works: Works) -> None:
+    damage.lost(next(works.settings.build.glob("bookworm/cloud-amd64/*/packages-kernel/*.deb")))
 
 
-def other_target(line: Line) -> None:
-    build = line.settings.build
-    package = deb(build / "bookworm/lab/p", "image-lab")
-    output = Output(package.name, "1", "amd64", "bookworm/lab/p/image-lab.deb", package.sha256, 3)
+def lost_download(works: Works) -> None:
+    damage.lost(works.base().headers.path)
+
+
+def lost_source(works: Works) -> None:
+    fs.remove_tree(works.settings.cache / "trees")
+
+
+def other_target(works: Works) -> None:
+    build = works.settings.build
+    path = build / "bookworm/lab/p/image-lab.deb"
+    toy.write(path, "deb")
+    name = path.relative_to(build).as_posix()
+    output = Output("image-lab", "1", "amd64", name, fs.sha256_file(path), 3)
     made = Manifest(manifest.FORMAT, None, "0.1.0", (), (output,), {})
     manifest.write(build / "bookworm/lab" / manifest.RECORD, made)
 
 
+PACKED = ["kernel packages", "repository"]
+# Name: the edit, the first stage that then runs, its reason, and all that run.
+EDITS: Mapping[str, tuple[Callable[[Works], None], str, str, list[str]]] = {
+    "nothing": (lambda _: None, "", "", []),
+    "a page": (edited("README.md"), "", "", []),
+    "patch": (
+        edited("patches/5.11/export.patch", old="+EXPORT_SYMBOL_GPL(", new="+EXPORT_SYMBOL("),
+        "kernel",
+        "patched source changed from ",
+        ["kernel", "kernel packages", "module", "module packages", "repository"],
+    ),
+    "fragment": (
+        fragment,
+        "kernel",
+        "configuration changed from ",
+        ["kernel", "kernel packages", "module", "module packages", "repository"],
+    ),
+    "revision": (
+        revision,
+        "kernel",
+        "package version changed from 6.1.192-2+cplayground1 to 6.1.192-2+cplayground2",
+        ["kernel", "kernel packages", "module packages", "repository"],
+    ),
+    "kmod": (
+        edited("kmod/cplayground.c", new="/* more */\n"),
+        "module",
+        "module changed from ",
+        ["module", "module packages", "DKMS packages", "repository"],
+    ),
+    "dkms": (
+        edited("dkms/gate.bash"),
+        "DKMS packages",
+        "dkms changed from ",
+        ["DKMS packages", "repository"],
+    ),
+    "template of the kernel": (
+        edited("debian/kernel/new.j2"),
+        "kernel packages",
+        "templates changed from ",
+        PACKED,
+    ),
+    "template of the module": (
+        edited("debian/modules/new.j2"),
+        "module packages",
+        "templates changed from ",
+        ["module packages", "repository"],
+    ),
+    "template of DKMS": (
+        edited("debian/dkms/new.j2"),
+        "DKMS packages",
+        "templates changed from ",
+        ["DKMS packages", "repository"],
+    ),
+    "compiler": (
+        older_compiler,
+        "root",
+        f"its compiler is not the distro's ({COMPILER})",
+        ["root"],
+    ),
+    "root": (lost_root, "root", "it has not been done yet", ["root"]),
+    "download": (lost_download, "fetch", "not in the cache: linux-headers-", ["fetch"]),
+    "source": (lost_source, "unpack", "not unpacked: linux-source-6.1.deb", ["unpack"]),
+    "package": (
+        lost_package,
+        "kernel packages",
+        "its output packages-kernel/linux-",
+        ["kernel packages"],
+    ),
+    "repository": (lost_repository, "repository", "its output repo is gone", ["repository"]),
+    "another target": (
+        other_target,
+        "repository",
+        "bookworm/lab/p/image-lab.deb changed from nothing to ",
+        ["repository"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_explain_says_before_an_edit_is_built_what_then_runs(works: Works, name: str) -> None:
+    edit, first, reason, made = EDITS[name]
+    assert set(works.explain().values()) == {None}
+    edit(works)
+    said = works.explain()
+    assert works.explain() == said
+    if first:
+        at = NAMES.index(first)
+        assert list(said.values())[:at] == [None] * at
+        assert (said[first] or "").startswith(reason)
+        assert set(list(said.values())[at + 1 :]) <= {EARLIER}
+    assert works.package() == made
+    assert set(works.explain().values()) == {None}
+    assert works.package() == []
+
+
 @pytest.mark.parametrize(
-    ("change", "stage", "reason"),
+    ("file", "appended", "made"),
     [
-        (
-            lambda line: setattr(line, "compiler", "gcc-12 (Toy) 12.1.0"),
-            "root",
-            "(gcc-12 (Toy) 12.2",
-        ),
-        (changed("debian/kernel/new.j2"), "kernel packages", "templates changed"),
-        (changed("kmod/new.c"), "module", "module changed"),
-        (changed("debian/modules/new.j2"), "module packages", "templates changed"),
-        (changed("dkms/new.conf"), "DKMS packages", "dkms changed"),
-        (gone, "repository", "its output repo is gone"),
-        (other_target, "repository", "bookworm/lab/p/image-lab.deb changed from nothing"),
+        ("ship/deb.py", '"""Prose."""\n# More of it.\n', []),
+        ("ship/deb.py", "COMPRESSION = 2\n", [*PACKED[:1], "module packages", "DKMS packages"]),
+        ("ship/headers.py", "MORE = 1\n", PACKED[:1]),
+        ("kernel/module.py", '"""Prose."""\n', []),
+        ("kernel/module.py", "MORE = 1\n", ["module"]),
+        ("pipeline/stages.py", "MORE = 1\n", []),
     ],
 )
-def test_explain_names_the_first_stage_that_package_then_runs(
-    change: Callable[[Line], None],
-    stage: str,
-    reason: str,
+def test_an_edit_of_kbuild_repeats_what_its_code_decides(
+    works: Works,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    appended: str,
+    made: list[str],
 ) -> None:
-    line = Line(tmp_path, monkeypatch)
-    line.package()
-    change(line)
-    said = line.explain()
-    before = list(pipeline.STAGES).index(stage)
-    assert list(said.values())[:before] == [None] * before
-    assert reason in (said[stage] or "")
-    assert line.explain() == said
-    assert line.package()[1] == stage
-    assert set(line.explain().values()) == {None}
+    code = tmp_path / "kbuild"
+    shutil.copytree(stages._KBUILD, code)
+    monkeypatch.setattr(stages, "_KBUILD", code)
+    with (code / file).open("a") as stream:
+        stream.write(appended)
+    said = works.explain()
+    assert [name for name, why in said.items() if why not in (None, EARLIER)] == made[:1]
+    assert works.package() == made
+
+
+def test_explain_changes_nothing(works: Works) -> None:
+    def seen() -> dict[str, tuple[int, str]]:
+        files = (path for path in works.home.rglob("*") if path.is_file())
+        return {str(one): (one.stat().st_mtime_ns, fs.sha256_file(one)) for one in files}
+
+    works.package()
+    EDITS["kmod"][0](works)
+    before = seen()
+    works.explain()
+    assert seen() == before
+
+
+def test_a_damaged_record_of_packages_is_a_reason(works: Works) -> None:
+    listing = next(works.settings.build.glob("*/*/*/packages-kernel.list"))
+    mark = listing.with_suffix(".json")
+    last = stamp.read(mark)
+    assert last is not None
+    # An earlier version recorded names only.
+    earlier = {"format": 1, "outputs": list(last.outputs), "seconds": 1.0}
+    fs.write_json(mark, earlier | {"inputs": dict(last.inputs)})
+    for text in ("[]", "{", '[{"name": 1}]'):
+        listing.write_text(text)
+        assert works.explain()["kernel packages"] == "the record of what it holds is damaged"
+    assert works.package()[:1] == ["kernel packages"]
+
+
+def test_results_of_an_earlier_version_are_kept(works: Works) -> None:
+    for mark in works.settings.build.rglob("*.json"):
+        last = stamp.read(mark)
+        if last is not None:
+            raw = {"format": 1, "inputs": dict(last.inputs), "seconds": last.seconds}
+            fs.write_json(mark, raw | {"outputs": list(last.outputs)})
+    assert set(works.explain().values()) == {None}
+    assert works.package() == []
+
+
+def test_the_manifest_holds_how_long_each_stage_took(works: Works) -> None:
+    works.package()
+    whole = manifest.read(works.settings.build / "manifest.json")
+    parts = ("kernel", "module", "packages-dkms", "packages-kernel", "packages-module")
+    assert tuple(whole.seconds) == parts
+
+
+def test_offline_an_older_compiler_stays(works: Works) -> None:
+    older_compiler(works)
+    works.settings = dataclasses.replace(works.settings, offline=True)
+    assert works.explain()["root"] is None
+    assert works.package() == []
+
+
+def test_a_full_build_takes_any_compiler(works: Works) -> None:
+    fragment(works)
+    works.package()
+    older_compiler(works)
+    assert works.explain()["root"] is None
+    assert works.package() == []
+
+
+CHANGED_TYPE = """\
+--- a/include/linux/fdtable.h
++++ b/include/linux/fdtable.h
+@@ -1,2 +1,3 @@
+ struct files_struct;
++struct fdtable { int more; };
+ void put_files_struct(struct files_struct *fs);
+"""
+
+
+def test_a_changed_struct_is_refused_before_anything_is_compiled_on_the_fast_path(
+    works: Works,
+) -> None:
+    with (works.settings.project / "patches/5.11/export.patch").open("a") as stream:
+        stream.write(CHANGED_TYPE)
+    with pytest.raises(GuardError, match="what they were compiled with") as caught:
+        works.package()
+    assert "struct fdtable { int more; }" in (caught.value.found or "")
+    assert works.ran == []
+    stages.build_kernel(works.settings, works.target, modules="rebuild")
+    assert works.ran == ["kernel"]
+
+
+def test_what_is_prepared_counts_as_used(works: Works) -> None:
+    version = Made(works.settings, works.target, base=works.base()).where.version
+    for path in (version, works.settings.build / "bookworm" / f"source-{version.name}"):
+        os.utime(path, (0, 0))
+    stages.prepare(works.settings, works.target, works.base())
+    assert cleaning.clean_unused(works.settings, days=1) == ()
+
+
+def test_with_an_empty_cache_the_first_stage_has_the_reason(tmp_path: Path) -> None:
+    settings = Settings(project=tmp_path, build=tmp_path / "b", cache=tmp_path / "c")
+    steps = stages.explain(settings, Target("bookworm", "lab"))
+    assert [step.name for step in steps] == list(NAMES)
+    assert steps[0].reason is not None
+    assert all(step.reason == EARLIER for step in steps[1:])
+    assert not settings.build.exists()
+
+
+@pytest.fixture
+def disks(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Return what guests' disks are asked to hold."""
+    asked: list[dict[str, Any]] = []
+
+    def make(root: Root, **given: object) -> None:
+        kind = root.path.parent.name.removeprefix("bookworm-").rpartition("-")[0]
+        asked.append({"root": kind, **given})
+
+    monkeypatch.setattr(image, "make", make)
+    return asked
+
+
+def test_a_guests_disk_has_the_targets_packages(works: Works, disks: list[dict[str, Any]]) -> None:
+    works.package()
+    images.guest_image(works.last)
+    (disk,) = disks
+    assert (disk["root"], disk["home"].name, disk["repo"]) == ("guest", "guest", works.last.repo)
+    assert disk["packages"][-1] == "cplayground-dkms"
+    assert {path.name for path in disk["debs"]} == {
+        file.path.name for file in works.base().packages
+    }
+    assert disk["inputs"] == {f"package {one.name}": one.sha256 for one in works.last.packages}
+    assert images.prebuilt_module(works.last).name.startswith("cplayground-modules-6.1")
 
 
 @pytest.mark.parametrize(
-    ("method", "found", "offline", "refreshed"),
-    [
-        ("fast", "gcc-12 (Debian 12.2.0-14) 12.2.0", False, False),
-        ("fast", "gcc-12 (Debian 12.2.0-13) 12.2.0", False, True),
-        ("fast", "gcc-12 (Debian 12.2.0-13) 12.2.0", True, False),
-        ("rebuild", "gcc-12 (Debian 12.2.0-13) 12.2.0", False, False),
-    ],
+    ("tools", "root", "home"), [((), "guest", "lab"), (("bpftrace",), "guest-tools", "lab-tools")]
 )
-def test_a_root_with_an_older_compiler_is_made_again(
-    settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-    method: str,
-    found: str,
-    offline: bool,
-    refreshed: bool,
+def test_the_labs_disk_has_no_module(
+    works: Works, disks: list[dict[str, Any]], tools: tuple[str, ...], root: str, home: str
 ) -> None:
-    asked: list[bool] = []
+    images.lab_image(stages.package_kernel(works.settings, works.target), tools=tools)
+    (disk,) = disks
+    assert (disk["root"], disk["home"].name, disk["packages"]) == (root, home, ())
+    names = sorted(path.name.partition("6.1")[0] for path in disk["debs"])
+    assert names == [*["linux-headers-"] * 2, *["linux-image-"] * 2]
 
-    def compile_root(settings: Settings, suite: str, *, refresh: str | None = None) -> Root:
-        asked.append(refresh is not None)
-        return Root(suite, settings.cache, "digest")
 
-    monkeypatch.setattr(roots, "compile_root", compile_root)
-    monkeypatch.setattr(compilation, "compiler_version", lambda root: found)
-    plan = planning.Plan(
-        target=Target("bookworm", "cloud-amd64"),
-        base=toy.make(settings.cache).base,
-        release="6.1.0-56-cplayground-cloud-amd64",
-        package_version="6.1.192-2+cplayground1",
-        method=method,
-        reason="",
-        fragments=(),
-        distro_options=True,
-        config='CONFIG_CC_VERSION_TEXT="gcc-12 (Debian 12.2.0-14) 12.2.0"\n',
-        distro=Fragment("distro", {}),
-        timestamp="0",
-    )
-    pipeline._compile_root(dataclasses.replace(settings, offline=offline), plan)
-    assert asked == ([False, True] if refreshed else [False])
+def test_the_stock_disk_needs_no_kernel_of_ours(empty: Works, disks: list[dict[str, Any]]) -> None:
+    images.stock_image(empty.settings, empty.target)
+    (disk,) = disks
+    assert disk["debs"][0].name == "cplayground-dkms.deb"
+    assert list(dict.fromkeys(empty.ran)) == ["fetch", "root", "unpack", "DKMS packages"]
+
+
+def test_module_and_packages_are_checked_again_after_a_change(
+    works: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(module, "whole", lambda path: path)
+    monkeypatch.setattr(module, "debian", lambda path, _: path)
+    monkeypatch.setattr(module, "lint", lambda *_, scratch, **__: read.append(scratch.name))
+    monkeypatch.setattr(deb, "lint", lambda _, changes, log: read.append(log.name))
+
+    def check() -> list[str]:
+        read.clear()
+        works.package()
+        lint.check_module(works.last)
+        lint.check_packages(works.last)
+        lint.check_stock_module(works.settings, works.target)
+        return [name.removesuffix("-bookworm-cloud-amd64.log") for name in read]
+
+    sets = [f"lintian-packages-{name}" for name in ("kernel", "module", "dkms")]
+    assert sorted(check()) == sorted(["lint", *sets, "lint-stock"])
+    assert check() == []
+    EDITS["dkms"][0](works)
+    assert check() == ["lintian-packages-dkms"]
+    EDITS["kmod"][0](works)
+    assert sorted(check()) == ["lint", "lint-stock", *sorted(sets[1:])]

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import pipeline
 from kbuild.core import fs
 from kbuild.core.errors import BuildError
 from kbuild.core.model import Settings
-from kbuild.pipeline import Places
 from kbuild.ship import manifest, publishing
 from kbuild.ship.manifest import KernelRecord, Manifest, Output
 from tests.unit import damage, fake_kernel
@@ -56,7 +54,7 @@ class Targets:
             self.package(home.parent / "packages-dkms", "cplayground-dkms", f"{dkms}~{suite}"),
         ]
         mine = Manifest(manifest.FORMAT, None, dkms, (kernel,), tuple(outputs), {})
-        pipeline._publish(self.settings, self.places(home), mine)
+        publishing.repository(self.settings, home, mine).ensure()
         return self.published()
 
     def package(self, directory: Path, name: str, version: str) -> Output:
@@ -74,9 +72,6 @@ class Targets:
             fs.sha256_file(path),
             path.stat().st_size,
         )
-
-    def places(self, home: Path) -> Places:
-        return Places(home, home / "6.1.192-2", self.settings.build / "logs", home.name)
 
     def published(self) -> list[str]:
         pool = self.settings.build / "repo" / "pool"

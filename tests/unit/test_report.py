@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from kbuild import pipeline
 from kbuild.core import fs
 from kbuild.core.errors import BuildError, InfrastructureError, UserError
 from kbuild.core.model import Root, Settings, Target
 from kbuild.fetch import download, roots, source, unpack
 from kbuild.kernel import hunks, kconfig, module, quilt, symvers
+from kbuild.pipeline import stages
 from kbuild.report import kernels
 from kbuild.report import text as report_text
 from kbuild.report.kernels import (
@@ -151,7 +151,7 @@ def test_the_backend_export_needs_what_the_series_exports(
     distro: toy.ToyDistro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     symbols = distro.headers / f"usr/src/linux-headers-{toy.RELEASE}/Module.symvers"
-    monkeypatch.setattr(pipeline, "debian_headers", lambda *_: SimpleNamespace(symvers=symbols))
+    monkeypatch.setattr(stages, "debian_headers", lambda *_: SimpleNamespace(symvers=symbols))
     monkeypatch.setattr(kernels, "_needed", lambda *_: frozenset({"open"}))
     settings = fake_kernel.settings(tmp_path)
     stock, export = kernels._backends(
@@ -464,7 +464,7 @@ def test_one_kernel_is_put_together_and_another_that_fails_does_not_end_it(
     monkeypatch.setattr(unpack, "unpack_deb", lambda *_: distro.headers)
     monkeypatch.setattr(unpack, "extract", lambda deb, into: fs.write_atomic(into / "x", str(deb)))
     monkeypatch.setattr(
-        pipeline,
+        stages,
         "debian_headers",
         lambda *_: module.debian(distro.headers, toy.RELEASE),
     )

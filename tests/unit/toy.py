@@ -72,10 +72,16 @@ def make(where: Path) -> ToyDistro:
         + "0x12345678\text4_thing\tfs/ext4/ext4\tEXPORT_SYMBOL_GPL\t\n",
     )
 
+    return ToyDistro(pristine, patches, image, headers, base(where))
+
+
+def base(where: Path) -> Base:
+    """Return the toy distro's kernel, its packages below ``where``."""
+
     def file(name: str) -> VerifiedFile:
         return VerifiedFile(name, "6.1.192-2", where / f"{name}.deb", "0" * 64, 1)
 
-    base = Base(
+    return Base(
         suite="bookworm",
         flavour="cloud-amd64",
         version="6.1.192-2",
@@ -85,7 +91,6 @@ def make(where: Path) -> ToyDistro:
         image=file(f"linux-image-{RELEASE}"),
         headers=file(f"linux-headers-{RELEASE}"),
     )
-    return ToyDistro(pristine, patches, image, headers, base)
 
 
 def write(path: Path, content: str | bytes) -> None:
