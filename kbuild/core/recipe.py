@@ -1,7 +1,7 @@
 """Digest the code that decides a result.
 
-A stage runs again when its code changes.  An edit of a docstring, a comment, a log line, an
-error's text or the layout of the source changes no result, so these are left out.
+A stage runs again when its code changes.  Docstrings, comments, log lines, texts of errors and
+the layout of the source decide nothing, so the digest leaves them out.
 """
 
 from __future__ import annotations

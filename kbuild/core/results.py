@@ -1,8 +1,8 @@
-"""Results that are kept: made when an input changed or an output is damaged, and only then.
+"""Keep results: make them when an input changed or an output is damaged, and only then.
 
-Every such result is made in one way: take the lock, ask the stamp, log the reason, remove
-the stamp, make the outputs, and write the stamp.  A run that is killed leaves no stamp, so that
-the next one makes the result again.
+Every result is made in the same order: lock, reason, log line, outputs, stamp.  The old stamp is
+removed before the outputs are made.  So a killed run leaves no stamp, and the next run makes the
+result again.
 """
 
 from __future__ import annotations

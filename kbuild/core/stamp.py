@@ -1,12 +1,12 @@
-"""Why a stage runs: the manifest of its inputs, kept beside its result, and what that was.
+"""Stamps: the recorded inputs and outputs of a result, which say whether it is still current.
 
-A stage is skipped if its manifest is unchanged and its outputs are what they were.  One that
-runs says in a line which input changed, or what is damaged.  A manifest is a flat mapping from
-a name to a string, so that the reason is a difference that a person can read.
+A stage is skipped if its inputs are unchanged and its outputs are undamaged.  Otherwise one
+line says which input changed, or which output is damaged.  Inputs are a flat mapping from names
+to strings, so that a person can read the difference.
 
-Each output is recorded (:mod:`kbuild.core.contents`): a file in the stamp, a directory in a file
-next to it.  Outputs are on the disk before the stamp is, so that a power cut leaves no stamp of
-files that are empty.
+A stamp records each output (:mod:`kbuild.core.contents`): a file in the stamp itself, a directory
+in a file next to it.  Outputs reach the disk before the stamp does, so a power cut leaves no
+stamp of empty files.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from typing import Any
 from kbuild.core import contents, fs
 from kbuild.core.contents import Difference, Entry
 
-# Changes when the meaning of a stamp does, so that old results are not taken for new ones.
-# Earlier stamps list the names of their outputs, and nothing of what these are.  Such a stamp
-# holds if its outputs are there and no file is empty, and is written anew: no kernel is compiled
-# and no root is made for that.  The versions that wrote them can read ours.
+# Changes when the meaning of a stamp does, so that old results are not mistaken for new ones.
+# Earlier stamps list only the names of their outputs.  Such a stamp is valid if its outputs exist
+# and no file is empty.  It is then written anew, and nothing is compiled.  The versions that
+# wrote such stamps can read ours.
 _FORMAT = 1
 _NAMED = 3  # differences that a reason names
 
 
 @dataclass(frozen=True)
 class Output:
-    """What was recorded of a file or a directory that a stage made."""
+    """The record of a file or a directory that a stage made."""
 
     entry: Entry | None = None  # of a file
     listing: str = ""  # SHA-256 of a directory's record
-    look: str = ""  # contents.look() of a directory; "" if it is to be compared file by file
+    look: str = ""  # contents.look() of a directory; "" to compare it file by file
     entries: int = 0  # in a directory
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """A stage's last good run: its inputs, what it made (relative paths), and how long it took."""
+    """A stage's last good run: its inputs, its outputs (relative paths), and how long it took."""
 
     inputs: Mapping[str, str]
     outputs: Mapping[str, Output | None]  # None in an earlier stamp
@@ -50,14 +50,14 @@ class Stamp:
 
 @dataclass(frozen=True)
 class Damage:
-    """An output that is not what the stamp says."""
+    """An output that differs from its record."""
 
     output: str
     differences: tuple[Difference, ...]
-    entries: int  # of a directory, as it was recorded; 0 for a file
+    entries: int  # recorded entries of a directory; 0 for a file
 
     def __str__(self) -> str:
-        """Say it in one line, with the first differences by name."""
+        """Describe the damage in one line, with the first differences by name."""
         if not self.entries:
             gone = [one.what for one in self.differences] == ["gone"]
             damaged = f"is damaged: {'; '.join(map(str, self.differences))}"
@@ -76,7 +76,7 @@ def digest(inputs: Mapping[str, str]) -> str:
 
 
 def read(path: Path) -> Stamp | None:
-    """Read a stamp; one that is missing, foreign or damaged counts as none."""
+    """Read a stamp; return None if it is missing, foreign or damaged."""
     return fs.read_json(path, _parse)
 
 
@@ -103,8 +103,8 @@ def write(
 ) -> None:
     """Record a good run; ``outputs`` must lie in the stamp's directory or below it.
 
-    They are brought to the disk first, unless this is left to the
-    :func:`kbuild.core.fs.fresh_directory` that they and the stamp are in.
+    The outputs are synced first.  Without ``sync`` this is left to the
+    :func:`kbuild.core.fs.fresh_directory` that holds them and the stamp.
     """
     made = {output.relative_to(path.parent).as_posix(): output for output in outputs}
     if sync:
@@ -133,14 +133,14 @@ def _listing(path: Path, output: str) -> Path:
 
 
 def reason(path: Path, inputs: Mapping[str, str]) -> str | None:
-    """Say in one line why the stage must run, or return None when it need not."""
+    """Return one line that says why the stage must run, or None if it need not."""
     return _reason(path, read(path), inputs)[0]
 
 
 def due(path: Path, inputs: Mapping[str, str]) -> str | None:
-    """Do as :func:`reason`, and write a stamp anew that holds and says less than it could.
+    """Return the same as :func:`reason`, and complete a valid stamp that says too little.
 
-    That is an earlier one, or one of files that were copied without their times.
+    Such a stamp is one of an earlier version, or of files that were copied without their times.
     """
     last = read(path)
     why, exact = _reason(path, last, inputs)
@@ -170,13 +170,13 @@ def _reason(path: Path, last: Stamp | None, inputs: Mapping[str, str]) -> tuple[
 
 
 def damage(path: Path, *, thorough: bool = False) -> tuple[Damage, ...]:
-    """Return the outputs of a stage that are not what its stamp says; nothing without a stamp.
+    """Return the damaged outputs of a stage; none if there is no stamp.
 
     ``thorough`` reads every file.
     """
     last = read(path)
     if last is None:
-        unread = Damage(path.name, (Difference("", "it is no stamp"),), 0)
+        unread = Damage(path.name, (Difference("", "it is not a stamp"),), 0)
         return (unread,) if path.exists() else ()
     found = (_compare(path, name, one, thorough=thorough) for name, one in last.outputs.items())
     return tuple(one for one, _ in found if one)
@@ -185,7 +185,7 @@ def damage(path: Path, *, thorough: bool = False) -> tuple[Damage, ...]:
 def _compare(
     path: Path, name: str, recorded: Output | None, *, thorough: bool
 ) -> tuple[Damage | None, bool]:
-    """Return what is wrong with an output, and whether that was to be seen without reading it."""
+    """Return the damage of an output, and whether its sizes and times were enough to tell."""
     output = path.parent / name
     try:
         if recorded is None:
@@ -206,12 +206,12 @@ def _compare(
         found = contents.differences(output, listing, thorough=thorough)
         return Damage(name, found, recorded.entries) if found else None, False
     except (FileNotFoundError, NotADirectoryError):
-        # Another run may be about to put a new one in its place.
+        # Another run may just be replacing it.
         return Damage(name, (Difference("", "gone"),), 0), False
 
 
 def distrust(path: Path, damaged: Iterable[Damage]) -> None:
-    """Have the next run read those files whose damage no size or time shows."""
+    """Make the next run read the files whose size and time do not show the damage."""
     last = read(path)
     if last is None:
         return

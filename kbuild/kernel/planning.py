@@ -1,4 +1,4 @@
-"""Plan a kernel: which method, configuration, release and version; nothing is compiled."""
+"""Plan a kernel: its method, configuration, release and version; nothing is compiled."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from kbuild.core.variants import variant
 from kbuild.kernel import kconfig
 from kbuild.kernel.kconfig import Fragment
 
-# What the user may wish for the distro's modules.
+# Values of --modules: what happens to the distro's modules.
 MODULES = ("auto", "keep", "rebuild")
-# Options that make the modules of a full build verify: a key made for this build alone,
-# as Debian makes one, instead of the distro's that nobody has any more.
+# Signing options of a full build: a new key for this build only, as Debian makes one.  The
+# distro's own private key no longer exists.
 _OWN_KEY = Fragment(
     "module signing of a full build",
     {"MODULE_SIG_KEY": '"certs/signing_key.pem"', "SYSTEM_TRUSTED_KEYS": '""'},
 )
-# The distro's salt of build IDs is its ABI name, so that each point release has another. It goes
-# into two notes, and every file would have to be compiled again for it.
+# The distro's salt of build IDs is its ABI name, so it differs in each point release.  It only
+# goes into two notes, but every file would have to be compiled again for it.
 _NO_SALT = Fragment("no salt in build IDs", {"BUILD_SALT": '""'})
 
 
@@ -34,12 +34,12 @@ class Plan:
     target: Target
     base: Base
     release: str
-    package_version: str  # what uname -v shows, beside the day of the source
+    package_version: str  # shown by uname -v, with the day of the source
     method: str  # "fast" or "rebuild"
     reason: str  # why that method
     fragments: tuple[Fragment, ...]
-    distro_options: bool  # the configuration is the distro's own, but for its keys and its salt
-    config: str  # merged, before olddefconfig; for lab, what allnoconfig is given
+    distro_options: bool  # the configuration is the distro's own, except for keys and salt
+    config: str  # merged, before olddefconfig; for lab, the input of allnoconfig
     distro: Fragment  # Debian's own configuration
     timestamp: str  # of the source, in seconds since the epoch
 
@@ -47,10 +47,10 @@ class Plan:
 def choose_method(
     target: Target, distro: Fragment, fragments: Sequence[Fragment], modules: str
 ) -> tuple[str, str]:
-    """Decide between the fast path and a full build, and say why.
+    """Decide between the fast path and a full build, and return the method and the reason.
 
-    ``modules`` is the user's wish: "keep", "rebuild" or "auto".  Raises UserError when the
-    distro's modules cannot be kept although they were asked for.
+    ``modules`` is the user's choice: "keep", "rebuild" or "auto".  Raises UserError if the
+    distro's modules cannot be kept although the user asked for it.
     """
     if modules not in MODULES:
         raise UserError(
@@ -72,7 +72,7 @@ def choose_method(
         raise UserError(
             "the distro's modules cannot be kept",
             found=obstacle,
-            hint="leave --modules out, or say --modules rebuild",
+            hint="omit --modules, or use --modules rebuild",
         )
     return "rebuild", obstacle
 
@@ -98,9 +98,9 @@ def make_plan(
     pristine: Path,
     modules: str = "auto",
 ) -> Plan:
-    """Put together what decides a kernel; raises UserError when it makes no sense.
+    """Return everything that decides a kernel; raises UserError for an impossible request.
 
-    ``pristine`` is its source tree, whose Kconfig files say which options there are.
+    ``pristine`` is its source tree, whose Kconfig files define the options.
     """
     distro = kconfig.read(distro_config, strict=False)
     fragments = tuple(kconfig.settle(one, pristine) for one in fragments_of(settings, target))
@@ -137,7 +137,7 @@ def make_plan(
 
 
 def plan_inputs(plan: Plan, tree_digest: str, root_digest: str) -> dict[str, str]:
-    """Return the manifest of a kernel build."""
+    """Return the inputs of a kernel build."""
     code = ["compilation.py", "kconfig.py", "symbol_versions.py"]
     code += ["in_root/symbol-versions", "in_root/symbol-versions-gcc"]
     if plan.method == "fast":
@@ -158,7 +158,7 @@ def plan_inputs(plan: Plan, tree_digest: str, root_digest: str) -> dict[str, str
 
 
 def distro_compiler(plan: Plan) -> str | None:
-    """Return that line of the compiler that built the distro's kernel, if ours must be the same."""
+    """Return the first --version line of the distro's compiler if ours must be the same."""
     if plan.method != "fast":
         return None
     text = kconfig.parse(plan.config, name="the distro's configuration").options["CC_VERSION_TEXT"]

@@ -1,7 +1,7 @@
-"""manifest.json: which inputs each of our outputs was made from, for people and programs.
+"""Write and read manifest.json, which ties each output to its inputs, for people and programs.
 
-Written beside the repository after everything else.  ``verify`` says whether the outputs
-are still the ones that it speaks of.
+It is written next to the repository, after everything else.  :func:`verify` checks that the
+outputs are still the recorded ones.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 # Changes when the meaning of a field does.
 FORMAT = 1
-# What a target's own part of the manifest is called, in the directory of its results.
+# Name of a target's own part of the manifest, in the directory of its results.
 RECORD = "record.json"
-# Directories whose files reach an output even when git does not track them.
+# Directories whose files reach an output even if git does not track them.
 _INPUTS = ("debian/", "dkms/", "fragments/", "kbuild/", "kmod/", "patches/")
 
 
@@ -50,7 +50,7 @@ class PatchRecord:
 
 @dataclass(frozen=True)
 class KernelRecord:
-    """A kernel and everything that decided it."""
+    """A kernel and all inputs that decided it."""
 
     release: str
     flavour: str
@@ -58,7 +58,7 @@ class KernelRecord:
     suite: str
     base_release: str
     base_version: str
-    signers: tuple[str, ...]  # OpenPGP fingerprints of those who signed the archive's index
+    signers: tuple[str, ...]  # OpenPGP fingerprints of the keys that signed the archive's index
     expired: bool  # that index was past its Valid-Until, and accepted on request
     files: tuple[InputFile, ...]
     series: str
@@ -87,7 +87,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What one run of the pipeline made, and of what."""
+    """The outputs of one run of the pipeline, and their inputs."""
 
     format: int
     commit: str | None  # of the project; "-dirty" follows when files were changed
@@ -103,9 +103,9 @@ def describe(
     packages: Sequence[Package],
     seconds: Mapping[str, float],
 ) -> Manifest:
-    """Return the manifest of packages that were made of kernels and of the project's module.
+    """Return the manifest of packages that were made from kernels and the project's module.
 
-    Raises BuildError when a package lies outside the build directory.
+    Raises BuildError if a package lies outside the build directory.
     """
     return Manifest(
         format=FORMAT,
@@ -118,16 +118,16 @@ def describe(
 
 
 def outputs(settings: Settings, packages: Sequence[Package]) -> tuple[Output, ...]:
-    """Describe packages as a manifest does; raises BuildError for one outside of build/."""
+    """Describe packages for a manifest; raises BuildError for one outside of build/."""
     described = (_output(settings.build, package) for package in packages)
     return tuple(sorted(described, key=lambda output: output.path))
 
 
 def project_commit(project: Path) -> str | None:
-    """Return the commit that a checkout stands at, or None with a warning that says why.
+    """Return the commit of a checkout, or None with a warning that says why.
 
-    "-dirty" follows when tracked files were changed, or when a directory that outputs are made
-    of holds an untracked file.
+    "-dirty" is appended if tracked files were changed, or if a directory of inputs has an
+    untracked file.
     """
     try:
         head = _git(project, "rev-parse", "--verify", "HEAD").strip()
@@ -145,18 +145,18 @@ def project_commit(project: Path) -> str | None:
 
 
 def _git(project: Path, *arguments: str) -> str:
-    """Ask git about exactly this checkout, whoever owns it.
+    """Ask git about exactly this checkout, also if another user owns it.
 
-    A repository that is named is neither searched for in the directories above, nor refused for
-    its owner.  git refuses because a repository's configuration can name programs.  Here that
-    gives nobody more than they have: the owner of the checkout wrote the Python that is running.
-    The programs that git would start for these questions are switched off all the same.
+    With an explicit repository, git neither searches the directories above nor checks the owner.
+    That check exists because a repository's configuration can name programs.  It would protect
+    nothing here: the owner of the checkout also wrote the Python that is running.  The programs
+    that git could start for these questions are switched off nevertheless.
     """
     return run(
         [
             *("git", f"--git-dir={project / '.git'}", f"--work-tree={project}"),
             *("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"),
-            # The index is not refreshed: it would belong to root afterwards.
+            # A refreshed index would belong to root.
             "--no-optional-locks",
             *arguments,
         ],
@@ -170,7 +170,7 @@ def write(path: Path, manifest: Manifest) -> None:
 
 
 def read(path: Path) -> Manifest:
-    """Read a manifest; raises BuildError for one that is missing, damaged, or of another time."""
+    """Read a manifest; raises BuildError if it is missing, damaged, or has another format."""
     try:
         raw = json.loads(path.read_text())
         if raw["format"] != FORMAT:
@@ -188,11 +188,11 @@ def read(path: Path) -> Manifest:
     except OSError as error:
         raise BuildError(f"cannot read {path}: {error.strerror}", hint="package first") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BuildError(f"{path} is no manifest: {error}", hint="package again") from error
+        raise BuildError(f"{path} is not a manifest: {error}", hint="package again") from error
 
 
 def read_if_whole(path: Path) -> Manifest | None:
-    """Read a manifest; None, with a line in the log, where :func:`read` would raise."""
+    """Read a manifest; log the error and return None if :func:`read` fails."""
     try:
         return read(path)
     except BuildError as error:
@@ -201,7 +201,7 @@ def read_if_whole(path: Path) -> Manifest | None:
 
 
 def verify(path: Path) -> Manifest:
-    """Read a manifest and hash all its outputs; raises BuildError that names each difference."""
+    """Read a manifest and check all its outputs; raises BuildError that names each difference."""
     manifest = read(path)
     differences = []
     for output in manifest.outputs:
@@ -211,7 +211,7 @@ def verify(path: Path) -> Manifest:
             differences.append((f"{output.sha256}  {output.path}", f"{found}  {output.path}"))
     if differences:
         raise BuildError(
-            f"{len(differences)} of {len(manifest.outputs)} outputs are not what {path} says",
+            f"{len(differences)} of {len(manifest.outputs)} outputs differ from {path}",
             expected="\n".join(expected for expected, _ in differences),
             found="\n".join(found for _, found in differences),
             hint="package again",

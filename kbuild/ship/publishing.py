@@ -1,8 +1,8 @@
-"""What the repository has to hold: the packages of every target, by the record that each keeps.
+"""Publish the packages of every target in one repository, by the record that each target keeps.
 
-A release must not lose a kernel because a file of another target is damaged.  A record is made
-again from the manifest, which is the sum of all; a package is taken from the repository itself.
-What cannot be had from there is an error that names the target, and the repository stays.
+A release must not lose a kernel because a file of another target is damaged.  A damaged record
+is made again from the manifest, which is the sum of all records.  A damaged package is taken
+from the old repository.  If that fails too, an error names the target, and the repository stays.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Part:
-    """A target's part of the repository; ``record`` says where its packages lie now."""
+    """A target's part of the repository; ``record`` has the current paths of its packages."""
 
     home: Path  # build/<suite>/<target>
     record: Manifest
@@ -95,9 +95,9 @@ def repository(settings: Settings, home: Path, mine: Manifest) -> Result[Path]:
 
 
 def whole(settings: Settings, home: Path, mine: Manifest) -> tuple[Part, ...]:
-    """Return the parts of all targets: ``mine``, whose results lie in ``home``, comes first.
+    """Return the parts of all targets; ``mine``, whose results lie in ``home``, comes first.
 
-    A package that the targets of a suite share is there once, as it was made last.  Raises
+    A package that the targets of a suite share is included once, in its last version.  Raises
     BuildError that names a target whose packages would be missing.
     """
     others = [Part(other, record) for other, record in _others(settings, home)]
@@ -133,7 +133,7 @@ def _is_whole(file: Path, output: Output) -> bool:
 
 
 def _from_repository(settings: Settings, part: Part, output: Output) -> Output:
-    """Return a package as the repository has it, where its own file is gone or damaged."""
+    """Return the repository's copy of a package whose own file is gone or damaged."""
     for file in sorted((settings.build / "repo" / "pool").rglob(f"{output.name}_*.deb")):
         if _is_whole(file, output):
             logger.warning(
@@ -145,13 +145,13 @@ def _from_repository(settings: Settings, part: Part, output: Output) -> Output:
     raise BuildError(
         f"the repository would lose {output.name} of another target, {_name(part.home)}",
         expected=f"sha256 {output.sha256}  {output.path}",
-        found="it is gone or damaged, in the repository too",
+        found="it is gone or damaged, also in the repository",
         hint=_hint(part.record.kernels, part.home),
     )
 
 
 def _others(settings: Settings, home: Path) -> Iterator[tuple[Path, Manifest]]:
-    """Yield the records of the other targets, made again where one is damaged or gone."""
+    """Yield the records of the other targets; make a damaged or missing one again."""
     known = _known(settings)
     homes = {path.parent for path in settings.build.glob(f"*/*/{manifest.RECORD}")}
     homes |= {path for one in known.kernels if (path := _home(settings, one)).is_dir()}
@@ -176,7 +176,7 @@ def _others(settings: Settings, home: Path) -> Iterator[tuple[Path, Manifest]]:
 
 
 def _known(settings: Settings) -> Manifest:
-    """Return the sum of all records as the last run wrote it; empty if there is none."""
+    """Return the manifest of the last run, or an empty one."""
     path = settings.build / "manifest.json"
     known = manifest.read_if_whole(path) if path.exists() else None
     return known or Manifest(manifest.FORMAT, None, "", (), (), {})
@@ -188,7 +188,7 @@ def _home(settings: Settings, kernel: KernelRecord) -> Path:
 
 
 def _again(settings: Settings, home: Path, known: Manifest) -> Manifest | None:
-    """Make a target's record from the manifest; None unless all of its packages are in that."""
+    """Make a target's record from the manifest; return None if a package is missing there."""
     kernels = tuple(one for one in known.kernels if _home(settings, one) == home)
     places = (f"{home.parent.name}/{home.name}/", f"{home.parent.name}/packages-dkms/")
     outputs = tuple(one for one in known.outputs if one.path.startswith(places))

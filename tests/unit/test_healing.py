@@ -1,4 +1,4 @@
-"""What is kept in the cache and in build/ and damaged there is made again, and never a traceback.
+"""Damaged results in the cache and in build/ are made again, and never cause a traceback.
 
 Trees are in test_source and test_patches, roots in test_roots, kernels in test_kernel, packages in
 test_results, test_pipeline and test_publishing, snapshots in test_vm_snapshot.

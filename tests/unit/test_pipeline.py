@@ -1,4 +1,4 @@
-"""The stages as a whole: their order, what is skipped, what a kill leaves, what explain says."""
+"""The stages as a whole: order, skipping, killed runs, and the words of explain."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_stage_alone_runs_no_later_one(empty: Works) -> None:
     assert empty.package() == list(NAMES[6:])
 
 
-# What is removed, below the checkout; and where the next run is then killed.
+# Results to remove, below the checkout, and the places where the next run is killed.
 KILLS = {
     ("cache", "build"): ["fetch", "unpack", "patch", "root", "stamp of root"],
     ("build",): ["kernel"],

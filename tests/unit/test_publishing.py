@@ -186,7 +186,7 @@ def test_a_record_that_cannot_be_made_again_names_its_target(targets: Targets) -
     assert "./inv package --suite bookworm --flavour lab --variant debug" in str(caught.value)
     assert str(targets.home("lab-debug")) in str(caught.value.hint)
     assert targets.published() == before
-    # What it says to do helps, and what was made by then is not forgotten.
+    # The hint helps, and packages that were made by then are not forgotten.
     after = targets.publish("lab-debug")
     assert after == targets.publish("cloud-amd64")
     assert len(after) == 13

@@ -33,7 +33,7 @@ from tests.unit import toy
 PROJECT = Path(__file__).resolve().parents[2]
 NAMES = tuple(one.name for one in stages.STAGES)
 COMPILER = "gcc-12 (Toy) 12.2.0"
-# What is made by the stages, by the name of its stamp or of the shelf where that lies.
+# Stages by the names of their stamps, or of the shelves on which these lie.
 _MADE = {
     "trees": "unpack",
     "debs": "unpack",
@@ -138,7 +138,7 @@ class Works:
         files = {name: file(getattr(toy_base, name)) for name in ("source", "image", "headers")}
         return dataclasses.replace(toy_base, **files)  # type: ignore[arg-type]
 
-    # What stands in for slow programs.
+    # Stand-ins for slow programs.
 
     def half(self, stage: str) -> None:
         """Be killed here, if it is this stage's turn."""
@@ -249,7 +249,7 @@ class Works:
                     self.half("repository")
         return target
 
-    # What is done and seen.
+    # Actions of a test, and what it sees.
 
     def package(self) -> list[str]:
         """Run the pipeline; returns the stages that made something, each once, in order."""
