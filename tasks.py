@@ -22,7 +22,7 @@ from kbuild.core import progress, suites, variants
 from kbuild.core.errors import LostDependencyError
 from kbuild.core.model import BACKENDS, Settings, Target
 from kbuild.fetch import source
-from kbuild.lab import loop, mutation, workloads
+from kbuild.lab import campaign, kill_matrix, stress_summary, trying, workloads
 from kbuild.lab import mutants as mutations
 from kbuild.lab import stress as stresses
 from kbuild.measure import build as bench_build
@@ -264,7 +264,7 @@ WINDOW = Option(
     "window-us",
     "race windows of the module are widened by this many microseconds",
     kind=int,
-    default=loop.WINDOW_US,
+    default=trying.WINDOW_US,
 )
 LEAKS = Option("kmemleak", "kmemleak scans too, which at least doubles the time", kind=bool)
 
@@ -289,7 +289,7 @@ def try_(
     if settings.dry:
         say(f"would try {settings.project / 'kmod'} on the kernel {target.name}")
         return
-    loop.run(
+    trying.run(
         settings,
         target,
         backend=backend,
@@ -351,7 +351,7 @@ def stress(
         backend=backend,
         accel=accel,
     )
-    say(stresses.render(summary))
+    say(stress_summary.render(summary))
 
 
 SOME = Option("k", "pytest expression that selects mutants")
@@ -359,12 +359,14 @@ REPEATED = Option(
     "all", "ten trials of each on each backend, twenty of the module itself", kind=bool
 )
 REFRESH = Option("refresh", "mutants' patches are adapted to kmod/, and none is tried", kind=bool)
+PAGE = Option("page", "results page is written from the last trials, and none is made", kind=bool)
+PAGE = Option("page", "kill matrix's page is written, and no mutant is tried", kind=bool)
 
 
 @command(
-    *(SOME, REPEATED, REFRESH, *LAB),
-    ignores={"refresh": (SOME, REPEATED, *LAB)},
-    root=lambda own: not own["refresh"],
+    *(SOME, REPEATED, REFRESH, PAGE, *LAB),
+    ignores={"refresh": (SOME, REPEATED, PAGE, *LAB), "page": (SOME, REPEATED, ACCEL)},
+    root=lambda own: not (own["refresh"] or own["page"]),
 )
 def mutants(
     settings: Settings,
@@ -373,6 +375,7 @@ def mutants(
     k: str | None,
     all: bool,
     refresh: bool,
+    page: bool,
     accel: str | None,
 ) -> None:
     """Check that the tests find each of the module's known bugs.
@@ -382,14 +385,18 @@ def mutants(
     every = mutations.read_all(settings.project / mutations.PATCHES)
     if settings.dry:
         for one in every:
-            say(f"{one.name:<28} {mutation.written(one.detectors)}")
+            say(f"{one.name:<28} {mutations.written(one.detectors)}")
         return
     if refresh:
         for one in every:
             changed = mutations.refresh(one, settings.project / "kmod")
             say(f"{one.name:<28} {'written anew' if changed else 'is current'}")
         return
-    say(testing.run_mutants(settings, target, keyword=k, accel=accel, whole=all))
+    wanted = testing.lab_target(target)
+    if page:
+        say(str(kill_matrix.write_page(settings, wanted)))
+        return
+    campaign.run(settings, wanted, keyword=k or "", whole=all, accel=accel, say=say)
 
 
 CASE = Option(

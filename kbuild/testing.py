@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import logging
-import os
 import shlex
 import subprocess
 import sys
@@ -15,11 +13,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from kbuild import dry_run
-from kbuild.core import fs, progress
+from kbuild.core import progress
 from kbuild.core.errors import InfrastructureError, KbuildError, UserError
 from kbuild.core.model import Settings, Target
 from kbuild.core.run import start, stop
-from kbuild.lab import kill_matrix, lab, mutants, mutation
+from kbuild.lab import setup
 from kbuild.pipeline import images, lint, stages
 
 logger = logging.getLogger(__name__)
@@ -199,54 +197,6 @@ def _place_options(settings: Settings, target: Target, accel: str | None) -> lis
     return options + (["--accel", accel] if accel else [])
 
 
-def run_mutants(
-    settings: Settings,
-    target: Target,
-    *,
-    keyword: str | None = None,
-    accel: str | None = None,
-    whole: bool = False,
-) -> str:
-    """Try the mutants and return the kill matrix, which has the last run of each.
-
-    When each was tried in this checkout on the kernel that the page in docs/ is of, the matrix
-    is written there too.
-    ``keyword`` chooses mutants, as pytest's -k; ``whole`` tries each ten times on each of its
-    backends, less what an earlier run has done with the same module, guest and suite.
-    Raises FailedTestsError when one was not killed as it must be.
-    """
-    options = _lab_options(settings, target, accel=accel, whole=whole)
-    options += ["-k", f"({keyword}) or test_kill_matrix"] if keyword else []
-    wanted = lab_target(target)
-    result = mutation.kept(settings.build, wanted)
-    outcome = _run_tier(settings, "mutants", options, whole=whole)
-    every = mutants.read_all(settings.project / mutants.PATCHES)
-    names = {mutants.CONTROL, *(one.name for one in every)}
-    trials = [one for one in mutation.load(result) if one.mutant in names]
-    untried = names - {one.mutant for one in trials}
-    if (wanted.suite, wanted.name) != (kill_matrix.PAGE_OF.suite, kill_matrix.PAGE_OF.name):
-        logger.info(
-            "%s is not of %s's %s: see %s", kill_matrix.PAGE, wanted.suite, wanted.name, result
-        )
-    elif untried:
-        logger.info(
-            "%s stays as it is: %d mutants were not tried here", kill_matrix.PAGE, len(untried)
-        )
-    else:
-        text = kill_matrix.page(trials, every, conditions=_conditions(target, trials[0].release))
-        fs.write_atomic(settings.project / kill_matrix.PAGE, text)
-    _judge([outcome])
-    return kill_matrix.matrix(trials)
-
-
-def _conditions(target: Target, release: str) -> str:
-    return (
-        f"Seen on {datetime.datetime.now(datetime.UTC):%-d %B %Y} on {release}, the variant"
-        f" {lab_target(target).variant}, with {len(os.sched_getaffinity(0))} processors under a"
-        f" load average of {os.getloadavg()[2]:.0f}."
-    )
-
-
 def lab_target(target: Target) -> Target:
     """Return the target whose kernel the lab's tests run on."""
     variant = LAB_VARIANT if target.variant == "release" else target.variant
@@ -258,7 +208,7 @@ def _lab_options(
 ) -> list[str]:
     """Prepare the lab, and return the options that lead the tests to it."""
     wanted = lab_target(target)
-    lab.prepare(settings, wanted, accel=accel)
+    setup.prepare(settings, wanted, accel=accel)
     options = ["--variant", wanted.variant, *_place_options(settings, wanted, accel)]
     options += [word for path in wanted.fragments for word in ("--fragment", str(path))]
     return options + (["--all"] if whole else [])

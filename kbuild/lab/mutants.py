@@ -1,15 +1,13 @@
-"""Mutants: our module with one bug each, by which the suite's own worth is measured.
+"""Read and apply mutants: patches that each put one bug into our module.
 
-A mutant is a patch on kmod/ with a header that says what the bug is, why somebody would
-write it, and which detectors must catch it.  It is killed when all of these have reported
-in its time, or one of several where it is chance which comes first; anything else is a hole
-in the suite, or a bug that is none.
+Mutants measure the quick suite.  The header of a mutant describes the bug, says why a programmer
+might write it, and names the detectors that must report it.  A mutant is killed if all of them
+report in its time; of detectors that are joined by "or", one is enough.  A mutant that is not
+killed shows a hole in the suite, or is no bug.
 """
 
 from __future__ import annotations
 
-import logging
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +19,14 @@ from kbuild.core.errors import BuildError, UserError
 from kbuild.core.model import BACKENDS
 from kbuild.core.run import run
 from kbuild.kernel import module
-from kbuild.lab import quick
+from kbuild.lab import findings, quick
 
-logger = logging.getLogger(__name__)
-
-# The module as it is, which must pass wherever a mutant is killed.
+# The unchanged module.  It must pass wherever a mutant is killed.
 CONTROL = "unmutated"
 
 # In the repository.
 PATCHES = Path("kbuild/lab/bugs")
-# Of one trial, beside its console.log.
+# File of a trial, next to its console.log.
 REPORT = "report.txt"
 
 _REQUIRED = ("Bug", "Why", "Backends", "Detectors", "Within")
@@ -39,28 +35,33 @@ _PATCH_TIMEOUT_S = 60.0
 WINDOW_US = 300
 
 
-# Of quick.DETECTORS: one of each of these must report.
+# Sets of names from findings.DETECTORS; one detector of each set must report.
 Detectors = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One bug, and what must find it."""
+    """One bug, and the detectors that must report it."""
 
     name: str
     patch: Path
     bug: str
     why: str
-    backends: tuple[str, ...]  # on which the bug makes sense
+    backends: tuple[str, ...]  # on which the bug has an effect
     detectors: Detectors
-    within_s: float  # of the host, from the suite's beginning
+    within_s: float  # on the host, from the beginning of the suite
     window_us: int = WINDOW_US
-    many: int = 0  # processes and descriptors that it takes to see it
-    churn_s: float = quick.CHURN_S  # of the host, of churn at most
+    many: int = 0  # processes and descriptors that are needed to show the bug
+    churn_s: float = quick.CHURN_S  # on the host, at most
+
+    @property
+    def deciding(self) -> tuple[object, ...]:
+        """The fields of the header that decide how a trial ends."""
+        return self.detectors, self.within_s, self.window_us, self.many, self.churn_s
 
 
 def read(patch: Path) -> Mutant:
-    """Read a mutant's header; raises UserError when it is not complete."""
+    """Read a mutant; raises UserError for a header that is not complete or not understood."""
     text = patch.read_text()
     header, found, _ = text.partition("\n--- ")
     fields = Deb822(header)
@@ -78,11 +79,11 @@ def read(patch: Path) -> Mutant:
         for one in _line(fields["Detectors"]).split(",")
     )
     named = {name for names in detectors for name in names}
-    strange = sorted({*backends} - {*BACKENDS} | named - quick.DETECTORS)
+    strange = sorted({*backends} - {*BACKENDS} | named - findings.DETECTORS)
     if strange:
         raise UserError(
-            f"{patch} names what does not exist",
-            expected=f"backends {', '.join(BACKENDS)}; detectors of quick.DETECTORS",
+            f"{patch} names a backend or detector that does not exist",
+            expected=f"backends {', '.join(BACKENDS)}; detectors of findings.DETECTORS",
             found=", ".join(strange),
         )
     try:
@@ -99,7 +100,7 @@ def read(patch: Path) -> Mutant:
             churn_s=float(fields.get("Churn", quick.CHURN_S)),
         )
     except ValueError as error:
-        raise UserError(f"{patch}: a number was expected: {error}") from error
+        raise UserError(f"{patch}: expected a number: {error}") from error
 
 
 def _line(text: str) -> str:
@@ -107,15 +108,20 @@ def _line(text: str) -> str:
 
 
 def read_all(directory: Path) -> tuple[Mutant, ...]:
-    """Read every mutant of a directory, by name; raises UserError for none."""
+    """Read all mutants of a directory, sorted by name; raises UserError if there are none."""
     found = tuple(read(path) for path in sorted(directory.glob("*.patch")))
     if not found:
         raise UserError(f"there are no mutants in {directory}")
     return found
 
 
+def written(detectors: Detectors) -> str:
+    """Return detectors as a mutant's header writes them."""
+    return ", ".join(" or ".join(names) for names in detectors)
+
+
 def apply(mutant: Mutant, kmod: Path, target: Path, *, fuzz: int = 0) -> None:
-    """Make ``target`` a copy of the module's sources with the bug; raises BuildError."""
+    """Copy the module's sources to ``target`` and add the bug; raises BuildError."""
     module.copy_sources(kmod, target)
     completed = run(
         [
@@ -136,19 +142,16 @@ def apply(mutant: Mutant, kmod: Path, target: Path, *, fuzz: int = 0) -> None:
     if completed.returncode != 0:
         raise BuildError(
             f"the mutant {mutant.name} does not apply to {kmod}",
-            expected="every hunk in its place, with no fuzz" if not fuzz else "every hunk",
+            expected="every hunk applies without fuzz" if not fuzz else "every hunk applies",
             found=(completed.stdout + completed.stderr).strip(),
-            hint="'./inv mutants --refresh' where only its surroundings have changed",
+            hint="run './inv lab.mutants --refresh' if only the context of the hunks has changed",
         )
 
 
-_OFFSET = re.compile(r"^(---|\+\+\+) ([ab])/(?:\S*/)?(\S+)$", re.MULTILINE)
-
-
 def refresh(mutant: Mutant, kmod: Path) -> bool:
-    """Write a mutant's patch anew for the sources as they are; says whether it changed.
+    """Update a mutant's patch to the current sources, and tell whether it changed.
 
-    Raises BuildError when it does not apply even with fuzz: then it is for a person.
+    Raises BuildError if the patch does not apply even with fuzz; a person must then rewrite it.
     """
     with tempfile.TemporaryDirectory(prefix="cplayground-") as scratch:
         before, after = Path(scratch, "a", "kmod"), Path(scratch, "b", "kmod")
@@ -174,9 +177,3 @@ def refresh(mutant: Mutant, kmod: Path) -> bool:
 
 def _labels(name: Path) -> list[str]:
     return [word for side in "ab" for word in ("--label", f"{side}/kmod/{name}")]
-
-
-# --- running them -------------------------------------------------------------------------
-
-
-# --- the kill matrix ----------------------------------------------------------------------

@@ -1,169 +1,36 @@
-"""The quick suite: is this module right and safe, asked of one guest in seconds.
+"""The quick suite: test in one guest, in seconds, that the module is correct and safe.
 
-It runs on any kernel, and finds what that kernel's detectors can find: on the debug variant
-nearly everything, on a release kernel what shows from outside.  The result says which of
-the detectors were there, so that their silence is not taken for more than it is.
+It runs on any kernel and finds what the detectors of that kernel can find: nearly everything on
+the debug variant, and on a release kernel only what is visible from outside.  The result names
+the detectors that were armed, because the silence of a missing detector proves nothing.
 """
 
 from __future__ import annotations
 
-import logging
 import re
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from kbuild.core.errors import UserError
 from kbuild.core.model import MODULE, PROCFILE
-from kbuild.guest import detectors, programs, triage
-from kbuild.guest.guest import Background, Guest, GuestCommandError, GuestLost, GuestResult
+from kbuild.guest import detectors
+from kbuild.guest.guest import Guest, GuestCommandError, GuestLost, GuestResult
 from kbuild.guest.outcome import MODULE_TAINT, taint_letters
 from kbuild.guest.programs import PLACE
-from kbuild.lab import counts, oracle, procfile, traces
+from kbuild.lab import counts, oracle, readying, traces
 from kbuild.lab.counts import Counts
+from kbuild.lab.findings import QuickResult
 from kbuild.lab.procfile import Process
-
-logger = logging.getLogger(__name__)
-
-_SOURCES = Path(__file__).with_name("programs")
-# Compiled by programs.compile_programs() and put in place by prepare().
-PROGRAMS = (
-    *("topology", "observe", "observe_reads", "recycle", "moment", "witness", "turmoil", "reader"),
-    *("lives", traces.PROGRAM, counts.PROGRAM),
-)
-
-
-def sources(names: Iterable[str]) -> list[Path]:
-    """Return the C sources of guest programs of the lab."""
-    return [_SOURCES / f"{name}.c" for name in names]
-
+from kbuild.lab.watching import EnoughError, Watch, said
 
 _REMOTE = "/tmp/cplayground.ko"
-_COUNTED = "/tmp/counted"  # by make_ready()
-_KMEMLEAK = detectors.KMEMLEAK
-_SCAN = ("sh", "-c", f"echo scan >{_KMEMLEAK}")
-_LOOK_EVERY_S = 0.2
-# For a quick look: a race of which only a long one tells is for the mutants and for stress.
+_SCAN = ("sh", "-c", f"echo scan >{detectors.KMEMLEAK}")
+# For a quick look.  Mutants and stress runs, which must meet rare races, take longer.
 CHURN_S = 1.5
-_STORM_S = "60"  # at most: it ends when the module has come and gone
+_STORM_S = "60"  # at most: the storm ends when the module has been reloaded
 _OPENS = 128
-# What a report still says when its title is there comes within this, or not at all.
-_SILENCE_S = 1.0
-_REPORT_S = 5.0
-# Of the guest's time: when not one object has come back for so long, none will.
+# Stop waiting after this many guest milliseconds without a freed object.
 _SETTLE_MS = 3000
-
-# What the suite itself can say, beside the names in triage.PATTERNS.
-LEAKS = (
-    "leak of struct file",
-    "leak of struct files_struct",
-    "leak of struct task_struct",
-    "leak of struct pid",
-    "leak of struct pid_namespace",
-    "leak of struct seq_file",
-    "leak of kmalloc-cg",
-    "leak of kmalloc",
-    "leak of open files",
-)
-OWN_DETECTORS = (
-    "load",  # insmod failed
-    "unload",  # rmmod failed
-    "reading",  # a read failed, or a reader did not come to its end
-    "grammar",  # the text is not of the format
-    "oracle",  # it differs from what /proc and kcmp(2) say
-    "ways of reading",  # small reads give other bytes than large ones
-    "invariants",  # under churn, something is shown that was never so
-    "ids",  # they are not new with each load, or one is used again
-    "parent",  # a process is shown with another parent than it had
-    *(f"trace {case}" for case in traces.ROUNDS),  # a reader was noticed, or held up
-    "privacy",  # a container could open the file
-    "many",  # something is missing in a long list
-    "kmemleak",
-    *LEAKS,
-    "lockdep off",  # it has turned itself off, so its silence means nothing
-    "kcsan off",  # or was turned off
-    "taint",
-    "hang",  # a step did not end in its time
-    "guest lost",  # the guest is gone
-    "workload",  # a program of ours failed: not the module's fault as far as is known
-)
-# Those of the kernel's detectors that are asked, where they are there and it is wanted.
-ASKED = frozenset({"kmemleak", "slab counts", *detectors.SAYS_SO})
-DETECTORS = frozenset(OWN_DETECTORS) | {pattern.name for pattern in triage.PATTERNS}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong."""
-
-    detector: str  # one of DETECTORS
-    message: str
-    at_s: float  # seconds of the host since the suite began
-
-
-@dataclass(frozen=True)
-class Step:
-    """A part of the suite that came to its end, and what it has seen."""
-
-    name: str
-    at_s: float  # when it began, in seconds of the host since the suite did
-    seconds: float
-    seen: str
-
-
-@dataclass(frozen=True)
-class QuickResult:
-    """What the suite found; without findings only ``passed`` says that it was all done."""
-
-    findings: tuple[Finding, ...]
-    steps: tuple[Step, ...]
-    reads: int  # whole listings that were read and checked
-    records: int  # processes in them
-    armed: frozenset[str]  # of ASKED, those that were asked
-    complete: bool  # no step was left out
-    seconds: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether every step was done and nothing was found."""
-        return self.complete and not self.findings
-
-
-def prepare(guest: Guest, compiled: Mapping[str, Path]) -> None:
-    """Put programs into a guest and let its detectors forget what was before.
-
-    What kmemleak finds now is the kernel's own: it is logged, and kept from the console, which
-    is judged.
-    """
-    programs.install(guest, dict(compiled))
-    if guest.run(["test", "-e", _KMEMLEAK], timeout_s=10).status == 0:
-        guest.run(["sh", "-c", detectors.two_scans()], timeout_s=120, check=True)
-        lost = guest.run(["@read", _KMEMLEAK], timeout_s=20, check=True).text
-        if lost.strip():
-            logger.warning("this kernel loses memory of its own, by kmemleak:\n%s", lost.rstrip())
-        guest.run(["sh", "-c", f"echo clear >{_KMEMLEAK}"], timeout_s=60, check=True)
-
-
-def make_ready(guest: Guest, compiled: Mapping[str, Path]) -> None:
-    """Put PROGRAMS into a guest and count what run() is to find again when it ends.
-
-    To be done before a guest is saved: what it costs is then paid once.  Nothing else is to
-    be done in the guest between this and run().
-    """
-    prepare(guest, compiled)
-    # A kernel keeps what it allocates for its first mount, namespace or FUSE request.
-    for case in _FEW_TRACES:
-        argv = traces.argv(PLACE, "-", case, rounds=1, readers=0)
-        guest.run(argv, timeout_s=60, cwd="/tmp", check=True)
-    count = f"{PLACE}/{counts.PROGRAM} kmalloc >{_COUNTED}"
-    # Twice, for the caches that the first time fills.
-    guest.run(["sh", "-c", f"{count} && {count}"], timeout_s=60, check=True)
-
-
-# What a guest has had done to it that is ready.
-READYING = (make_ready, prepare)
 
 
 def run(
@@ -183,200 +50,52 @@ def run(
 ) -> QuickResult:
     """Judge ``module``, a file built for the guest's kernel, with one backend.
 
-    ``module`` is called when all that needs no module has been done, so that it may be
-    compiled meanwhile; what it raises goes through.  Without ``backend`` the module chooses.
-    ``window_us`` widens the race windows of a lab build from the step "reload" on; 0 for
-    another build.  With ``expect`` the suite ends as soon as one detector of each of these
-    has reported.  ``many`` demands that so many processes and descriptors are shown.  With
-    ``thorough`` each case of lives.c and traces.c is tried, in all of its rounds.
-    ``deadline_s`` and ``churn_s`` are seconds of the host, whatever the guest's speed.
-    Without ``kmemleak`` leaks are found by counting alone: its two scans take longer than
-    all the rest.  A guest that has been found to hang, or that was left before the end, is
-    not to be used again: abandon() it.
+    ``module`` is called when everything that needs no module is done, so the caller can compile
+    meanwhile.  Its exceptions pass through.  With an empty ``backend`` the module chooses.
+    ``window_us`` widens the race windows of a lab build from the step "reload" on; use 0 for
+    other builds.  With ``expect`` the suite ends as soon as one detector of each set has
+    reported.  ``many`` demands that this many processes and descriptors are shown.  With
+    ``thorough`` all cases of lives.c and traces.c run, each with all its rounds.
+    ``deadline_s`` and ``churn_s`` are seconds on the host, independent of the guest's speed.
+    Without ``kmemleak``, whose two scans take longer than everything else, only counting
+    detects leaks.  Abandon the guest if the result has a hang or is not complete.
     """
-    one = _Run(guest, backend, window_us, deadline_s, [frozenset(names) for names in expect])
+    watch = Watch(guest, deadline_s=deadline_s, expect=[frozenset(names) for names in expect])
+    suite = _Suite(watch, backend, window_us, thorough=thorough)
     try:
-        one.everything(module, compiled, churn_s, many, seed, kmemleak=kmemleak, thorough=thorough)
-    except _Enough:
-        one.hear_out()
+        suite.everything(module, compiled, churn_s, many, seed, kmemleak=kmemleak)
+    except EnoughError:
+        watch.hear_out()
     except GuestCommandError as error:
-        one.note("workload", str(error))
+        watch.note("workload", str(error))
     except GuestLost as lost:
-        one.take_reports()
-        one.note("guest lost", lost.what)
+        watch.take_reports()
+        watch.note("guest lost", lost.what)
     return QuickResult(
-        findings=tuple(one.findings),
-        steps=tuple(one.steps),
-        reads=one.reads,
-        records=one.records,
-        armed=one.armed,
-        complete=one.complete,
-        seconds=one.elapsed_s,
+        findings=tuple(watch.findings),
+        steps=tuple(watch.steps),
+        reads=watch.reads,
+        records=watch.records,
+        armed=suite.armed,
+        complete=suite.complete,
+        seconds=watch.elapsed_s,
     )
 
 
-class _Enough(Exception):  # noqa: N818 - not an error: there is nothing more to learn
-    """The suite ends here."""
+class _Suite:
+    """The steps of one run of the suite; each returns what it saw."""
 
-
-class _Run:
-    """One run of the suite on one guest."""
-
-    def __init__(
-        self,
-        guest: Guest,
-        backend: str,
-        window_us: int,
-        deadline_s: float,
-        expect: Sequence[frozenset[str]],
-    ) -> None:
-        self._guest = guest
+    def __init__(self, watch: Watch, backend: str, window_us: int, *, thorough: bool) -> None:
+        self._watch = watch
         self._parameters = [f"backend={backend}"] if backend else []
         self._backend = backend or "stock"
         self._window = [f"window_us={window_us}"] if window_us else []
-        self._began = time.monotonic()
-        self._deadline_s = deadline_s
-        self._expect = expect
-        self._since = guest.machine.console.size()
-        self._reported = 0
+        self._thorough = thorough
         self._loaded = False
         self._before = Counts({})
         self._tainted = 0
-        self.findings: list[Finding] = []
-        self.steps: list[Step] = []
-        self.reads = 0
-        self.records = 0
         self.armed: frozenset[str] = frozenset()
         self.complete = False
-
-    # --- findings -----------------------------------------------------------------------
-
-    @property
-    def elapsed_s(self) -> float:
-        return time.monotonic() - self._began
-
-    def note(self, detector: str, message: str) -> None:
-        assert detector in DETECTORS, detector
-        self.findings.append(Finding(detector, message, self.elapsed_s))
-
-    def find(self, detector: str, message: str) -> None:
-        """Note a finding; raises _Enough when it was the last one that was waited for."""
-        self.note(detector, message)
-        self._stop_if_satisfied()
-
-    def take_reports(self) -> None:
-        """Note what the kernel has said since the last time, as far as its lines are whole."""
-        text = self._guest.console(self._since)
-        reports = triage.scan(text[: text.rfind("\n") + 1])
-        for report in reports[self._reported :]:
-            self.note(report.name, report.title)
-        self._reported = max(self._reported, len(reports))
-
-    def look(self) -> None:
-        """Take the kernel's reports, and end when it is time to."""
-        self.take_reports()
-        self._stop_if_satisfied()
-        if self.elapsed_s > self._deadline_s:
-            self.note("hang", f"not at its end after {self._deadline_s:g} s")
-            raise _Enough
-
-    def _stop_if_satisfied(self) -> None:
-        found = {finding.detector for finding in self.findings}
-        if self._expect and all(found & names for names in self._expect):
-            raise _Enough
-
-    def hear_out(self) -> None:
-        """Wait until the kernel has said all of its last report: the guest ends after that."""
-        began = heard = time.monotonic()
-        text = self._guest.console(self._since)
-        reports = triage.scan(text)
-        while reports and not reports[-1].whole:
-            now = time.monotonic()
-            if now - heard > _SILENCE_S or now - began > _REPORT_S:
-                break
-            time.sleep(_LOOK_EVERY_S)
-            more = self._guest.console(self._since)
-            if more != text:
-                text, heard = more, time.monotonic()
-                reports = triage.scan(text)
-
-    # --- commands -----------------------------------------------------------------------
-
-    def start(self, argv: Sequence[str]) -> Background:
-        return self._guest.start(argv, cwd="/tmp")
-
-    def finish(self, job: Background) -> GuestResult:
-        """Wait for a command's end with an eye on the console and on the clock."""
-        while not job.follow(_LOOK_EVERY_S):
-            self.look()
-        return job.wait(1)
-
-    def run(self, argv: Sequence[str], detector: str = "", *, stdin: bool = False) -> GuestResult:
-        """Run a command to its end; with ``detector``, that it fails is a finding."""
-        job = self.start(argv)
-        if not stdin:
-            job.close_stdin()
-        result = self.finish(job)
-        if detector and result.status != 0:
-            self.find(detector, _said(result))
-        return result
-
-    def read_file(self) -> bytes:
-        result = self.run(["@read", PROCFILE])
-        if result.status != 0:
-            self.find("reading", _said(result))
-        return result.stdout
-
-    def listing(self) -> tuple[Process, ...]:
-        """Read the file once and check its grammar; what is not of it is left out."""
-        return self.parsed(self.read_file())
-
-    def parsed(self, text: bytes) -> tuple[Process, ...]:
-        try:
-            shown = procfile.parse(text)
-        except procfile.ProcfileError as error:
-            line = text.split(b"\n")[error.line - 1][:120]
-            self.find("grammar", f"{error}: {line!r}")
-            return ()
-        self.reads += 1
-        self.records += len(shown)
-        return shown
-
-    def hold(self, *scenarios: str) -> Background:
-        """Begin processes that hold still until end()."""
-        return self.start([f"{PLACE}/topology", *scenarios])
-
-    def held(self, job: Background) -> None:
-        """Wait until they do."""
-        while not job.follow(_LOOK_EVERY_S, until=b"ready\n"):
-            self.look()
-        if not job.running:
-            self.find("workload", _said(job.wait(1)))
-
-    def end(self, job: Background) -> None:
-        """End the processes that were held still."""
-        job.close_stdin()
-        result = self.finish(job)
-        if result.status != 0:
-            self.find("workload", _said(result))
-
-    @contextmanager
-    def topology(self, *scenarios: str) -> Iterator[None]:
-        """Hold processes still in a block."""
-        job = self.hold(*scenarios)
-        self.held(job)
-        yield
-        self.end(job)
-
-    # --- steps --------------------------------------------------------------------------
-
-    def step(self, name: str, body: Callable[[], str]) -> None:
-        began = time.monotonic()
-        seen = body()
-        self.look()
-        at_s = began - self._began
-        self.steps.append(Step(name, at_s, time.monotonic() - began, seen))
-        logger.debug("%s: %s (%.1f s)", name, seen, self.steps[-1].seconds)
 
     def everything(
         self,
@@ -387,322 +106,317 @@ class _Run:
         seed: int,
         *,
         kmemleak: bool,
-        thorough: bool,
     ) -> None:
-        self.step("before", lambda: self._look_around(compiled, kmemleak=kmemleak))
-        self.step("module", lambda: self._put(module()))
-        self.step("load", self._load)
-        self.step("recycled", self._recycle)
-        self.step("moments", self._change_between)
+        """Run all steps in order."""
+        watch = self._watch
+        watch.step("before", lambda: self._look_around(compiled, kmemleak=kmemleak))
+        watch.step("module", lambda: self._put(module()))
+        watch.step("load", self._load)
+        watch.step("recycled", self._recycle)
+        watch.step("moments", self._change_between)
         if many:
-            self.step("many", lambda: self._many(many))
-        still, strange = self.hold(*_STILL), self.hold(*_STRANGE)
-        self.held(still)
-        self.held(strange)
-        self.step("still", self._compare)
-        self.step("ways of reading", self._read_in_ways)
-        self.step("opens", self._open_often)
-        self.step("privacy", self._open_inside)
-        self.step("reload", self._reload)
-        self.end(strange)
-        self.step("churn", lambda: self._churn(churn_s, seed))
-        self.step("after", self._compare)
-        self.step("storm", lambda: self._storm(seed))
-        self.end(still)
-        self.step("lives", lambda: self._lives(thorough=thorough))
-        self.step("traces", lambda: self._traces(thorough=thorough))
+            watch.step("many", lambda: self._many(many))
+        still, strange = watch.hold(*_STILL), watch.hold(*_STRANGE)
+        watch.held(still)
+        watch.held(strange)
+        watch.step("still", self._compare)
+        watch.step("ways of reading", self._read_in_ways)
+        watch.step("opens", self._open_often)
+        watch.step("privacy", self._open_inside)
+        watch.step("reload", self._reload)
+        watch.end(strange)
+        watch.step("churn", lambda: self._churn(churn_s, seed))
+        watch.step("after", self._compare)
+        watch.step("storm", lambda: self._storm(seed))
+        watch.end(still)
+        watch.step("lives", self._lives)
+        watch.step("traces", self._traces)
         if self._loaded:
-            self.step("unload", self._unload)
-        self.step("leaks", self._leaks)
-        self.step("detectors", self._detectors)
+            watch.step("unload", self._unload)
+        watch.step("leaks", self._leaks)
+        watch.step("detectors", self._detectors)
         self.complete = True
 
     def _look_around(self, compiled: Mapping[str, Path], *, kmemleak: bool) -> str:
-        """See what there is, and what is to be so again when the module has gone."""
-        counted = self.run(["@read", _COUNTED])
+        """Record the state to compare with after the unloading, and arm the detectors."""
+        counted = self._watch.run(["@read", readying.COUNTED])
         if counted.status != 0:
-            make_ready(self._guest, compiled)
-            counted = self.run(["@read", _COUNTED], "workload")
+            readying.make_ready(self._watch.guest, compiled)
+            counted = self._watch.run(["@read", readying.COUNTED], "workload")
         self._before = self._parsed_counts(counted)
         self._tainted = self._taint()
         armed = {
             "slab counts": self._before.exact,
             **{name: self._alive(name) for name in detectors.SAYS_SO},
-            "kmemleak": kmemleak and self.run(["test", "-e", _KMEMLEAK]).status == 0,
+            "kmemleak": kmemleak
+            and self._watch.run(["test", "-e", detectors.KMEMLEAK]).status == 0,
         }
         self.armed = frozenset(name for name, there in armed.items() if there)
-        for name in sorted(self._guest.spec.checkers & set(detectors.SAYS_SO) - self.armed):
-            self.find(f"{name} off", "this kernel has to have it, and it is off or not there")
+        for name in sorted(self._watch.guest.spec.checkers & set(detectors.SAYS_SO) - self.armed):
+            self._watch.find(f"{name} off", "this kernel must have it, but it is off or missing")
         return f"{sum(self._before.values.values())} objects"
 
     def _put(self, module: Path) -> str:
-        self._guest.put(module, _REMOTE)
+        self._watch.guest.put(module, _REMOTE)
         return module.name
 
     def _load(self) -> str:
-        result = self.run(["insmod", _REMOTE, *self._parameters])
+        result = self._watch.run(["insmod", _REMOTE, *self._parameters])
         if result.status != 0:
-            # Without the module there is nothing to be judged.
-            self.note("load", _said(result))
-            raise _Enough
+            # Without the module there is nothing to judge.
+            self._watch.note("load", said(result))
+            raise EnoughError
         self._loaded = True
         return " ".join(self._parameters) or "the module's own choice"
 
     def _unload(self) -> str:
-        result = self.run(["rmmod", MODULE])
+        result = self._watch.run(["rmmod", MODULE])
         if result.status != 0:
-            self.find("unload", _said(result))
+            self._watch.find("unload", said(result))
         self._loaded = result.status != 0
         return "unloaded"
 
     def _recycle(self) -> str:
-        """Readers that stop, and go on when what they have seen is gone."""
+        """Let readers pause, and go on when the processes that they have seen are gone."""
         for where, shown in _RECYCLED.items():
-            result = self.run([f"{PLACE}/recycle", PROCFILE, where], "reading")
+            result = self._watch.run([f"{PLACE}/recycle", PROCFILE, where], "reading")
             files = {path for _, path in self._files_of(result)}
             if result.status == 0 and files & {*_RECYCLED.values()} != {shown}:
-                self.find("invariants", f"a pid that was given anew: files {sorted(files)}")
-        return f"stopped at {', '.join(_RECYCLED)}, and went on"
+                self._watch.find(
+                    "invariants", f"a pid was reused, and its process has the files {sorted(files)}"
+                )
+        return f"paused at {', '.join(_RECYCLED)}, and went on"
 
     def _change_between(self) -> str:
-        """Readers that stop inside of a record whose descriptors then all change."""
+        """Let readers pause inside a record, of which all descriptors then change."""
         for piece, expected in _MOMENTS.items():
-            result = self.run([f"{PLACE}/moment", PROCFILE, piece], "reading")
+            result = self._watch.run([f"{PLACE}/moment", PROCFILE, piece], "reading")
             files = [(fd, path[-3:]) for fd, path in self._files_of(result) if fd < 64]
             if result.status == 0 and files != expected:
                 shown = " ".join(f"{fd}:{name.decode(errors='replace')}" for fd, name in files)
-                self.find("invariants", f"all has changed once, after {piece}: {shown}")
-        return f"stopped at {', '.join(_MOMENTS)}, and went on"
+                self._watch.find(
+                    "invariants", f"all descriptors changed once, after {piece}: {shown}"
+                )
+        return f"paused at {', '.join(_MOMENTS)}, and went on"
 
     def _files_of(self, result: GuestResult) -> list[tuple[int, bytes]]:
-        """Parse a line with a pid, and a listing; gives that process's descriptors and paths."""
+        """Parse a line with a pid and a listing; return that process's descriptors and paths."""
         head, _, text = result.stdout.partition(b"\n")
         return [
             (file.fd, file.path)
-            for process in self.parsed(text)
+            for process in self._watch.parsed(text)
             if head.split()[-1:] == [b"%d" % process.pid]
             for file in process.files
         ]
 
     def _compare(self) -> str:
-        shown = self.listing()
-        result = self.run([f"{PLACE}/observe"], "workload")
+        shown = self._watch.listing()
+        result = self._watch.run([f"{PLACE}/observe"], "workload")
         if result.status == 0:
             for difference in oracle.differences(shown, oracle.parse(result.stdout))[:3]:
-                self.find("oracle", difference)
+                self._watch.find("oracle", difference)
         processes, files = _sizes(shown)
         return f"{processes} processes, {files} descriptors as the kernel has them"
 
     def _read_in_ways(self) -> str:
-        expected = self.read_file()
-        result = self.run([f"{PLACE}/observe_reads", PROCFILE, "size", "61"], "reading")
+        expected = self._watch.read_file()
+        result = self._watch.run([f"{PLACE}/observe_reads", PROCFILE, "size", "61"], "reading")
         if result.stdout != expected:
-            self.find(
+            self._watch.find(
                 "ways of reading",
                 f"{len(result.stdout)} bytes in pieces, {len(expected)} bytes at once",
             )
         return f"{len(expected)} bytes, the same in pieces of 61"
 
     def _open_often(self) -> str:
-        """Lose by each open more than counts may differ by, if one is to be lost."""
+        """Open and close so often that a leak in each open exceeds the tolerance of the counts."""
         opens = f'i=0; while [ "$i" -lt {_OPENS} ]; do : <{PROCFILE}; i=$((i + 1)); done'
-        # dash ends where such a redirection fails (POSIX, consequences of shell errors).
-        self.run(["sh", "-c", opens], "reading")
-        return f"{_OPENS} times, nothing read"
+        # If the redirection fails, dash exits (POSIX, consequences of shell errors).
+        self._watch.run(["sh", "-c", opens], "reading")
+        return f"{_OPENS} times, without reading"
 
     def _open_inside(self) -> str:
-        result = self.run(["unshare", "--fork", "--pid", "--mount-proc", "cat", PROCFILE])
+        result = self._watch.run(["unshare", "--fork", "--pid", "--mount-proc", "cat", PROCFILE])
         if result.status == 0 or b"Permission denied" not in result.stderr:
-            self.find("privacy", f"status {result.status}: {_said(result)}")
+            self._watch.find("privacy", f"status {result.status}: {said(result)}")
         return "refused to a container"
 
     def _reload(self) -> str:
-        first = self.read_file()
+        first = self._watch.read_file()
         self._unload()
-        # Until here nothing has moved, so that nothing could be met.
+        # Until here nothing changed concurrently, so wider windows had no effect.
         self._parameters += self._window
         self._load()
-        second = self.read_file()
+        second = self._watch.read_file()
         same = set(_IDS.findall(first)) & set(_IDS.findall(second))
         if same:
-            self.find("ids", f"{len(same)} ids are the same after another load")
+            self._watch.find("ids", f"{len(same)} ids are the same after another load")
         if not _IDS.search(second):
-            self.find("ids", "there are none")
+            self._watch.find("ids", "there are none")
         return f"{len(set(_IDS.findall(second)))} ids, all new"
 
     def _churn(self, churn_s: float, seed: int) -> str:
         milliseconds = str(round(churn_s * 1000))
-        witness = self.start([f"{PLACE}/witness", PROCFILE, milliseconds, str(seed), "1"])
-        while not witness.follow(_LOOK_EVERY_S, until=b"\n"):
-            self.look()
-        churn = self.start([f"{PLACE}/turmoil"])
-        seen = self.finish(witness)
+        witness = self._watch.start([f"{PLACE}/witness", PROCFILE, milliseconds, str(seed), "1"])
+        self._watch.follow(witness, until=b"\n")
+        churn = self._watch.start([f"{PLACE}/turmoil"])
+        seen = self._watch.finish(witness)
         churn.close_stdin()
-        rounds = self.finish(churn)
+        rounds = self._watch.finish(churn)
         detector = _WITNESS.get(seen.status, "workload")
         if seen.status != 0:
-            self.find(detector, _said(seen))
+            self._watch.find(detector, said(seen))
         if rounds.status != 0:
-            self.find("workload", _said(rounds))
+            self._watch.find("workload", said(rounds))
         numbers = [int(word) for word in seen.text.split()[-3:] if word.isdigit()]
         listings, records, named = numbers if len(numbers) == 3 else (0, 0, 0)
-        self.reads += listings
-        self.records += records
+        self._watch.reads += listings
+        self._watch.records += records
         if seen.status == 0 and (not listings or not named):
-            self.find("workload", f"nothing was seen of the churn: {seen.text!r}")
+            self._watch.find("workload", f"the readers saw nothing of the churn: {seen.text!r}")
         return f"{listings} listings, {records} records, {named} descriptors under churn"
 
     def _storm(self, seed: int) -> str:
-        """Readers of every kind, while the module comes and goes."""
+        """Let readers of every kind read while the module is reloaded."""
         kind = ["storm", PROCFILE, _STORM_S, str(seed), "reloaded", "told"]
-        storm = self.start([f"{PLACE}/reader", *kind])
-        while not storm.follow(_LOOK_EVERY_S, until=b"\n"):
-            self.look()
+        storm = self._watch.start([f"{PLACE}/reader", *kind])
+        self._watch.follow(storm, until=b"\n")
         self._unload()
         self._load()
         storm.close_stdin()
-        result = self.finish(storm)
+        result = self._watch.finish(storm)
         if result.status != 0 and _IDLE not in result.stderr:
-            self.find("invariants", _said(result))
+            self._watch.find("invariants", said(result))
         words = (result.text.splitlines() or [""])[-1].split()
         if len(words) >= 7:
-            self.reads += int(words[0])
-            self.records += int(words[1])
-        return f"gone and back under {' '.join(words)}"
+            self._watch.reads += int(words[0])
+            self._watch.records += int(words[1])
+        return f"reloaded under {' '.join(words)}"
 
-    def _expected(self, detector: str) -> bool:
-        return any(detector in names for names in self._expect)
-
-    def _lives(self, *, thorough: bool) -> str:
-        """Read where one life ends and another begins."""
+    def _lives(self) -> str:
+        """Read while processes exec, end and are replaced."""
         seen = []
         for case, (few, rounds, detector, wrong) in _LIVES.items():
-            number = rounds if thorough or self._expected(detector) else few
-            result = self.run([f"{PLACE}/lives", PROCFILE, case, str(number)], "reading")
+            number = rounds if self._thorough or self._watch.expected(detector) else few
+            result = self._watch.run([f"{PLACE}/lives", PROCFILE, case, str(number)], "reading")
             figures = traces.figures(result.text)
             if result.status == 0 and any(figures.get(name) != "0" for name in wrong):
-                self.find(detector, f"{case}: {result.text.strip()}")
+                self._watch.find(detector, f"{case}: {result.text.strip()}")
             seen.append(f"{case} {number}")
         return ", ".join(seen)
 
-    def _traces(self, *, thorough: bool) -> str:
-        """Read about programs that would notice it, or hold the reader up."""
+    def _traces(self) -> str:
+        """Read programs that could notice the reader, or block it."""
         seen = []
         for case, rounds in traces.ROUNDS.items():
             detector = f"trace {case}"
-            wanted = thorough or self._expected(detector)
-            number = rounds if wanted else _FEW_TRACES.get(case, 0)
+            wanted = self._thorough or self._watch.expected(detector)
+            number = rounds if wanted else readying.FEW_TRACES.get(case, 0)
             if not number:
                 continue
-            result = self.run(
+            result = self._watch.run(
                 traces.argv(PLACE, PROCFILE, case, rounds=number, readers=_TRACES_READERS), detector
             )
             if result.status == 0:
                 try:
                     found = traces.parse(result.text)
                 except UserError as error:
-                    self.note("workload", str(error))
-                    raise _Enough from error
+                    self._watch.note("workload", str(error))
+                    raise EnoughError from error
                 for fault in traces.faults(case, self._backend, found):
-                    self.find(detector, fault)
+                    self._watch.find(detector, fault)
             seen.append(f"{case} {number}")
         return ", ".join(seen)
 
     def _many(self, many: int) -> str:
-        """More than anybody would have made room for."""
-        with self.topology("many-processes", str(many)):
-            processes, _ = _sizes(self.listing())
+        """Show more processes and descriptors than a fixed array would hold."""
+        with self._watch.topology("many-processes", str(many)):
+            processes, _ = _sizes(self._watch.listing())
             if processes != many + 1:
-                self.find("many", f"{processes} processes are shown of {many + 1}")
-        with self.topology("many-files", str(many)):
-            processes, files = _sizes(self.listing())
+                self._watch.find("many", f"{processes} processes are shown of {many + 1}")
+        with self._watch.topology("many-files", str(many)):
+            processes, files = _sizes(self._watch.listing())
             if processes != 1 or files < many:
-                self.find("many", f"{files} descriptors are shown of {many} and some")
+                self._watch.find("many", f"{files} descriptors are shown, of more than {many}")
         return f"{many} processes, {files} descriptors"
 
     def _counts(self, *arguments: str) -> Counts:
-        result = self.run([f"{PLACE}/{counts.PROGRAM}", "kmalloc", *arguments], "workload")
+        result = self._watch.run([f"{PLACE}/{counts.PROGRAM}", "kmalloc", *arguments], "workload")
         return self._parsed_counts(result)
 
     def _parsed_counts(self, result: GuestResult) -> Counts:
         try:
             return counts.parse(result.text)
         except ValueError as error:
-            self.note("workload", f"{_said(result)}: {error}")
-            raise _Enough from error
+            self._watch.note("workload", f"{said(result)}: {error}")
+            raise EnoughError from error
 
     def _leaks(self) -> str:
         before = self._before
         limits = [f"{name}={most}" for name, most in counts.limits(before).items()]
         after = self._counts(str(_SETTLE_MS), *limits)
         for name, number in counts.leaks(before, after).items():
-            self.find(
-                f"leak of {name}", f"{number} more than the {before.values.get(name, 0)} of before"
+            self._watch.find(
+                f"leak of {name}", f"{number} more than the {before.values.get(name, 0)} before"
             )
         if "kmemleak" in self.armed:
-            # After the counting: a scan has open files, and what is freed meanwhile waits for
-            # it.  What two scans agree on is a leak.
+            # Scan after counting: a scan has open files itself, and delays the freeing of
+            # objects.  An object that both scans report is a leak.
             for _ in range(2):
-                self.run(_SCAN, "workload")
-            text = self.run(["@read", _KMEMLEAK], "workload").text
+                self._watch.run(_SCAN, "workload")
+            text = self._watch.run(["@read", detectors.KMEMLEAK], "workload").text
             if text.strip():
-                self.find("kmemleak", text.split("\nunreferenced", 1)[0])
+                self._watch.find("kmemleak", text.split("\nunreferenced", 1)[0])
         return ", ".join(f"{name} {value}" for name, value in after.values.items())
 
     def _detectors(self) -> str:
         for name, (path, _) in detectors.SAYS_SO.items():
             if name in self.armed and not self._alive(name):
-                self.find(f"{name} off", f"{path} does not say any more that it is on")
+                self._watch.find(f"{name} off", f"{path} no longer says that it is on")
         extra = self._taint() & ~self._tainted & ~MODULE_TAINT
         if extra:
-            self.find("taint", f"new taint: {taint_letters(extra)}")
-        return ", ".join(sorted(self.armed)) or "none of the kernel's"
+            self._watch.find("taint", f"new taint: {taint_letters(extra)}")
+        return ", ".join(sorted(self.armed)) or "none of the kernel"
 
     def _taint(self) -> int:
-        return int(self.run(["@read", "/proc/sys/kernel/tainted"], "workload").stdout)
+        return int(self._watch.run(["@read", "/proc/sys/kernel/tainted"], "workload").stdout)
 
     def _alive(self, name: str) -> bool:
         path, _ = detectors.SAYS_SO[name]
-        return detectors.alive(name, self.run(["@read", path]).text)
+        return detectors.alive(name, self._watch.run(["@read", path]).text)
 
 
-# For a quick look: cases of traces.c, and their rounds.
-_FEW_TRACES = {"text": 4, "eof": 4, "fuse": 4}
 _TRACES_READERS = 2
-# Cases of lives.c: rounds for a quick look, and all; detector; the figures that must be 0.
+# By case of lives.c: rounds in a quick look, all rounds, detector, figures that must be 0.
 _LIVES = {
     "exec": (10, 300, "parent", ("wrong", "missing", "bare")),
     "reaped": (10, 300, "parent", ("wrong", "group")),
     "series": (3, 20, "ids", ("repeated", "differ")),
     "between": (1, 20, "ids", ("repeated",)),
 }
-# The record of each of these stays as it is while others churn.  They are few, since a reader
-# is to spend its time with those others.
+# Scenarios whose records do not change while others churn.  They are few, so that a reader
+# spends its time on the others.
 _STILL = ("tree", "shared-table", "thread")
 _STRANGE = (
     *("orphan", "zombie", "nested", "joined", "tables"),
     *("descriptors", "cloexec-kept", "dead-leader", "hostile", "long-paths", "long-lines"),
     "other-root",
 )
-# Where recycle.c stops, and the files of the process that it is then to be shown.
+# By the place where recycle.c pauses: the file that its process must show afterwards.
 _RECYCLED = {"header": b"/tmp/old", "files": b"/tmp/old", "end": b"/tmp/new"}
-# Where moment.c stops, and the descriptors below 64 of its process that are then to be shown:
-# those of a batch that was begun as they were before the change, all later ones as after it.
-# The last one of these reads is so large that it begins both batches.
+# By the place where moment.c pauses: the descriptors below 64 that its process must show.  Those
+# of a batch that has begun are as before the change, all later ones as after it.  The last of
+# these reads is so large that it begins both batches.
 _BEGUN = [(fd, b"old" if fd <= 32 else b"new") for fd in range(1, 64)]
 _MOMENTS = {"header": _BEGUN, "1": _BEGUN, "65536": [(fd, b"old") for fd in range(1, 64)]}
 _IDS = re.compile(rb"(?<![^\t\n])[0-9a-f]{64}(?=\t)")
-# reader.c says so of a kind that had no turn: in so short a time that is nobody's fault.
+# The end of reader.c's message for a kind of reader that had no turn.  A storm this short may
+# give it none, so the message is not a finding.
 _IDLE = b"reader has read anything"
-# What witness.c ends with.
+# By exit status of witness.c: the detector.
 _WITNESS = {3: "grammar", 4: "invariants", 5: "reading"}
 
 
 def _sizes(shown: Sequence[Process]) -> tuple[int, int]:
     """Return how many processes and how many descriptors there are."""
     return len(shown), sum(len(process.files) for process in shown)
-
-
-def _said(result: GuestResult) -> str:
-    text = (result.stderr or result.stdout)[-1000:].decode(errors="replace").strip()
-    return f"{result.argv[0]}: {text or f'status {result.status}'}"

@@ -16,32 +16,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kbuild.core import progress, variants
-from kbuild.core.errors import KbuildError, UserError
+from kbuild.core.errors import UserError
 from kbuild.core.model import BACKENDS, MODULE, PROCFILE, Settings, Target
-from kbuild.guest import detectors, programs, triage
+from kbuild.guest import programs, triage
 from kbuild.guest.guest import Background, Guest, GuestCommandError, GuestLost
-from kbuild.guest.outcome import Outcome, taint_letters
+from kbuild.guest.outcome import Outcome
 from kbuild.guest.programs import PLACE
-from kbuild.guest.verdict import Verdict
-from kbuild.lab import counts, lab, procfile, quick
+from kbuild.lab import counts, probing, procfile, readying, setup
 from kbuild.lab.checks import (
     Check,
     Figures,
     System,
-    check_alive,
     check_answer,
-    check_counts,
-    check_kmemleak,
     check_pages,
     check_processes,
     check_readers,
     check_refcount,
     parse_figures,
-    parse_processes,
-    parse_system,
 )
 from kbuild.lab.counts import Counts
-from kbuild.lab.workloads import WORKLOADS, Round, Workload, choose, plan
+from kbuild.lab.stress_summary import StressFailedError, Summary, describe
+from kbuild.lab.workloads import Round, Workload, choose, plan
 
 logger = logging.getLogger(__name__)
 
@@ -52,87 +47,10 @@ _SAMPLE_EVERY_S = 15.0  # a listing for the strict parser
 _RELOAD_PAUSE_MS = 200  # times the kernel's slowness: readers are to get on in it
 _MODULE = "/tmp/cplayground.ko"
 
-# For a fast machine; a guest multiplies them by its scale.
+# In seconds of a fast machine; a guest multiplies them by its scale.
 _ANSWER_S = 5.0
-_SETTLE_MS = 30_000  # of the guest's time, in which not one object comes back
-_COMMAND_S = 30.0
 _LINE_S = 10.0  # between two lines of the readers, who have one to say in each second
 _END_S = 20.0  # for what was told to end to be gone
-_SCAN_S = 60.0
-# Twice the age below which kmemleak does not trust what it finds (MSECS_MIN_AGE).
-_KMEMLEAK_AGE_S = "10"
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A whole run: what was done, and what was found."""
-
-    release: str
-    backend: str
-    seed: int
-    seconds: float
-    figures: Figures
-    operations: Mapping[str, int]  # by workload; 0 for one that had no turn
-    oom_kills: int
-    unloadings: int
-    samples: int  # listings that were parsed on the host
-    worst_answer_s: float
-    checks: tuple[Check, ...]
-    verdict: Verdict
-    console: Path
-
-    @property
-    def outcome(self) -> Outcome:
-        """Passed, or what went wrong first: in the kernel's own words, if it has any."""
-        if not self.verdict.passed:
-            return self.verdict.outcome
-        bad = (check.outcome for check in self.checks if check.outcome and not check.passed)
-        return next(bad, Outcome.PASSED)
-
-
-class StressFailedError(KbuildError):
-    """The run came to its end, or nearly so, and something was wrong."""
-
-    kind = "stress"
-
-    def __init__(self, outcome: Outcome, what: str, summary: Summary, reports: str = "") -> None:
-        self.summary = summary
-        self.exit_status = outcome.exit_status
-        found = "\n\n".join(part for part in (reports, render(summary)) if part)
-        super().__init__(what, found=found, log=summary.console)
-
-
-# What the guest says.
-
-
-_LOOK = (
-    "cat",
-    "/proc/meminfo",
-    "/proc/sys/fs/file-nr",
-    "/proc/loadavg",
-    "/proc/sys/kernel/tainted",
-)
-
-
-def look(guest: Guest) -> System:
-    """Ask the guest how its kernel is."""
-    result = guest.run(_LOOK, timeout_s=_COMMAND_S, check=True)
-    return parse_system(result.text, result.seconds)
-
-
-def processes(guest: Guest) -> Counter[str]:
-    """Count the processes of a guest by their command."""
-    # read by programs that are there each time, whose own lines therefore cancel out
-    result = guest.run(
-        ["sh", "-c", "cat /proc/[0-9]*/stat 2>/dev/null; true"], timeout_s=_COMMAND_S, check=True
-    )
-    return parse_processes(result.text)
-
-
-# What must be true at the end.
-
-
-# The run.
 
 
 @dataclass
@@ -169,16 +87,16 @@ def run(
         raise UserError(f"no such backend: {backend}", expected=", ".join(BACKENDS))
     slowness = variants.variant(target.variant).slowness
     rounds = plan(choose(workloads), seconds, seed, slowness)
-    place = lab.prepare(settings, target, accel=accel)
-    built = lab.build_module(
-        place,
+    lab = setup.prepare(settings, target, accel=accel)
+    built = setup.build_module(
+        lab,
         settings.project / "kmod",
         out=settings.build / target.suite / target.name / "stress",
         race_windows=False,
     )
-    compiled = programs.compile_programs(settings, place.root, quick.sources(PROGRAMS))
+    compiled = programs.compile_programs(settings, lab.root, readying.sources(PROGRAMS))
     logs = settings.build / "logs" / "vm" / f"stress-{target.suite}-{target.name}"
-    guest = lab.open_guest(place, workdir=logs)
+    guest = setup.open_guest(lab, workdir=logs)
     fragments = variants.variant(target.variant).fragments
     logger.info(
         "%d rounds with seed %d, at least %s", len(rounds), seed, progress.duration(seconds)
@@ -221,17 +139,17 @@ def stress_guest(
     tally = _Tally()
     wrong, backend = "", "unknown"
     try:
-        quick.prepare(guest, compiled)
+        readying.prepare(guest, compiled)
         guest.put(module, _MODULE)
-        running, before = processes(guest), count(guest)
-        _do(guest, "insmod", _MODULE, *parameters)
+        running, before = probing.processes(guest), probing.count(guest)
+        probing.do(guest, "insmod", _MODULE, *parameters)
         backend = guest.read(f"/sys/module/{MODULE}/parameters/backend").decode().strip()
-        _drop_caches(guest)
-        system = look(guest)
+        probing.drop_caches(guest)
+        system = probing.look(guest)
         with progress.status() as show:
             for number, one in enumerate(rounds):
                 _round(guest, one, number, len(rounds), seed, parameters, tally, show)
-        _settle(guest, before)
+        probing.settle(guest, before)
         reloaded = any(one.reloaded for one in rounds)
         tally.checks.append(check_readers(tally.figures, tally.samples, tally.unloadings, reloaded))
         _check(guest, tally.checks, before, system, running, fragments)
@@ -262,26 +180,6 @@ def stress_guest(
         what = wrong or "something was wrong at the end"
         raise StressFailedError(summary.outcome, what, summary, shown)
     return summary
-
-
-def _do(guest: Guest, *argv: str, timeout_s: float = _COMMAND_S) -> str:
-    return guest.run(argv, timeout_s=timeout_s, check=True).text
-
-
-def count(guest: Guest, *arguments: str) -> Counts:
-    """Count what the guest's kernel has handed out; counts.c says what arguments do."""
-    return counts.parse(_do(guest, f"{PLACE}/{counts.PROGRAM}", *arguments, timeout_s=_COMMAND_S))
-
-
-def _drop_caches(guest: Guest) -> None:
-    _do(guest, "sh", "-c", "sync; echo 3 >/proc/sys/vm/drop_caches", timeout_s=_COMMAND_S)
-
-
-def _settle(guest: Guest, before: Counts) -> None:
-    """Give what ends late (RCU callbacks, dying cgroups) its time; the checks come after."""
-    limits = [f"{name}={most}" for name, most in counts.limits(before).items()]
-    count(guest, str(_SETTLE_MS), *limits)
-    _drop_caches(guest)
 
 
 def _load_argv(one: Workload, seconds: int, seed: int) -> list[str]:
@@ -352,7 +250,7 @@ def _watch(
             raise GuestCommandError(f"the readers said {line!r}", None) from None
         tally.figures = earlier.plus(figures)
         if now - looked >= _LOOK_EVERY_S:
-            system, looked = look(guest), now
+            system, looked = probing.look(guest), now
             tally.worst_answer_s = max(tally.worst_answer_s, system.answer_s)
             show(f"{names}: {describe(figures, last[1], now - last[0], system)}")
             last = (now, figures)
@@ -366,7 +264,7 @@ def _watch(
 
 def _sample(guest: Guest, *, reloaded: bool) -> bool:
     """Parse a listing strictly; False when the module was away, or went away under it."""
-    result = guest.run(["@read", PROCFILE], timeout_s=_COMMAND_S)
+    result = guest.run(["@read", PROCFILE], timeout_s=probing.COMMAND_S)
     if result.status == 0:
         procfile.parse(result.stdout)
         return True
@@ -387,87 +285,9 @@ def _check(
     """Append each check as soon as it is done, so that what ends them does not hide them."""
     answer = guest.run(["true"], timeout_s=_ANSWER_S, check=True)
     checks.append(check_answer(answer.seconds, _ANSWER_S * guest.spec.scale))
-    after = look(guest)
-    checks.append(check_processes(running, processes(guest)))
+    after = probing.look(guest)
+    checks.append(check_processes(running, probing.processes(guest)))
     checks.append(check_refcount(guest.read(f"/sys/module/{MODULE}/refcnt").decode()))
-    _do(guest, "rmmod", MODULE)
+    probing.do(guest, "rmmod", MODULE)
     checks.append(check_pages(system, after))
-    checks += leak_checks(guest, before, fragments)
-
-
-def leak_checks(guest: Guest, before: Counts, fragments: Sequence[str]) -> tuple[Check, ...]:
-    """Ask the kernel what was not given back, and whether its detectors live; the module is away.
-
-    A detector that ``fragments`` promise and that is not there is a failure.
-    """
-    limits = [f"{name}={most}" for name, most in counts.limits(before).items()]
-    after = count(guest, str(_SETTLE_MS), *limits)
-    required = {variants.CHECKERS.get(name) for name in fragments}
-    return (
-        check_counts(before, after, "kasan.config" in fragments),
-        check_kmemleak(_kmemleak(guest), "kmemleak.config" in fragments),
-        *(check_alive(name, _said(guest, name), name in required) for name in detectors.SAYS_SO),
-    )
-
-
-def _said(guest: Guest, detector: str) -> str | None:
-    path, _ = detectors.SAYS_SO[detector]
-    said = guest.run(["cat", path], timeout_s=_COMMAND_S)
-    return said.text if said.status == 0 else None
-
-
-def _kmemleak(guest: Guest) -> str | None:
-    if guest.run(["test", "-e", detectors.KMEMLEAK], timeout_s=_COMMAND_S).status:
-        return None
-    _do(guest, "sleep", _KMEMLEAK_AGE_S)
-    scans = guest.run(["sh", "-c", detectors.two_scans()], timeout_s=2 * _SCAN_S)
-    if scans.status:  # EPERM: it has run out of memory once and is off since
-        return None
-    listed = guest.read(detectors.KMEMLEAK, timeout_s=_COMMAND_S).decode(errors="replace")
-    return "\n".join(report.excerpt for report in detectors.leaks(listed))
-
-
-# What a person sees.
-
-
-def describe(now: Figures, before: Figures, seconds: float, system: System) -> str:
-    """Say in one line how the readers get on and how the system is."""
-    rate = 1 / max(seconds, 0.001)
-    letters = taint_letters(system.taint) or "none"
-    return (
-        f"{(now.reads - before.reads) * rate:.0f} reads/s,"
-        f" {(now.listings - before.listings) * rate:.1f} listings/s,"
-        f" {(now.records - before.records) * rate:.0f} records/s,"
-        f" worst read {now.worst_ns / 1e6:.0f} ms,"
-        f" slab {system.slab_kib / 1024:.1f} MiB,"
-        f" other pages {system.unaccounted_kib // 4},"
-        f" {system.open_files} files, {system.tasks} tasks, taint {letters}"
-    )
-
-
-def render(summary: Summary) -> str:
-    """Write a summary out."""
-    figures = summary.figures
-    done = [
-        f"{name} {number}" if number else f"{name} not run to its end"
-        for name, number in summary.operations.items()
-    ]
-    never = [name for name in WORKLOADS if name not in summary.operations]
-    lines = [
-        f"{summary.release}, backend {summary.backend}, seed {summary.seed},"
-        f" {progress.duration(summary.seconds)}",
-        f"read      {figures.reads} reads, {figures.listings} listings, {figures.records} records,"
-        f" {progress.size(figures.bytes)}; worst read {figures.worst_ns / 1e6:.0f} ms",
-        f"          {summary.samples} listings through the strict parser,"
-        f" {figures.killed} readers killed",
-        f"reloads   {summary.unloadings}; {figures.cut} reads cut off,"
-        f" {figures.absent} opens while it was away",
-        f"loads     {', '.join(done)}; {summary.oom_kills} OOM kills",
-        f"no turn   {', '.join(never) or 'none'}",
-        f"answers   within {summary.worst_answer_s:.1f} s all the time",
-    ]
-    for check in summary.checks:
-        said = check.outcome.label if check.outcome else "not checked"
-        lines.append(f"{check.name:<10}{said}: {check.found}")
-    lines.append(f"guest     {summary.verdict}")
-    return "\n".join(lines)
+    checks += probing.leak_checks(guest, before, fragments)

@@ -29,8 +29,8 @@ from kbuild.guest.outcome import MODULE_TAINT
 from kbuild.guest.programs import PLACE
 from kbuild.kernel import debian_image, module
 from kbuild.kernel.module import BuiltModule
-from kbuild.lab import lab, procfile
-from kbuild.lab.lab import Lab
+from kbuild.lab import procfile, setup
+from kbuild.lab.setup import Lab
 from kbuild.measure import stats
 from kbuild.measure.stats import Aim, BenchError, Comparison, Pass, Series
 
@@ -204,20 +204,20 @@ def module_methods(backends: Sequence[str]) -> tuple[Method, ...]:
 @contextmanager
 def stage(settings: Settings, target: Target, *, stock: bool, accel: str | None) -> Iterator[Stage]:
     """Yield a booted guest with every method prepared that its kernel allows."""
-    place = lab.prepare(settings, target, accel=accel, stock=stock, tools=GUEST_TOOLS, booted=False)
-    place = dataclasses.replace(
-        place,
-        spec=dataclasses.replace(place.spec, memory_mib=max(_MEMORY_MIB, place.spec.memory_mib)),
+    lab = setup.prepare(settings, target, accel=accel, stock=stock, tools=GUEST_TOOLS, booted=False)
+    lab = dataclasses.replace(
+        lab,
+        spec=dataclasses.replace(lab.spec, memory_mib=max(_MEMORY_MIB, lab.spec.memory_mib)),
     )
-    scratch = settings.build / "bench" / place.release
-    built = lab.build_module(
-        place, settings.project / "kmod", out=scratch / "module", race_windows=False
+    scratch = settings.build / "bench" / lab.release
+    built = setup.build_module(
+        lab, settings.project / "kmod", out=scratch / "module", race_windows=False
     )
     compiled = programs.compile_programs(
-        settings, place.root, [SOURCES / f"{name}.c" for name in PROGRAMS]
+        settings, lab.root, [SOURCES / f"{name}.c" for name in PROGRAMS]
     )
     workdir = settings.build / "logs" / "vm" / "bench"
-    with Guest.boot(place.spec, workdir=workdir, expected_taint=MODULE_TAINT) as guest:
+    with Guest.boot(lab.spec, workdir=workdir, expected_taint=MODULE_TAINT) as guest:
         script = SOURCES / "psutil_files.py"
         programs.install(guest, compiled | {script.name: script})
         guest.put(built.path, "/tmp/cplayground.ko")
@@ -225,10 +225,10 @@ def stage(settings: Settings, target: Target, *, stock: bool, accel: str | None)
         for name in BACKENDS:
             if name not in built.backends:
                 missing[f"module, {name}"] = "the kernel does not export what it takes"
-        why = _pin_iterator(settings, place, guest, scratch / "bpf")
+        why = _pin_iterator(settings, lab, guest, scratch / "bpf")
         if why is not None:
             missing["BPF iterator"] = why
-        yield Stage(place, guest, built, (*module_methods(built.backends), *OTHERS), missing)
+        yield Stage(lab, guest, built, (*module_methods(built.backends), *OTHERS), missing)
         verdict = guest.shutdown()
         if not verdict.passed:
             raise BenchError(
@@ -236,15 +236,15 @@ def stage(settings: Settings, target: Target, *, stock: bool, accel: str | None)
             )
 
 
-def kernel_types(place: Lab) -> bytes:
+def kernel_types(lab: Lab) -> bytes:
     """Return the BTF of a lab's kernel; raises BuildError if it has none."""
-    vmlinuz = place.spec.kernel.root / "boot" / f"vmlinuz-{place.release}"
+    vmlinuz = lab.spec.kernel.root / "boot" / f"vmlinuz-{lab.release}"
     return debian_image.btf_section(debian_image.unpack_vmlinuz(vmlinuz), where=vmlinuz)
 
 
-def compile_bpf(settings: Settings, place: Lab, btf: bytes, out: Path) -> Path:
+def compile_bpf(settings: Settings, lab: Lab, btf: bytes, out: Path) -> Path:
     """Compile the BPF program against a kernel's BTF; raises BuildError."""
-    root = roots.make_root(settings, place.target.suite, "bpf", BPF_PACKAGES)
+    root = roots.make_root(settings, lab.target.suite, "bpf", BPF_PACKAGES)
     with fs.fresh_directory(out) as scratch:
         (scratch / "kernel.btf").write_bytes(btf)
         binds = [
@@ -272,13 +272,13 @@ def compile_bpf(settings: Settings, place: Lab, btf: bytes, out: Path) -> Path:
     return out / "task_file.bpf.o"
 
 
-def _pin_iterator(settings: Settings, place: Lab, guest: Guest, out: Path) -> str | None:
+def _pin_iterator(settings: Settings, lab: Lab, guest: Guest, out: Path) -> str | None:
     """Pin the BPF iterator as a file in the guest; return the reason if that fails."""
     try:
-        btf = kernel_types(place)
+        btf = kernel_types(lab)
     except BuildError:
         return "the kernel's image has no BTF"
-    compiled = compile_bpf(settings, place, btf, out)
+    compiled = compile_bpf(settings, lab, btf, out)
     guest.put(compiled, "/tmp/task_file.bpf.o")
     pinned = guest.run(["bpftool", "iter", "pin", "/tmp/task_file.bpf.o", ITERATOR], timeout_s=60)
     return None if pinned.status == 0 else _reason(pinned.stderr)
@@ -536,12 +536,12 @@ def parse_work(line: str) -> float:
 
 def ids(stage: Stage, rounds: int, *, iterations: int = 5000) -> Comparison:
     """Measure the cost of an id in the kernel, in ns, with the module bench_ids."""
-    settings, place, guest = stage.lab.settings, stage.lab, stage.guest
-    scratch = settings.build / "bench" / place.release
+    settings, lab, guest = stage.lab.settings, stage.lab, stage.guest
+    scratch = settings.build / "bench" / lab.release
     built = module.compile_other(
         settings,
-        place.root,
-        headers=place.headers,
+        lab.root,
+        headers=lab.headers,
         source=SOURCES / "ids",
         out=scratch / "ids",
         log=scratch / "ids.log",

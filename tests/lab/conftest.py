@@ -13,8 +13,8 @@ from kbuild.core.model import MODULE, Settings, Target
 from kbuild.guest import triage
 from kbuild.guest.console import between_marks
 from kbuild.guest.guest import Guest
-from kbuild.lab import lab, quick
-from kbuild.lab.lab import Lab
+from kbuild.lab import readying, setup
+from kbuild.lab.setup import Lab
 from tests import programs as test_programs
 
 # In a guest; put there by the fixture of that name.
@@ -51,7 +51,7 @@ def whole(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="session")
-def place(request: pytest.FixtureRequest, settings: Settings, suite: str, accel: str | None) -> Lab:
+def lab(request: pytest.FixtureRequest, settings: Settings, suite: str, accel: str | None) -> Lab:
     """The lab of the kernel that the options name."""
     option = request.config.getoption
     target = Target(
@@ -61,31 +61,25 @@ def place(request: pytest.FixtureRequest, settings: Settings, suite: str, accel:
         version=option("kernel_version"),
         fragments=tuple(option("fragment")),
     )
-    return lab.prepare(settings, target, accel=accel)
-
-
-def logs(place: Lab, *names: str) -> Path:
-    """Where the console of a guest is kept: of each suite and variant apart."""
-    home = place.settings.build / "logs" / "lab" / f"{place.target.suite}-{place.target.variant}"
-    return home.joinpath(*names)
+    return setup.prepare(settings, target, accel=accel)
 
 
 @pytest.fixture(scope="session")
-def built(place: Lab) -> Path:
+def built(lab: Lab) -> Path:
     """The module of this checkout, built as a release is."""
-    out = place.settings.build / place.target.suite / place.target.name / "tests"
-    source = place.settings.project / "kmod"
-    return lab.build_module(place, source, out=out, race_windows=False).path
+    out = lab.settings.build / lab.target.suite / lab.target.name / "tests"
+    source = lab.settings.project / "kmod"
+    return setup.build_module(lab, source, out=out, race_windows=False).path
 
 
 @pytest.fixture(scope="module")
-def module_guest(request: pytest.FixtureRequest, place: Lab) -> Iterator[Guest]:
+def module_guest(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Guest]:
     """A guest with the programs that the module's PROGRAMS names; its verdict must be PASSED."""
     names = request.module.PROGRAMS
-    compiled = test_programs.compile_programs(place.settings, place.target.suite, names)
-    machine = lab.open_guest(place, workdir=logs(place, Path(str(request.node.name)).stem))
+    compiled = test_programs.compile_programs(lab.settings, lab.target.suite, names)
+    machine = setup.open_guest(lab, workdir=setup.logs(lab, Path(str(request.node.name)).stem))
     try:
-        quick.prepare(machine, compiled)
+        readying.prepare(machine, compiled)
         yield machine
     finally:
         verdict = machine.shutdown()

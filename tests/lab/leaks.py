@@ -7,19 +7,19 @@ from collections.abc import Iterator
 
 from kbuild.core.variants import variant
 from kbuild.guest.guest import Guest
-from kbuild.lab import stress
-from kbuild.lab.lab import Lab
+from kbuild.lab import probing
+from kbuild.lab.setup import Lab
 
 
 @contextlib.contextmanager
-def none(guest: Guest, place: Lab) -> Iterator[None]:
+def none(guest: Guest, lab: Lab) -> Iterator[None]:
     """Fail when the block leaves objects, leaks that kmemleak finds, or a lockdep that is off.
 
     The module is to be away before and after.
     """
-    before = stress.count(guest)
+    before = probing.count(guest)
     yield
-    fragments = variant(place.target.variant).fragments
-    checks = stress.leak_checks(guest, before, fragments)
+    fragments = variant(lab.target.variant).fragments
+    checks = probing.leak_checks(guest, before, fragments)
     bad = [check for check in checks if check.outcome is not None and not check.passed]
     assert not bad, "\n".join(f"{check.name}: {check.found}" for check in bad)

@@ -20,9 +20,8 @@ from kbuild.core.variants import Detector, variant
 from kbuild.guest import triage
 from kbuild.guest.guest import Guest, GuestResult, check_detectors
 from kbuild.guest.spec import MISBEHAVE
-from kbuild.lab import lab
-from kbuild.lab.lab import Lab
-from tests.lab.conftest import logs
+from kbuild.lab import setup
+from kbuild.lab.setup import Lab
 
 _WHAT = "/sys/module/misbehave/parameters/what"
 _DEBUGFS = "/sys/kernel/debug"
@@ -71,19 +70,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def workdir(request: pytest.FixtureRequest, place: Lab) -> Path:
+def workdir(request: pytest.FixtureRequest, lab: Lab) -> Path:
     """Where the console of this test's guest is kept."""
     name = re.sub(r"\W+", "-", str(request.node.name)).strip("-")
-    return logs(place, "test_detectors", name)
+    return setup.logs(lab, "test_detectors", name)
 
 
 @contextmanager
-def misbehaving(place: Lab, workdir: Path) -> Iterator[Guest]:
+def misbehaving(lab: Lab, workdir: Path) -> Iterator[Guest]:
     """A guest with the module in it, which has done nothing yet and brought no report.
 
     It is ended at once afterwards: what a guest says after a report is of no use.
     """
-    guest = lab.open_guest(place, workdir=workdir)
+    guest = setup.open_guest(lab, workdir=workdir)
     try:
         guest.run(["insmod", MISBEHAVE.format(release=guest.release)], timeout_s=20, check=True)
         assert guest.reports() == ()
@@ -111,8 +110,8 @@ def console_after(guest: Guest, since: int) -> str:
         assert time.monotonic() < deadline, "the console does not become quiet"
 
 
-def test_a_detector_notices(place: Lab, workdir: Path, detector: Detector) -> None:
-    with misbehaving(place, workdir) as guest:
+def test_a_detector_notices(lab: Lab, workdir: Path, detector: Detector) -> None:
+    with misbehaving(lab, workdir) as guest:
         for path, value in _BEFORE.get(detector.deed, ()):
             write(guest, path, value)
         since = guest.machine.console.size()
@@ -132,22 +131,22 @@ def test_a_detector_notices(place: Lab, workdir: Path, detector: Detector) -> No
         assert re.search(rf"misbehave_{detector.deed}\w*  misbehave\.c:\d+", shown), shown
 
 
-def test_a_guest_in_which_nothing_was_tripped_is_clean(place: Lab, workdir: Path) -> None:
-    with misbehaving(place, workdir) as guest:
+def test_a_guest_in_which_nothing_was_tripped_is_clean(lab: Lab, workdir: Path) -> None:
+    with misbehaving(lab, workdir) as guest:
         guest.run(["rmmod", "misbehave"], timeout_s=20, check=True)
         verdict = guest.shutdown()
     assert verdict.passed, verdict
     # and it was asked for the detectors that it has to have
-    assert guest.spec.checkers == variant(place.target.variant).checkers
+    assert guest.spec.checkers == variant(lab.target.variant).checkers
 
 
-def test_the_slabs_that_the_command_line_names_are_checked(place: Lab, workdir: Path) -> None:
-    given = [word.partition("=")[2] for word in place.spec.append if word.startswith("slub_debug=")]
+def test_the_slabs_that_the_command_line_names_are_checked(lab: Lab, workdir: Path) -> None:
+    given = [word.partition("=")[2] for word in lab.spec.append if word.startswith("slub_debug=")]
     # Documentation/mm/slub.rst: blocks of flags and the names, or globs, that they are for
     blocks = [block.split(",") for value in given for block in value.split(";")]
     if not blocks:
-        pytest.skip(f"the variant {place.target.variant} has no slub_debug parameter")
-    with misbehaving(place, workdir) as guest:
+        pytest.skip(f"the variant {lab.target.variant} has no slub_debug parameter")
+    with misbehaving(lab, workdir) as guest:
         slabs = guest.run(["ls", "/sys/kernel/slab"], timeout_s=20, check=True).text.split()
         for flags, *globs in blocks:
             for glob in globs:
@@ -167,8 +166,8 @@ def _checks(guest: Guest, slab: str) -> set[str]:
     }
 
 
-def test_a_failure_can_be_made(place: Lab, workdir: Path, fault: str) -> None:
-    with misbehaving(place, workdir) as guest:
+def test_a_failure_can_be_made(lab: Lab, workdir: Path, fault: str) -> None:
+    with misbehaving(lab, workdir) as guest:
         for path, value in _FAULT_KNOBS:
             write(guest, path, value)
         forced: list[str] = []

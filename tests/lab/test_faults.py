@@ -15,7 +15,7 @@ import pytest
 from kbuild.core.model import BACKENDS, MODULE, PROCFILE
 from kbuild.guest.guest import Guest
 from kbuild.guest.programs import PLACE
-from kbuild.lab.lab import Lab
+from kbuild.lab.setup import Lab
 from tests.lab import leaks
 from tests.lab.conftest import MODULE_FILE
 
@@ -101,13 +101,13 @@ def in_function(stacks: list[str], function: str) -> int:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_failure_on_the_load_path(
-    injecting: Guest, place: Lab, whole: bool, backend: str
+    injecting: Guest, lab: Lab, whole: bool, backend: str
 ) -> None:
     """The load fails with an errno, or succeeds whole; what comes next does not notice."""
     step = 1 if whole else _SAMPLE_STEP
     argv = [f"{PLACE}/faults", "load", MODULE_FILE, str(step), f"backend={backend}"]
     since = injecting.machine.console.size()
-    with leaks.none(injecting, place):
+    with leaks.none(injecting, lab):
         done = injecting.run(argv, timeout_s=120, check=True)
     found = failures(done.text)
     print(done.text.splitlines()[-1])
@@ -131,7 +131,7 @@ def test_every_failure_on_the_load_path(
 @pytest.mark.parametrize("way", ["read", "pread"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_failure_on_the_read_path(
-    injecting: Guest, place: Lab, whole: bool, backend: str, way: str
+    injecting: Guest, lab: Lab, whole: bool, backend: str, way: str
 ) -> None:
     """An errno from open or from one read, after which the listing goes on where it was.
 
@@ -140,7 +140,7 @@ def test_every_failure_on_the_read_path(
     passes = 20 if whole else 4
     argv = [f"{PLACE}/faults", way, PROCFILE, "4096", str(passes)]
     since = injecting.machine.console.size()
-    with leaks.none(injecting, place), quiet_listing(injecting, backend):
+    with leaks.none(injecting, lab), quiet_listing(injecting, backend):
         done = injecting.run(argv, timeout_s=60 * passes, check=True)
     found = failures(done.text)
     print(done.text.splitlines()[-1])
@@ -163,9 +163,9 @@ def test_every_failure_on_the_read_path(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_memory_that_is_not_there(guest: Guest, place: Lab, backend: str) -> None:
+def test_memory_that_is_not_there(guest: Guest, lab: Lab, backend: str) -> None:
     """EFAULT, or what fitted; the reader of either gets every byte of the listing once."""
-    with leaks.none(guest, place), quiet_listing(guest, backend):
+    with leaks.none(guest, lab), quiet_listing(guest, backend):
         done = guest.run([f"{PLACE}/faults", "copy", PROCFILE], timeout_s=60, check=True)
     found = failures(done.text)
     assert {error for _, error, _ in found} == {EFAULT}
@@ -173,9 +173,9 @@ def test_memory_that_is_not_there(guest: Guest, place: Lab, backend: str) -> Non
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_readers_killed_at_every_stage(guest: Guest, place: Lab, whole: bool, backend: str) -> None:
+def test_readers_killed_at_every_stage(guest: Guest, lab: Lab, whole: bool, backend: str) -> None:
     times = 200 if whole else 20
-    with leaks.none(guest, place), quiet_listing(guest, backend):
+    with leaks.none(guest, lab), quiet_listing(guest, backend):
         argv = [f"{PLACE}/faults", "kill", PROCFILE, str(times)]
         done = guest.run(argv, timeout_s=times * 2, check=True)
     _, killed, inside = done.text.split()

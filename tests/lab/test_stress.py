@@ -16,70 +16,70 @@ from kbuild.guest.guest import Guest
 from kbuild.guest.outcome import Outcome
 from kbuild.guest.programs import PLACE
 from kbuild.guest.spec import MISBEHAVE
-from kbuild.lab import checks, lab, stress, workloads
+from kbuild.lab import checks, probing, setup, stress, stress_summary, workloads
 from kbuild.lab.checks import Check
-from kbuild.lab.lab import Lab
-from kbuild.lab.stress import Summary
+from kbuild.lab.setup import Lab
+from kbuild.lab.stress_summary import StressFailedError, Summary
 from tests import programs as test_programs
-from tests.lab.conftest import MODULE_FILE, logs
+from tests.lab.conftest import MODULE_FILE
 
 PROGRAMS = (*stress.PROGRAMS, "topology")
 CORPUS = Path(__file__).resolve().parents[1] / "unit" / "data" / "procfile"
 
 
-def test_a_short_run_passes(place: Lab, built: Path, whole: bool) -> None:
+def test_a_short_run_passes(lab: Lab, built: Path, whole: bool) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     rounds = workloads.plan(workloads.choose(()), 300 if whole else 30, seed)
-    compiled = test_programs.compile_programs(place.settings, place.target.suite, stress.PROGRAMS)
-    workdir = logs(place, "test_stress", "run")
+    compiled = test_programs.compile_programs(lab.settings, lab.target.suite, stress.PROGRAMS)
+    workdir = setup.logs(lab, "test_stress", "run")
     summary = stress.stress_guest(
-        lab.open_guest(place, workdir=workdir),
+        setup.open_guest(lab, workdir=workdir),
         built,
         compiled,
         rounds=rounds,
         parameters=[],
         seed=seed,
-        fragments=variant(place.target.variant).fragments,
+        fragments=variant(lab.target.variant).fragments,
     )
-    print(stress.render(summary))
+    print(stress_summary.render(summary))
     assert summary.outcome is Outcome.PASSED
     assert all(summary.operations.values())
     assert summary.unloadings > 0
 
 
-def test_what_is_left_over_is_found(guest: Guest, place: Lab) -> None:
-    fragments = variant(place.target.variant).fragments
+def test_what_is_left_over_is_found(guest: Guest, lab: Lab) -> None:
+    fragments = variant(lab.target.variant).fragments
 
     def bad(checks: tuple[Check, ...]) -> set[str]:
         return {check.name for check in checks if check.outcome not in (None, Outcome.PASSED)}
 
-    before, processes = stress.count(guest), stress.processes(guest)
-    assert not bad(stress.leak_checks(guest, before, fragments))
+    before, processes = probing.count(guest), probing.processes(guest)
+    assert not bad(probing.leak_checks(guest, before, fragments))
     holder = guest.start([f"{PLACE}/topology", "many-files", "500"], cwd="/tmp")
     while holder.read_line(60) != b"ready\n":
         pass
-    assert bad(stress.leak_checks(guest, before, fragments)) == {"counts"}
-    left = checks.check_processes(processes, stress.processes(guest))
+    assert bad(probing.leak_checks(guest, before, fragments)) == {"counts"}
+    left = checks.check_processes(processes, probing.processes(guest))
     assert left.outcome is Outcome.LEAKED
     assert "topology" in left.found
     holder.close_stdin()
     holder.wait(60)
-    assert not bad(stress.leak_checks(guest, before, fragments))
-    assert checks.check_processes(processes, stress.processes(guest)).passed
+    assert not bad(probing.leak_checks(guest, before, fragments))
+    assert checks.check_processes(processes, probing.processes(guest)).passed
 
 
 _WHEN_LOADED = f"while ! [ -e /sys/module/{MODULE} ]; do sleep 1; done; sleep 2; "
 _DO = "echo {deed} >/sys/module/misbehave/parameters/what; "
 
 
-def stress_spoiled(place: Lab, built: Path, script: str, name: str) -> Summary:
+def stress_spoiled(lab: Lab, built: Path, script: str, name: str) -> Summary:
     """Stress a guest in which ``script`` is run meanwhile; returns the summary of the failure."""
-    compiled = test_programs.compile_programs(place.settings, place.target.suite, PROGRAMS)
-    workdir = logs(place, "test_stress", name)
+    compiled = test_programs.compile_programs(lab.settings, lab.target.suite, PROGRAMS)
+    workdir = setup.logs(lab, "test_stress", name)
     with (
-        lab.open_guest(place, workdir=workdir) as guest,
-        pytest.raises(stress.StressFailedError) as failed,
+        setup.open_guest(lab, workdir=workdir) as guest,
+        pytest.raises(StressFailedError) as failed,
     ):
         guest.run(["insmod", MISBEHAVE.format(release=guest.release)], timeout_s=20, check=True)
         guest.start(["sh", "-c", _WHEN_LOADED + script])
@@ -90,51 +90,51 @@ def stress_spoiled(place: Lab, built: Path, script: str, name: str) -> Summary:
             rounds=workloads.plan(workloads.choose(["churn"]), 10, 1),
             parameters=[],
             seed=1,
-            fragments=variant(place.target.variant).fragments,
+            fragments=variant(lab.target.variant).fragments,
         )
     print(failed.value)
     return failed.value.summary
 
 
-def test_what_comes_of_a_run_is_found(place: Lab, built: Path) -> None:
+def test_what_comes_of_a_run_is_found(lab: Lab, built: Path) -> None:
     """Files and memory that are never given back, a process left over, a foreign taint."""
     script = f"echo 64 >/proc/sys/kernel/tainted; {_DO.format(deed='leak')}"
     script += f"exec {PLACE}/topology many-files 500"
-    summary = stress_spoiled(place, built, script, "spoiled")
+    summary = stress_spoiled(lab, built, script, "spoiled")
     bad = {check.name for check in summary.checks if check.outcome is Outcome.LEAKED}
     expected = {"processes", "counts"}
-    if "kmemleak.config" in variant(place.target.variant).fragments:
+    if "kmemleak.config" in variant(lab.target.variant).fragments:
         expected.add("kmemleak")
     assert bad == expected
     assert any("tainted (U)" in reason for reason in summary.verdict.reasons)
 
 
-def test_a_report_ends_a_run(place: Lab, built: Path) -> None:
-    summary = stress_spoiled(place, built, _DO.format(deed="warn"), "report")
+def test_a_report_ends_a_run(lab: Lab, built: Path) -> None:
+    summary = stress_spoiled(lab, built, _DO.format(deed="warn"), "report")
     assert summary.outcome is Outcome.WARNED
     assert "misbehave_warn" in summary.verdict.reasons[0]
     assert summary.checks == ()
 
 
-def test_a_race_ends_a_run(place: Lab, built: Path) -> None:
+def test_a_race_ends_a_run(lab: Lab, built: Path) -> None:
     """Nobody has to name functions to KCSAN: a module's are watched when it is there."""
-    if "kcsan.config" not in variant(place.target.variant).fragments:
-        pytest.skip(f"the variant {place.target.variant} has no KCSAN")
-    summary = stress_spoiled(place, built, _DO.format(deed="race"), "race")
+    if "kcsan.config" not in variant(lab.target.variant).fragments:
+        pytest.skip(f"the variant {lab.target.variant} has no KCSAN")
+    summary = stress_spoiled(lab, built, _DO.format(deed="race"), "race")
     assert summary.outcome is Outcome.REPORTED
     assert "KCSAN" in summary.verdict.reasons[0]
     assert "misbehave_racer" in summary.verdict.reasons[0]
 
 
-def test_a_guest_that_hangs_ends_a_run(place: Lab, built: Path) -> None:
+def test_a_guest_that_hangs_ends_a_run(lab: Lab, built: Path) -> None:
     script = f"echo 1 >/proc/sys/kernel/watchdog_thresh; {_DO.format(deed='lockup')}"
-    summary = stress_spoiled(place, built, script, "hang")
+    summary = stress_spoiled(lab, built, script, "hang")
     assert summary.outcome is Outcome.HUNG
     assert any("soft lockup" in reason for reason in summary.verdict.reasons)
 
 
-def test_a_detector_that_is_off_is_found(place: Lab) -> None:
-    fragments = variant(place.target.variant).fragments
+def test_a_detector_that_is_off_is_found(lab: Lab) -> None:
+    fragments = variant(lab.target.variant).fragments
     ways = {
         "lockdep.config": ("lockdep", f"insmod $1; {_DO.format(deed='kept_lock')}"),
         "kmemleak.config": ("kmemleak", "echo off >/sys/kernel/debug/kmemleak"),
@@ -142,17 +142,17 @@ def test_a_detector_that_is_off_is_found(place: Lab) -> None:
     }
     there = [ways[name] for name in fragments if name in ways]
     if not there:
-        pytest.skip(f"the variant {place.target.variant} has no detector that can be asked")
-    compiled = test_programs.compile_programs(place.settings, place.target.suite, PROGRAMS)
-    workdir = logs(place, "test_stress", "off")
-    guest = lab.open_guest(place, workdir=workdir)
+        pytest.skip(f"the variant {lab.target.variant} has no detector that can be asked")
+    compiled = test_programs.compile_programs(lab.settings, lab.target.suite, PROGRAMS)
+    workdir = setup.logs(lab, "test_stress", "off")
+    guest = setup.open_guest(lab, workdir=workdir)
     try:
         programs.install(guest, compiled)
-        before = stress.count(guest)
+        before = probing.count(guest)
         for _, script in there:
             module = MISBEHAVE.format(release=guest.release)
             guest.run(["sh", "-c", script, "sh", module], timeout_s=20, check=True)
-        checks = stress.leak_checks(guest, before, fragments)
+        checks = probing.leak_checks(guest, before, fragments)
     finally:
         guest.abandon()
     failed = {check.name for check in checks if check.outcome is Outcome.FAILED}

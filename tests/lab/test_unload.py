@@ -9,7 +9,7 @@ import pytest
 from kbuild.core.model import PROCFILE
 from kbuild.guest.guest import Guest
 from kbuild.guest.programs import PLACE
-from kbuild.lab.lab import Lab
+from kbuild.lab.setup import Lab
 from tests.lab import leaks
 from tests.lab.conftest import MODULE_FILE
 
@@ -30,12 +30,12 @@ def seconds(cycles: int) -> float:
 
 
 @pytest.mark.parametrize("backend", ["export", "stock"])
-def test_in_all_orders(guest: Guest, place: Lab, whole: bool, backend: str) -> None:
+def test_in_all_orders(guest: Guest, lab: Lab, whole: bool, backend: str) -> None:
     count = ORDERS if whole else SAMPLE
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     argv = [f"{PLACE}/unload", "orders", PROCFILE, MODULE_FILE, str(count), str(seed)]
-    with leaks.none(guest, place):
+    with leaks.none(guest, lab):
         done = guest.run([*argv, f"backend={backend}"], timeout_s=seconds(2 * count), check=True)
     unloadings, reads, gone, absent = (int(word) for word in done.text.split())
     print(done.text)
@@ -47,12 +47,12 @@ def test_in_all_orders(guest: Guest, place: Lab, whole: bool, backend: str) -> N
 
 
 @pytest.mark.parametrize("backend", ["export", "stock"])
-def test_at_once(guest: Guest, place: Lab, whole: bool, backend: str) -> None:
+def test_at_once(guest: Guest, lab: Lab, whole: bool, backend: str) -> None:
     cycles = CYCLES if whole else SAMPLE
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     argv = [f"{PLACE}/unload", "race", PROCFILE, MODULE_FILE, str(cycles), str(seed)]
-    with leaks.none(guest, place):
+    with leaks.none(guest, lab):
         done = guest.run([*argv, f"backend={backend}"], timeout_s=seconds(cycles), check=True)
     unloadings, reads, gone, absent = (int(word) for word in done.text.split())
     print(done.text)

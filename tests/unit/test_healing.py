@@ -21,7 +21,7 @@ from kbuild.guest.qemu import Choice
 from kbuild.guest.spec import TCG
 from kbuild.kernel import compilation, icecream, module, planning
 from kbuild.kernel.module import BuiltModule
-from kbuild.lab import mutation
+from kbuild.lab import kept_trials
 from kbuild.pipeline import stages
 from kbuild.pipeline.stage import Made
 from kbuild.report import kernels
@@ -199,7 +199,7 @@ def test_how_many_objects_a_kernel_has_is_a_guess(tmp_path: Path, harm: Harm) ->
 def test_trials_of_mutants_are_tried_again(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "trials.json"
     path.write_bytes(content)
-    assert mutation.load(path) == ()
+    assert kept_trials.load(path) == ()
 
 
 @pytest.mark.parametrize("content", [b"", b"[", b"[]", b"{}", b"\xff"])

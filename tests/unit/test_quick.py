@@ -13,17 +13,18 @@ import pytest
 
 from kbuild.core.model import PROCFILE
 from kbuild.guest import triage
+from kbuild.guest.detectors import KMEMLEAK
 from kbuild.guest.guest import Guest, GuestResult
 from kbuild.guest.programs import PLACE
-from kbuild.lab import quick, traces
-from kbuild.lab.quick import QuickResult
+from kbuild.lab import findings, quick, readying, traces, watching
+from kbuild.lab.findings import QuickResult
 
 MODULE = Path(__file__)
 
 
 @pytest.fixture(autouse=True)
 def _short_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quick, "_SILENCE_S", 0.05)
+    monkeypatch.setattr(watching, "_SILENCE_S", 0.05)
 
 
 OBSERVED = b"P 7 1 0 0 S 0 0 4026532000 61\nend 1\n"
@@ -191,7 +192,7 @@ def test_a_module_that_is_right_passes() -> None:
     result = judge(guest, window_us=300)
     assert result.findings == ()
     assert result.passed
-    assert result.armed == quick.ASKED
+    assert result.armed == findings.ASKED
     assert (result.reads, result.records) == (2 + 3 + 3 + 12 + 5, 2 + 3 + 3 + 34 + 6)
     loads = [argv for argv in guest.started if argv[0] == "insmod"]
     assert loads[0][2:] == ("backend=stock",)
@@ -255,7 +256,7 @@ def test_a_module_that_is_right_passes() -> None:
         ),
         ("reader", always(1, err=b"a reader saw"), "invariants"),
         ("counts kmalloc 3000", always(0, COUNTS.replace(b"10", b"17")), "leak of struct file"),
-        (f"@read {quick._KMEMLEAK}", always(0, b"unreferenced object 0x1\n"), "kmemleak"),
+        (f"@read {KMEMLEAK}", always(0, b"unreferenced object 0x1\n"), "kmemleak"),
     ],
 )
 def test_what_is_wrong_is_found(
@@ -282,8 +283,8 @@ def test_what_a_kernel_has_lost_at_boot_is_its_own_and_said(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     told = iter([(0, b"unreferenced object 0x1 (size 8):\n", b"")])
-    guest = FakeGuest({f"@read {quick._KMEMLEAK}": lambda argv: next(told)})
-    quick.prepare(cast(Guest, guest), {})
+    guest = FakeGuest({f"@read {KMEMLEAK}": lambda argv: next(told)})
+    readying.prepare(cast(Guest, guest), {})
     assert "unreferenced object 0x1" in caplog.text
     words = " ".join(argv[-1] for argv in guest.started if argv[0] == "sh")
     # Not on the console; and at the end it has forgotten that, and has its voice again.
@@ -341,9 +342,9 @@ def test_what_cannot_be_asked_is_not_armed() -> None:
 
 def test_kmemleak_is_not_armed_where_it_is_not_asked() -> None:
     leaks = always(0, b"unreferenced object 0x1\n")
-    result = judge(FakeGuest({f"@read {quick._KMEMLEAK}": leaks}), kmemleak=False)
+    result = judge(FakeGuest({f"@read {KMEMLEAK}": leaks}), kmemleak=False)
     assert result.passed
-    assert result.armed == quick.ASKED - {"kmemleak"}
+    assert result.armed == findings.ASKED - {"kmemleak"}
 
 
 def test_nothing_is_counted_while_kmemleak_scans() -> None:
@@ -372,13 +373,13 @@ def test_a_quick_look_at_lives_and_traces_is_a_short_one() -> None:
     guest = FakeGuest()
     assert judge(guest).passed
     assert cases(guest, "lives") == {name: few for name, (few, *_) in quick._LIVES.items()}
-    assert cases(guest, "traces") == quick._FEW_TRACES
+    assert cases(guest, "traces") == readying.FEW_TRACES
 
 
 def test_what_is_expected_gets_all_of_its_rounds() -> None:
     guest = FakeGuest()
     judge(guest, expect=("trace linger", "ids"))
-    assert cases(guest, "traces") == {**quick._FEW_TRACES, "linger": traces.ROUNDS["linger"]}
+    assert cases(guest, "traces") == {**readying.FEW_TRACES, "linger": traces.ROUNDS["linger"]}
     lives = cases(guest, "lives")
     assert (lives["exec"], lives["series"]) == (quick._LIVES["exec"][0], quick._LIVES["series"][1])
 
@@ -404,7 +405,7 @@ def test_stops_when_what_was_expected_has_reported() -> None:
 
 def test_hears_a_report_out(monkeypatch: pytest.MonkeyPatch) -> None:
     guest = FakeGuest(kernel_log=KASAN)
-    monkeypatch.setattr(quick, "_LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(watching, "LOOK_EVERY_S", 0.001)
     looks = iter(["[    1.0] Freed by task 7:\n", "[    1.0] " + "=" * 66 + "\n", "after"])
     console = guest.console
 

@@ -17,10 +17,10 @@ from kbuild.guest import triage
 from kbuild.guest.guest import Guest, GuestCommandError, GuestResult
 from kbuild.guest.outcome import Outcome
 from kbuild.guest.verdict import Verdict
-from kbuild.lab import checks, stress, workloads
+from kbuild.lab import checks, stress, stress_summary, workloads
 from kbuild.lab.checks import Check, Figures, System
 from kbuild.lab.counts import Counts
-from kbuild.lab.stress import Summary
+from kbuild.lab.stress_summary import StressFailedError, Summary
 
 PROJECT = Path(__file__).resolve().parents[2]
 EVERYTHING = tuple(workloads.WORKLOADS.values())
@@ -239,7 +239,7 @@ def summary() -> Summary:
 
 def test_what_was_not_checked_is_named_and_is_no_failure(summary: Summary) -> None:
     assert summary.outcome is Outcome.PASSED
-    text = stress.render(summary)
+    text = stress_summary.render(summary)
     assert "kmemleak  not checked: no kmemleak in this kernel" in text
     assert "oom not run to its end" in text
     assert re.search(r"^no turn .*fork-pipe-bomb", text, re.MULTILINE)
@@ -250,12 +250,12 @@ def test_the_kernel_s_word_comes_before_a_check_s(summary: Summary) -> None:
     assert leaked.outcome is Outcome.LEAKED
     reported = replace(leaked, verdict=Verdict(Outcome.REPORTED, ("KASAN",)))
     assert reported.outcome is Outcome.REPORTED
-    error = stress.StressFailedError(reported.outcome, "wrong", reported)
+    error = StressFailedError(reported.outcome, "wrong", reported)
     assert error.exit_status == Outcome.REPORTED.exit_status
 
 
 def test_a_line_says_what_happened_since_the_last_one() -> None:
-    text = stress.describe(
+    text = stress_summary.describe(
         Figures(30, 300, 0, 0, 0, 0, 5_000_000, 90),
         Figures(10, 100, 0, 0, 0, 0, 4_000_000, 40),
         2.0,
@@ -393,7 +393,7 @@ def test_a_whole_run() -> None:
     ],
 )
 def test_whatever_goes_wrong_fails_the_run(what: str, answer: tuple[int, bytes], said: str) -> None:
-    with pytest.raises(stress.StressFailedError) as failed:
+    with pytest.raises(StressFailedError) as failed:
         stress_fake({what: answer})
     assert said in str(failed.value)
     assert failed.value.exit_status != 0
@@ -401,7 +401,7 @@ def test_whatever_goes_wrong_fails_the_run(what: str, answer: tuple[int, bytes],
 
 def test_a_report_ends_the_run_and_is_shown_first() -> None:
     said = "[    5.000000] BUG: KASAN: use-after-free in cpg_show+0x1/0x2 [cplayground]\n"
-    with pytest.raises(stress.StressFailedError) as failed:
+    with pytest.raises(StressFailedError) as failed:
         stress_fake({}, said)
     text = str(failed.value)
     assert text.startswith("the kernel complained: BUG: KASAN: use-after-free in cpg_show")

@@ -12,55 +12,28 @@ import pytest
 from kbuild import testing
 from kbuild.core.errors import UserError
 from kbuild.core.model import Settings, Target
-from kbuild.lab import kill_matrix, lab, mutants, mutation
-from kbuild.lab.mutants import CONTROL
-from kbuild.lab.mutation import Fate, Trial
+from kbuild.lab import setup
 from kbuild.testing import FailedTestsError, Selection, TierResult, _judge, read_junit
 
 TARGET = Target(suite="bookworm", flavour="cloud-amd64")
-MUTANT = """\
-Bug: One.
-Why: Two.
-Backends: stock
-Detectors: oracle
-Within: 9
-
---- a/kmod/a.c
-+++ b/kmod/a.c
-@@ -1 +1 @@
--a
-+b
-"""
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Settings:
-    (tmp_path / mutants.PATCHES).mkdir(parents=True)
-    (tmp_path / mutants.PATCHES / "one.patch").write_text(MUTANT)
     return Settings(project=tmp_path, build=tmp_path / "build", cache=tmp_path / "cache")
 
 
 @pytest.fixture
-def commands(
-    project: Settings, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> list[list[str]]:
-    """What pytest would have been told; its run leaves a trial of the control and the mutant."""
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The options that pytest would have been given."""
     told: list[list[str]] = []
-    failed = int(getattr(request, "param", 0))
 
     def run_tier(settings: Settings, tier: str, options: Sequence[str], **rest: object) -> object:
         told.append([tier, *options])
-        suite = options[options.index("--suite") + 1]
-        result = mutation.kept(settings.build, Target(suite, "lab", "debug"))
-        after = [
-            Trial(CONTROL, "stock", "6.1", (), {}, Fate.SURVIVED.value, 1.0),
-            Trial("one", "stock", "6.1", (("oracle",),), {"oracle": 2}, Fate.KILLED.value, 1.0),
-        ]
-        mutation.save(result, mutation.merge(mutation.load(result), after))
-        return TierResult(tier, failed, 2, failed, 1.0, Path("lab.xml"))
+        return TierResult(tier, 0, 2, 0, 1.0, Path("lab.xml"))
 
     monkeypatch.setattr(testing, "_run_tier", run_tier)
-    monkeypatch.setattr(lab, "prepare", lambda *args, **options: None)
+    monkeypatch.setattr(setup, "prepare", lambda *args, **options: None)
     return told
 
 
@@ -190,31 +163,6 @@ def test_the_counts_come_from_the_junit_file(tmp_path: Path) -> None:
     assert read_junit(tmp_path / "none") == (0, 0)
 
 
-def test_all_mutants_are_tried_and_their_page_is_written(
-    project: Settings, commands: list[list[str]]
-) -> None:
-    text = testing.run_mutants(project, TARGET, whole=True)
-    (command,) = commands
-    assert command[0] == "mutants"
-    assert command[1:5] == ["--variant", "debug", "--suite", "bookworm"]
-    assert "--all" in command
-    assert "| one | stock | 1/1 |" in text
-    page = (project.project / kill_matrix.PAGE).read_text()
-    assert text in page
-    assert "the variant debug" in page
-
-
-def test_some_of_them_take_the_place_of_their_last_runs(
-    project: Settings, commands: list[list[str]]
-) -> None:
-    result = mutation.kept(project.build, kill_matrix.PAGE_OF)
-    mutation.save(result, [Trial("old", "stock", "6.1", (), {}, Fate.SURVIVED.value, 1.0)])
-    testing.run_mutants(project, TARGET, keyword="one")
-    assert commands[0][-2:] == ["-k", "(one) or test_kill_matrix"]
-    assert "--all" not in commands[0]
-    assert [trial.mutant for trial in mutation.load(result)] == ["old", CONTROL, "one"]
-
-
 def test_the_tests_are_told_of_all_that_decides_which_kernel_it_is(
     project: Settings, commands: list[list[str]], tmp_path: Path
 ) -> None:
@@ -222,8 +170,9 @@ def test_the_tests_are_told_of_all_that_decides_which_kernel_it_is(
         project, build=tmp_path / "elsewhere", revision=3, accept_expired=True
     )
     target = Target("bookworm", "lab", "kasan", "6.1.190-1", (tmp_path / "a", tmp_path / "b"))
-    testing.run_mutants(elsewhere, target)
-    said = " ".join(commands[0])
+    testing.run_tests(elsewhere, target, Selection(tiers=("mutants",)))
+    (command,) = commands
+    said = " ".join(command)
     assert "--variant kasan --suite bookworm " in said
     assert f"--build {tmp_path}/elsewhere --cache {tmp_path}/cache --revision 3 " in said
     assert "--kernel-version 6.1.190-1 --accept-expired " in said
@@ -238,35 +187,3 @@ def test_a_target_says_how_it_is_asked_for_again(tmp_path: Path) -> None:
         f" --fragment '{tmp_path}/my own' --fragment /b"
     )
     assert TARGET.options("suite", "version") == "--suite bookworm"
-
-
-def test_another_suites_trials_are_kept_apart_from_the_page(
-    project: Settings, commands: list[list[str]]
-) -> None:
-    testing.run_mutants(project, TARGET)
-    page = (project.project / kill_matrix.PAGE).read_text()
-    of_bookworm = mutation.kept(project.build, kill_matrix.PAGE_OF)
-    before = of_bookworm.read_bytes()
-    text = testing.run_mutants(project, Target("trixie", "cloud-amd64"))
-    assert "| one | stock | 1/1 |" in text
-    assert mutation.kept(project.build, Target("trixie", "lab", "debug")).exists()
-    assert of_bookworm.read_bytes() == before
-    assert (project.project / kill_matrix.PAGE).read_text() == page
-
-
-def test_the_page_is_not_written_by_a_run_of_some(
-    project: Settings, commands: list[list[str]]
-) -> None:
-    other = (project.project / mutants.PATCHES / "one.patch").read_text()
-    (project.project / mutants.PATCHES / "two.patch").write_text(other)
-    assert "| one | stock | 1/1 |" in testing.run_mutants(project, TARGET, keyword="one")
-    assert not (project.project / kill_matrix.PAGE).exists()
-
-
-@pytest.mark.parametrize("commands", [1], indirect=True)
-def test_a_failure_is_one_and_the_page_shows_it(
-    project: Settings, commands: list[list[str]]
-) -> None:
-    with pytest.raises(FailedTestsError, match="1 of 2 mutants tests failed"):
-        testing.run_mutants(project, TARGET)
-    assert (project.project / kill_matrix.PAGE).exists()

@@ -9,7 +9,7 @@ import pytest
 
 from kbuild.core.errors import UserError
 from kbuild.lab import traces
-from kbuild.lab.quick import DETECTORS
+from kbuild.lab.findings import DETECTORS
 
 SOURCE = (Path(__file__).parents[2] / "kbuild" / "lab" / "programs" / "traces.c").read_text()
 CLEAN = "rounds=30 late=0 worst_us=0 listings=99 longest_read_us=900 slept=0"

@@ -1,4 +1,4 @@
-"""The loop: an edit of kmod/ compiled, loaded into a restored guest and judged, in seconds."""
+"""Try the module of this checkout: compile it, load it into a restored guest and judge it."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from kbuild.guest.guest import Guest, GuestLost
 from kbuild.guest.outcome import Outcome
 from kbuild.kernel import module
 from kbuild.kernel.module import BuiltModule
-from kbuild.lab import lab, quick
-from kbuild.lab.lab import Lab
-from kbuild.lab.quick import QuickResult
+from kbuild.lab import quick, setup
+from kbuild.lab.findings import QuickResult
+from kbuild.lab.setup import Lab
 
 logger = logging.getLogger(__name__)
 
-# Wide enough that a race which is there is met within the suite's seconds.
+# Wide enough to show an existing race within the suite's few seconds.
 WINDOW_US = 300
 
-_DEADLINE_S = 150.0  # of the host, for the quick suite: on a loaded machine, many times its need
-_WIDTH = 110  # of the table where there is no terminal
+# For the quick suite, in seconds on the host.  It needs a fraction of this on an idle machine.
+_DEADLINE_S = 150.0
+_WIDTH = 110  # of the table, without a terminal
 
 Say = Callable[[str], None]
 
 
 class TryFailedError(KbuildError):
-    """The module was compiled and loaded, and it did not pass."""
+    """The module was compiled, and did not pass the quick suite."""
 
     kind = "module"
 
@@ -47,8 +48,8 @@ class TryFailedError(KbuildError):
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A part of an attempt; some go on at the same time."""
+class Part:
+    """A timed part of an attempt; some parts overlap."""
 
     name: str
     began_s: float  # since the attempt began
@@ -58,24 +59,24 @@ class Stage:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One way through the loop, from the edit to the verdict."""
+    """One attempt, from the edit to the verdict."""
 
-    stages: tuple[Stage, ...]
+    parts: tuple[Part, ...]
     result: QuickResult
     reports: tuple[triage.Report, ...]  # of the whole console
-    heard: bool  # whether the kernel was heard there
+    heard: bool  # whether the kernel has printed there
     module: Path
     console: Path
     seconds: float
 
     @property
     def passed(self) -> bool:
-        """Whether the suite was done, nothing was found, and there was somebody to complain."""
+        """Whether the suite was complete without a finding, and the console was working."""
         return self.result.passed and self.heard and not self.reports
 
     @property
     def outcome(self) -> Outcome:
-        """What it came to; a report of the kernel's comes before what followed from it."""
+        """The verdict; a kernel report comes before the findings that follow from it."""
         if self.passed:
             return Outcome.PASSED
         if self.reports:
@@ -85,21 +86,21 @@ class Attempt:
 
 @dataclass
 class _Clock:
-    """The stages of one attempt, as they come to their ends."""
+    """The parts of one attempt, in the order of their ends."""
 
     began: float = field(default_factory=time.monotonic)
-    stages: list[Stage] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
 
     @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self.began
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[list[str]]:
-        """Time a block; what it appends to the list is what was seen."""
+    def part(self, name: str) -> Iterator[list[str]]:
+        """Time a block; the block appends what it saw to the list."""
         began, seen = self.elapsed_s, list[str]()
         yield seen
-        self.stages.append(Stage(name, began, self.elapsed_s - began, " ".join(seen)))
+        self.parts.append(Part(name, began, self.elapsed_s - began, " ".join(seen)))
 
 
 def run(
@@ -113,39 +114,40 @@ def run(
     accel: str | None = None,
     say: Say,
 ) -> None:
-    """Judge the module of this checkout, with ``watch`` again after each edit of it.
+    """Judge the module of this checkout; with ``watch``, again after each edit of kmod/.
 
-    Without ``backend`` the module's own default is taken; ``window_us`` widens its race
-    windows; ``kmemleak`` has the kernel look for leaks too, beside counting.  Raises
-    BuildError when it does not compile and TryFailedError, with the outcome's exit status,
-    when it does not pass; with ``watch`` both are said instead, and only the user ends it.
+    With an empty ``backend`` the module uses its default.  ``window_us`` widens its race windows.
+    ``kmemleak`` lets the kernel look for leaks too, in addition to counting objects.  Raises
+    BuildError if the module does not compile, and TryFailedError, with the outcome's exit
+    status, if it does not pass.  With ``watch`` both are printed instead, until the user
+    interrupts.
     """
     clock = _Clock()
-    with clock.stage("prepare") as seen:
-        place = lab.prepare(settings, target, accel=accel)
-        seen.append(place.release)
+    with clock.part("prepare") as seen:
+        lab = setup.prepare(settings, target, accel=accel)
+        seen.append(lab.release)
     home = settings.build / target.suite / target.name / "try"
     with (
         fs.lock(home.with_name(".try.lock")),
-        _Loop(place, home, backend, window_us, kmemleak, say) as loop,
+        _Attempts(lab, home, backend, window_us, kmemleak, say) as attempts,
     ):
         if not watch:
-            loop.once(clock)
+            attempts.once(clock)
             return
-        loop.again(clock)
+        attempts.again(clock)
         for changes in watchfiles.watch(settings.project / "kmod", raise_interrupt=True):
             names = sorted({Path(path).name for _, path in changes})
             logger.info("changed: %s", ", ".join(names))
-            loop.again(_Clock())
+            attempts.again(_Clock())
 
 
-class _Loop:
-    """The attempts of one run; between two of them the next one's guest stands by."""
+class _Attempts:
+    """The attempts of one run; a guest for the next attempt stands by between two of them."""
 
     def __init__(
-        self, place: Lab, home: Path, backend: str, window_us: int, kmemleak: bool, say: Say
+        self, lab: Lab, home: Path, backend: str, window_us: int, kmemleak: bool, say: Say
     ) -> None:
-        self._place = place
+        self._lab = lab
         self._home = home
         self._backend = backend
         self._window_us = window_us
@@ -154,7 +156,7 @@ class _Loop:
         self._compiler = ThreadPoolExecutor(max_workers=1)
         self._standby: Guest | None = None
 
-    def __enter__(self) -> _Loop:
+    def __enter__(self) -> _Attempts:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -163,7 +165,7 @@ class _Loop:
             self._standby.abandon()
 
     def once(self, clock: _Clock) -> None:
-        """Make one attempt and say what came of it; raises when that is bad."""
+        """Make one attempt and print it; raises TryFailedError if the module does not pass."""
         attempt = self._attempt(clock)
         self._say(render(attempt))
         if not attempt.passed:
@@ -174,7 +176,7 @@ class _Loop:
             )
 
     def again(self, clock: _Clock) -> None:
-        """Make an attempt whose failure is no reason to end, and prepare the next."""
+        """Make one attempt, print a failure instead of raising it, and open the next guest."""
         try:
             self.once(clock)
         except (BuildError, TryFailedError, GuestLost) as error:
@@ -188,13 +190,13 @@ class _Loop:
         try:
             result = self._judge(clock, guest, building)
             built = building.result()
-            # Before QEMU is ended: what it has written is all there is.
+            # Read the console before QEMU ends.
             reports, heard = guest.reports(), guest.heard
         finally:
             _settle(building)
             guest.abandon()
         return Attempt(
-            stages=(*sorted(clock.stages, key=lambda stage: stage.began_s),),
+            parts=(*sorted(clock.parts, key=lambda part: part.began_s),),
             result=result,
             reports=reports,
             heard=heard,
@@ -204,9 +206,9 @@ class _Loop:
         )
 
     def _compile(self, clock: _Clock) -> BuiltModule:
-        source = self._place.settings.project / "kmod"
-        with clock.stage("compile") as seen:
-            built = lab.build_module(self._place, source, out=self._home)
+        source = self._lab.settings.project / "kmod"
+        with clock.part("compile") as seen:
+            built = setup.build_module(self._lab, source, out=self._home)
             seen.append(progress.size(built.path.stat().st_size))
         return built
 
@@ -215,40 +217,40 @@ class _Loop:
         if guest is not None:
             if guest.alive:
                 return guest
-            guest.abandon()  # it died while it stood by, and its directory is for the next
-        with clock.stage("restore") as seen:
+            guest.abandon()  # it died while it stood by; the next guest needs its directory
+        with clock.part("restore") as seen:
             guest = self._open()
             seen.append(f"uptime {guest.read('/proc/uptime').split()[0].decode()} s")
         return guest
 
     def _open(self) -> Guest:
-        target = self._place.target
-        logs = self._place.settings.build / "logs" / "vm" / f"try-{target.suite}-{target.name}"
-        return lab.open_guest(self._place, workdir=logs)
+        target = self._lab.target
+        logs = self._lab.settings.build / "logs" / "vm" / f"try-{target.suite}-{target.name}"
+        return setup.open_guest(self._lab, workdir=logs)
 
     def _judge(self, clock: _Clock, guest: Guest, building: Future[BuiltModule]) -> QuickResult:
         began = clock.elapsed_s
         result = quick.run(
             guest,
             lambda: building.result().path,
-            self._place.programs,
+            self._lab.programs,
             backend=self._backend,
             window_us=self._window_us,
             kmemleak=self._kmemleak,
             deadline_s=_DEADLINE_S,
         )
         for step in result.steps:
-            clock.stages.append(Stage(step.name, began + step.at_s, step.seconds, step.seen))
+            clock.parts.append(Part(step.name, began + step.at_s, step.seconds, step.seen))
         return result
 
 
 def _settle(building: Future[BuiltModule]) -> None:
-    # A compiler that still works when the guest has failed is not left behind.
+    # If the guest has failed, the compiler may still run: wait for it.
     building.exception()
 
 
 def render(attempt: Attempt) -> str:
-    """Return what a reader needs: what went wrong first, then where the time went."""
+    """Render an attempt: first the faults, then the times."""
     parts = []
     if attempt.reports:
         parts.append(
@@ -262,21 +264,21 @@ def render(attempt: Attempt) -> str:
         findings = (f"  {one.detector}: {one.message}" for one in attempt.result.findings)
         parts.append("\n".join(["found:", *findings]))
     if not attempt.result.complete:
-        parts.append("the suite did not come to its end")
+        parts.append("the suite was not completed")
     if not attempt.heard:
-        parts.append("the kernel was not heard on the console, so its silence proves nothing")
-    parts.append(table(attempt.stages))
+        parts.append("the kernel printed nothing on the console, so its silence proves nothing")
+    parts.append(table(attempt.parts))
     armed = ", ".join(sorted(attempt.result.armed)) or "none"
     parts.append(
         f"{attempt.outcome.label} in {progress.duration(attempt.seconds)}:"
         f" {attempt.result.reads} listings, {attempt.result.records} records;"
-        f" asked at the end: {armed}"
+        f" detectors asked: {armed}"
     )
     return "\n\n".join(parts)
 
 
-def table(stages: tuple[Stage, ...]) -> str:
-    """Return the stages with their times, in the order in which they began."""
-    rows = [(one.name, f"{one.began_s:.1f} s", f"{one.seconds:.1f} s", one.seen) for one in stages]
-    heads = ("stage", "from", "took", "seen")
+def table(parts: tuple[Part, ...]) -> str:
+    """Render the parts with their times, in the order of their beginnings."""
+    rows = [(one.name, f"{one.began_s:.1f} s", f"{one.seconds:.1f} s", one.seen) for one in parts]
+    heads = ("part", "from", "took", "seen")
     return tables.text(heads, rows, right=("from", "took"), width=_WIDTH).rstrip("\n")

@@ -1,4 +1,4 @@
-"""The loop without guests: what is said first, what ends it, and what stands by."""
+"""Trying the module without guests: output, exit status and the guest that stands by."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from kbuild.core.model import Settings, Target
 from kbuild.guest import triage
 from kbuild.guest.outcome import Outcome
 from kbuild.kernel.module import BuiltModule
-from kbuild.lab import lab, loop, quick
-from kbuild.lab.loop import Attempt, Stage, TryFailedError
-from kbuild.lab.quick import Finding, QuickResult, Step
+from kbuild.lab import quick, setup, trying
+from kbuild.lab.findings import Finding, QuickResult, Step
+from kbuild.lab.trying import Attempt, Part, TryFailedError
 
 OOPS = "[    9.0] BUG: kernel NULL pointer dereference, address: 0000000000000000\n"
 GOOD = QuickResult(
@@ -38,7 +38,7 @@ class FakeMachine:
 
 
 class FakeGuest:
-    """A guest as far as the loop knows one."""
+    """A guest, as far as trying uses one."""
 
     machine = FakeMachine()
 
@@ -60,7 +60,7 @@ class FakeGuest:
 
 
 class World:
-    """What the loop meets: guests and results in the order in which they come."""
+    """The surroundings of a try: its guests and results, in order."""
 
     def __init__(self, tmp_path: Path) -> None:
         self.settings = Settings(project=tmp_path, build=tmp_path / "build", cache=tmp_path / "c")
@@ -75,13 +75,13 @@ class World:
     def prepare(self, *_: object, **__: object) -> object:
         world = self
 
-        class Place:
+        class FakeLab:
             release = "6.1.0-fake"
             settings = world.settings
             target = Target("bookworm", "lab", "debug")
             programs: dict[str, Path] = {}  # noqa: RUF012 - read only
 
-        return Place()
+        return FakeLab()
 
     def build(self, _: object, source: Path, *, out: Path) -> BuiltModule:
         self.sources.append(source)
@@ -105,19 +105,21 @@ class World:
         return result
 
     def run(
-        self, *, backend: str = "", window_us: int = loop.WINDOW_US, watch: bool = False
+        self, *, backend: str = "", window_us: int = trying.WINDOW_US, watch: bool = False
     ) -> None:
         target = Target("bookworm", "lab", "debug")
         say = self.said.append
-        loop.run(self.settings, target, backend=backend, window_us=window_us, watch=watch, say=say)
+        trying.run(
+            self.settings, target, backend=backend, window_us=window_us, watch=watch, say=say
+        )
 
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     made = World(tmp_path)
-    monkeypatch.setattr(lab, "prepare", made.prepare)
-    monkeypatch.setattr(lab, "build_module", made.build)
-    monkeypatch.setattr(lab, "open_guest", made.open)
+    monkeypatch.setattr(setup, "prepare", made.prepare)
+    monkeypatch.setattr(setup, "build_module", made.build)
+    monkeypatch.setattr(setup, "open_guest", made.open)
     monkeypatch.setattr(quick, "run", made.judge)
     return made
 
@@ -133,7 +135,7 @@ def edits(monkeypatch: pytest.MonkeyPatch, *steps: Callable[[], None]) -> None:
     monkeypatch.setattr("watchfiles.watch", watch)
 
 
-def test_a_good_module_passes_and_each_stage_is_shown(world: World) -> None:
+def test_a_good_module_passes_and_each_part_is_shown(world: World) -> None:
     world.run()
     (text,) = world.said
     for word in (
@@ -149,7 +151,7 @@ def test_a_good_module_passes_and_each_stage_is_shown(world: World) -> None:
     ):
         assert word in text
     assert world.sources == [world.settings.project / "kmod"]
-    assert (world.asked[0]["backend"], world.asked[0]["window_us"]) == ("", loop.WINDOW_US)
+    assert (world.asked[0]["backend"], world.asked[0]["window_us"]) == ("", trying.WINDOW_US)
     assert [guest.alive for guest in world.guests] == [False]
 
 
@@ -168,7 +170,7 @@ def test_the_kernels_report_comes_first_and_decides_the_status(world: World) -> 
     (text,) = world.said
     assert text.startswith("1 report, 1 bug")
     assert text.index("1 report") < text.index("found:") < text.index("compile")
-    assert "did not come to its end" in text
+    assert "was not completed" in text
 
 
 @pytest.mark.parametrize(
@@ -208,8 +210,8 @@ def test_a_guest_that_does_not_open_waits_for_the_compiler(
     done = threading.Event()
     build = world.build
 
-    def slow(place: object, source: Path, *, out: Path) -> BuiltModule:
-        built = build(place, source, out=out)
+    def slow(lab: object, source: Path, *, out: Path) -> BuiltModule:
+        built = build(lab, source, out=out)
         done.set()
         return built
 
@@ -217,7 +219,7 @@ def test_a_guest_that_does_not_open_waits_for_the_compiler(
         raise RuntimeError("no guest")
 
     world.make_guest = none
-    monkeypatch.setattr(lab, "build_module", slow)
+    monkeypatch.setattr(setup, "build_module", slow)
     with pytest.raises(RuntimeError, match="no guest"):
         world.run()
     assert done.is_set()
@@ -252,9 +254,9 @@ def test_watching_goes_on_after_failures_and_the_next_guest_stands_by(
 
 
 def test_the_table_shows_what_was_seen_as_it_is() -> None:
-    stages = (Stage("compile", 0.0, 2.5, "1 MB"), Stage("restore", 0.0, 1.25, "6.1 [x]"))
-    attempt = Attempt(stages, GOOD, (), True, Path("m"), Path("c"), 4.0)
-    lines = loop.render(attempt).splitlines()
-    assert lines[0].split() == ["stage", "from", "took", "seen"]
+    parts = (Part("compile", 0.0, 2.5, "1 MB"), Part("restore", 0.0, 1.25, "6.1 [x]"))
+    attempt = Attempt(parts, GOOD, (), True, Path("m"), Path("c"), 4.0)
+    lines = trying.render(attempt).splitlines()
+    assert lines[0].split() == ["part", "from", "took", "seen"]
     assert lines[1].split() == ["compile", "0.0", "s", "2.5", "s", "1", "MB"]
     assert "6.1 [x]" in lines[2]
