@@ -1,24 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Build topologies of processes and descriptors one after the other, hold each of them
- * still, and say what a file (the module's) and the kernel itself show of it.
+ * still, and print what a file (the module's) and the kernel itself show of it.
  *
  *	build_topology <directory> <file>
  *
- * It runs in the initial PID namespace, as root, and mounts a tmpfs on the directory,
- * which it unmounts at its end: that fails if anything still holds a file of a topology.
- * It prints "ready <have io_uring>"; then each request on standard input, in the form
- * that kbuild/vm/planning.py writes (struct request below), is answered with one of
+ * It runs in the initial PID namespace, as root.  It mounts a tmpfs on the directory and
+ * unmounts it at its end, which fails if anything still holds a file of a topology.
+ * It prints "ready <have io_uring>".  Requests come on standard input, in the form that
+ * tests/topology/planning.py writes (struct request below).  Each is answered with one of
  *
  *	built <the file> <the view: see kernel_view.h> <global pid of each slot>...
  *	failed <why>
  *
- * both texts in hexadecimal and "-" if empty; everything that it built is gone by then.
+ * Both texts are in hexadecimal, and "-" if empty.  By then, all processes of the topology
+ * are gone.
  *
- * A process runs its own operations, and those of its child in a child that it makes,
- * before it goes on: who has which pid and which descriptor is therefore known before.
- * Nothing is waited for by sleeping: a process says on a futex that it has done its
- * part, and the state in /proc/PID/stat says when it has come to rest.
+ * A process runs its own operations.  It makes a child for those of the child, and waits for
+ * them before it goes on, so all pids and descriptors are known in advance.  There are no
+ * waits by sleeping: a process reports on a futex that it has done its part, and the state in
+ * /proc/PID/stat tells when it rests.
  */
 #define _GNU_SOURCE
 #include <linux/close_range.h>
@@ -56,7 +57,7 @@
 #define DEADLINE_S 60
 #define MAX_REQUEST (1 << 22)
 
-/* The values are those of kbuild/vm/planning.py. */
+/* The values are those of tests/topology/planning.py. */
 enum code {
 	END = 0,		/* a: enum end */
 	SPAWN = 1,		/* a: slot, b: operations of the child, c: flags of clone(2) */
@@ -96,8 +97,8 @@ enum code {
 	BLOCK = 35,		/* c: signals, as the kernel numbers bits */
 	SUBREAPER = 36,
 	EXEC = 37,		/* a: the process's slot, which a thread becomes */
-	REST_FOR = 38,		/* a: slot of one that waits for us in vfork(2) */
-	/* Of this program itself, when all processes have been made. */
+	REST_FOR = 38,		/* a: slot of a process that waits for us in vfork(2) */
+	/* For this program itself, when all processes exist. */
 	SETTLE = 64,		/* a: slot, b: letter of the state */
 	STOP = 65,		/* a: slot */
 	TRACE = 66,		/* a: slot */
@@ -114,7 +115,7 @@ struct op {
 
 /* Followed by the operations, and by the names: two bytes of length, and the bytes. */
 struct request {
-	uint32_t size;		/* of all of it */
+	uint32_t size;		/* of the whole request */
 	uint32_t ops, names, slots;
 };
 
@@ -126,7 +127,7 @@ struct slot {
 	enum end end;
 };
 
-/* Seen by all processes, before and after execve(2): a file, mapped. */
+/* Seen by all processes, before and after execve(2): a mapped file. */
 struct shared {
 	char program[256], path[256];
 	atomic_flag complained;
@@ -139,7 +140,7 @@ static struct shared *shared;
 static const struct op *ops;
 static const char *names[NAMES];
 
-/* What a thread knows of itself; the library's own variables are its whole process's. */
+/* A thread's data about itself; variables of the library belong to the whole process. */
 struct self {
 	uint32_t slot;
 	uint32_t next;		/* its next operation */
@@ -178,7 +179,7 @@ static void complain(const char *format, ...)
 	va_end(list);
 }
 
-/* What went wrong reaches the host through all who wait for this one. */
+/* An error reaches the host through all processes that wait for this one. */
 static _Noreturn void give_up(const struct self *self)
 {
 	come_to(self->slot, FAILED);
@@ -196,7 +197,7 @@ static long check(const struct self *self, long result, const char *call)
 
 #define CHECK(call) check(self, (long)(call), #call)
 
-/* Wait until a child or a thread has done its part; says whether it has. */
+/* Wait until a child or a thread has done its part, and tell whether it has. */
 static bool wait_for(uint32_t slot, pid_t child)
 {
 	struct timespec second = { .tv_sec = 1 };
@@ -245,7 +246,7 @@ static void begin(struct self *self, int inherited)
 	slot->pid = global_pid(self);
 	if (inherited < 0)
 		return;
-	/* The first process of a container: nothing of ours but the one file stays open. */
+	/* In the first process of a container only one of our files stays open. */
 	CHECK(sigaction(SIGHUP, &(struct sigaction){ .sa_handler = SIG_DFL }, NULL));
 	CHECK(prctl(PR_SET_PDEATHSIG, SIGKILL));
 	if (inherited)
@@ -253,7 +254,7 @@ static void begin(struct self *self, int inherited)
 	CHECK(syscall(__NR_close_range, 1, ~0U, 0));
 }
 
-/* close_range(2); Linux 5.10 has it without CLOSE_RANGE_CLOEXEC, for which fcntl(2) stands. */
+/* close_range(2); Linux 5.10 has it without CLOSE_RANGE_CLOEXEC, which fcntl(2) replaces. */
 static long close_range_of(uint32_t first, uint32_t last, uint32_t flags)
 {
 	long done = syscall(__NR_close_range, first, last, flags);
@@ -303,7 +304,7 @@ static int thread_main(void *self)
 	return 0;
 }
 
-/* Run this program anew, from the next operation on; a thread becomes its process. */
+/* Execute this program anew, from the next operation on; a thread becomes its process. */
 static void exec_again(const struct self *self, const struct op *op)
 {
 	char slot[16], next[16];
@@ -349,7 +350,7 @@ static void end(const struct self *self, enum end kind)
 
 static void seek(const struct self *self, int fd, off_t position)
 {
-	/* A position may be negative, so that it cannot be told from an error by its sign. */
+	/* A position may be negative, so its sign does not tell it from an error. */
 	errno = 0;
 	if (lseek(fd, position, SEEK_SET) != position)
 		check(self, -1, "lseek");
@@ -484,7 +485,7 @@ static void perform(const struct self *self, const struct op *op)
 		CHECK(prctl(PR_SET_NAME, names[op->a]));
 		break;
 	case BLOCK:
-		/* The library's own function keeps two signals for itself. */
+		/* The library's own function reserves two signals. */
 		CHECK(syscall(SYS_rt_sigprocmask, SIG_SETMASK, &set, NULL, sizeof(set)));
 		break;
 	case REST_FOR:
@@ -499,7 +500,7 @@ static void perform(const struct self *self, const struct op *op)
 	}
 }
 
-/* Do a process's operations, or a thread's, to their end; does not return. */
+/* Do all operations of a process or a thread; does not return. */
 static void run(struct self *self)
 {
 	for (;;) {
@@ -529,7 +530,7 @@ static void run(struct self *self)
 	}
 }
 
-/* What follows is this program's own part. */
+/* The rest is this program's own part. */
 
 static const char *place;
 static int own_namespace;
@@ -542,7 +543,7 @@ static bool failed(const char *what, uint32_t slot)
 	return false;
 }
 
-/* Wait until a process is in a state; it is on its way there. */
+/* Wait until a process, which is about to change its state, is in that state. */
 static bool settle(uint32_t slot, char state)
 {
 	time_t limit = now() + DEADLINE_S;
@@ -560,7 +561,7 @@ static bool settle(uint32_t slot, char state)
 	return true;
 }
 
-/* Say whether a thread is off its CPU, and nobody has woken it. */
+/* Tell whether a thread is off its CPU and has not been woken. */
 static bool is_quiet(pid_t pid, pid_t task)
 {
 	char name[64], state;
@@ -594,9 +595,9 @@ static bool are_quiet(uint32_t slots)
 }
 
 /*
- * Wait until the last of it is over: the thread that completes a stop sends SIGCHLD when
- * it is shown as stopped already, and a thread that is woken by that takes it.  The one
- * may have been looked at before the other, so all are looked at once more.
+ * Wait until everything is over.  The thread that completes a stop sends SIGCHLD when it is
+ * already shown as stopped, and a thread that is woken by the signal takes it.  One of them
+ * may have been checked before the other, so check all of them once more.
  */
 static bool come_to_rest(uint32_t slots)
 {
@@ -691,17 +692,17 @@ static bool build(const struct request *request, int inherited)
 
 static void end_containers(void)
 {
-	/* With the first process of a namespace goes all that is inside. */
+	/* With the first process of a namespace, everything inside ends. */
 	while (root_count)
 		kill(roots[--root_count], SIGKILL);
-	/* Those that are traced are ours to wait for too. */
+	/* We must wait for traced processes too. */
 	while (waitpid(-1, NULL, __WALL) > 0)
 		;
 	if (errno != ECHILD)
 		err(1, "waitpid");
 }
 
-/* Remove what is in a directory; its descriptor is closed. */
+/* Remove the contents of a directory, and close its descriptor. */
 static void empty(int fd)
 {
 	DIR *dir = fdopendir(fd);
@@ -844,7 +845,7 @@ static void map_shared(const char *path, int flags)
 	close(fd);
 }
 
-/* What execve(2) has left is a descriptor table, and two numbers. */
+/* execve(2) has left a descriptor table and two numbers. */
 static _Noreturn void resume(char **argv)
 {
 	struct self self = { .slot = atoi(argv[2]), .next = atoi(argv[3]) };
@@ -871,7 +872,7 @@ int main(int argc, char **argv)
 	snprintf(shared->program, sizeof(shared->program), "%s", argv[0]);
 	snprintf(shared->path, sizeof(shared->path), "%s", path);
 	request = (struct request *)shared->request;
-	/* A group that is orphaned with stopped processes in it gets this one, and it may be ours. */
+	/* An orphaned group with stopped processes gets SIGHUP; the group may be ours. */
 	signal(SIGHUP, SIG_IGN);
 	if (setrlimit(RLIMIT_NOFILE, &limit))
 		err(1, "setrlimit");

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * End a long read(2) from outside, and say how much of it was still done.
+ * Interrupt a long read(2) from outside, and print how much of it was still done.
  *
  *	cut_short <file> <offset>
  *
- * A read at an offset far into a listing is one system call that generates all of it up to
- * there.  One is let through to its end, one gets SIGKILL when it has used a tenth of the
- * first one's processor time, and for one the module is unloaded at that moment.  Prints
- * "<what> <ms of its processor time> <when it was cut short> <errno, or -signal>" for each.
+ * A read at an offset far into a listing is one system call that generates the listing up to
+ * there.  One runs to its end.  One gets SIGKILL when it has used a tenth of the first one's
+ * processor time, and for one the module is unloaded at that moment.  Prints
+ * "<case> <ms of its processor time> <when it was cut short> <errno, or -signal>" for each.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -57,7 +57,7 @@ static pid_t start(const char *path, off_t offset)
 	return pid;
 }
 
-/* Wait until a child has used that much processor time. */
+/* Wait until a child has used so much processor time. */
 static double reach(pid_t pid, double ms)
 {
 	clockid_t clock;

@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Let the module's load and read paths meet what goes wrong once in a million.
+ * Make rare failures happen on the load and read paths of the module.
  *
  *	faults load <module.ko> <step> [parameters]
  *		every <step>th allocation or copy of init_module(2) fails, each in a call of its
  *		own; at the end those of the module itself (EBUSY) until one has failed
  *	faults read|pread <file> <bytes> <passes>
- *		each of those of open(2) and of the reads to the end; more than once, since the
- *		allocator itself sometimes needs a page, which moves the numbers of what follows
+ *		each allocation or copy of open(2) and of the reads to the end fails; several
+ *		passes, because the allocator itself sometimes needs a page, which moves the
+ *		numbers of the calls after it
  *	faults copy <file>
- *		reads into memory that is not there, is not to be written, or ends too soon
+ *		reads into memory that is missing, not writable, or ends too soon
  *	faults kill <file> <times>
- *		a reader killed at each stage, and as often anywhere
+ *		a reader is killed at each stage, and as often anywhere
  *
- * The kernel must count failures in fail-nth, and the file must stay as it is meanwhile.
- * load and read print "<n> <errno> <place>" for each failure that happened, 0 for one that
- * the caller never saw; each mode ends with "end <number of failures> <of which seen>".
- * A failure may only be seen as an errno, after which reading goes on where it was.
+ * The kernel must count failures in fail-nth, and the file must not change meanwhile.
+ * load and read print "<n> <errno> <place>" for each failure that happened, with errno 0 if
+ * the caller did not see it.  Each mode ends with "end <failures> <failures seen>".
+ * A failure may only be seen as an errno, and afterwards reading goes on where it was.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -40,9 +41,9 @@
 #include "random.h"
 
 #define PIECE 65536
-/* how far beyond the last number that a load has met the next one may be */
+/* the next number may be this far beyond the last number that a load has met */
 #define BEYOND 32
-/* how often the last BEYOND numbers are gone over, at most, until the module's own call fails */
+/* how often to repeat the last BEYOND numbers, at most, until the module's own call fails */
 #define PASSES 16
 
 static const char *path;
@@ -58,13 +59,13 @@ static void set_fail_nth(unsigned int n)
 	char text[16];
 	int size = snprintf(text, sizeof(text), "%u", n);
 
-	/* the copy of this number may itself be what fails */
+	/* the copy of this number may itself fail */
 	while (pwrite(fail_nth, text, size, 0) != size)
 		if (errno != EFAULT)
 			err(2, "fail-nth");
 }
 
-/* Ends the counting; returns whether the failure has happened. */
+/* End the counting, and return whether the failure has happened. */
 static bool happened(void)
 {
 	char text[16] = "";
@@ -120,7 +121,7 @@ static char *read_file(const char *from, size_t *size)
 	return text;
 }
 
-/* Loads with the nth call failing, and unloads; returns the errno, or -1 if none failed. */
+/* Load with the nth call failing, and unload; return the errno, or -1 if none failed. */
 static int load_failing(unsigned int n, const char *image, size_t size, const char *parameters)
 {
 	struct stat entry;
@@ -135,7 +136,7 @@ static int load_failing(unsigned int n, const char *image, size_t size, const ch
 		tell(n, error, "init_module");
 	else if (error)
 		errx(1, "init_module without a failure: %s", strerror(error));
-	/* proc_create() does not say why it failed: the module takes it for a taken name */
+	/* proc_create() does not tell why it failed: the module assumes that the name is in use */
 	if (error && error != ENOMEM && error != EFAULT && error != EBUSY)
 		errx(1, "failure %u: init_module: %s", n, strerror(error));
 	if ((stat(path, &entry) == 0) != !error)
@@ -153,7 +154,7 @@ static void fail_load(const char *module, unsigned int step, const char *paramet
 	char *image = read_file(module, &size);
 	bool own = false;
 
-	/* one load makes some calls more than another: a number that was not met is no end yet */
+	/* loads differ in some calls: a number that was not met is not the end yet */
 	for (unsigned int n = 1; n <= last + BEYOND; n += step) {
 		int error = load_failing(n, image, size, parameters);
 
@@ -161,11 +162,11 @@ static void fail_load(const char *module, unsigned int step, const char *paramet
 		if (error >= 0)
 			last = n;
 	}
-	/* the module's own call is among the last ones, and has another number each time */
+	/* the module's own call is among the last ones, and its number differs each time */
 	for (unsigned int pass = 0; !own && pass < PASSES; pass++)
 		for (unsigned int n = last > BEYOND ? last - BEYOND : 1; !own && n <= last; n++)
 			own = load_failing(n, image, size, parameters) == EBUSY;
-	/* what failed has left nothing that would keep it from being loaded */
+	/* a failed load has left nothing that prevents the next one */
 	if (syscall(SYS_init_module, image, size, parameters))
 		err(1, "init_module at last");
 	if (syscall(SYS_delete_module, "cplayground", O_NONBLOCK))
@@ -181,7 +182,7 @@ static void compare(const char *got, size_t size, size_t at, const char *when)
 		errx(1, "%s: the %zu bytes at %zu are not those of the file", when, size, at);
 }
 
-/* One failure may come of a call, and then the same call has to succeed. */
+/* One failure may come of a call, and then the same call must succeed. */
 static size_t read_again(int fd, char *to, size_t size, off_t offset, int *error, const char *when)
 {
 	ssize_t got;
@@ -196,7 +197,7 @@ static size_t read_again(int fd, char *to, size_t size, off_t offset, int *error
 	}
 }
 
-/* Reads the file to its end, or from there to its beginning; returns an errno seen or 0. */
+/* Read the file to its end, or from there to its beginning; return an errno seen, or 0. */
 static int read_whole(int fd, size_t piece, bool backwards, const char *when)
 {
 	static char buffer[PIECE];
@@ -252,7 +253,7 @@ static void fail_read(size_t piece, bool backwards)
 	}
 }
 
-/* ---- memory that is not there ---- */
+/* ---- missing memory ---- */
 
 static void fault_copies(void)
 {
@@ -278,7 +279,7 @@ static void fault_copies(void)
 			snprintf(when, sizeof(when), "wall %zu after %zu bytes", way, tails[i]);
 			if (fd < 0)
 				err(1, "%s: open", when);
-			/* the first read that finds a wall at once, then good reads to the end */
+			/* the first read fails at once; good reads follow, to the end */
 			for (;;) {
 				got = read(fd, wall - tails[i], PIECE);
 				if (got < 0) {
@@ -304,7 +305,7 @@ static void fault_copies(void)
 			close(fd);
 		}
 	}
-	/* where nobody's memory is, nor can be */
+	/* at an address that no process can map */
 	for (int i = 0; i < 2; i++) {
 		int fd = open(path, O_RDONLY | O_CLOEXEC);
 
@@ -425,7 +426,7 @@ static void kill_readers(unsigned int times)
 			prctl(PR_SET_PDEATHSIG, SIGKILL);
 			read_until_killed(victim);
 		}
-		/* wait for it to be at it, then meet it anywhere in the next reads */
+		/* wait for the reader to begin, then kill it anywhere in the next reads */
 		while (victim->reads == before && !waitpid(pid, NULL, WNOHANG))
 			;
 		for (unsigned long spin = random_below(200000); spin; spin--)

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Read a file again and again while processes in containers, and of the host, come and go
- * and change what they have open; print all that was read.
+ * Read a file repeatedly while processes in containers, and of the host, start and end and
+ * change their open files; print everything that was read.
  *
  *	flux <directory> <file> <reads> <seed>
  *
  * Prints "container <k> <pid>" for the first process of each; "read <bytes>" and the bytes
  * for each reading; and at the end "made <workers> <processes of the host>".
  *
- * tests/flux.py says what a reader may see of this at any moment: container k (from 1)
- * has the descriptors from FDS * k on, and the files in <directory>/k.
+ * tests/flux.py checks what a reader may see at any moment: container k (from 1) has the
+ * descriptors from FDS * k on, and the files in <directory>/k.
  *
  *	FDS * k		"a" and
  *	FDS * k + 1	"b", open in each process and never closed on exec
  *	FDS * k + 2	"b" on one of these two at any moment, or on both
  *	FDS * k + 3
- *	the next ones	"a" with close-on-exec, or "b" without; nothing else, ever, but
+ *	the next ones	"a" with close-on-exec, or "b" without; never anything else, except
  *			"a" without in a worker that is in execve(2)
  *
  * Each of the two is one open file in a container, with its own position and flags.  The
@@ -45,7 +45,7 @@
 
 #define CONTAINERS 3
 #define WORKERS 2
-#define HOSTED 100	/* processes of the host that come and go while all is read */
+#define HOSTED 100	/* processes of the host that start and end during all reads */
 #define FDS 100
 #define USED 70		/* more than two batches of the module */
 
@@ -81,7 +81,7 @@ static void remove_one(void)
 	close(number(4 + random_below(USED - 4)));
 }
 
-/* Take "b" from one of two numbers to the other, and be without it at no time. */
+/* Move "b" from one of two numbers to the other, without a moment at which it is on neither. */
 static void move(void)
 {
 	unsigned int from = fcntl(number(2), F_GETFD) < 0 ? 3 : 2;
@@ -206,7 +206,7 @@ static pid_t start_worker(void)
 	return pid;
 }
 
-/* The first process of a container keeps as many workers as there shall be. */
+/* The first process of a container keeps the number of workers constant. */
 static _Noreturn void contain(uint64_t seed, int ready)
 {
 	pid_t workers[WORKERS];
@@ -223,7 +223,7 @@ static _Noreturn void contain(uint64_t seed, int ready)
 	open_at("b", O_RDONLY | O_NONBLOCK, 22, number(1));
 	check(dup2(number(1), number(2)), "dup2");
 	check(write(ready, "", 1), "write");
-	/* The end of that pipe says that nothing else is open any more. */
+	/* The end of that pipe tells that nothing else is open any more. */
 	for (int fd = 0; fd < FDS * (CONTAINERS + 2); fd++)
 		if (fd < number(0) || fd > number(2))
 			close(fd);
@@ -241,7 +241,7 @@ static _Noreturn void contain(uint64_t seed, int ready)
 	}
 }
 
-/* Of the host: none of these is ever to be seen, and they use up pids. */
+/* Of the host: they use up pids, and none of them may ever be shown. */
 static _Noreturn void change_host(void)
 {
 	check(prctl(PR_SET_PDEATHSIG, SIGKILL), "prctl");
@@ -312,7 +312,7 @@ int main(int argc, char **argv)
 
 	program = argv[0];
 	if (argc == 3) {
-		/* What execve(2) has left is a descriptor table, and two numbers. */
+		/* execve(2) has left a descriptor table and two numbers. */
 		container = atoi(argv[1]);
 		random_begin(strtoull(argv[2], NULL, 10));
 		work();
@@ -337,7 +337,7 @@ int main(int argc, char **argv)
 	reads = strtoul(argv[3], NULL, 10);
 	for (unsigned long done = 0; done < reads; done++) {
 		read_once(argv[2]);
-		/* On a busy host a process of ours may get less time than the one that reads. */
+		/* On a busy host our processes may get less time than the one that reads. */
 		while (atomic_load(&shared->hosted) * reads < HOSTED * done)
 			usleep(1000);
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Run a command with a file system mounted, or bound, where only it can see it.
+ * Run a command with a file system mounted, or bound, that only the command can see.
  *
  *	mounted <type> <directory> <options or -> <command...>
  *	mounted bind <directory> <from> <command...>

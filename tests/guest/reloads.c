@@ -5,13 +5,13 @@
  *	reloads <file> <module's file> <cycles> <readers>
  *
  * Each cycle has a namespace of its own, with one process that holds a file on a file
- * system of ours.  A reader stops inside that record; the process ends; and
- * the module is unloaded, in every other cycle after that reader has closed the file.
+ * system of ours.  A reader pauses inside that record and the process ends.  Then the module
+ * is unloaded, in every other cycle after that reader has closed the file.
  * Prints "<cycles> <whole listings> <opens refused> <reads refused>": refused with ENOENT
- * and with EIO, as only an unloading may do; anything else is a failure.
+ * and with EIO, as only an unloading may do.  Every other error is a failure.
  *
- * A reference that is not given back is noticed: one on a struct pid keeps its namespace,
- * of which no more than a few may exist; one on an open file keeps the file system busy.
+ * A leaked reference is noticed: one on a struct pid keeps its namespace, and only a few
+ * namespaces may exist; one on an open file keeps the file system busy.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -91,7 +91,7 @@ static void read_for_ever(const char *path, struct counts *mine)
 	}
 }
 
-/* Until each reader has seen another whole listing, or that there is no file. */
+/* Wait until each reader has seen another whole listing, or that there is no file. */
 static void wait_for(unsigned int readers, int whole)
 {
 	for (unsigned int i = 0; i < readers; i++) {

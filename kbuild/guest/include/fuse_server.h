@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * A FUSE server without a library: a directory with some files of zeros, called "0", "1"
- * and so on.  It tells each FLUSH to its caller, who says how many milliseconds the answer
- * is to be kept back.
+ * and so on.  It reports each FLUSH to its caller, which returns the milliseconds by which
+ * to delay the answer.
  */
 #ifndef FUSE_SERVER_H
 #define FUSE_SERVER_H
@@ -22,14 +22,14 @@
 #include <unistd.h>
 
 #define FUSE_SERVER_FILES 8	/* at most 10: a name is one digit */
-#define FUSE_SERVER_FILE 2	/* the node of the first; the directory is FUSE_ROOT_ID */
+#define FUSE_SERVER_FILE 2	/* the node of the first file; the directory is FUSE_ROOT_ID */
 #define FUSE_SERVER_BYTES 4096	/* in each file */
-#define FUSE_SERVER_KEPT 64	/* answers that are kept back at one time */
+#define FUSE_SERVER_KEPT 64	/* answers that are delayed at one time */
 
-/* pid: who sends it, in the PID namespace of whoever has opened /dev/fuse. */
+/* pid: the sender, in the PID namespace of the process that has opened /dev/fuse. */
 typedef unsigned int (*fuse_server_flush)(uint32_t pid);
 
-/* Returns a descriptor of @device, /dev/fuse, mounted on a directory and not served yet. */
+/* Mount @device, a descriptor of /dev/fuse, on a directory without serving it; return it. */
 static inline int fuse_server_mount(const char *device, const char *directory)
 {
 	char options[80];
@@ -43,7 +43,7 @@ static inline int fuse_server_mount(const char *device, const char *directory)
 	return fd;
 }
 
-/* A request that was interrupted or aborted is not known any more: ENOENT is no fault. */
+/* A request that was interrupted or aborted no longer exists: ENOENT is no fault. */
 static inline void fuse_server_answer(int fd, uint64_t unique, int error, void *out, size_t size)
 {
 	struct fuse_out_header header = {
@@ -92,7 +92,7 @@ static inline long long fuse_server_ms(void)
 	return t.tv_sec * 1000LL + t.tv_nsec / 1000000;
 }
 
-/* Everything but FLUSH, which is the caller's. */
+/* Answer everything but FLUSH, which the caller decides. */
 static inline void fuse_server_serve(int fd, const struct fuse_in_header *in)
 {
 	const void *argument = in + 1;
@@ -133,7 +133,7 @@ static inline void fuse_server_serve(int fd, const struct fuse_in_header *in)
 	}
 }
 
-/* Serves until the file system is unmounted or this process is killed. */
+/* Serve until the file system is unmounted or this process is killed. */
 static inline void fuse_server_run(int fd, fuse_server_flush flush)
 {
 	/* As much as the kernel may send, and aligned as its structures are. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What /proc and kcmp(2) say of every process outside the initial PID namespace.
+ * The view that /proc and kcmp(2) give of every process outside the initial PID namespace.
  *
  * For programs that run in the initial namespace, as root, while those processes hold
  * still.  take_view() appends to a text:
@@ -11,13 +11,13 @@
  *	end <lines before this one>
  *
  * Names are in hexadecimal, "-" for none; a path too long to be read is "!".  Signals are
- * the kernel's 64 bits in hexadecimal, pending ones those of the process and of its first
+ * the kernel's 64 bits in hexadecimal; pending ones are those of the process and of its first
  * thread.  Descriptors of one open file, and only those, have the same group number.
  *
- * Flags are octal, and always without O_CLOEXEC: /proc/PID/fdinfo adds that of the
- * descriptor, and some kernels show that of the open file too, where a few system calls
- * leave it.  Where the open file has it, fdinfo does not tell the descriptor's close-on-exec,
- * which is "?" then.
+ * Flags are octal, and always without O_CLOEXEC.  /proc/PID/fdinfo adds the O_CLOEXEC of the
+ * descriptor.  Some kernels also show that of the open file, where a few system calls leave
+ * it.  If the open file has it, fdinfo does not tell the descriptor's close-on-exec, and the
+ * column is "?".
  */
 #ifndef KERNEL_VIEW_H
 #define KERNEL_VIEW_H
@@ -37,14 +37,14 @@
 
 #define LEVELS 33	/* MAX_PID_NS_LEVEL, and the initial one */
 
-/* Bytes that grow; kept by the caller from one use to the next. */
+/* Bytes that grow; the caller keeps them from one use to the next. */
 struct text {
 	char *data;
 	size_t length, room;
 };
 
 struct view_file {
-	pid_t task;	/* kcmp() finds the table through it */
+	pid_t task;	/* with which kcmp() finds the table */
 	unsigned int fd;
 	unsigned long group;
 	char cloexec;	/* '0', '1' or '?' */
@@ -105,7 +105,7 @@ static void *view_grow(void *items, size_t count, size_t *room, size_t size)
 	return items;
 }
 
-/* Keep a name; NULL is one that is too long to be known. */
+/* Keep a name; NULL stands for one that is too long to be known. */
 static size_t keep_name(const char *name)
 {
 	size_t offset = view_names.length;
@@ -124,7 +124,7 @@ static size_t keep_name(const char *name)
 	return offset;
 }
 
-/* Read a small file below a directory whole; the result is valid until the next. */
+/* Read a whole small file below a directory; the result is valid until the next call. */
 static char *slurp_at(int dir, const char *name)
 {
 	static char text[16384];
@@ -146,7 +146,7 @@ static char *slurp_at(int dir, const char *name)
 	return text;
 }
 
-/* Return what follows a label at the beginning of a line. */
+/* Return the text after a label at the beginning of a line. */
 static const char *field(const char *text, const char *label)
 {
 	const char *line = text;
@@ -178,7 +178,7 @@ static int numbers(const char *text, pid_t *values)
 	return count;
 }
 
-/* What a parent is called in the namespace that is `level` deep: 0 if it is not in it. */
+/* Return a parent's pid in the namespace that is `level` deep, or 0 if it is not in it. */
 static pid_t parent_at(pid_t parent, int level)
 {
 	pid_t values[LEVELS];
@@ -202,7 +202,7 @@ static char stat_state(const char *text, pid_t *parent)
 	return state;
 }
 
-/* Whether an open file itself has O_CLOEXEC; also false where a zombie keeps us from asking. */
+/* Tell whether an open file itself has O_CLOEXEC; false too if a zombie prevents the check. */
 static int file_keeps_cloexec(pid_t pid, unsigned int fd)
 {
 	int pidfd = syscall(__NR_pidfd_open, pid, 0), copy, flags;
@@ -257,7 +257,7 @@ static int by_fd(const void *a, const void *b)
 	return one->fd < two->fd ? -1 : one->fd > two->fd;
 }
 
-/* List the descriptors of a thread; returns how many. */
+/* List the descriptors of a thread; return their number. */
 static size_t view_add_files(pid_t pid, pid_t task)
 {
 	size_t before = view_file_count;
@@ -283,7 +283,7 @@ static size_t view_add_files(pid_t pid, pid_t task)
 	return view_file_count - before;
 }
 
-/* The table of a process is its leader's, or its first thread's when that has ended. */
+/* The table of a process is its leader's, or its first thread's if the leader has ended. */
 static size_t view_add_process_files(pid_t pid, int dead)
 {
 	struct dirent *entry;
@@ -304,7 +304,7 @@ static size_t view_add_process_files(pid_t pid, int dead)
 	return count;
 }
 
-/* Read the namespace's inode; returns 0 when the process has gone meanwhile. */
+/* Read the namespace's inode; return 0 if the process is gone. */
 static unsigned long pid_namespace(pid_t pid)
 {
 	char name[64], link[64];
@@ -367,7 +367,7 @@ static void view_add_process(pid_t pid, unsigned long ns)
 	process->files = view_add_process_files(pid, dead);
 }
 
-/* The kernel's own order of open files, which kcmp(2) gives without their addresses. */
+/* Order open files as the kernel does; kcmp(2) tells the order without the addresses. */
 static int by_open_file(const void *a, const void *b)
 {
 	const struct view_file *one = *(const struct view_file *const *)a;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The grammar of /proc/cplayground for programs that read it while everything
- * changes: fed piece by piece, in any sizes, it refuses what docs/reference/procfile.md does
- * not allow.  kbuild/vm/procfile.py is the same grammar with more to say.
+ * The grammar of /proc/cplayground for programs that read it while everything changes.  It is
+ * fed pieces of any size, and refuses a text that docs/reference/procfile.md does not allow.
+ * kbuild/lab/procfile.py is the same grammar with more detailed errors.
  */
 #ifndef LISTING_H
 #define LISTING_H
@@ -18,11 +18,11 @@
 
 struct listing {
 	bool inside;		/* between a header and its empty line */
-	long pid, fd;		/* the last ones, of which each must be above the one before */
+	long pid, fd;		/* the last ones; the next must be higher */
 	unsigned long records, lines;
 	size_t length;
 	char line[LISTING_LINE + 1];
-	char why[320];		/* what is wrong, "" as long as nothing is */
+	char why[320];		/* the first fault, or "" */
 };
 
 static inline void listing_begin(struct listing *l)
@@ -77,7 +77,7 @@ static inline bool listing_decimal(const char **p, long *value)
 	return listing_number(p, value, "0123456789", 10);
 }
 
-/* How many bytes at the beginning of a text are never shown as they are. */
+/* Count the bytes at the beginning of a text that must be escaped. */
 static inline size_t listing_special(const unsigned char *s)
 {
 	if ((*s && *s < 0x20) || *s == 0x7f || *s == '\\')
@@ -155,7 +155,7 @@ static inline bool listing_file(struct listing *l)
 	return true;
 }
 
-/* Returns false for what is not of the format, and from then on. */
+/* Return false for a text that violates the format, and from then on. */
 static inline bool listing_feed(struct listing *l, const char *text, size_t size)
 {
 	const char *end = text + size;
@@ -187,7 +187,7 @@ static inline bool listing_feed(struct listing *l, const char *text, size_t size
 	return !l->why[0];
 }
 
-/* To be asked at the end of the file: a record that is cut off is no whole record. */
+/* To be called at the end of the file: a record that is cut off is not whole. */
 static inline bool listing_end(struct listing *l)
 {
 	l->line[l->length] = '\0';

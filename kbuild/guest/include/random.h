@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Numbers that a seed decides (xorshift64*): what happened once can be asked for again. */
+/* Random numbers that a seed decides (xorshift64*), so that a run can be repeated. */
 #ifndef RANDOM_H
 #define RANDOM_H
 
@@ -9,7 +9,7 @@ static uint64_t random_state = 1;
 
 static inline void random_begin(uint64_t seed)
 {
-	/* spread, so that neighbours differ from the first number on; never 0 */
+	/* spread, so that neighbouring seeds differ from the first number on; never 0 */
 	random_state = (seed + 1) * 0x9e3779b97f4a7c15ULL | 1;
 }
 

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Count what the kernel has handed out: objects of slab caches, open files, tasks.
+ * Count the kernel's objects in use: objects of slab caches, open files, tasks.
  *
- *	counts				once
- *	counts <ms> <name>=<limit>...	again, until none is above its limit, or for so long none
- *					of those that are has become fewer
- *	counts kmalloc ...		with what has no cache of its own, by kmalloc()
+ *	counts				count once
+ *	counts <ms> <name>=<limit>...	repeat until no count is above its limit, or until none of
+ *					those above has fallen for this time
+ *	counts kmalloc ...		count the objects of kmalloc() too
  *
- * Prints "<name> <number>" for each, then "end <lines>".  Objects are counted only where the
- * allocator checks itself, since only then are the numbers exact.  Tasks and pids are those
- * beyond the ones of living threads, so that kernel threads may come and go.
+ * Prints "<name> <number>" for each count, then "end <lines>".  Slab objects are counted only
+ * if the allocator checks itself, because the numbers are exact only then.  Tasks and pids are
+ * counted without those of living threads, so that kernel threads may start and end.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -31,7 +31,7 @@ static const struct kind {
 	const char *name;
 	const char *caches[2];	/* patterns */
 	int per_thread;
-	bool asked;		/* counted only if it was asked for */
+	bool asked;		/* counted only on request */
 } kinds[] = {
 	{ "struct file", { "filp" }, 0, false },
 	{ "struct files_struct", { "files_cache" }, 0, false },
@@ -40,7 +40,7 @@ static const struct kind {
 	{ "struct pid", { "pid", "pid_[0-9]" }, 1, false },
 	{ "struct pid_namespace", { "pid_namespace" }, 0, false },
 	{ "struct seq_file", { "seq_file" }, 0, false },
-	/* What is accounted to a cgroup, and what is not. */
+	/* Accounted to a cgroup, and not accounted. */
 	{ "kmalloc-cg", { "kmalloc-cg-*" }, 0, true },
 	{ "kmalloc", { "kmalloc-[0-9]*" }, 0, true },
 };
@@ -51,7 +51,7 @@ static long values[KINDS + 1];
 static int exact;
 static bool asked;
 
-/* The first number of a small file after `skip`; -1 when there is none. */
+/* Return the first number of a small file after `skip`, or -1 if there is none. */
 static long number_in(const char *path, const char *skip)
 {
 	char text[256], *at = text;
@@ -71,8 +71,8 @@ static long number_in(const char *path, const char *skip)
 }
 
 /*
- * Objects that KASAN keeps from being used again are given back by a shrink, right before
- * they are counted: opening these very files takes and frees some.
+ * KASAN keeps freed objects from being used again.  A shrink frees them, directly before they
+ * are counted: opening these files allocates and frees some objects too.
  */
 static void shrink(const char *cache)
 {
@@ -82,7 +82,7 @@ static void shrink(const char *cache)
 	snprintf(path, sizeof(path), "%s/shrink", cache);
 	fd = open(path, O_WRONLY);
 	if (fd < 0)
-		return;	/* gone meanwhile */
+		return;	/* the cache is gone */
 	if (write(fd, "1", 1) != 1)
 		err(1, "%s", path);
 	close(fd);
@@ -161,7 +161,7 @@ static bool any_above(char **limits)
 	return false;
 }
 
-/* Whether one of those above their limits is at its lowest so far. */
+/* Tell whether one of the counts above their limits has reached a new minimum. */
 static bool any_falls(char **limits, long *lowest)
 {
 	bool falls = false;
@@ -185,8 +185,8 @@ static long now_ms(void)
 }
 
 /*
- * What is on its way comes back piece by piece; what has been lost stays.  A guest that
- * gets few processors is given a number of looks too, beside the time.
+ * Objects that are about to be freed disappear one after another; leaked ones stay.  A guest
+ * that gets little processor time has a number of attempts, in addition to the time.
  */
 static void settle(long patience_ms, char **limits)
 {

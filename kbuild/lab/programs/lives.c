@@ -1,29 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Read about processes, containers and open files where one life ends and another begins,
- * and count what is not as it must be.
+ * Read about processes, containers and open files while they end and others begin, and count
+ * the lines that are wrong.
  *
  *	lives <file> <case> <rounds>
  *
  * Prints one line of "<key>=<number>" for its case:
  *
- *	exec	a thread that is not the leader calls execve(2), again and again.  Each reading
- *		shows the process once, with its own pid, ppid and group, and with a descriptor:
+ *	exec	A thread that is not the leader calls execve(2) repeatedly.  Each reading must
+ *		show the process once, with its own pid, ppid and group, and with a descriptor:
  *		"execs headers wrong missing bare"
- *	reaped	children whose parents end at once, while they are read about.  A ppid of 0
- *		would be a parent outside, and a pgid other than 1 a group that they never had:
+ *	reaped	Children are read about while their parents end.  A ppid of 0 means a parent
+ *		outside, and a pgid other than 1 means another group; they had neither:
  *		"families headers wrong group"
- *	series	containers one after another, each read about by a file that is kept open and
- *		by one that is opened anew.  No id is that of an earlier one, and both readers
- *		see the same: "containers repeated differ"
- *	between	within one reading a container that was shown ends, and another begins, of
- *		which the reader has yet to hear: "rounds shown repeated"
- *	files	a file is closed, and one of the same kind is opened.  How many ids were those of
- *		an earlier one, of how many: "<kind>=<repeated>/<opened>"
- *	leader	the leader ends.  The first thread that is left has a private table, the second
- *		one the process's: "before after shown", with the name of a table for each
+ *	series	Containers follow each other.  Each is read by a file that stays open and by one
+ *		that is opened anew.  No id may repeat, and both readers must see the same:
+ *		"containers repeated differ"
+ *	between	Within one reading, a container that was shown ends, and another one begins that
+ *		the reader has not reached: "rounds shown repeated"
+ *	files	A file is closed, and one of the same kind is opened.  Counts the ids that were
+ *		used before, and all ids: "<kind>=<repeated>/<opened>"
+ *	leader	The leader ends.  The first remaining thread has a private table, the second one
+ *		has that of the process: "before after shown", with the name of a table for each
  *
- * Ends by itself, with a failure, when it is not done within DEADLINE_S.
+ * Fails if it is not done within DEADLINE_S.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -50,17 +50,17 @@
 #include <unistd.h>
 
 #define CHECK(call) check((long)(call), #call, __LINE__)
-/* A debug kernel beside other guests takes a minute for what takes seconds elsewhere. */
+/* A debug kernel that shares the host with other guests needs a minute instead of seconds. */
 #define DEADLINE_S 300
 #define LISTING (8 << 20)
 #define ID 64
 #define ROUNDS_MAX 10000
-#define NUMBERS 200	/* pids that are tried for one above another */
-/* As recycle.c: for a task, its pid and the namespace, one after another. */
+#define NUMBERS 200	/* pids to try for a higher one */
+/* As in recycle.c: grace periods for a task, its pid and the namespace, in turn. */
 #define GRACE_PERIODS 3
 #define CALLBACKS_US 10000
 
-/* Of "reaped": how many make orphans, how many each has at once, and how long a parent lives. */
+/* Case "reaped": parents, children of each at a time, and the lifetime of a parent. */
 #define DRIVERS 2
 #define CHILDREN 3
 #define LIVES 8
@@ -88,7 +88,7 @@ static void too_late(int signal)
 
 /* ---- processes ---- */
 
-/* As fork(2); the child ends with its parent. */
+/* Do as fork(2), but let the child end with its parent. */
 static pid_t spawn(int flags)
 {
 	pid_t pid = CHECK(syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0));
@@ -105,7 +105,7 @@ static void hold(void)
 		pause();
 }
 
-/* The first process of a container that does nothing. */
+/* Be the first process of a container, and do nothing. */
 static pid_t container(void)
 {
 	pid_t pid = spawn(CLONE_NEWPID);
@@ -129,7 +129,7 @@ static void must_live(pid_t pid)
 		errx(1, "the container has ended: wait status %#x", status);
 }
 
-/* What waits for readers of RCU to leave has not long to wait after this. */
+/* Wait for grace periods; what still waits for RCU readers then ends soon. */
 static void let_go(void)
 {
 	for (int i = 0; i < GRACE_PERIODS; i++) {
@@ -162,12 +162,12 @@ static char get_byte(int fd)
 	return byte;
 }
 
-/* ---- what is shown ---- */
+/* ---- the listing ---- */
 
 struct record {
 	char id[ID + 1];
 	long pid, nr, ppid, pgid;
-	const char *files;	/* a line for each, up to an empty one */
+	const char *files;	/* one line for each process, up to an empty line */
 };
 
 static int open_file(void)
@@ -175,13 +175,13 @@ static int open_file(void)
 	return CHECK(open(file, O_RDONLY | O_CLOEXEC));
 }
 
-/* What is read about takes all the time that there is, and nothing is found without reading. */
+/* Raise the priority: the processes that are read about would use all processor time. */
 static void come_first(void)
 {
 	CHECK(setpriority(PRIO_PROCESS, 0, -10));
 }
 
-/* Read to the end, in pieces that the kernel has room for. */
+/* Read to the end, in pieces of a size that the kernel has a buffer for. */
 static void read_all(int fd)
 {
 	size_t length = 0;
@@ -208,7 +208,7 @@ static bool parse_header(const char *line, struct record *r)
 		      &r->pgid) == 5 && strlen(r->id) == ID;
 }
 
-/* Read the record at @at, and return where the next one begins; NULL at the end. */
+/* Read the record at @at; return the position of the next one, or NULL at the end. */
 static const char *next_record(const char *at, struct record *r)
 {
 	const char *end;
@@ -225,7 +225,7 @@ static const char *next_record(const char *at, struct record *r)
 	return end + 2;
 }
 
-/* Find the record of process @pid in what was read. */
+/* Find the record of process @pid. */
 static bool find(long pid, struct record *r)
 {
 	for (const char *at = text; (at = next_record(at, r));)
@@ -240,7 +240,7 @@ static void must_find(long pid, struct record *r)
 		errx(4, "process %ld is not shown", pid);
 }
 
-/* Find the line of descriptor @fd; NULL where there is none. */
+/* Find the line of descriptor @fd, or return NULL. */
 static const char *find_file(const struct record *r, int fd)
 {
 	for (const char *line = r->files; *line != '\n'; line = strchr(line, '\n') + 1)
@@ -256,7 +256,7 @@ static bool has_path(const struct record *r, const char *path)
 	return found && found < strstr(r->files - 1, "\n\n");
 }
 
-/* The ids that were seen before. */
+/* The ids that were seen so far. */
 struct seen {
 	char (*ids)[ID];
 	unsigned long count;
@@ -270,7 +270,7 @@ static void seen_begin(struct seen *s)
 		err(1, "calloc");
 }
 
-/* Remember an id; returns whether it was there. */
+/* Remember an id, and tell whether it was known. */
 static bool seen_before(struct seen *s, const char *id)
 {
 	bool found = false;
@@ -292,7 +292,7 @@ static void *exec_self(void *unused)
 	err(1, "execv");
 }
 
-/* A program whose second thread counts, and becomes the same program. */
+/* A program whose second thread counts, and then executes the same program. */
 static int exec_again(char **argv)
 {
 	uint64_t one = 1;
@@ -332,7 +332,7 @@ static void case_exec(void)
 		must_live(ns);
 		if (read(counter, &more, sizeof(more)) == sizeof(more))
 			execs += more;
-		/* Before the first one there may be no process yet. */
+		/* Before the first execve(2) there may be no process yet. */
 		if (!execs) {
 			usleep(1000);
 			continue;
@@ -360,8 +360,8 @@ static void case_exec(void)
 /* ---- reaped ---- */
 
 /*
- * Parents that end a moment after they have children, who end when they have another one: so
- * most of what is read is about to lose its parent, or just has.
+ * Parents end a moment after they have children, and a child ends when the next one exists.
+ * Most processes in a reading are therefore about to lose their parent, or just have.
  */
 __attribute__((noreturn))
 static void make_orphans(atomic_ulong *families)
@@ -371,7 +371,7 @@ static void make_orphans(atomic_ulong *families)
 
 		if (!parent) {
 			for (int i = 0; i < CHILDREN; i++) {
-				/* no PR_SET_PDEATHSIG: they are to outlive it */
+				/* no PR_SET_PDEATHSIG, because they must outlive their parent */
 				if (CHECK(fork()))
 					continue;
 				while (getppid() != 1)
@@ -401,7 +401,7 @@ static void case_reaped(void)
 				make_orphans(families);
 		while (wait(NULL) > 0)
 			;
-		errx(1, "those who make orphans have ended");
+		errx(1, "the processes that make orphans have ended");
 	}
 	come_first();
 	while (*families < rounds || headers < rounds) {
@@ -448,7 +448,7 @@ static void case_series(void)
 
 /* ---- between ---- */
 
-/* A container with a pid above @pid; 0 where none is free. */
+/* Start a container with a pid above @pid; return 0 if none is free. */
 static pid_t container_above(pid_t pid)
 {
 	for (pid_t nr = pid + 1; nr <= pid + NUMBERS; nr++) {
@@ -467,7 +467,7 @@ static pid_t container_above(pid_t pid)
 		}
 		if (got > 0)
 			return got;
-		/* EINVAL is for a number above the highest. */
+		/* EINVAL means a number above the highest. */
 		if (errno != EEXIST && errno != EINVAL)
 			err(1, "clone3");
 	}
@@ -475,8 +475,8 @@ static pid_t container_above(pid_t pid)
 }
 
 /*
- * Read on to the header of process @pid, byte by byte, so that the kernel has nothing made
- * beyond it; returns false at the end.  @inside says whether the last line was in a record.
+ * Read on to the header of process @pid, byte by byte, so that the kernel prepares nothing
+ * beyond it; return false at the end.  @inside tells whether the last line was in a record.
  */
 static bool read_to(int fd, long pid, struct record *r, bool *inside)
 {
@@ -505,7 +505,7 @@ static bool read_to(int fd, long pid, struct record *r, bool *inside)
 	return false;
 }
 
-/* Returns whether both containers were shown. */
+/* Return whether both containers were shown. */
 static bool one_between(unsigned long *repeated)
 {
 	struct record before, next, after;
@@ -514,7 +514,7 @@ static bool one_between(unsigned long *repeated)
 	int fd;
 
 	first = container();
-	/* The reader stands at this one's header when the first one ends. */
+	/* When the first container ends, the reader is at the header of this one. */
 	second = container_above(first);
 	if (!second)
 		errx(1, "no pid is free above %d", first);
@@ -579,7 +579,7 @@ static int open_memfd(void)
 	return syscall(SYS_memfd_create, "lives", 0);
 }
 
-/* The first of one inode; eventfds share one too, which all of them have. */
+/* Each "same_file" has the same inode, and so has each eventfd of the system. */
 static const struct {
 	const char *name;
 	int (*open)(void);
@@ -593,7 +593,7 @@ static const struct {
 
 #define KINDS (sizeof(kinds) / sizeof(kinds[0]))
 
-/* Opens what it is told, says which descriptor that is, and closes it when told again. */
+/* Open a file on request, report its descriptor, and close it on request. */
 __attribute__((noreturn))
 static void open_when_told(int told, int said)
 {
@@ -677,7 +677,7 @@ static void *with_shared_table(void *unused)
 	hold();
 }
 
-/* The second one is younger, and opens what the first one's table has not. */
+/* The second one is younger, and opens a file that the first one's table does not have. */
 __attribute__((noreturn))
 static void leave_threads(int told, int said)
 {
@@ -693,7 +693,7 @@ static void leave_threads(int told, int said)
 	}
 	put_byte(said, 0);
 	get_byte(told);
-	syscall(SYS_exit, 0);	/* of this thread alone */
+	syscall(SYS_exit, 0);	/* a table of this thread only */
 	__builtin_unreachable();
 }
 
@@ -709,7 +709,7 @@ static const char *table_shown(pid_t pid)
 	return private && shared ? "both" : private ? "private" : shared ? "shared" : "none";
 }
 
-/* Whether the leader has ended, and with it its use of a table. */
+/* Tell whether the leader has ended, and with it its use of a table. */
 static bool is_zombie(pid_t pid)
 {
 	char path[64], line[512];

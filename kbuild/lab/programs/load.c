@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A load for the module to read: one workload in a PID namespace of its own, held in
- * by a cgroup and ended at its time, so that the guest itself lives on.
+ * Make load for the module to read: one workload in a PID namespace of its own.  A cgroup
+ * limits the workload, and it is ended in time, so that the guest survives.
  *
  *	load list
  *	load <workload> <seconds> <seed> <pids> <MiB>
- *	load run <seconds> <seed> <pids> <MiB> <command...>	somebody else's load
+ *	load run <seconds> <seed> <pids> <MiB> <command...>	run another program as the load
  *
- * At its end it prints "<operations> <forks refused> <OOM kills>": what the workload
- * counted, and what the cgroup did.  It fails when the workload has done nothing, or
- * when something of it is left.
+ * At its end it prints "<operations> <forks refused> <OOM kills>": operations as counted by
+ * the workload, the others as counted by the cgroup.  It fails if the workload has done
+ * nothing, or if a part of it is left.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -47,9 +47,9 @@
 #include "random.h"
 
 #define CGROUPS "/sys/fs/cgroup"
-/* How long what was killed may take to be gone, however slow the kernel. */
+/* Time for killed processes to be gone, on a kernel of any speed. */
 #define GONE_MS 120000
-/* How much longer than it was told one of ours may take to do something. */
+/* Extra time for a workload to do something. */
 #define TURN_S 60
 
 static atomic_ulong *operations;
@@ -62,7 +62,7 @@ static void done(void)
 
 /* ---- small things ---- */
 
-/* Children get random numbers of their own. */
+/* Give children random numbers of their own. */
 static pid_t fork_random(void)
 {
 	uint64_t seed = random_next();
@@ -79,7 +79,7 @@ static void reap_all(void)
 		;
 }
 
-/* At the limit of pids: wait for a child if there is one, since only an end makes room. */
+/* At the limit of pids: wait for a child, if there is one, because only an exit makes room. */
 static void make_room(void)
 {
 	if (waitpid(-1, NULL, 0) < 0)
@@ -99,7 +99,7 @@ static void close_from(unsigned int first)
 	syscall(__NR_close_range, first, ~0u, 0);
 }
 
-/* Something to hold open: files of every kind that has a way of its own to its path. */
+/* Open a file to hold: of every kind that makes its path in its own way. */
 static int open_something(void)
 {
 	int pair[2];
@@ -127,7 +127,7 @@ static int open_something(void)
 
 /* ---- workloads: each is pid 1 of its namespace and runs until it is killed ---- */
 
-/* Everybody makes a pipe and two of himself, as long as there is room. */
+/* Every process makes a pipe and two children, as long as there is room. */
 static void fork_pipe_bomb(void)
 {
 	int ends[2];
@@ -140,7 +140,7 @@ static void fork_pipe_bomb(void)
 		if (pid > 0)
 			done();
 		if (pid < 0 || !pipes) {
-			/* full: some go, so that it can fill again */
+			/* full: some end, so that it can fill again */
 			if (getpid() != 1 && random_below(2))
 				_exit(0);
 			close_from(3);
@@ -150,7 +150,7 @@ static void fork_pipe_bomb(void)
 	}
 }
 
-/* As many pipes as a process may have; then they are closed in no order. */
+/* Open as many pipes as a process may have, then close them in random order. */
 static void pipe_bomb(void)
 {
 	int fds[1024], count, ends[2];
@@ -174,7 +174,7 @@ static void pipe_bomb(void)
 	}
 }
 
-/* Processes that end as soon as they are there; a zombie or an orphan now and then. */
+/* Processes end as soon as they exist; sometimes one becomes a zombie or an orphan. */
 static void churn(void)
 {
 	for (;;) {
@@ -196,7 +196,7 @@ static void churn(void)
 	}
 }
 
-/* A process that execs itself again and again, with files that are closed by that. */
+/* A process executes itself repeatedly, and thereby closes files. */
 static void exec_self(const char *way, unsigned int left, uint64_t seed)
 {
 	char count[16], number[32];
@@ -227,8 +227,8 @@ static void *open_in_thread(void *unused)
 }
 
 /*
- * Threads of all ages are ended by the execve() of one that is not the leader, which takes the
- * leader's place and pid.  Sometimes the leader has ended before.
+ * Threads of all ages are ended by the execve() of a thread that is not the leader, and that
+ * takes the leader's place and pid.  Sometimes the leader has ended before.
  */
 static void exec_by_thread(void)
 {
@@ -237,7 +237,7 @@ static void exec_by_thread(void)
 	for (int i = random_below(3); i > 0; i--)
 		if (!pthread_create(&id, NULL, open_in_thread, NULL))
 			pthread_detach(id);
-	/* At the limit of pids there is nobody to do it. */
+	/* At the limit of pids there is no thread to do it. */
 	if (pthread_create(&id, NULL, exec_in_thread, NULL))
 		_exit(0);
 	if (random_below(4) == 0)
@@ -291,7 +291,7 @@ static void exec_threads(void)
 	exec_repeatedly("exec-thread");
 }
 
-/* Threads with a table of their own, some of which outlive their leader. */
+/* Threads have tables of their own, and some outlive their leader. */
 static void *thread(void *argument)
 {
 	if ((uintptr_t)argument & 1)
@@ -317,7 +317,7 @@ static void threads(void)
 					pthread_detach(id);
 			}
 			if (random_below(2))
-				syscall(SYS_exit, 0);	/* of the leader alone */
+				syscall(SYS_exit, 0);	/* ends only the leader */
 			_exit(0);
 		}
 		if (pid < 0)
@@ -330,7 +330,7 @@ static void threads(void)
 	}
 }
 
-/* A table that grows to every size and is made small again by a copy of what is left. */
+/* A table grows to every size, and becomes small again as a copy of its rest. */
 static void tables(void)
 {
 	allow_files(1 << 17);
@@ -350,7 +350,7 @@ static void tables(void)
 			lseek(fd, random_below(1000), SEEK_SET);
 		}
 		if (random_below(2)) {
-			/* copies the part below only: the way to a small table */
+			/* copies only the part below: the way to a small table */
 			syscall(__NR_close_range, 3 + random_below(64), ~0u, CLOSE_RANGE_UNSHARE);
 		} else {
 			pid_t pid = fork_random();
@@ -366,7 +366,7 @@ static void tables(void)
 	}
 }
 
-/* Namespaces within namespaces, whose first process dies before the others. */
+/* Namespaces are nested, and the first process of each ends before the others. */
 static void namespaces(void)
 {
 	for (;;) {
@@ -400,12 +400,12 @@ static void namespaces(void)
 	}
 }
 
-/* More memory than there is, in processes that hold files when the kernel kills them. */
+/* Processes that hold files use more memory than there is, and the kernel kills them. */
 static void out_of_memory(void)
 {
 	const size_t step = 1 << 20;
 
-	/* the first process has to live: with it everything else would end */
+	/* the first process must survive, because everything else would end with it */
 	if (getpid() == 1) {
 		int fd = open("/proc/self/oom_score_adj", O_WRONLY);
 
@@ -442,7 +442,7 @@ static void out_of_memory(void)
 	}
 }
 
-/* Files and processes that change their names, to what a reader must not be fooled by. */
+/* Files and processes change their names to texts that could mislead a reader. */
 static void names(void)
 {
 	static const char *const parts[] = {
@@ -473,7 +473,7 @@ static void names(void)
 			length += strlen(part);
 		}
 		prctl(PR_SET_NAME, to);
-		/* a number, so that no two are the same, in bytes that are no control bytes */
+		/* a number that makes each name unique, in bytes that are no control bytes */
 		snprintf(to + length, sizeof(to) - length, "%u", round);
 		if (!rename(from, to))
 			done();
@@ -486,12 +486,13 @@ static void names(void)
 }
 
 /*
- * A file system whose server answers late what is asked when a file is closed: whoever has it
- * open waits for that, also at its end, and so would whoever dropped the last reference.
+ * A file system whose server delays its answer when a file is closed.  Every process that has
+ * the file open waits for the answer, also at its end, and so would the one that drops the
+ * last reference.
  */
 #define SERVED "/tmp/served"
 
-/* Called in the server, which answers nobody else meanwhile. */
+/* Called in the server, which answers no other request meanwhile. */
 static unsigned int flush_late(uint32_t pid)
 {
 	(void)pid;
@@ -520,7 +521,7 @@ static void use_served(void)
 		close(last);
 	if (!random_below(4))
 		fork();
-	/* The rest is closed by the end, an orphan's too. */
+	/* Exiting closes the rest, an orphan's files too. */
 }
 
 static void fuse(void)
@@ -538,7 +539,7 @@ static void fuse(void)
 		fuse_server_run(fd, flush_late);
 		err(1, "the server of " SERVED);
 	}
-	/* Nobody else may keep it: who waits for a server that is gone would wait for ever. */
+	/* No other process may keep it, or it would wait forever for a server that is gone. */
 	close(fd);
 	for (;;) {
 		pid_t pid = fork_random();
@@ -547,7 +548,7 @@ static void fuse(void)
 			use_served();
 			_exit(0);
 		}
-		/* A server that has ended is not the module's fault, and is to be noticed. */
+		/* A server that ends is not the module's fault, and must be noticed. */
 		for (pid_t ended; (ended = waitpid(-1, NULL, pid < 0 ? 0 : WNOHANG)) > 0; pid = 0)
 			if (ended == server)
 				errx(1, "the server has ended");
@@ -556,8 +557,8 @@ static void fuse(void)
 }
 
 /*
- * Connections whose end waits for data that nobody reads, for LINGER_S at most, or until the
- * other side has had enough.  In a network of its own, which ends with it.
+ * Connections wait at their end for data that the other side does not read: for LINGER_S at
+ * most, or until the other side closes.  They are in a network of their own, which ends too.
  */
 #define LINGER_S 2
 #define LINGER_BYTES 16384
@@ -572,7 +573,7 @@ static void bring_lo_up(void)
 	close(fd);
 }
 
-/* Whoever connects is kept for a moment, then read from or not, and closed. */
+/* Keep a connection for a moment, then read from it or not, and close it. */
 __attribute__((noreturn))
 static void accept_late(int listener)
 {
@@ -587,7 +588,7 @@ static void accept_late(int listener)
 		if (random_below(2))
 			while (recv(fd, bytes, sizeof(bytes), MSG_DONTWAIT) > 0)
 				;
-		close(fd);	/* a reset, where something was not read */
+		close(fd);	/* a reset, if data was not read */
 	}
 }
 
@@ -604,7 +605,7 @@ static void leave_unsent(const struct sockaddr_in *address)
 	while (send(fd, bytes, sizeof(bytes), MSG_DONTWAIT | MSG_NOSIGNAL) > 0)
 		;
 	done();
-	/* A process that ends does not linger; close(2), and a last reference elsewhere, do. */
+	/* An exiting process does not linger; close(2), and a last reference elsewhere, do. */
 	if (random_below(2))
 		close(fd);
 }
@@ -649,8 +650,8 @@ static void linger(void)
 }
 
 /*
- * Processes that end with descriptors whose closing waits for a grace period of the kernel's
- * own, each.  A user may have 128 of them by default, so some get fewer.
+ * Processes end with descriptors whose closing waits for a grace period each.  By default a
+ * user may have 128 of them, so some processes get fewer.
  */
 #define WATCHERS 50
 
@@ -682,7 +683,7 @@ static void inotify(void)
 			watch();
 			_exit(0);
 		}
-		/* Two at a time take what there is, and two more find nothing left. */
+		/* Two processes at a time take all that there are, and two more find none left. */
 		if (pid < 0 || random_below(4))
 			make_room();
 		reap_all();
@@ -710,7 +711,7 @@ static const struct {
 
 #define WORKLOADS (sizeof(workloads) / sizeof(workloads[0]))
 
-/* ---- what keeps it in ---- */
+/* ---- limits ---- */
 
 static void write_file(const char *directory, const char *name, const char *text)
 {
@@ -724,7 +725,7 @@ static void write_file(const char *directory, const char *name, const char *text
 	close(fd);
 }
 
-/* The number after @key in one of the cgroup's files. */
+/* Return the number after @key in one of the cgroup's files. */
 static unsigned long read_key(const char *name, const char *key)
 {
 	char path[256], word[64];
@@ -779,9 +780,9 @@ static void wait_until_empty(void)
 }
 
 /*
- * Mounts of its own, as a container has them: what it leaves in /tmp goes with it, and
- * what opens every device does not get the ports that the host talks to the guest
- * through.  /proc stays the host's, so that a load that reads all of it reads our file.
+ * Give the load its own mounts, as a container has.  What it leaves in /tmp disappears with
+ * it, and a load that opens every device does not find the ports between host and guest.
+ * /proc stays the host's, so a load that reads all of it reads our file too.
  */
 static void private_mounts(void)
 {
@@ -816,7 +817,7 @@ static void contain(void (*run)(void), uint64_t seed, char **command)
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	write_file(cgroup, "cgroup.procs", "0");
-	/* whoever watches comes first */
+	/* the process that watches has priority */
 	if (setpriority(PRIO_PROCESS, 0, 5))
 		err(1, "setpriority");
 	private_mounts();
@@ -893,7 +894,7 @@ int main(int argc, char **argv)
 			puts(workloads[i].name);
 		return 0;
 	}
-	/* the workloads exec and exec-threads, of themselves */
+	/* the workloads exec and exec-threads run this program themselves */
 	if (argc == 4 && (!strcmp(argv[1], "exec") || !strcmp(argv[1], "exec-thread")))
 		return exec_again(argv[1], strtoul(argv[2], NULL, 10),
 				  strtoull(argv[3], NULL, 10));

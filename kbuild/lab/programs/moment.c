@@ -4,14 +4,14 @@
  *
  *	moment <file> <size>|header
  *
- * A process in a container has the descriptors 1 to FILES, all "old".  It is read in pieces
- * of <size> bytes, to the end of its first descriptor's line or further; or its header, in
- * one piece.  Then it has the descriptors 0 to FILES - 1, all "new", and the rest is read.
- * Prints a line "pid <pid>", and what was read.  Two more descriptors are its pipes.
+ * A process in a container has the descriptors 1 to FILES, all "old".  The reader reads
+ * pieces of <size> bytes until the line of the first descriptor has ended, or with "header"
+ * only the header.  Then the process has the descriptors 0 to FILES - 1, all "new", and the
+ * rest is read.  Prints a line "pid <pid>", and the text that was read.  Two more
+ * descriptors are the process's pipes.
  *
- * Nothing changes while a read(2) runs, so what is shown depends on where the kernel stops,
- * and on nothing else.  Lines are so long that a buffer of 64 KiB has room for one batch of
- * 32 and a half.
+ * Nothing changes during a read(2), so the text depends only on where the kernel pauses.
+ * Lines are so long that a buffer of 64 KiB has room for one and a half batches of 32.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -27,7 +27,7 @@
 #include <unistd.h>
 
 #define FILES 64
-/* Each byte of it is shown as four: a line has some 1,050 bytes. */
+/* Each byte is shown as four: a line has some 1,050 bytes. */
 #define LONG 240
 
 static void check(long result, const char *what)
@@ -68,7 +68,7 @@ static void fill(const char *name, int first)
 
 static _Noreturn void observed(int in, int out)
 {
-	/* Out of the way of the others, which it is about. */
+	/* Keep the pipes away from the descriptors under test. */
 	check(dup2(in, FILES + 1), "dup2");
 	check(dup2(out, FILES + 2), "dup2");
 	close(0);
@@ -78,12 +78,12 @@ static _Noreturn void observed(int in, int out)
 	fill("new", 0);
 	close(FILES);
 	tell(FILES + 2);
-	/* Until we are killed, or nobody is there to do it. */
+	/* Stay until we are killed, or until no process is left that could. */
 	hear(FILES + 1);
 	_exit(1);
 }
 
-/* Read pieces to the end of so many lines, or to the end for 0. */
+/* Read pieces until so many lines have ended; with 0, to the end of the file. */
 static void copy(int from, size_t size, int lines)
 {
 	static char piece[65536];
@@ -112,7 +112,7 @@ static int open_file(const char *path)
 	return fd;
 }
 
-/* How many bytes the first line has. */
+/* Return the length of the first line. */
 static size_t header_size(const char *path)
 {
 	static char text[65536];

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Print what the kernel says of every process outside the initial PID namespace; the
- * form of the lines is in kernel_view.h.
+ * Print the kernel's view of every process outside the initial PID namespace.  kernel_view.h
+ * describes the form of the lines.
  */
 #define _GNU_SOURCE
 #include "kernel_view.h"

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Read a file in unusual ways, and write what came to standard output.
+ * Read a file in unusual ways, and write what was read to standard output.
  *
  *	observe_reads <file> size <n>		read(2) of n bytes each
  *	observe_reads <file> pread <n>		pread(2) of n bytes each, from the end backwards
- *	observe_reads <file> lseek <n>		lseek(2) there and read n bytes, every other piece first
+ *	observe_reads <file> lseek <n>		lseek(2) and read(2), every other piece first
  *	observe_reads <file> together <n>	n readers at once, each in pieces of another size
  *	observe_reads <file> count <n>		read(2) of n bytes each, and keep nothing
  *	observe_reads <file> hold <n>		open it n times, read a piece of each, and hold them
- *	observe_reads <file> storm <seconds>	again and again, while processes of ours come and go
+ *	observe_reads <file> storm <seconds>	repeatedly, while processes start and end
  *
- * together fails when two of them read different bytes.  storm prints "<reads of the whole
- * file> <bytes> <processes>" and then the bytes; count prints instead of these
+ * together fails if two of them read different bytes.  storm prints "<reads of the whole
+ * file> <bytes> <processes>" and then the bytes.  count prints only
  *	<bytes> <records> <descriptors> <highest descriptor> <slab kB> <vmalloc kB>
- * the last two being the most that /proc/meminfo showed meanwhile above what it showed
- * before.  It fails when descriptors of a record do not ascend.  hold says "closed", takes
- * a byte, says "open", and ends with its standard input.
+ * The last two are the maximum that /proc/meminfo showed during the reads, minus the value
+ * before.  count fails if the descriptors of a record do not ascend.  hold prints "closed",
+ * takes a byte, prints "open", and ends with its standard input.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -119,7 +119,7 @@ static void read_interleaved(const char *path, size_t n)
 	close(fd);
 }
 
-/* What /proc/meminfo says of a kind of memory, in kB. */
+/* Return the kB that /proc/meminfo shows for a kind of memory. */
 static long memory(const char *info, const char *kind)
 {
 	const char *found = strstr(info, kind);
@@ -205,7 +205,7 @@ static void hold(const char *path, unsigned int readers)
 	printf("closed\n");
 	fflush(stdout);
 	if (read(0, piece, 1) != 1)
-		errx(1, "nobody told us to go on");
+		errx(1, "no byte told us to go on");
 	for (unsigned int i = 0; i < readers; i++)
 		if (read(open_file(path), piece, sizeof(piece)) <= 0)
 			err(1, "read");
@@ -312,7 +312,7 @@ int main(int argc, char **argv)
 	} else if (!strcmp(argv[2], "size")) {
 		read_all(argv[1], number);
 	} else {
-		/* Its length first; what is printed then comes from the other way alone. */
+		/* Only its length is used; the printed text comes from the other way. */
 		read_all(argv[1], 65536);
 		memset(text, 0, length);
 		if (!strcmp(argv[2], "pread"))

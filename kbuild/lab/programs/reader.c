@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Readers of every kind at once, each of which checks what it is given.
+ * Run readers of every kind at once; each checks what it reads.
  *
- *	reader check <file>				is this one listing, whole?
- *	reader storm <file> <seconds> <seed> still	the module stays
+ *	reader check <file>				check that the file is one whole listing
+ *	reader storm <file> <seconds> <seed> still	the module stays loaded
  *	reader storm <file> <seconds> <seed> reloaded	it is unloaded and loaded meanwhile
- *	reader storm ... told				until its standard input ends, too
+ *	reader storm ... told				end also when standard input ends
  *
- * storm prints when each kind has read, then once a second, and at its end, what was done
- * since its beginning; the seconds are those after the first line:
+ * storm prints a line when each kind has read, then one a second, and one at its end.  A
+ * line has sums since the beginning; the seconds count from the first line:
  *
  *	<whole listings> <records> <bytes> <cut off> <absent> <killed> <worst read in ns> <reads>
  *
- * "cut off" are reads that ended with EIO and "absent" opens that ended with ENOENT,
- * which only an unloading may cause; "killed" are readers ended by a signal.  It fails
- * when a reader saw what it must not see, or when a kind of reader has done nothing.
+ * "cut off" counts reads that ended with EIO and "absent" opens that ended with ENOENT,
+ * which only an unloading may cause; "killed" counts readers ended by a signal.  storm fails
+ * when a reader saw something wrong, or when a kind of reader has done nothing.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -42,14 +42,14 @@
 #define PIECE 65536
 #define TICK_US 50000
 #define TICKS 20	/* in a second */
-/* How much longer than it was told a storm may take for each kind of reader to read. */
+/* Extra time of a storm for each kind of reader to read. */
 #define TURN_NS 60000000000ULL
 
 struct figures {
 	atomic_ulong listings, records, bytes, cut, absent, killed, worst_ns;
 	atomic_ulong progress[16];	/* reads by kind */
 	atomic_bool wrong;
-	char why[320];			/* of the first that was wrong */
+	char why[320];			/* the first error */
 };
 
 static struct figures *figures;
@@ -78,7 +78,7 @@ static void wrong(const char *format, ...)
 	_exit(1);
 }
 
-/* Returns -1 while the module is away, which is nobody's fault when it is reloaded. */
+/* Return -1 while the module is unloaded, which is no error if it is reloaded. */
 static int open_file(void)
 {
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -87,13 +87,13 @@ static int open_file(void)
 		if (!reloaded || errno != ENOENT)
 			wrong("open: %s", strerror(errno));
 		atomic_fetch_add(&figures->absent, 1);
-		/* there is nothing to be read: leave the processor to who brings it back */
+		/* nothing to read: leave the processor to the process that loads it */
 		usleep(1000);
 	}
 	return fd;
 }
 
-/* Returns -1 when the module went away under the reader. */
+/* Return -1 if the module was unloaded during the read. */
 static ssize_t read_piece(int fd, char *to, size_t size, off_t offset)
 {
 	uint64_t began = now_ns(), took;
@@ -121,7 +121,7 @@ static void pause_up_to(unsigned int us)
 	usleep(1 + random_below(us));
 }
 
-/* Read in pieces of @least to @most bytes, at most @pieces of them; to the end if it is 0. */
+/* Read in at most @pieces pieces of @least to @most bytes; if @pieces is 0, to the end. */
 static void read_listing(size_t least, size_t most, unsigned int pieces, unsigned int pause_us)
 {
 	static struct listing listing;
@@ -169,7 +169,7 @@ static void halfway(void)
 	read_listing(1, 2048, 1 + random_below(20), 0);
 }
 
-/* What another place than the last one gives depends on the moment: no error, no more. */
+/* The text at another position depends on the moment, so only errors are checked. */
 static void jumping(void)
 {
 	static char piece[PIECE];
@@ -184,7 +184,7 @@ static void jumping(void)
 			got = read_piece(fd, piece, PIECE, random_below(last + 1));
 		} else {
 			last = random_below(last + PIECE);
-			/* a walk that an unloading ends, or an entry that is gone already */
+			/* an unloading ended the walk, or the entry has been removed */
 			if (lseek(fd, last, SEEK_SET) != last) {
 				if (!reloaded || (errno != EIO && errno != EINVAL))
 					wrong("lseek: %s", strerror(errno));
@@ -208,7 +208,7 @@ static void *read_to_the_end(void *fd)
 	return NULL;
 }
 
-/* Two threads share one position: each gets a part. */
+/* Two threads share one position, so each gets a part. */
 static void shared(void)
 {
 	int fd = open_file();
@@ -228,7 +228,7 @@ static void ignore_signal(int number)
 	(void)number;
 }
 
-/* Signals with a handler must not be noticed by a reader; then one ends it anywhere. */
+/* A reader must not notice signals that have a handler; then a signal ends it anywhere. */
 static void signalled(void)
 {
 	struct sigaction action = { .sa_handler = ignore_signal };	/* no SA_RESTART */
@@ -236,7 +236,7 @@ static void signalled(void)
 	sigset_t user, before;
 	pid_t pid;
 
-	/* kept back until the handler is there, or the first one would end it */
+	/* blocked until the handler is set, because the first signal would end the reader */
 	sigemptyset(&user);
 	sigaddset(&user, SIGUSR1);
 	sigprocmask(SIG_BLOCK, &user, &before);
@@ -316,10 +316,10 @@ static int storm(unsigned int seconds, uint64_t seed, bool told)
 		       -1, 0);
 	if (figures == MAP_FAILED)
 		err(1, "mmap");
-	/* a group of its own, so that the end reaches the readers' children too */
+	/* a group of its own, so that the final kill reaches the readers' children too */
 	if (getpgrp() != getpid() && setpgid(0, 0))
 		err(1, "setpgid");
-	/* behind the load, which is to go on while it is read */
+	/* a lower priority than the load, which must go on while it is read */
 	if (setpriority(PRIO_PROCESS, 0, 10))
 		err(1, "setpriority");
 	for (kind = 0; kind < KINDS; kind++) {
@@ -336,7 +336,7 @@ static int storm(unsigned int seconds, uint64_t seed, bool told)
 				kinds[kind].round();
 		}
 	}
-	/* each kind has its turn, also where the time is too short for it */
+	/* each kind has a turn, even if the time is too short */
 	for (unsigned int tick = 1; !figures->wrong && now_ns() < end; tick++) {
 		if (told && begun && input_ended())
 			break;

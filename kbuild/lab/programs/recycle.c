@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Give the pid of a process that is being shown to another one.
+ * Give the pid of a process to another process while it is being read.
  *
  *	recycle <file> <where>
  *
  * A process with files called "old" is read up to <where>: "header" or "files", byte by byte
- * to the end of its header or of its first BATCH files' lines (the kernel then has as many
- * more ready), or "end", the whole listing.  Then it ends, and what the kernel had for it is
- * freed.  A process with files called "new" gets its pid, in another namespace, and the rest
- * is read; after "end" the whole again, by the same descriptor.  Prints a line "pid <pid>",
- * and what was read, but for what is read again later.
+ * to the end of its header or of the lines of its first BATCH files (the kernel then has as
+ * many more prepared), or "end", the whole listing.  Then the process ends, and the kernel
+ * frees its data.  A process with files called "new" gets its pid, in another namespace, and
+ * the rest is read; after "end" the whole file is read again, by the same descriptor.
+ * Prints a line "pid <pid>", and the text that was read, without what is read again later.
  *
- * With "files" another reader stops at the same place and closes the file there.
+ * With "files" another reader pauses at the same place and closes the file there.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -33,10 +33,10 @@
 #define FILES 100
 #define BATCH 32	/* the module's: lines that it makes at once */
 #define TRIES 2000
-#define GRACE_PERIODS 3	/* for a task, its pid, and the namespace, one after another */
+#define GRACE_PERIODS 3	/* for a task, its pid, and the namespace, in turn */
 #define CALLBACKS_US 50000
 
-/* An init of a new namespace with FILES files; @pid is what it is to be called here, or 0. */
+/* Start an init of a new namespace with FILES files; @pid is its pid here, or 0 for any. */
 static pid_t container(const char *name, pid_t pid)
 {
 	pid_t wanted[2] = { 1, pid };
@@ -79,7 +79,7 @@ static void end(pid_t pid)
 		err(1, "ending process %d", pid);
 }
 
-/* What waits for readers of RCU to leave has not long to wait after this. */
+/* Wait for grace periods; what still waits for RCU readers then ends soon. */
 static void let_go(void)
 {
 	for (int i = 0; i < GRACE_PERIODS; i++) {
@@ -98,7 +98,7 @@ static int open_file(const char *path)
 	return fd;
 }
 
-/* Read @n bytes at a time, up to the end of that many lines; to the end for 0. */
+/* Read @n bytes at a time until so many lines have ended; with 0, to the end. */
 static void copy(int from, FILE *to, size_t n, int lines)
 {
 	static char piece[65536];
@@ -143,7 +143,7 @@ int main(int argc, char **argv)
 
 	end(old);
 	let_go();
-	/* The number is free when the last user of the old one has let it go. */
+	/* The number becomes free when the last user of the old pid drops it. */
 	for (int i = 0; (new = container("/tmp/new", old)) == -EEXIST && i < TRIES; i++)
 		usleep(1000);
 	if (new != old)

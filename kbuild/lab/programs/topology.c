@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Build processes and descriptors in new PID namespaces, hold them still, and say so.
+ * Build processes and descriptors in new PID namespaces, and hold them still.
  *
- *	topology [scenario...]          all of the table below without arguments
+ *	topology [scenario...]          without arguments, all of the table below
  *	topology many-files <n>         one process with n descriptors
  *	topology full-table <n>         one with descriptors 0 to n-1, all of one file
  *	topology sparse-table <n>       one with descriptors 0 and n-1
  *	topology many-processes <n>     n processes in one namespace
  *	topology zombie-threads <n>     n dead threads before the one with the file table
- *	topology frozen-survivor        a namespace outlived by one that cannot be killed:
+ *	topology frozen-survivor        a namespace outlived by a process that cannot be killed:
  *	                                the file system of / is frozen meanwhile
  *
- * Prints "container <scenario> <global pid of its init>" for each, then "ready".  Ends
- * everything when its standard input ends or gives a byte; a line "gone" follows.
+ * Prints "container <scenario> <global pid of its init>" for each, then "ready".  Ends all
+ * processes when its standard input ends or gives a byte, and then prints "gone".
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -43,7 +43,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* After sys/mount.h, which the one of Debian 11 does not bear the other way round. */
+/* After sys/mount.h: Debian 11's does not compile after this header. */
 #include <linux/fs.h>
 #include <linux/fanotify.h>
 
@@ -51,11 +51,11 @@
 #define SLOTS 65536
 #define WAIT_MS 120000
 
-/* Shared by all of our processes: which of them stand still. */
+/* Shared by all our processes, which report here that they hold still. */
 static struct shared {
 	atomic_uint next;
-	atomic_int frozen;	/* whether / has to be thawed */
-	atomic_int host_pid[2];	/* what a process is called outside of its namespace */
+	atomic_int frozen;	/* whether / must be thawed */
+	atomic_int host_pid[2];	/* a process's pid outside of its namespace */
 	atomic_int tids[SLOTS];
 	atomic_char still[SLOTS];
 } *shared;
@@ -103,13 +103,13 @@ static void wait_still(unsigned int slot)
 		errx(1, "process %u did not come to a halt", slot);
 }
 
-/* fork(2), with flags of clone(2); run fn in the child, and return when it holds still. */
+/* Fork with flags of clone(2), run fn in the child, and return when the child holds still. */
 static pid_t spawn(int flags, void (*fn)(void))
 {
 	unsigned int slot = new_slot();
 	pid_t pid;
 
-	/* The library's own fork() keeps its idea of threads right, so it is preferred. */
+	/* Prefer the library's fork(), which keeps its own data about threads correct. */
 	pid = CHECK(flags ? syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0) : fork());
 	if (!pid) {
 		my_slot = slot;
@@ -151,7 +151,7 @@ static void tree(void)
 	spawn(0, child);
 }
 
-/* A process whose parent has gone belongs to the namespace's init; its group stays. */
+/* The orphan belongs to the namespace's init; its group stays. */
 static void orphan_maker(void)
 {
 	CHECK(setpgid(0, 0));
@@ -192,7 +192,7 @@ static void nested(void)
 	spawn(CLONE_NEWPID, nothing);
 }
 
-/* One that joins a namespace from outside has neither parent nor group in it. */
+/* A process that joins a namespace from outside has neither parent nor group in it. */
 static void joined(void)
 {
 	pid_t pid = spawn(CLONE_NEWPID, nothing);
@@ -204,8 +204,8 @@ static void joined(void)
 }
 
 /*
- * The init of a namespace ends last: it kills the others and waits for them to be gone.  A
- * zombie that its parent outside does not wait for holds it up.
+ * The init of a namespace ends last: it kills the other processes and waits for their end.  A
+ * zombie whose parent outside does not wait for it delays the init.
  */
 static void dying_init(void)
 {
@@ -217,11 +217,11 @@ static void dying_init(void)
 	CHECK(close(fd));
 	pid = spawn(0, nothing);
 	CHECK(kill(init, SIGKILL));
-	/* Killed by that init, which by then has closed its own files. */
+	/* Killed by that init, which has closed its own files by then. */
 	CHECK(waitid(P_PID, pid, &info, WEXITED | WNOWAIT));
 }
 
-/* Our pid as procfs shows it, which here is the host's. */
+/* Our pid in this procfs, which is the host's. */
 static int host_pid(void)
 {
 	char text[16] = "";
@@ -230,7 +230,7 @@ static int host_pid(void)
 	return atoi(text);
 }
 
-/* Whether /proc/PID/stat says that a process is in a state, with flags (PF_*) set. */
+/* Tell whether /proc/PID/stat shows a process in a state, with flags (PF_*) set. */
 static int has_state(int pid, char state, unsigned int flags)
 {
 	char path[32], text[1024], *end;
@@ -260,7 +260,7 @@ static void wait_state(int pid, char state, unsigned int flags)
 
 #define PF_EXITING 0x4
 
-/* Writes to what is frozen: no signal ends that. */
+/* Writes to the frozen file system, which no signal interrupts. */
 static void survivor(void)
 {
 	int fd = CHECK(open("/var/tmp/frozen", O_RDWR | O_CREAT, 0600));
@@ -290,7 +290,7 @@ static void frozen_survivor(void)
 	wait_state(atomic_load(&shared->host_pid[0]), 'S', PF_EXITING);
 }
 
-/* Also when something failed: a system with a frozen root comes to a halt. */
+/* Also after a failure, because a system with a frozen root stops. */
 static void thaw(void)
 {
 	int fd;
@@ -350,14 +350,14 @@ static void descriptors(void)
 	CHECK(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK));
 	CHECK(inotify_init1(IN_CLOEXEC));
 	CHECK(syscall(SYS_pidfd_open, getpid(), 0));
-	/* Not every kernel has it, and it may be switched off: then there is one less. */
+	/* Not every kernel has it, and it may be disabled: then there is one descriptor less. */
 	unsigned int params[30] = { 0 };
 
 	syscall(SYS_io_uring_setup, 4, params);
 	spawn(0, nothing);
 }
 
-/* A place in the file system where nothing that is mounted outlives us. */
+/* A place in the file system where no mount outlives us. */
 static void own_mounts(void)
 {
 	CHECK(unshare(CLONE_NEWNS));
@@ -400,8 +400,8 @@ static void open_queue(void)
 }
 
 /*
- * System calls that leave O_CLOEXEC in the open file, where it says nothing about any
- * descriptor: the first of two is closed by execve(2), and the second is not.
+ * System calls that leave O_CLOEXEC in the open file, where it tells nothing about the
+ * descriptors: execve(2) closes the first of two, and not the second.
  */
 static void cloexec_kept(void)
 {
@@ -507,7 +507,7 @@ static void *outlive_leader(void *unused)
 	errx(1, "the leader did not end");
 }
 
-/* The first thread exits alone; what it opened stays open in the others. */
+/* Only the first thread exits; its files stay open in the others. */
 static void dead_leader(void)
 {
 	pthread_t id;
@@ -553,7 +553,7 @@ static void many_threads(void)
 		errx(1, "pthread_create");
 	while (atomic_load(&threads_begun) < amount)
 		usleep(1000);
-	/* The parent sets it back when it has traced them all. */
+	/* The parent resets it when it has traced them all. */
 	atomic_store(&shared->tids[amount], 1);
 	while (atomic_load(&shared->tids[amount]))
 		usleep(1000);
@@ -607,7 +607,7 @@ static const char *const hostile_files[] = {
 	"con\xe2\x80\xa8tains",
 	"con\xe2\x80\xa9tains",
 	"\xc2\x85\xe2\x80\xa8\xe2\x80\xa9\xc2\x85",
-	/* Parts of them do not, nor do other characters that begin alike. */
+	/* Their parts do not, nor do other characters that begin alike. */
 	"\xc2",
 	"\x85",
 	"\x85\xc2",
@@ -627,7 +627,7 @@ static const char *const hostile_files[] = {
 static const char *const hostile_commands[] = {
 	"a\tb\nc\\d\x7f\x01\xff\xc3\xa9",
 	"\xc2\x85\xe2\x80\xa8\xe2\x80\xa9",
-	/* 15 bytes are kept: all of a separator, two bytes of three, one of three, one of two. */
+	/* 15 bytes are kept: a whole separator, two bytes of three, one of three, one of two. */
 	"whole sequen\xe2\x80\xa9",
 	"cut after two\xe2\x80\xa8",
 	"cut after a by\xe2\x80\xa8",
@@ -704,8 +704,8 @@ static void long_paths(void)
 }
 
 /*
- * Lines four times as long as what they name, of which 64 KiB are filled, and then begun
- * anew, with a rest that is more than a path and less than a line.
+ * Lines four times as long as the names in them.  They fill 64 KiB and then begin anew, with
+ * a rest that is longer than a path and shorter than a line.
  */
 static void long_lines(void)
 {
@@ -731,7 +731,7 @@ static void other_root(void)
 	CHECK(open("/inside", O_RDONLY));
 }
 
-/* A file that no path leads to any more, though it has a name. */
+/* A file that has a name, but to which no path leads. */
 static void detached(void)
 {
 	own_mounts();
@@ -786,7 +786,7 @@ static int wait_for_ever(void *unused)
 	sleep_for_ever();
 }
 
-/* They share our memory, and use one page each for a stack: thousands fit a small guest. */
+/* They share our memory and use one page of stack each: thousands fit a small guest. */
 static void many_processes(void)
 {
 	const size_t page = 4096;
@@ -894,7 +894,7 @@ int main(int argc, char **argv)
 	while (read(0, &byte, 1) < 0 && errno == EINTR)
 		;
 	thaw();
-	/* They are the inits of their namespaces: with them goes all that is inside. */
+	/* They are the inits of their namespaces, so everything inside ends with them. */
 	for (size_t i = 0; i < started; i++)
 		CHECK(kill(containers[i], SIGKILL));
 	for (size_t i = 0; i < started; i++)

@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Traces of a reader: does a program in a container notice that it is read, and does the
- * reader wait for that program?
+ * Test whether a program in a container notices that it is read, and whether the reader
+ * waits for that program.
  *
  *	traces <file or -> <case> <rounds> <readers>
  *
- * The file is read by as many readers, again and again.  Nobody reads for "-".  For "/proc"
- * they read what /proc/PID/fdinfo has of the observed process, as anybody on the host may.
+ * So many readers read the file repeatedly.  For "-" there are none.  For "/proc" they read
+ * /proc/PID/fdinfo of the observed process, as any program on the host may.
  *
  * Each observed process has a PID namespace of its own, and some hundred descriptors of the
- * one object that the case is about, so that a reader is often in the middle of them.
+ * object that the case is about, so that a reader is often in the middle of them.
  * Prints one line:
  *
  *	rounds=N late=N worst_us=N listings=N longest_read_us=N slept=N ...
  *
- * late: rounds in which the observed program could tell, or a reader did work of its.
- * worst_us: how long it took until all was as if nobody read.  longest_read_us: the longest
- * read(2) of the file, one that still goes on included.  slept: how often a reader waited in
- * read(2) for anything at all.
+ * late: rounds in which the observed program noticed, or a reader did work for it.
+ * worst_us: the longest time until the state was as without a reader.  longest_read_us: the
+ * longest read(2) of the file, including one that still runs.  slept: how often a reader
+ * waited in read(2) for anything.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -58,33 +58,33 @@
 #define PLACE "/tmp/traces.mount"
 
 #define READERS 16
-/* Descriptors of what is observed, and where they begin: all below is the program's own. */
+/* Descriptors of the observed object, and the first of them; lower ones are the program's. */
 #define MORE 200
 #define FIRST 64
 #define INOTIFY 100
 #define SOCKETS 32
 #define LINGER_S 10
-/* Of FLUSH requests that nobody of ours but a reader, or a worker of the kernel, may send. */
+/* FLUSH requests that only a reader, or a worker of the kernel, may send. */
 #define STUCK_MS 8000
 #define KILL_MS 5000
-/* Until a late thing must be there, and for all of a run. */
+/* Limits for a late event, and for a whole run. */
 #define PATIENCE_US 20000000
 #define DEADLINE_S 120
 
 struct reader {
 	pid_t pid;
 	atomic_ulong listings;
-	atomic_llong since;	/* when the read that goes on began, in us; 0 for none */
+	atomic_llong since;	/* beginning of the read that still runs, in us; 0 for none */
 };
 
 static struct shared {
 	struct reader readers[READERS];
-	atomic_llong listing_us;	/* how long the last listing took */
+	atomic_llong listing_us;	/* duration of the last listing */
 	atomic_llong longest_us;
 	atomic_ulong slept;
 	atomic_ulong begun;		/* calls of sendfile(2) */
 	atomic_int observed;
-	atomic_ulong end_at;		/* the call with which a process is to end */
+	atomic_ulong end_at;		/* the call with which a process must end */
 	atomic_ulong late;
 	atomic_llong worst_us;
 	atomic_ulong by_readers, by_others;
@@ -92,7 +92,7 @@ static struct shared {
 
 static const char *file, *running;
 static unsigned int readers, more_descriptors = MORE;
-static unsigned int undone;	/* rounds, of a case that has seen all that it looks for */
+static unsigned int undone;	/* rounds that a case left out, because it had seen enough */
 
 static void check(int failed, const char *what)
 {
@@ -118,7 +118,7 @@ static pid_t fork_in(int flags)
 	return pid;
 }
 
-/* The deadline of every wait of this process; the others die with it. */
+/* The deadline of every wait of this process; the others end with it. */
 static void give_up(int signal)
 {
 	static const char text[] = "traces: a wait has not come to its end: ";
@@ -133,7 +133,7 @@ static void give_up(int signal)
  * Readers.
  */
 
-/* Called around each read(2): a voluntary switch is a sleep, which reading has no reason for. */
+/* Called around each read(2): a voluntary switch is a sleep, which a read has no reason for. */
 static long sleeps(void)
 {
 	struct rusage usage;
@@ -175,7 +175,7 @@ static void read_listing(struct reader *self)
 	close(fd);
 }
 
-/* The same by way of procfs; the process may end, or close a file, at any moment. */
+/* Do the same through procfs; the process may end, or close a file, at any moment. */
 static void read_fdinfo(void)
 {
 	struct dirent *entry;
@@ -243,7 +243,7 @@ static void start_readers(int socket)
 	}
 }
 
-/* Returns false if one is still there: it is in a sleep that no signal ends. */
+/* Return false if a reader is left: it is in a sleep that no signal ends. */
 static bool kill_readers(void)
 {
 	long long until = now_us() + KILL_MS * 1000;
@@ -251,7 +251,7 @@ static bool kill_readers(void)
 	for (unsigned int i = 0; i < readers; i++) {
 		long long since = atomic_load(&shared->readers[i].since);
 
-		/* A read that has not come to its end is the one that is looked for. */
+		/* A read that has not ended is the one that the test looks for. */
 		if (since)
 			raise_to(&shared->longest_us, now_us() - since);
 	}
@@ -268,7 +268,7 @@ static bool kill_readers(void)
 	return true;
 }
 
-/* Wait until each reader has come round so many times; returns false if it takes too long. */
+/* Wait until each reader has read so many listings; return false if that takes too long. */
 static bool come_round(unsigned int times, long long most_us)
 {
 	long long until = now_us() + most_us;
@@ -300,13 +300,13 @@ static void meet(void)
 {
 	if (!readers)
 		return;
-	/* The second round is one that has begun since, so its time is that of a full listing. */
+	/* The second listing has begun since, so its duration is that of a full one. */
 	if (!come_round(2, PATIENCE_US))
 		errx(1, "%s: a reader does not come round", running);
 	wait_within(atomic_load(&shared->listing_us));
 }
 
-/* Count a round as late if `done` is not so at once, and wait until it is. */
+/* Count a round as late if `done` is not true at once, and wait until it is. */
 static void judge(bool (*done)(void *), void *what)
 {
 	long long began = now_us();
@@ -333,7 +333,7 @@ static void allow_descriptors(void)
 	check(setrlimit(RLIMIT_NOFILE, &limit), "setrlimit");
 }
 
-/* Have descriptors of an open file from FIRST on, and no other one. */
+/* Have descriptors of an open file from FIRST on, and of no other file. */
 static void spread(int fd)
 {
 	for (unsigned int i = 0; i < more_descriptors; i++)
@@ -362,7 +362,7 @@ static void run_inside(void (*run)(unsigned int), unsigned int rounds)
 		errx(1, "%s: status 0x%x of the observed process", running, status);
 }
 
-/* A process of a container that gets ready, is told to end, and ends. */
+/* A process of a container that gets ready, and ends when it is told to. */
 struct ending {
 	pid_t pid;
 	int talk;
@@ -431,8 +431,8 @@ static bool can_execute(void *unused)
 	(void)unused;
 	execve(PROGRAM, arguments, NULL);
 	/*
-	 * The kernel says ETXTBSY before it looks what is in the file.  Being no program,
-	 * the file cannot be executed then either, which spares a process for each round.
+	 * The kernel returns ETXTBSY before it reads the file.  The file is no program, so
+	 * it cannot be executed afterwards either, which saves a process for each round.
 	 */
 	check(errno != ETXTBSY && errno != ENOEXEC, "execve");
 	return errno == ENOEXEC;
@@ -454,7 +454,7 @@ static void text(unsigned int rounds)
 }
 
 /*
- * port: a listener is closed, and another one wants its port.
+ * port: a listener is closed, and another one binds to its port.
  */
 
 static struct sockaddr_in listener_at = { .sin_family = AF_INET };
@@ -470,7 +470,7 @@ static void bring_up_lo(void)
 	close(fd);
 }
 
-/* The port is any at first, and from then on that one. */
+/* Any port at first, and from then on the same one. */
 static bool can_listen(void *unused)
 {
 	socklen_t size = sizeof(listener_at);
@@ -557,9 +557,9 @@ static void locked(unsigned int rounds, void (*take)(int), bool (*can_take)(void
 	while (rounds--) {
 		struct ending one = begin(take, -1);
 
-		/* That the lock would be noticed is seen here. */
+		/* This shows that the lock would be noticed. */
 		if (can_take(&fd))
-			errx(1, "%s: nobody has the lock", running);
+			errx(1, "%s: no process has the lock", running);
 		meet();
 		end(one);
 		judge(can_take, &fd);
@@ -599,8 +599,8 @@ static void eof(unsigned int rounds)
 }
 
 /*
- * sendfile: the same, while a reader sends the file to a socket that nobody empties.
- * It is late only if the pipe has no end of file for as long as the reader is in sendfile(2).
+ * sendfile: as eof, while a reader sends the file to a socket whose other side does not read.
+ * The round is late only if the pipe has no end of file while the reader is in sendfile(2).
  */
 
 static void drain(int socket)
@@ -611,7 +611,7 @@ static void drain(int socket)
 		;
 }
 
-/* Of so many that reading them takes longer than ending does. */
+/* So many descriptors that reading them takes longer than ending does. */
 #define SENT 800
 
 static void time_listing(void)
@@ -626,8 +626,8 @@ static void time_listing(void)
 }
 
 /*
- * Let a reader begin a listing, and have the process end in the middle of that.  It watches
- * for it itself: to be told by a write would take it longer than the listing does.
+ * Let a reader begin a listing, and let the process end during it.  The process itself waits
+ * for that moment: being told by a write would take longer than the listing does.
  */
 static void end_in_listing(struct ending one, int socket)
 {
@@ -652,10 +652,10 @@ static void send_it(unsigned int rounds)
 
 	more_descriptors = SENT;
 	check(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), "socketpair");
-	/* Far less than a listing, so that the reader gets no further than its first part. */
+	/* Far less than a listing, so that the reader stays in its first part. */
 	check(setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &small, sizeof(small)), "SO_SNDBUF");
 	start_readers(pair[1]);
-	/* A late round takes a second; two are a verdict. */
+	/* A late round takes a second, and two are enough for a verdict. */
 	while (rounds-- && atomic_load(&shared->late) < 2) {
 		struct ending one;
 		struct pollfd pipe;
@@ -674,7 +674,7 @@ static void send_it(unsigned int rounds)
 		wait_for(one);
 		began = now_us();
 		pipe = (struct pollfd){ .fd = fds[0], .events = POLLIN };
-		/* A second is for a work item that has just closed the pipe. */
+		/* A second is enough for a work item that has just closed the pipe. */
 		check(poll(&pipe, 1, 1000) < 0, "poll");
 		if (!(pipe.revents & POLLHUP)) {
 			atomic_fetch_add(&shared->late, 1);
@@ -690,8 +690,8 @@ static void send_it(unsigned int rounds)
 }
 
 /*
- * locks: a program with a POSIX lock calls execve(2).  It execs itself: it says that it is
- * there, and is told whether the lock is.
+ * locks: a program with a POSIX lock calls execve(2).  It executes itself, reports that it
+ * runs, and is told whether the lock still exists.
  */
 
 enum { SAY = 3, HEAR = 4, LOCK_FD = 5 };
@@ -727,7 +727,7 @@ static void locks(unsigned int rounds)
 		char left[16];
 		int own = open(LOCKED, O_RDWR);
 
-		/* First above what they become: none is written over before it is copied. */
+		/* From high to low, so that none is overwritten before it is copied. */
 		own = fcntl(own, F_DUPFD, 20);
 		say[1] = fcntl(say[1], F_DUPFD, 20);
 		hear[0] = fcntl(hear[0], F_DUPFD, 20);
@@ -742,7 +742,7 @@ static void locks(unsigned int rounds)
 	close(say[1]);
 	close(hear[0]);
 
-	/* Before the first exec there is no lock: that it is noticed is seen here each time. */
+	/* Before the first execve(2) there is no lock, and this shows that it is noticed. */
 	for (unsigned int i = 0; i <= rounds; i++) {
 		struct flock lock = whole_file(F_WRLCK);
 
@@ -750,7 +750,7 @@ static void locks(unsigned int rounds)
 			errx(1, "the program ended after %u of %u execs", i, rounds);
 		check(fcntl(fd, F_GETLK, &lock), "F_GETLK");
 		if (!i && lock.l_type != F_UNLCK)
-			errx(1, "a lock that nobody has taken");
+			errx(1, "a lock that was never taken");
 		if (i && lock.l_type == F_UNLCK)
 			atomic_fetch_add(&shared->late, 1);
 		meet();
@@ -861,9 +861,9 @@ static void unmount(unsigned int rounds)
 }
 
 /*
- * linger: a process with unsent data ends.  A socket lingers where it is closed: a process
- * that ends is excused by the kernel, and one that merely drops the last reference is not.
- * Nobody accepts, so nobody reads; the connections are made in the listener's queue.
+ * linger: a process with unsent data ends.  close(2) of a socket lingers.  The kernel excuses
+ * a process that ends, but not one that merely drops the last reference.  No process accepts,
+ * so none reads; the connections are made in the listener's queue.
  */
 
 static void open_lingering(int end)
@@ -872,7 +872,7 @@ static void open_lingering(int end)
 	static char piece[4096];
 	int small = 8192;
 
-	/* Were the listener kept with the sockets, its end could not reset them. */
+	/* If the listener were kept with the sockets, its end could not reset them. */
 	close(listener);
 	for (unsigned int i = 0; i < SOCKETS; i++) {
 		int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -884,7 +884,7 @@ static void open_lingering(int end)
 		while (send(fd, piece, sizeof(piece), MSG_DONTWAIT) > 0)
 			;
 		check(errno != EAGAIN, "send");
-		/* More descriptors of it, since only its last reference lingers. */
+		/* More descriptors of it, because only its last reference lingers. */
 		for (unsigned int more = 0; more < MORE / SOCKETS; more++)
 			check(dup(fd) < 0, "dup");
 	}
@@ -894,9 +894,9 @@ static void open_lingering(int end)
 }
 
 /*
- * Rounds of a process that ends.  The readers must neither do its work nor wait for it, and
- * its pipe must have an end of file, if not at once.  Returns with the first round that
- * takes long: the verdict is there, and each further one would take as long.
+ * Run rounds of a process that ends.  The readers must neither do its work nor wait for it,
+ * and its pipe must have an end of file, though not necessarily at once.  Return at the first
+ * round that takes long: it decides, and each further one would take as long.
  */
 static void ends_of(unsigned int rounds, void (*prepare)(int))
 {
@@ -959,7 +959,7 @@ static void open_inotify(int end)
 	}
 }
 
-/* Room for what a work item of a backend has not closed yet. */
+/* Room for descriptors that a work item of a backend has not closed yet. */
 static void inotify(unsigned int rounds)
 {
 	int fd = open("/proc/sys/fs/inotify/max_user_instances", O_WRONLY | O_CLOEXEC);
@@ -970,12 +970,12 @@ static void inotify(unsigned int rounds)
 }
 
 /*
- * fuse: a process ends whose file is flushed by a server of a container.
+ * fuse: a process ends whose file is flushed by a server in a container.
  */
 
 static bool keep_back;
 
-/* Called in the server: who has sent this, and how long is the answer to be kept back? */
+/* Called in the server, with the sender; returns how long to delay the answer. */
 static unsigned int flushed(uint32_t pid)
 {
 	bool ours = (int)pid == atomic_load(&shared->observed);
@@ -998,7 +998,7 @@ static void open_served(int unused)
 
 	(void)unused;
 	check(fd < 0, PLACE "/0");
-	/* Each descriptor is a request, so the others are of something else. */
+	/* Each descriptor causes a request, so the others are of something else. */
 	other = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	check(other < 0, "/dev/null");
 	spread(other);
@@ -1055,7 +1055,7 @@ static void fuse(unsigned int rounds, char *more, size_t size)
 
 		killed = kill_readers() ? "yes" : "no";
 		unloaded = unload();
-		/* Until the answers have come: the module is to be as it was. */
+		/* Until the answers have come: the module must be as it was. */
 		for (char text[16] = ""; text[0] != '0'; usleep(10000)) {
 			int count = open("/sys/module/cplayground/refcnt", O_RDONLY | O_CLOEXEC);
 
@@ -1080,7 +1080,7 @@ static void fuse(unsigned int rounds, char *more, size_t size)
 }
 
 /*
- * All of it.
+ * The program.
  */
 
 static void run_case(const char *name, unsigned int rounds, char *more, size_t size)
@@ -1116,7 +1116,7 @@ static void run_case(const char *name, unsigned int rounds, char *more, size_t s
 		errx(2, "there is no case %s", name);
 }
 
-/* A network namespace takes the kernel seconds to free, which those who count objects notice. */
+/* Freeing a network namespace takes the kernel seconds, which disturbs counting of objects. */
 static bool needs_network(void)
 {
 	return !strcmp(running, "port") || !strcmp(running, "linger") ||
@@ -1148,7 +1148,7 @@ int main(int argc, char **argv)
 	alarm(DEADLINE_S);
 	random_begin(now_us());
 	allow_descriptors();
-	/* Mounts and sockets of ours are to be gone with us. */
+	/* Our mounts and sockets must end with us. */
 	check(unshare(CLONE_NEWNS | (needs_network() ? CLONE_NEWNET : 0)), "unshare");
 	check(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL), "mount");
 

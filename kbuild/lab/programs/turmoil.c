@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Keep processes, tables and namespaces coming and going, in bounds that a guest survives.
+ * Start and end processes, tables and namespaces, within limits that a guest survives.
  *
- *	turmoil [way...]		all of the table below without arguments
+ *	turmoil [way...]		without arguments, all of the table below
  *
- * Prints "ready" when each way has been gone once.  Ends everything when its standard input
+ * Prints "ready" when each way has been taken once.  Ends everything when its standard input
  * ends, and prints "<way> <rounds>" for each.
  *
- * Files are named for what is true of their descriptors as long as they exist: "+cloexec"
- * or "+kept", and "+append" where they were opened so.  Processes outside of containers are
- * called "host".  witness.c holds a listing against both.
+ * The names of files tell what is true of their descriptors as long as they exist: "+cloexec"
+ * or "+kept", and "+append" if they were opened so.  Processes outside of containers are
+ * called "host".  witness.c checks listings against both.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -66,7 +66,7 @@ static void wait_for(pid_t pid)
 	CHECK(waitpid(pid, &status, 0));
 }
 
-/* Open a file whose name says what is true of its descriptor. */
+/* Open a file whose name tells what is true of its descriptor. */
 static int open_named(void)
 {
 	static const struct {
@@ -89,7 +89,7 @@ static void open_some(unsigned int count)
 		open_named();
 }
 
-/* Processes that live as long as a fork and an exit take, outside of containers. */
+/* Processes outside of containers live only as long as a fork and an exit take. */
 static void host(void)
 {
 	pid_t pid = spawn(0);
@@ -117,7 +117,7 @@ static void short_lived(void)
 		wait_for(pids[i]);
 }
 
-/* The fork-pipe bomb, with an end: each inherits all pipes of those before it. */
+/* The fork-pipe bomb, with an end: each process inherits all pipes of its ancestors. */
 static void pipes_below(unsigned int depth)
 {
 	int fds[2];
@@ -147,7 +147,7 @@ static void fork_pipe(void)
 	wait_for(pid);
 }
 
-/* What leaf() does is done anew in each of the programs of one process. */
+/* Each of the programs of one process does anew what leaf() does. */
 static void exec_chain(void)
 {
 	char left[] = "4", program[] = "turmoil", leaf[] = "leaf";
@@ -190,7 +190,7 @@ static void *shared_table(void *unused)
 	return NULL;
 }
 
-/* Threads that leave their process's table, threads that use it, a leader that goes first. */
+/* Threads leave their process's table, threads use it, and a leader ends first. */
 static void threads(void)
 {
 	pid_t pid = spawn(0);
@@ -212,7 +212,7 @@ static void threads(void)
 	_exit(0);
 }
 
-/* A table that grows, has holes torn into it, and is filled again with other kinds. */
+/* A table grows, gets holes, and is filled again with other kinds of files. */
 static void tables(void)
 {
 	pid_t pid = spawn(0);
@@ -234,7 +234,7 @@ static void tables(void)
 	_exit(0);
 }
 
-/* One number that is always taken, by one kind and then by the other. */
+/* One number is always in use, by one kind of file or by the other. */
 static void replaced(void)
 {
 	pid_t pid = spawn(0);
@@ -253,7 +253,7 @@ static void replaced(void)
 	_exit(0);
 }
 
-/* Processes that share a table, leave it, and let it go in turn. */
+/* Processes share a table, leave it, and drop it in turn. */
 static void sharing(void)
 {
 	pid_t pid = spawn(0), sharers[3];
@@ -336,7 +336,7 @@ static void start(size_t way)
 		while (waitpid(-1, NULL, WNOHANG) > 0)
 			;
 		atomic_fetch_add(&shared->rounds[way], 1);
-		/* Leave some of the processors to those who read. */
+		/* Leave some processor time to the readers. */
 		usleep(random_below(10000));
 	}
 }
@@ -393,7 +393,7 @@ int main(int argc, char **argv)
 
 	while (read(0, &byte, 1) < 0 && errno == EINTR)
 		;
-	/* The inits of namespaces, and with them all that is inside. */
+	/* The inits of namespaces, so everything inside ends too. */
 	for (size_t i = 0; i < WAYS; i++)
 		if (drivers[i])
 			CHECK(kill(drivers[i], SIGKILL));

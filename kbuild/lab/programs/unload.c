@@ -3,16 +3,16 @@
  * Load and unload the module while its file is in use.
  *
  *	unload orders <file> <module.ko> <count> <seed> [parameters]
- *		two readers open, read and close, and the module is unloaded and loaded
- *		between: <count> of all orders (0: all of them), one after the other
+ *		two readers open, read and close, and the module is unloaded and loaded in
+ *		between: in <count> of all orders (0: in all of them), one after the other
  *	unload race <file> <module.ko> <cycles> <seed> [parameters]
- *		readers do so all the time, while the module comes and goes
+ *		readers do so all the time, while the module is loaded and unloaded
  *	unload again <file> <module.ko> <seconds> <pause in ms> [parameters]
- *		it comes and goes, and somebody else reads; it is loaded before and after
+ *		reload it while another program reads; it is loaded before and after
  *
- * orders and race need the module to be away, and leave it so.  They print
- * "<unloadings> <reads> <EIO> <ENOENT>", again prints "<unloadings>".  Anything but what
- * must be (data or EIO from an open file, ENOENT from open) is an error.
+ * For orders and race the module must be unloaded, and is so afterwards.  They print
+ * "<unloadings> <reads> <EIO> <ENOENT>"; again prints "<unloadings>".  Every other result
+ * than data or EIO from an open file, or ENOENT from open, is an error.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -39,9 +39,9 @@
 
 #define READERS 4
 #define HELD 40
-/* How long a reader may take to notice, however slow the kernel. */
+/* Time for a reader to notice, on a kernel of any speed. */
 #define NOTICE_S 120
-/* How long a module may be held by what it gives back, under load. */
+/* Time for a module to give back what holds it, under load. */
 #define HELD_S 60
 
 static const char *path, *parameters = "";
@@ -191,7 +191,7 @@ static bool may_follow(const char *order, unsigned int length, char step)
 	switch (step) {
 	case 'a':
 		return count < 3;
-	case 'b':	/* the readers are alike: a is the one that comes first */
+	case 'b':	/* the readers are alike: a is the first one to take a step */
 		return count < 3 && count_steps(order, length, 'a');
 	case 'l':
 		return !count && count_steps(order, length, 'u');
@@ -288,7 +288,7 @@ static void race_reader(struct seen *mine, uint64_t seed)
 	_exit(1);
 }
 
-/* Wait until each reader has got on: one of the two sums has grown. */
+/* Wait until each reader has made progress: one of the two sums has grown. */
 static void wait_for_readers(bool loaded)
 {
 	unsigned long before[READERS];
@@ -343,11 +343,11 @@ static void run_race(unsigned int cycles, uint64_t seed)
 	}
 }
 
-/* ---- for others ---- */
+/* ---- for other programs ---- */
 
 /*
- * Unload when the module lets itself be unloaded.  With backend=export it may have a table to
- * give back, which waits for whoever is slow to close a file: a FUSE server, or a socket.
+ * Unload as soon as the module can be unloaded.  With backend=export it may have a table to
+ * give back, which waits for a slow close of a file: a FUSE server's, or a socket's.
  */
 static void unload_when_free(void)
 {

@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Read /proc/cplayground again and again while processes come and go, and hold each
- * listing against what must be true at every moment:
+ * Read /proc/cplayground repeatedly while processes start and end, and check that each
+ * listing shows what is true at every moment:
  *
- *	- it follows the grammar;
- *	- a process that was there at the beginning, when nothing moved, has the same record;
- *	- a descriptor whose path ends with "+cloexec" is closed on exec, one with "+kept" is
- *	  not, and one with "+append" or "+cloexec" in it has O_APPEND or has it not
- *	  (turmoil.c names its files so); but for processes that turmoil.c lets exec: execve(2)
- *	  clears close-on-exec of 64 descriptors at once, and then closes them one by one
- *	  without the table's lock (do_close_on_exec() in fs/file.c);
- *	- no process called "host" is shown: turmoil.c calls those so that are in no container;
- *	- none but the first process of a namespace has no parent in it, among those that
- *	  turmoil.c makes.
+ *	- It follows the grammar.
+ *	- A process that existed at the beginning, when nothing changed, has the same record.
+ *	- A descriptor whose path ends with "+cloexec" is closed on exec, and one with "+kept"
+ *	  is not.  One has O_APPEND if its path has "+append", and only then (turmoil.c names
+ *	  its files so).  Processes that turmoil.c lets exec are an exception: execve(2) clears
+ *	  close-on-exec of 64 descriptors at once, and then closes them one by one without the
+ *	  table's lock (do_close_on_exec() in fs/file.c).
+ *	- No process called "host" is shown: turmoil.c gives this name outside of containers.
+ *	- Of the processes that turmoil.c makes, only the first one of a namespace has no parent
+ *	  in it.
  *
  *	witness <file> <milliseconds> <seed> [readers]
  *
- * Ends after the time and a whole listing at least; without one descriptor of turmoil.c by
- * then, after ten times the time.
+ * Ends after the time, and at least one whole listing.  If it has not seen a descriptor of
+ * turmoil.c by then, it ends after ten times the time.
  *
- * Prints "anchored <records>" when it has seen the beginning; at its end, the number of
- * whole listings, of records, and of the descriptors of turmoil.c in them.  Ends with 3 for
- * what is not of the grammar, 4 for what must not be, 5 for a read that fails.
+ * Prints "anchored <records>" when it has read the beginning; at its end, the numbers of
+ * whole listings, of records, and of descriptors of turmoil.c in them.  Its exit status is 3
+ * for a violation of the grammar, 4 for wrong contents, 5 for a read that fails.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -59,7 +59,7 @@ static struct {
 static const char *path;
 static struct listing listing;
 
-/* The record that is being read, whole. */
+/* The whole record that is being read. */
 static char record[RECORD];
 static size_t record_length;
 
@@ -115,7 +115,7 @@ static void check_header(const char *line)
 	const char *command = strrchr(line, '\t') + 1;
 	size_t length;
 
-	/* What turmoil.c calls them, and what the kernel does when /proc/self/exe is run. */
+	/* turmoil.c's names, and the kernel's when /proc/self/exe is run. */
 	execs = !strcmp(command, "exec") || !strcmp(command, "exe");
 	if (!strcmp(command, "host"))
 		wrong(INVARIANT, "a process of the host is shown: %s", line);
@@ -144,7 +144,7 @@ static void check_file(const char *line)
 	atomic_fetch_add(&shared->named, 1);
 }
 
-/* Say in which line two records differ. */
+/* Print the line in which two records differ. */
 static void compare(const struct anchor *anchor)
 {
 	size_t at = 0, line = 0;
@@ -178,7 +178,7 @@ static void end_record(void)
 		compare(&anchors[met++]);
 }
 
-/* Take a piece that ends with a line's end, if it has one at all. */
+/* Process a piece, which ends at the end of a line if it has one. */
 static void feed(const char *piece, size_t size)
 {
 	bool was_inside = listing.inside;
@@ -201,14 +201,14 @@ static void feed(const char *piece, size_t size)
 	}
 }
 
-/* Returns whether it was read to its end. */
+/* Return whether the file was read to its end. */
 static bool read_once(void)
 {
 	static char piece[PIECE];
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
 	/* From a few lines at a time to everything at once. */
 	size_t most = 1UL << (9 + random_below(8));
-	/* Every third time it has had enough after some of it. */
+	/* Every third time, stop after a part. */
 	size_t left = first || random_below(3) ? SIZE_MAX : random_below(PIECE);
 	ssize_t got;
 
@@ -243,7 +243,7 @@ static bool read_once(void)
 	return true;
 }
 
-/* Whether the time is not up, or nothing has been seen of what churns, which may begin late. */
+/* Tell whether time is left, or no churn was seen yet, because it may begin late. */
 static bool more(long long end, long long last)
 {
 	long long now = now_ms();
@@ -272,7 +272,7 @@ int main(int argc, char **argv)
 	printf("anchored %u\n", anchored);
 	fflush(stdout);
 
-	/* What churns takes all the time that there is, and nothing is found without reading. */
+	/* Raise the priority: the churn would use all processor time. */
 	if (setpriority(PRIO_PROCESS, 0, -5))
 		err(2, "setpriority");
 	end = now_ms() + strtol(argv[2], NULL, 10);
@@ -291,7 +291,7 @@ int main(int argc, char **argv)
 				break;
 		exit(0);
 	}
-	/* One that has seen enough ends the others. */
+	/* The first reader that has seen enough ends the others. */
 	for (alive = readers; alive; alive--) {
 		if (wait(&status) < 0)
 			err(2, "wait");
