@@ -1,4 +1,4 @@
-"""Checks after a stress run: what the readers counted, and what was not given back."""
+"""Check the results of a stress run: the readers' work, and leaks."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from kbuild.guest.outcome import Outcome
 from kbuild.lab import counts
 from kbuild.lab.counts import Counts
 
-# Pages that nothing in /proc/meminfo accounts for may be this many more, for what the kernel
-# keeps by the way (per-CPU lists, the stack depot).  A reader's buffers are 68 KiB.
+# Allowed growth of the pages that /proc/meminfo does not account for: the kernel itself keeps
+# some (per-CPU lists, the stack depot).  A reader's buffers have 68 KiB.
 _PAGES_KIB = 24 * 1024
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What the readers have done, added up."""
+    """The sums of the readers' work."""
 
-    listings: int = 0  # read to the end, and right
+    listings: int = 0  # complete and correct
     records: int = 0
     bytes: int = 0
-    cut: int = 0  # reads that an unloading ended
-    absent: int = 0  # opens while the module was away
+    cut: int = 0  # reads that an unloading cut off
+    absent: int = 0  # opens while the module was unloaded
     killed: int = 0  # readers ended by a signal
     worst_ns: int = 0  # of one read(2)
-    reads: int = 0  # read(2) and pread(2) that gave data, or the end
+    reads: int = 0  # read(2) and pread(2) that returned data, or the end of the file
 
     def plus(self, other: Figures) -> Figures:
-        """Add another round's."""
+        """Return the sums with those of another round."""
         return Figures(
             self.listings + other.listings,
             self.records + other.records,
@@ -45,19 +45,19 @@ class Figures:
 
 @dataclass(frozen=True)
 class System:
-    """The guest's kernel as a whole."""
+    """The state of the guest's kernel."""
 
     slab_kib: int
-    unaccounted_kib: int  # pages in use that /proc/meminfo does not say the use of
+    unaccounted_kib: int  # pages in use that /proc/meminfo does not account for
     open_files: int
     tasks: int
     taint: int
-    answer_s: float  # what it took to be told
+    answer_s: float  # duration of the command that asked
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that had to be true at the end; ``outcome`` None: this kernel cannot say."""
+    """A condition at the end of a run; ``outcome`` is None if this kernel cannot tell."""
 
     name: str
     outcome: Outcome | None
@@ -65,17 +65,17 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether it was seen to be true."""
+        """Whether the condition was seen to hold."""
         return self.outcome is Outcome.PASSED
 
 
 def parse_figures(line: bytes) -> Figures:
-    """Read a line of reader.c; raises ValueError for another one."""
+    """Parse a line of reader.c; raises ValueError or TypeError for any other line."""
     return Figures(*(int(word) for word in line.split()))
 
 
 def parse_system(text: str, answer_s: float) -> System:
-    """Read what :data:`_LOOK` printed; raises ValueError or KeyError when something is missing."""
+    """Parse the output of probing.look(); raises ValueError or KeyError if a part is missing."""
     sizes = {
         name: int(value)
         for name, value in re.findall(r"^([A-Z][\w()]*): +(\d+) kB$", text, re.MULTILINE)
@@ -93,10 +93,10 @@ def parse_system(text: str, answer_s: float) -> System:
 
 
 def parse_processes(text: str) -> Counter[str]:
-    """Count processes by their command, from /proc/PID/stat lines; kernel threads left out."""
+    """Count processes by command, from /proc/PID/stat lines, without kernel threads."""
     found: Counter[str] = Counter()
     for line in text.splitlines():
-        # a command may contain anything, the parenthesis included
+        # a command may contain any character, including the parenthesis
         match = re.fullmatch(r"(\d+) \((.*)\) \S (\d+) .*", line)
         if match and 2 not in (int(match[1]), int(match[3])):
             found[match[2]] += 1
@@ -104,7 +104,7 @@ def parse_processes(text: str) -> Counter[str]:
 
 
 def check_readers(figures: Figures, samples: int, unloadings: int, reloaded: bool) -> Check:
-    """Silence proves nothing: something must have been read, and what was planned be done."""
+    """Check that the readers have read, and that a planned reload took place."""
     missing = [
         what
         for what, there in (
@@ -123,7 +123,7 @@ def check_readers(figures: Figures, samples: int, unloadings: int, reloaded: boo
 
 
 def check_counts(before: Counts, after: Counts, required: bool) -> Check:
-    """Objects of the named slab caches and open files are as many as before."""
+    """Check that no more objects of slab caches and open files exist than before."""
     leaked = counts.leaks(before, after)
     if leaked:
         text = ", ".join(f"{number} of {name}" for name, number in leaked.items())
@@ -136,7 +136,7 @@ def check_counts(before: Counts, after: Counts, required: bool) -> Check:
 
 
 def check_pages(before: System, after: System) -> Check:
-    """No memory is gone that nothing accounts for: page and vmalloc allocations."""
+    """Check for leaked page and vmalloc allocations: pages in use without an account."""
     grown = after.unaccounted_kib - before.unaccounted_kib
     bad = grown > _PAGES_KIB
     return Check(
@@ -148,7 +148,7 @@ def check_pages(before: System, after: System) -> Check:
 
 
 def check_processes(before: Counter[str], after: Counter[str]) -> Check:
-    """Every process that was started is gone, zombies included."""
+    """Check that every process that was started is gone, zombies included."""
     left = after - before
     if left:
         text = ", ".join(f"{number} {name}" for name, number in left.items())
@@ -157,7 +157,7 @@ def check_processes(before: Counter[str], after: Counter[str]) -> Check:
 
 
 def check_refcount(text: str) -> Check:
-    """Nobody holds the module."""
+    """Check that the module has no references."""
     references = int(text)
     return Check(
         "module",
@@ -167,12 +167,12 @@ def check_refcount(text: str) -> Check:
 
 
 def check_kmemleak(text: str | None, required: bool) -> Check:
-    """The kernel's leak detector has nothing.
+    """Check that kmemleak lists no leak.
 
-    ``text`` is what it lists, without the kernel's own, or None where there is no detector.
+    ``text`` is its list without the kernel's own leaks, or None if there is no kmemleak.
     """
     if text is None:
-        missing = "no kmemleak in this kernel, or it has turned itself off"
+        missing = "this kernel has no kmemleak, or it has turned itself off"
         return Check("kmemleak", Outcome.FAILED if required else None, missing)
     objects = text.count("unreferenced object")
     if text.strip():
@@ -181,12 +181,12 @@ def check_kmemleak(text: str | None, required: bool) -> Check:
 
 
 def check_alive(name: str, text: str | None, required: bool) -> Check:
-    """A detector still works, so its silence means something.
+    """Check that a detector still works, so that its silence means something.
 
-    ``name`` is one of checking.SAYS_SO, ``text`` its file, None where there is none.
+    ``name`` is one of detectors.SAYS_SO; ``text`` is the content of its file, or None.
     """
     if text is None:
-        return Check(name, Outcome.FAILED if required else None, f"no {name} in this kernel")
+        return Check(name, Outcome.FAILED if required else None, f"this kernel has no {name}")
     if not detectors.alive(name, text):
         path, _ = detectors.SAYS_SO[name]
         return Check(name, Outcome.FAILED, f"it is off: {path}")
@@ -194,6 +194,6 @@ def check_alive(name: str, text: str | None, required: bool) -> Check:
 
 
 def check_answer(seconds: float, limit_s: float) -> Check:
-    """The system answers a command in its time."""
+    """Check that the guest answers a command in time."""
     outcome = Outcome.PASSED if seconds <= limit_s else Outcome.HUNG
     return Check("answer", outcome, f"a command in {seconds:.1f} s, {limit_s:.0f} s allowed")

@@ -1,4 +1,4 @@
-"""What a guest's kernel has handed out, counted, and whether it came back."""
+"""Compare counts of a guest's kernel objects, to find leaks."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 PROGRAM = "counts"
 
-# How much more than before is none of ours.  The agent's pipes to a command that has just
-# ended, and the process itself, may be counted once and not the other time; open files are
-# summed up from what each CPU last said; and kmalloc() serves all of the kernel.
+# Growth that is not a leak of the module.  The agent's pipes to a command that has just ended,
+# and its process, may be counted only the second time.  Open files are a sum of per-CPU values
+# that may be old, and all of the kernel uses kmalloc().
 _TOLERANCE = {"struct file": 6, "open files": 64, "kmalloc": 64}
 _TOLERANCE_OF_OTHERS = 2
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Objects by kind: those of slab caches, those of the module, open files."""
+    """Numbers of objects by kind: those of slab caches, those of the module, open files."""
 
     values: Mapping[str, int]
 
@@ -27,10 +27,10 @@ class Counts:
 
 
 def parse(text: str) -> Counts:
-    """Read what counts.c printed; raises ValueError when it is cut off or has another shape."""
+    """Parse the output of counts.c; raises ValueError if it is cut off or malformed."""
     *lines, last = text.removesuffix("\n").split("\n")
     if last != f"end {len(lines)}":
-        raise ValueError(f"counts did not come to its end: {last!r} after {len(lines)} lines")
+        raise ValueError(f"the output of counts is cut off: {last!r} after {len(lines)} lines")
     values = {}
     for line in lines:
         name, _, value = line.rpartition(" ")
@@ -39,7 +39,7 @@ def parse(text: str) -> Counts:
 
 
 def limits(before: Counts) -> dict[str, int]:
-    """Return the most that each count may be when everything has come back."""
+    """Return the highest value of each count that is not a leak."""
     return {
         name: value + _TOLERANCE.get(name, _TOLERANCE_OF_OTHERS)
         for name, value in before.values.items()
@@ -47,7 +47,10 @@ def limits(before: Counts) -> dict[str, int]:
 
 
 def leaks(before: Counts, after: Counts) -> dict[str, int]:
-    """Return by how much the counts are over their limits, those alone that are."""
+    """Return the growth of those counts that exceed their limits.
+
+    Raises ValueError if a count is missing the second time.
+    """
     most = limits(before)
     missing = sorted(before.values.keys() - after.values.keys())
     if missing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kbuild.guest import detectors, triage
+from kbuild.guest import triage
 from kbuild.lab import traces
 
 # Detectors of the suite itself.  The kernel's detectors have the names in triage.PATTERNS.
@@ -41,8 +41,6 @@ OWN_DETECTORS = (
     "guest lost",  # the guest is dead
     "workload",  # a program of ours failed; the module is not known to be at fault
 )
-# The kernel's detectors that the suite asks, if the kernel has them and the caller wants them.
-ASKED = frozenset({"kmemleak", "slab counts", *detectors.SAYS_SO})
 DETECTORS = frozenset(OWN_DETECTORS) | {pattern.name for pattern in triage.PATTERNS}
 
 
@@ -73,7 +71,7 @@ class QuickResult:
     steps: tuple[Step, ...]
     reads: int  # whole listings that were read and checked
     records: int  # processes in them
-    armed: frozenset[str]  # those of ASKED that were asked
+    armed: frozenset[str]  # of "kmemleak", "slab counts" and detectors.SAYS_SO, those asked
     complete: bool  # no step was left out
     seconds: float
 

@@ -1,4 +1,4 @@
-"""Compare the procfile with the kernel's own view, as guest/include/kernel_view.h writes it."""
+"""Compare the procfile with the kernel's view, as guest/include/kernel_view.h writes it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class SeenFile:
     """A descriptor as fdinfo, readlink(2) and kcmp(2) show it."""
 
     fd: int
-    cloexec: bool | None  # None: the kernel does not tell
-    group: int  # the same number for one open file, as kcmp(2) says
+    cloexec: bool | None  # None if the kernel does not tell
+    group: int  # equal for descriptors of one open file, by kcmp(2)
     position: int
     flags: int
     path: bytes | None  # None: ENAMETOOLONG
@@ -46,10 +46,10 @@ def _name(text: str) -> bytes | None:
 
 
 def parse(text: bytes) -> tuple[SeenProcess, ...]:
-    """Read what observe printed; raises ValueError when it is cut off or has another shape."""
+    """Parse the output of observe; raises ValueError if it is cut off or malformed."""
     *lines, last = text.decode("ascii").removesuffix("\n").split("\n")
     if not text.endswith(b"\n") or last != f"end {len(lines)}":
-        raise ValueError(f"observe did not come to its end: {last!r} after {len(lines)} lines")
+        raise ValueError(f"the output of observe is cut off: {last!r} after {len(lines)} lines")
     seen: list[tuple[list[str], list[SeenFile]]] = []
     for line in lines:
         kind, *fields = line.split(" ")
@@ -91,10 +91,9 @@ def parse(text: bytes) -> tuple[SeenProcess, ...]:
 
 
 def differences(shown: Iterable[Process], seen: Iterable[SeenProcess]) -> list[str]:
-    """Compare field by field; each difference is one line, none means that both agree.
+    """Compare field by field, and return the differences, one line each.
 
-    State and signals are compared where they are shown, and close-on-exec where the kernel
-    tells it.
+    State and signals are compared if they are shown, and close-on-exec if the kernel tells it.
     """
     ours = {process.pid: process for process in shown}
     theirs = {process.pid: process for process in seen}

@@ -38,14 +38,14 @@ _LOOK = (
 
 
 def look(guest: Guest) -> System:
-    """Ask the guest how its kernel is."""
+    """Return the state of the guest's kernel."""
     result = guest.run(_LOOK, timeout_s=COMMAND_S, check=True)
     return parse_system(result.text, result.seconds)
 
 
 def processes(guest: Guest) -> Counter[str]:
     """Count the processes of a guest by their command."""
-    # read by programs that are there each time, whose own lines therefore cancel out
+    # sh and cat themselves are among the processes each time, so they cancel out
     result = guest.run(
         ["sh", "-c", "cat /proc/[0-9]*/stat 2>/dev/null; true"], timeout_s=COMMAND_S, check=True
     )
@@ -58,7 +58,7 @@ def do(guest: Guest, *argv: str, timeout_s: float = COMMAND_S) -> str:
 
 
 def count(guest: Guest, *arguments: str) -> Counts:
-    """Count what the guest's kernel has handed out; counts.c says what arguments do."""
+    """Count the objects of the guest's kernel; counts.c explains the arguments."""
     return counts.parse(do(guest, f"{PLACE}/{counts.PROGRAM}", *arguments, timeout_s=COMMAND_S))
 
 
@@ -68,16 +68,16 @@ def drop_caches(guest: Guest) -> None:
 
 
 def settle(guest: Guest, before: Counts) -> None:
-    """Give what ends late (RCU callbacks, dying cgroups) its time; the checks come after."""
+    """Wait for late frees (RCU callbacks, dying cgroups), before the checks."""
     limits = [f"{name}={most}" for name, most in counts.limits(before).items()]
     count(guest, str(_SETTLE_MS), *limits)
     drop_caches(guest)
 
 
 def leak_checks(guest: Guest, before: Counts, fragments: Sequence[str]) -> tuple[Check, ...]:
-    """Ask the kernel what was not given back, and whether its detectors live; the module is away.
+    """Check for leaks and for detectors that are off; the module must be unloaded.
 
-    A detector that ``fragments`` promise and that is not there is a failure.
+    A detector that ``fragments`` promise, and that is missing, is a failure.
     """
     limits = [f"{name}={most}" for name, most in counts.limits(before).items()]
     after = count(guest, str(_SETTLE_MS), *limits)
@@ -100,7 +100,7 @@ def _kmemleak(guest: Guest) -> str | None:
         return None
     do(guest, "sleep", _KMEMLEAK_AGE_S)
     scans = guest.run(["sh", "-c", detectors.two_scans()], timeout_s=2 * _SCAN_S)
-    if scans.status:  # EPERM: it has run out of memory once and is off since
+    if scans.status:  # EPERM: kmemleak has run out of memory and turned itself off
         return None
     listed = guest.read(detectors.KMEMLEAK, timeout_s=COMMAND_S).decode(errors="replace")
     return "\n".join(report.excerpt for report in detectors.leaks(listed))

@@ -1,14 +1,13 @@
-"""The grammar of /proc/cplayground, read strictly: docs/reference/procfile.md and nothing else.
+"""Parse /proc/cplayground strictly, by the grammar of docs/reference/procfile.md.
 
-Bytes in, frozen values out.  Names stay bytes, since a file name may be any; everything
-that the module would not have written is refused with its line and byte column.  Whether
-the module was loaded with fields=extended is for the caller to say: no text is of both forms.
+The parser takes bytes and returns frozen values.  Names stay bytes, because a file name may hold
+any.  A text that the module does not write is refused with its line and byte column.  The caller
+must know whether the module was loaded with fields=extended: no text has both forms.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 ID_LENGTH = 64
@@ -29,14 +28,14 @@ _HEX = frozenset(b"0123456789abcdef")
 _OCTAL = frozenset(b"01234567")
 _DIGITS = frozenset(b"0123456789")
 _BACKSLASH = b"\\"
-# Control bytes, the backslash, and U+0085, U+2028 and U+2029, where readers split text into lines.
+# Control bytes, the backslash, and U+0085, U+2028 and U+2029, at which readers split lines.
 _SPECIAL = re.compile(rb"[\x00-\x1f\x7f\\]|\xc2\x85|\xe2\x80[\xa8\xa9]")
-# The same as they are written: a separator whole, and no zero.
+# Their escaped form: a whole separator, and no zero byte.
 _ESCAPED = re.compile(rb"\\(?!000)(?:0[0-3][0-7]|134|177)|\\302\\205|\\342\\200\\25[01]")
 
 
 class ProcfileError(ValueError):
-    """The text is not of the format; ``line`` and ``column`` count from 1, columns in bytes."""
+    """The text violates the format; ``line`` and ``column`` count from 1, columns in bytes."""
 
     def __init__(self, line: int, column: int, what: str) -> None:
         self.line = line
@@ -59,63 +58,32 @@ class OpenFile:
 
 @dataclass(frozen=True)
 class Signals:
-    """What fields=extended adds, all of the first thread; bit n is signal n, up to 31."""
+    """The fields that fields=extended adds, for the first thread; bit n is signal n, up to 31."""
 
     state: str  # as in /proc/PID/stat
     blocked: int
-    pending: int  # the process's and the thread's own
+    pending: int  # for the process or for the thread
 
 
 @dataclass(frozen=True)
 class Process:
-    """A record: a process outside the initial PID namespace, and what it has open."""
+    """A record: a process outside the initial PID namespace, and its open files."""
 
     namespace: str  # 64 hex digits, equal for processes of one PID namespace
     pid: int  # in the initial namespace
     ns_pid: int
-    ns_ppid: int  # 0: the parent lives outside
-    ns_pgid: int  # 0: the group does
+    ns_ppid: int  # 0: the parent is outside
+    ns_pgid: int  # 0: the group is outside
     command: bytes
     files: tuple[OpenFile, ...] = field(default=())
     extended: Signals | None = None
 
 
-def escape(name: bytes) -> bytes:
-    """Write a name as the module does: what is special with three octal digits for each byte."""
-    return _SPECIAL.sub(lambda special: b"".join(b"\\%03o" % byte for byte in special[0]), name)
-
-
-def unescape(text: bytes) -> bytes:
-    """Return the name that the module wrote as ``text``; raises ProcfileError (in line 1)."""
-    return _unescape(text, 1, 1)
-
-
-def format_records(processes: Iterable[Process]) -> bytes:
-    """Write records as the module does."""
-    lines = []
-    for p in processes:
-        lines.append(
-            b"%s\t%d\t%d\t%d\t%d\t" % (p.namespace.encode(), p.pid, p.ns_pid, p.ns_ppid, p.ns_pgid)
-        )
-        if p.extended is not None:
-            more = p.extended
-            lines.append(b"%s\t%d\t%d\t" % (more.state.encode(), more.blocked, more.pending))
-        lines.append(b"%s\n" % escape(p.command))
-        lines += [
-            b"%d\t%d\t%s\t%d\t0%o\t%s\n"
-            % (f.fd, f.cloexec, f.id.encode(), f.position, f.flags, escape(f.path))
-            for f in p.files
-        ]
-        lines.append(b"\n")
-    return b"".join(lines)
-
-
 def parse(text: bytes, *, extended: bool = False) -> tuple[Process, ...]:
-    """Read a whole procfile; ``extended`` if the module was loaded with fields=extended.
+    """Parse a whole procfile; ``extended`` tells that it was loaded with fields=extended.
 
-    Beside the shape of each line it demands what the module promises of their order:
-    processes by ascending pid, descriptors by ascending number, each record ended by an
-    empty line.  Raises ProcfileError for anything else.
+    The lines must also be in the promised order: processes by ascending pid, descriptors by
+    ascending number, and an empty line at the end of each record.  Raises ProcfileError.
     """
     *lines, rest = text.split(b"\n")
     if rest:
@@ -150,7 +118,7 @@ def _header(line: bytes, number: int, extended: bool) -> Process:
     columns = _columns(line, number, 9 if extended else 6)
     (ns, c0), (pid, c1), (ns_pid, c2), (ppid, c3), (pgid, c4) = columns[:5]
     command, c5 = columns[-1]
-    # From left to right, so that the first column that is wrong is the one reported.
+    # From left to right, so that the first wrong column is reported.
     namespace = _id(ns, number, c0)
     pids = (
         _decimal(pid, number, c1, 1, _PID_MAX),
@@ -159,7 +127,7 @@ def _header(line: bytes, number: int, extended: bool) -> Process:
         _decimal(pgid, number, c4, 0, _PID_MAX),
     )
     signals = _signals(columns[5:8], number) if extended else None
-    name = _unescape(command, number, c5)
+    name = unescape(command, number, c5)
     if len(name) > COMMAND_MAX:
         raise ProcfileError(number, c5, f"a command of {len(name)} bytes, {COMMAND_MAX} at most")
     return Process(namespace, *pids, command=name, extended=signals)
@@ -182,14 +150,14 @@ def _signals(columns: list[tuple[bytes, int]], line: int) -> Signals:
 def _file(line: bytes, number: int) -> OpenFile:
     columns = _columns(line, number, 6)
     (fd, c0), (cloexec, c1), (identity, c2), (position, c3), (flags, c4), (path, c5) = columns
-    # From left to right, so that the first column that is wrong is the one reported.
+    # From left to right, so that the first wrong column is reported.
     descriptor = _decimal(fd, number, c0, 0, _FD_MAX)
     if cloexec not in (b"0", b"1"):
         raise ProcfileError(number, c1, f"close-on-exec is {cloexec!r}, not 0 or 1")
     file_id = _id(identity, number, c2)
     offset = _decimal(position, number, c3, -_POSITION_MAX, _POSITION_MAX)
     bits = _flags(flags, number, c4)
-    name = _unescape(path, number, c5)
+    name = unescape(path, number, c5)
     if not 0 < len(name) <= PATH_MAX:
         raise ProcfileError(number, c5, f"a path of {len(name)} bytes, 1 to {PATH_MAX} are allowed")
     return OpenFile(descriptor, cloexec == b"1", file_id, offset, bits, name)
@@ -222,7 +190,7 @@ def _decimal(text: bytes, line: int, column: int, least: int, limit: int) -> int
             raise ProcfileError(line, column + offset, f"{bytes((byte,))!r} in a number")
     if not digits or (digits[:1] == b"0" and text != b"0"):
         raise ProcfileError(line, column, f"{text!r} is not a number without leading zeros")
-    # A number of very many digits is refused before it is worked out.
+    # A number with very many digits is refused without converting it.
     value = int(text) if len(text) <= 20 else limit
     if not least <= value < limit:
         raise ProcfileError(line, column, f"{text!r} is not in the range {least} to {limit - 1}")
@@ -244,12 +212,16 @@ def _flags(text: bytes, line: int, column: int) -> int:
     return value
 
 
-def _unescape(text: bytes, line: int, column: int) -> bytes:
+def unescape(text: bytes, line: int = 1, column: int = 1) -> bytes:
+    """Return the name that the module escaped as ``text``.
+
+    Raises ProcfileError; ``line`` and ``column`` are the position of the text.
+    """
     name = bytearray()
     at = 0
     for special in _SPECIAL.finditer(text):
         start = special.start()
-        if start < at:  # in a separator's escape, whose first byte was met before
+        if start < at:  # inside the escape of a separator, which was handled at its first byte
             continue
         if special[0] != _BACKSLASH:
             raise ProcfileError(line, column + start, f"{_called(special[0])} in a name")

@@ -1,9 +1,9 @@
-"""Stress: loads, readers and reloads at once, and what must be true when they have ended.
+"""Stress the module with loads, readers and reloads at once, and check the system afterwards.
 
-The loads and the readers are programs of tests/guest; this module chooses which of them run
-together, shows live how they get on, and checks afterwards that everything was given back.
-What a kernel cannot be asked is named as not checked, and is a failure where its variant is
-there to be asked.
+The loads and the readers are guest programs.  This module chooses the loads that run together,
+shows their progress, and checks afterwards that everything was given back.  A check that the
+kernel cannot answer is shown as not checked; it is a failure if the kernel's variant is meant to
+answer it.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ logger = logging.getLogger(__name__)
 
 PROGRAMS = ("load", "reader", "unload", counts.PROGRAM)
 
-_LOOK_EVERY_S = 5.0  # at the system, beside the readers' own line in each second
-_SAMPLE_EVERY_S = 15.0  # a listing for the strict parser
-_RELOAD_PAUSE_MS = 200  # times the kernel's slowness: readers are to get on in it
+_LOOK_EVERY_S = 5.0  # look at the system; the readers print a line every second
+_SAMPLE_EVERY_S = 15.0  # between two listings for the strict parser
+_RELOAD_PAUSE_MS = 200  # multiplied by the slowness of the kernel, so that readers make progress
 _MODULE = "/tmp/cplayground.ko"
 
 # In seconds of a fast machine; a guest multiplies them by its scale.
 _ANSWER_S = 5.0
-_LINE_S = 10.0  # between two lines of the readers, who have one to say in each second
-_END_S = 20.0  # for what was told to end to be gone
+_LINE_S = 10.0  # at most between two lines of the readers, which print one every second
+_END_S = 20.0  # for a program that was told to end
 
 
 @dataclass
 class _Tally:
-    """What a run has come to so far."""
+    """The sums and results of a run so far."""
 
     figures: Figures = field(default_factory=Figures)
     operations: Counter[str] = field(default_factory=Counter)
@@ -78,10 +78,9 @@ def run(
 ) -> Summary:
     """Stress the module of this checkout in a guest of the lab.
 
-    ``seconds`` are those of the loads; boot and checks come on top.  Without ``backend`` the
-    module's own default is used.  It ends with the first report of the kernel.  Raises
-    StressFailedError, whose summary says what was done until then, with the exit status of
-    what went wrong.
+    The loads run for ``seconds``; boot and checks take additional time.  With an empty
+    ``backend`` the module uses its default.  The first report of the kernel ends the run.  Raises
+    StressFailedError with a summary of the run until then and the exit status of the failure.
     """
     if backend and backend not in BACKENDS:
         raise UserError(f"no such backend: {backend}", expected=", ".join(BACKENDS))
@@ -102,7 +101,7 @@ def run(
         "%d rounds with seed %d, at least %s", len(rounds), seed, progress.duration(seconds)
     )
     parameters = [f"backend={backend}"] if backend else []
-    again = f"./inv stress {target.options('suite', 'variant', 'version')}"
+    again = f"./inv lab.stress {target.options('suite', 'variant', 'version')}"
     again += f" --seconds {seconds} --seed {seed}"
     again += "".join(f" --workload {name}" for name in workloads)
     again += f" --backend {backend}" * bool(backend)
@@ -130,10 +129,10 @@ def stress_guest(
     fragments: Sequence[str],
     again: str | None = None,
 ) -> Summary:
-    """Stress a guest without the module, power it off and judge it.
+    """Stress a guest in which the module is not loaded, power the guest off and judge it.
 
-    ``fragments`` are those of its kernel: the detectors that must be there at the end.
-    ``again`` is the command that does the same.  Raises StressFailedError.
+    ``fragments`` are those of its kernel, and tell which detectors must be alive at the end.
+    ``again`` is the command that repeats the run.  Raises StressFailedError.
     """
     began = time.monotonic()
     tally = _Tally()
@@ -177,7 +176,7 @@ def stress_guest(
         shown = triage.render(
             guest.reports(), modules={MODULE: module}, again=again, console=summary.console
         )
-        what = wrong or "something was wrong at the end"
+        what = wrong or "a check at the end failed"
         raise StressFailedError(summary.outcome, what, summary, shown)
     return summary
 
@@ -186,7 +185,7 @@ def _load_argv(one: Workload, seconds: int, seed: int) -> list[str]:
     bounds = [str(one.pids), str(one.memory_mib)]
     if not one.stressor:
         return [f"{PLACE}/load", one.name, str(seconds), str(seed), *bounds]
-    # It ends by itself; its limit is for one that does not.
+    # stress-ng ends by itself; the limit is a safeguard.
     limit = str(seconds * 4 + 60)
     stress_ng = ["stress-ng", "--quiet", f"--{one.stressor}", "2", "--timeout", f"{seconds}s"]
     return [f"{PLACE}/load", "run", limit, str(seed), *bounds, *stress_ng, "--seed", str(seed)]
@@ -202,7 +201,7 @@ def _round(
     tally: _Tally,
     show: Callable[[str], None],
 ) -> None:
-    """Run one choice of loads under the readers; raises GuestCommandError when one fails."""
+    """Run one choice of loads together with readers; raises GuestCommandError if one fails."""
     seed += number * 1000
     loads = {
         load.name: guest.start(_load_argv(load, one.seconds, seed), cwd="/tmp")
@@ -223,7 +222,7 @@ def _round(
     if reloads is not None:
         tally.unloadings += int(reloads.wait(_END_S, check=True).text)
     for name, job in loads.items():
-        # a program that is not ours may take its time to end
+        # a program that is not ours may end late
         done = job.wait(one.seconds * 4 + 60 + _END_S, check=True)
         operations, _, kills = (int(word) for word in done.text.split()[-3:])
         tally.operations[name] += operations
@@ -239,7 +238,7 @@ def _watch(
     *,
     reloaded: bool,
 ) -> None:
-    """Follow the readers to their end, with an eye on the system and samples for the parser."""
+    """Follow the readers to their end; look at the system and parse samples meanwhile."""
     earlier, began = tally.figures, time.monotonic()
     last: tuple[float, Figures] = (began, Figures())
     looked = sampled = began - _SAMPLE_EVERY_S
@@ -247,7 +246,7 @@ def _watch(
         try:
             now, figures = time.monotonic(), parse_figures(line)
         except (ValueError, TypeError):
-            raise GuestCommandError(f"the readers said {line!r}", None) from None
+            raise GuestCommandError(f"the readers printed {line!r}", None) from None
         tally.figures = earlier.plus(figures)
         if now - looked >= _LOOK_EVERY_S:
             system, looked = probing.look(guest), now
@@ -255,15 +254,15 @@ def _watch(
             show(f"{names}: {describe(figures, last[1], now - last[0], system)}")
             last = (now, figures)
             if reports := guest.reports():
-                # what comes after it may be its consequence, and is not worth the time
-                raise GuestCommandError(f"the kernel complained: {reports[0].title}", None)
+                # later findings may be consequences of this one
+                raise GuestCommandError(f"the kernel reported: {reports[0].title}", None)
         if now - sampled >= _SAMPLE_EVERY_S:
             tally.samples += _sample(guest, reloaded=reloaded)
             sampled = now
 
 
 def _sample(guest: Guest, *, reloaded: bool) -> bool:
-    """Parse a listing strictly; False when the module was away, or went away under it."""
+    """Parse a listing strictly; return False if the module is being reloaded."""
     result = guest.run(["@read", PROCFILE], timeout_s=probing.COMMAND_S)
     if result.status == 0:
         procfile.parse(result.stdout)
@@ -282,7 +281,7 @@ def _check(
     running: Counter[str],
     fragments: Sequence[str],
 ) -> None:
-    """Append each check as soon as it is done, so that what ends them does not hide them."""
+    """Append each check as soon as it is done, so that a later exception does not hide it."""
     answer = guest.run(["true"], timeout_s=_ANSWER_S, check=True)
     checks.append(check_answer(answer.seconds, _ANSWER_S * guest.spec.scale))
     after = probing.look(guest)

@@ -16,17 +16,17 @@ from kbuild.lab.workloads import WORKLOADS
 
 @dataclass(frozen=True)
 class Summary:
-    """A whole run: what was done, and what was found."""
+    """A whole run: the work that was done, and the results of the checks."""
 
     release: str
     backend: str
     seed: int
     seconds: float
     figures: Figures
-    operations: Mapping[str, int]  # by workload; 0 for one that had no turn
+    operations: Mapping[str, int]  # by workload; 0 for one that was not run
     oom_kills: int
     unloadings: int
-    samples: int  # listings that were parsed on the host
+    samples: int  # listings that the host parsed
     worst_answer_s: float
     checks: tuple[Check, ...]
     verdict: Verdict
@@ -34,7 +34,7 @@ class Summary:
 
     @property
     def outcome(self) -> Outcome:
-        """Passed, or what went wrong first: in the kernel's own words, if it has any."""
+        """Passed, or the first failure; a verdict about the kernel comes before the checks."""
         if not self.verdict.passed:
             return self.verdict.outcome
         bad = (check.outcome for check in self.checks if check.outcome and not check.passed)
@@ -42,7 +42,7 @@ class Summary:
 
 
 class StressFailedError(KbuildError):
-    """The run came to its end, or nearly so, and something was wrong."""
+    """The run failed."""
 
     kind = "stress"
 
@@ -54,7 +54,7 @@ class StressFailedError(KbuildError):
 
 
 def describe(now: Figures, before: Figures, seconds: float, system: System) -> str:
-    """Say in one line how the readers get on and how the system is."""
+    """Return one line with the progress of the readers and the state of the system."""
     rate = 1 / max(seconds, 0.001)
     letters = taint_letters(system.taint) or "none"
     return (
@@ -69,10 +69,10 @@ def describe(now: Figures, before: Figures, seconds: float, system: System) -> s
 
 
 def render(summary: Summary) -> str:
-    """Write a summary out."""
+    """Render a summary."""
     figures = summary.figures
     done = [
-        f"{name} {number}" if number else f"{name} not run to its end"
+        f"{name} {number}" if number else f"{name} not completed"
         for name, number in summary.operations.items()
     ]
     never = [name for name in WORKLOADS if name not in summary.operations]
@@ -84,9 +84,9 @@ def render(summary: Summary) -> str:
         f"          {summary.samples} listings through the strict parser,"
         f" {figures.killed} readers killed",
         f"reloads   {summary.unloadings}; {figures.cut} reads cut off,"
-        f" {figures.absent} opens while it was away",
+        f" {figures.absent} opens while it was unloaded",
         f"loads     {', '.join(done)}; {summary.oom_kills} OOM kills",
-        f"no turn   {', '.join(never) or 'none'}",
+        f"not run   {', '.join(never) or 'none'}",
         f"answers   within {summary.worst_answer_s:.1f} s all the time",
     ]
     for check in summary.checks:

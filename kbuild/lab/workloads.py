@@ -1,4 +1,4 @@
-"""The workloads of a stress run, and the plan of its rounds."""
+"""Define the workloads of stress runs, and plan their rounds."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from kbuild.core.errors import UserError
 
-_ROUND_S = 30  # of one choice of workloads, on a kernel that is as fast as a release's
+_ROUND_S = 30  # of one choice of workloads, on a kernel as fast as the release variant
 _SHORTEST_ROUND_S = 5
-_TOGETHER = (2, 4)  # workloads at once: by choice, and at most where time is short
+_TOGETHER = (2, 4)  # workloads at once: usually, and at most if time is short
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Workload:
     name: str
     pids: int
     memory_mib: int
-    stressor: str = ""  # of stress-ng; without, it is one of load.c
+    stressor: str = ""  # of stress-ng; empty for a workload of load.c
 
 
 def _table() -> Iterator[Workload]:
@@ -46,15 +46,15 @@ WORKLOADS: Mapping[str, Workload] = {one.name: one for one in _table()}
 
 @dataclass(frozen=True)
 class Round:
-    """What runs at the same time, and for how long."""
+    """Workloads that run at the same time, and their duration."""
 
     workloads: tuple[Workload, ...]
     seconds: int
-    reloaded: bool  # the module is unloaded and loaded meanwhile
+    reloaded: bool  # the module is reloaded meanwhile
 
 
 def choose(names: Sequence[str]) -> tuple[Workload, ...]:
-    """Return workloads by name, all of them for no name; raises UserError."""
+    """Return workloads by name, or all of them without a name; raises UserError."""
     unknown = [name for name in names if name not in WORKLOADS]
     if unknown:
         raise UserError(f"no such workload: {', '.join(unknown)}", expected=", ".join(WORKLOADS))
@@ -64,10 +64,10 @@ def choose(names: Sequence[str]) -> tuple[Workload, ...]:
 def plan(
     workloads: Sequence[Workload], seconds: int, seed: int, slowness: float = 1.0
 ) -> tuple[Round, ...]:
-    """Share the time out, so that each workload has its turn as early as possible.
+    """Divide the time into rounds, so that each workload runs as early as possible.
 
-    Every second round reloads the module.  A kernel of some ``slowness`` has fewer rounds,
-    since it needs a minute to begin and end one.  Raises UserError where there is no time for
+    Every second round reloads the module.  A kernel with a higher ``slowness`` has fewer rounds,
+    because it needs a minute to begin and end one.  Raises UserError if the time is too short for
     both kinds of rounds.
     """
     if seconds < 2 * _SHORTEST_ROUND_S:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from kbuild.lab import oracle, procfile
 from kbuild.lab.procfile import OpenFile, Process, ProcfileError, Signals
+from tests import procfile_text
 from tests.topology.topology import O_CLOEXEC
 
 RECORDED = Path(__file__).parent / "data" / "procfile" / "topology.procfile"
@@ -78,17 +79,17 @@ def basic(listing: tuple[Process, ...]) -> tuple[Process, ...]:
 @SETTINGS
 @given(LISTINGS)
 def test_what_is_formatted_is_read_back(listing: tuple[Process, ...]) -> None:
-    assert procfile.parse(procfile.format_records(listing), extended=True) == listing
-    assert procfile.parse(procfile.format_records(basic(listing))) == basic(listing)
+    assert procfile.parse(procfile_text.format_records(listing), extended=True) == listing
+    assert procfile.parse(procfile_text.format_records(basic(listing))) == basic(listing)
 
 
 @SETTINGS
 @given(LISTINGS.filter(bool))
 def test_the_other_fields_are_refused(listing: tuple[Process, ...]) -> None:
     with pytest.raises(ProcfileError, match="line 1, column 1: 9 columns, not 6"):
-        procfile.parse(procfile.format_records(listing))
+        procfile.parse(procfile_text.format_records(listing))
     with pytest.raises(ProcfileError, match="line 1, column 1: 6 columns, not 9"):
-        procfile.parse(procfile.format_records(basic(listing)), extended=True)
+        procfile.parse(procfile_text.format_records(basic(listing)), extended=True)
 
 
 @SETTINGS
@@ -99,7 +100,7 @@ def test_a_changed_text_is_refused_or_says_something_else(
     """One reading for each text: whatever is accepted is written back byte for byte."""
     if not extended:
         listing = basic(listing)
-    text = bytearray(procfile.format_records(listing))
+    text = bytearray(procfile_text.format_records(listing))
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(text)))
         change = data.draw(st.sampled_from(("insert", "delete", "replace")))
@@ -114,7 +115,7 @@ def test_a_changed_text_is_refused_or_says_something_else(
         assert 1 <= error.line <= text.count(b"\n") + 1
         assert error.column >= 1
     else:
-        assert procfile.format_records(read) == bytes(text)
+        assert procfile_text.format_records(read) == bytes(text)
 
 
 @SETTINGS
@@ -123,7 +124,7 @@ def test_a_changed_text_is_refused_or_says_something_else(
 @example(bytes(range(1, 256)))
 @example(b"\xc2\xc2\x85\x85\xe2\x80\xe2\x80\xa8\xa9\\\xe2\x80\xa9\xe2\x80")
 def test_no_name_can_look_like_anything_else(name: bytes) -> None:
-    escaped = procfile.escape(name)
+    escaped = procfile_text.escape(name)
     assert not re.search(rb"[\x00-\x1f\x7f]", escaped)
     assert not any(separator in escaped for separator in SEPARATORS)
     assert procfile.unescape(escaped) == name
@@ -133,10 +134,10 @@ def test_no_name_can_look_like_anything_else(name: bytes) -> None:
 def test_a_separator_is_escaped_whole_and_its_parts_are_not(
     separator: bytes, escaped: bytes
 ) -> None:
-    assert procfile.escape(b"a" + separator) == b"a" + escaped
-    assert procfile.escape(b"\\" + separator) == rb"\134" + escaped
+    assert procfile_text.escape(b"a" + separator) == b"a" + escaped
+    assert procfile_text.escape(b"\\" + separator) == rb"\134" + escaped
     for part in (separator[:-1], separator[1:], separator[-1:]):
-        assert procfile.escape(part) == part
+        assert procfile_text.escape(part) == part
         assert procfile.unescape(part) == part
     for cut in range(1, len(escaped)):
         with pytest.raises(ProcfileError):
@@ -164,15 +165,15 @@ def test_a_name_has_one_text(text: bytes) -> None:
     except ProcfileError as error:
         assert (error.line, 1 <= error.column <= len(text)) == (1, True)
     else:
-        assert procfile.escape(name) == text
+        assert procfile_text.escape(name) == text
 
 
 def test_each_byte_is_a_name() -> None:
     for byte in range(1, 256):
         name = bytes((byte,))
         special = byte < 0x20 or byte in (0x5C, 0x7F)
-        assert procfile.escape(name) == (b"\\%03o" % byte if special else name)
-        assert procfile.unescape(procfile.escape(name)) == name
+        assert procfile_text.escape(name) == (b"\\%03o" % byte if special else name)
+        assert procfile.unescape(procfile_text.escape(name)) == name
 
 
 def assert_one_line_for_every_reader(text: bytes) -> None:
@@ -185,7 +186,7 @@ def assert_one_line_for_every_reader(text: bytes) -> None:
 @SETTINGS
 @given(LISTINGS)
 def test_every_reader_finds_the_same_lines(listing: tuple[Process, ...]) -> None:
-    assert_one_line_for_every_reader(procfile.format_records(listing))
+    assert_one_line_for_every_reader(procfile_text.format_records(listing))
 
 
 def reversible(name: bytes) -> str:
@@ -241,7 +242,7 @@ def test_the_conformance_set_is_read_as_it_says(path: Path) -> None:
     listing = procfile.parse(text, extended=value["fields"] == "extended")
     # As texts, since True is 1 for Python.
     assert json.dumps(as_json(listing, value["fields"]), indent=2) == json.dumps(value, indent=2)
-    assert procfile.format_records(listing) == text
+    assert procfile_text.format_records(listing) == text
     assert_one_line_for_every_reader(text)
 
 
@@ -256,7 +257,7 @@ def test_the_conformance_set_is_described() -> None:
 
 def test_recorded_files_are_accepted() -> None:
     text = RECORDED.read_bytes()
-    assert procfile.format_records(procfile.parse(text)) == text
+    assert procfile_text.format_records(procfile.parse(text)) == text
     assert_one_line_for_every_reader(text)
 
 

@@ -13,13 +13,15 @@ import pytest
 
 from kbuild.core.model import PROCFILE
 from kbuild.guest import triage
-from kbuild.guest.detectors import KMEMLEAK
+from kbuild.guest.detectors import KMEMLEAK, SAYS_SO
 from kbuild.guest.guest import Guest, GuestResult
 from kbuild.guest.programs import PLACE
-from kbuild.lab import findings, quick, readying, traces, watching
+from kbuild.lab import quick, readying, traces, watching
 from kbuild.lab.findings import QuickResult
 
 MODULE = Path(__file__)
+# All that can be armed.
+ASKED = {"kmemleak", "slab counts", *SAYS_SO}
 
 
 @pytest.fixture(autouse=True)
@@ -192,7 +194,7 @@ def test_a_module_that_is_right_passes() -> None:
     result = judge(guest, window_us=300)
     assert result.findings == ()
     assert result.passed
-    assert result.armed == findings.ASKED
+    assert result.armed == ASKED
     assert (result.reads, result.records) == (2 + 3 + 3 + 12 + 5, 2 + 3 + 3 + 34 + 6)
     loads = [argv for argv in guest.started if argv[0] == "insmod"]
     assert loads[0][2:] == ("backend=stock",)
@@ -344,7 +346,7 @@ def test_kmemleak_is_not_armed_where_it_is_not_asked() -> None:
     leaks = always(0, b"unreferenced object 0x1\n")
     result = judge(FakeGuest({f"@read {KMEMLEAK}": leaks}), kmemleak=False)
     assert result.passed
-    assert result.armed == findings.ASKED - {"kmemleak"}
+    assert result.armed == ASKED - {"kmemleak"}
 
 
 def test_nothing_is_counted_while_kmemleak_scans() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from kbuild.lab import oracle, procfile
 from kbuild.lab.procfile import OpenFile, Process, Signals
+from tests import procfile_text
 from tests.topologies import TOPOLOGIES
 from tests.topology import building, planning
 from tests.topology import topology as t
@@ -134,7 +135,7 @@ def test_every_topology_has_a_plan(topology: Topology) -> None:
     assert used == list(range(slots))
     assert made == planning.plan(topology, PLACE, io_uring=False)
     listing, _ = shown(made)
-    assert procfile.parse(procfile.format_records(listing), extended=True) == listing
+    assert procfile.parse(procfile_text.format_records(listing), extended=True) == listing
 
 
 def test_bodies_are_nested() -> None:
@@ -463,7 +464,7 @@ def test_a_whole_round(topology: Topology, data: st.DataObject) -> None:
     wrong = damaged(listing, data)
     for text in (listing, wrong):
         program = Replayed(
-            b"ready 1\n", answer(procfile.format_records(text), kernel_says(listing), pids)
+            b"ready 1\n", answer(procfile_text.format_records(text), kernel_says(listing), pids)
         )
         builder = building.Builder(program, PLACE, timeout_s=7)
         assert builder.plan(topology) == made
