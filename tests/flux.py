@@ -1,4 +1,4 @@
-"""What tests/guest/flux.c makes, read again and again; and what no reading of it may show.
+"""Parse the readings of tests/guest/flux.c, and check them for the module's invariants.
 
 The numbers of the invariants are those of docs/reference/procfile.md.
 """
@@ -25,16 +25,16 @@ _NAMES = frozenset((b"init", b"one", b"two", b"flux"))
 
 @dataclass(frozen=True)
 class Readings:
-    """What flux printed: pids of the containers' first processes, and all readings."""
+    """The output of flux: pids of the containers' first processes, and all readings."""
 
     firsts: tuple[int, ...]
     readings: tuple[bytes, ...]
     workers: int
-    hosted: int  # processes of the host that came and went meanwhile
+    hosted: int  # processes of the host that started and ended meanwhile
 
 
 def parse(output: bytes) -> Readings:
-    """Take apart what flux printed; raises ValueError when it is cut off."""
+    """Parse the output of flux; raises ValueError if it is cut off."""
     firsts: list[int] = []
     readings: list[bytes] = []
     at = 0
@@ -50,11 +50,11 @@ def parse(output: bytes) -> Readings:
                 return Readings(tuple(firsts), tuple(readings), int(workers), int(hosted))
             case _:
                 raise ValueError(f"flux printed {line!r}")
-    raise ValueError("flux did not come to its end")
+    raise ValueError("the output of flux is cut off")
 
 
 def violations(listing: Sequence[Process], firsts: Sequence[int], place: bytes) -> list[str]:
-    """Return, a line each, what no moment of it can have shown in one reading."""
+    """Return the violations of the invariants in one reading, one line each."""
     by_pid = {process.pid: process for process in listing}
     found = []
     containers: dict[str, int] = {}
@@ -80,7 +80,7 @@ def violations(listing: Sequence[Process], firsts: Sequence[int], place: bytes) 
         if fds and not fds & {FDS * container + 2, FDS * container + 3}:
             shown = ", ".join(str(fd) for fd in sorted(fds))
             found.append(
-                f"4: {where}: a file that was on one of two numbers is on neither, but: {shown}"
+                f"4: {where}: a file that was on one of two numbers is on neither: {shown}"
             )
         for file in process.files:
             at = f"{where}, descriptor {file.fd}"
@@ -100,15 +100,15 @@ def violations(listing: Sequence[Process], firsts: Sequence[int], place: bytes) 
 
 def _header(process: Process) -> Iterator[str]:
     if process.command not in _NAMES:
-        yield "2: nobody is called so"
+        yield "2: no process has this name"
     if (process.ns_pid == 1) != (process.ns_ppid == 0):
         yield f"2: the parent is {process.ns_ppid}"
     if process.ns_pid == 1 and process.command != b"init":
-        yield "2: the first process is not called so"
+        yield "2: the first process has another name"
     if process.ns_pgid not in (0, process.ns_pid):
         yield f"2: the group is {process.ns_pgid}"
     if process.extended is not None and process.extended.state in "ZX" and process.files:
-        yield "5: it has ended, and has descriptors"
+        yield "5: it has ended, but has descriptors"
 
 
 def _file(file: OpenFile, container: int, place: bytes, *, execs: bool) -> Iterator[str]:
@@ -132,7 +132,7 @@ def _file(file: OpenFile, container: int, place: bytes, *, execs: bool) -> Itera
 
 
 def summary(listings: Sequence[Sequence[Process]]) -> Counter[str]:
-    """Count what the readings were about: for the floors under which they mean nothing."""
+    """Count the contents of the readings; with too few, they prove nothing."""
     count: Counter[str] = Counter(readings=len(listings))
     pids: dict[int, set[str]] = {}
     for listing in listings:
@@ -143,6 +143,6 @@ def summary(listings: Sequence[Sequence[Process]]) -> Counter[str]:
             pids.setdefault(process.pid, set()).add(process.namespace)
     count["processes"] = len(pids)
     count["changes"] = sum(one != two for one, two in itertools.pairwise(listings))
-    # A pid that was in one container and then in another is what could be mistaken.
+    # A pid that was in one container and then in another could be confused.
     count["reused pids"] = sum(len(namespaces) > 1 for namespaces in pids.values())
     return count

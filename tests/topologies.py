@@ -1,4 +1,4 @@
-"""Hypothesis strategies for topologies: what tests/guest/build_topology.c is asked to build."""
+"""Hypothesis strategies for topologies, which tests/guest/build_topology.c builds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.topology.topology import Container, End, Op, Process, Rest, Signal, T
 
 _FORGED = b"\n\n" + b"0" * procfile.ID_LENGTH + b"\t1\t1\t0\t0\tforged\n"
 
-# U+0085, U+2028 and U+2029, and what they are made of.
+# U+0085, U+2028 and U+2029, and parts of them.
 _SEPARATORS = (b"\xc2\x85", b"\xe2\x80\xa8", b"\xe2\x80\xa9")
 _PARTS = st.lists(
     st.sampled_from([*_SEPARATORS, b"\xc2", b"\x85", b"\xe2", b"\x80", b"\xa8", b"\\", b"x"]),
@@ -71,7 +71,7 @@ _FLAGS = st.builds(
         max_size=3,
     ),
 )
-# What tmpfs and the table of a container's processes do not have.
+# tmpfs and the table of a container's processes have no O_DIRECT.
 _FILE_FLAGS = _FLAGS.map(lambda flags: flags & ~t.O_DIRECT)
 _POSITIONS = st.one_of(
     st.integers(0, 10_000),
@@ -87,7 +87,7 @@ _SIGNALS = st.one_of(
 )
 _BOOLEANS = st.booleans()
 
-# A file at the end of a path of any length, which the two alone would rarely give.
+# A file at the end of a long path; independent draws of the two would rarely give one.
 _DEEP = st.tuples(
     st.builds(t.EnterDirectory, _NUMBERS, st.integers(1, 18)),
     st.builds(t.Open, _NUMBERS, _FILE_FLAGS),
@@ -144,7 +144,7 @@ _SIMPLE: dict[str, st.SearchStrategy[Op]] = {
 
 
 def _ops(depth: int, most: int) -> st.SearchStrategy[tuple[Op, ...]]:
-    """Draw operations; those that make processes and files come more often than one each."""
+    """Draw operations; those that make processes and files are more frequent."""
     kinds = [*_SIMPLE, "open", "open", "memfd", "dup", "block", "deep", "deep"]
     by_kind: dict[str, st.SearchStrategy[Op | tuple[Op, ...]]] = _SIMPLE | {"deep": _DEEP}
     if depth:
@@ -166,7 +166,7 @@ def _ops(depth: int, most: int) -> st.SearchStrategy[tuple[Op, ...]]:
 
 
 _ENDS = (*(End.HOLD,) * 5, End.ZOMBIE, End.REAPED, End.DEAD_LEADER)
-# With the first process of a namespace everything in it ends.
+# If the first process of a namespace ends, everything in it ends.
 _FIRST_ENDS = (*(End.HOLD,) * 12, End.DEAD_LEADER, End.DEAD_LEADER, End.ZOMBIE)
 
 

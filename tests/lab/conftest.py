@@ -1,4 +1,4 @@
-"""Guests of the lab for tests: one for each test module, judged when the module ends."""
+"""Guests of the lab for tests: one for each test module, judged at the module's end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kbuild.lab import readying, setup
 from kbuild.lab.setup import Lab
 from tests import programs as test_programs
 
-# In a guest; put there by the fixture of that name.
+# The module's file in a guest; the fixture "guest" puts it there.
 MODULE_FILE = "/tmp/cplayground.ko"
 
 _GUEST_KEY = pytest.StashKey[Guest]()
@@ -26,18 +26,18 @@ _NAME_KEY = pytest.StashKey[str]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("lab", "tests in guests of the lab")
-    group.addoption("--variant", help="of the lab's kernel, whose detectors are to find things")
+    group.addoption("--variant", help="of the lab's kernel; decides which detectors it has")
     group.addoption(
-        "--fragment", action="append", default=[], type=Path, help="on top of the variant's"
+        "--fragment", action="append", default=[], type=Path, help="additional kernel configuration"
     )
-    group.addoption("--all", action="store_true", help="everything, where a sample is the default")
+    group.addoption("--all", action="store_true", help="run everything instead of a sample")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     ours = [item for item in items if here in item.path.parents]
     for item in ours:
-        # A guest has deadlines of its own, which know how slow it is.
+        # A guest has deadlines of its own, which consider its speed.
         item.add_marker(pytest.mark.timeout(7200))
     if config.getoption("variant") is None:
         config.hook.pytest_deselected(items=ours)
@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def whole(request: pytest.FixtureRequest) -> bool:
-    """Whether everything is asked for (--all), and not a sample."""
+    """Whether --all was given, which runs everything instead of a sample."""
     return bool(request.config.getoption("all"))
 
 
@@ -66,7 +66,7 @@ def lab(request: pytest.FixtureRequest, settings: Settings, suite: str, accel: s
 
 @pytest.fixture(scope="session")
 def built(lab: Lab) -> Path:
-    """The module of this checkout, built as a release is."""
+    """The module of this checkout, built as for a release."""
     out = lab.settings.build / lab.target.suite / lab.target.name / "tests"
     source = lab.settings.project / "kmod"
     return setup.build_module(lab, source, out=out, race_windows=False).path
@@ -89,7 +89,7 @@ def module_guest(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Guest]:
 
 @pytest.fixture
 def guest(request: pytest.FixtureRequest, module_guest: Guest, built: Path) -> Iterator[Guest]:
-    """The guest with the module's file in it, not loaded; no report may come of the test."""
+    """The guest with the module's file in it, not loaded; a kernel report fails the test."""
     name = re.sub(r"\s+", " ", request.node.nodeid)[-300:]
     request.node.stash[_GUEST_KEY] = module_guest
     request.node.stash[_NAME_KEY] = name
@@ -101,8 +101,8 @@ def guest(request: pytest.FixtureRequest, module_guest: Guest, built: Path) -> I
     module_guest.mark_end(name)
     reports = triage.scan(between_marks(module_guest.console(), name))
     if reports:
-        # the report hook shows them
-        pytest.fail(f"the kernel complained during this test: {triage.fingerprint(reports[0])}")
+        # pytest_runtest_makereport() shows the reports
+        pytest.fail(f"the kernel reported during this test: {triage.fingerprint(reports[0])}")
 
 
 @pytest.hookimpl(wrapper=True)

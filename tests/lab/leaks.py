@@ -1,4 +1,4 @@
-"""Whether a guest's kernel has everything back that it had before."""
+"""Check a guest's kernel for leaks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from kbuild.lab.setup import Lab
 
 @contextlib.contextmanager
 def none(guest: Guest, lab: Lab) -> Iterator[None]:
-    """Fail when the block leaves objects, leaks that kmemleak finds, or a lockdep that is off.
+    """Fail if the block leaves objects, leaks that kmemleak finds, or a detector that is off.
 
-    The module is to be away before and after.
+    The module must not be loaded before and after the block.
     """
     before = probing.count(guest)
     yield

@@ -1,7 +1,7 @@
-"""Each variant's kernel against a module that misbehaves: every detector has to speak.
+"""Each variant's kernel with a module that misbehaves: every detector must report.
 
-So that a "KASAN" kernel without KASAN cannot pass.  A detector that has spoken may be
-silent for ever after (lockdep) or only report once (KASAN), so each has a guest of its own.
+A "KASAN" kernel without KASAN therefore fails.  After a report, a detector may stay silent
+(lockdep) or not report again (KASAN), so each detector has a guest of its own.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from kbuild.lab.setup import Lab
 
 _WHAT = "/sys/module/misbehave/parameters/what"
 _DEBUGFS = "/sys/kernel/debug"
-# A report's lines follow each other faster than this even on a busy host
+# The lines of a report follow each other faster than this, even on a busy host.
 _QUIET_S = 1.0
 
-# What a detector needs to be told before it notices: file, value.  The watchdogs would take
-# minutes, and a panic; what sleeps for less is another task of a slow kernel.
+# Settings (file, value) that make a detector notice in time.  By default the watchdogs take
+# minutes, and panic.  With less than 4 s, other tasks of a slow kernel would be reported.
 _BEFORE = {
     "spin": (
         ("/proc/sys/kernel/softlockup_panic", "0"),
@@ -44,8 +44,8 @@ _FAULT_KNOBS = (
     (f"{_DEBUGFS}/fail_page_alloc/min-order", "0"),
 )
 _ROUNDS = 8
-# The n-th thing that can fail is made to, from the opening of the file on, for each n until
-# there is no n-th.  Reading what is left of n can be what fails.
+# Make the n-th operation that can fail do so, from the opening of the file on, for each n until
+# there is no n-th.  Reading the rest of n may itself be the operation that fails.
 _EACH_IN_TURN = """\
 n=0
 while n=$((n + 1)); [ $n -le 99 ]; do
@@ -71,16 +71,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def workdir(request: pytest.FixtureRequest, lab: Lab) -> Path:
-    """Where the console of this test's guest is kept."""
+    """The directory for the console of this test's guest."""
     name = re.sub(r"\W+", "-", str(request.node.name)).strip("-")
     return setup.logs(lab, "test_detectors", name)
 
 
 @contextmanager
 def misbehaving(lab: Lab, workdir: Path) -> Iterator[Guest]:
-    """A guest with the module in it, which has done nothing yet and brought no report.
+    """A guest with the module misbehave loaded, without a report so far.
 
-    It is ended at once afterwards: what a guest says after a report is of no use.
+    It is ended without a verdict, because a guest is of no use after a report.
     """
     guest = setup.open_guest(lab, workdir=workdir)
     try:
@@ -100,7 +100,7 @@ def write(guest: Guest, path: str, value: str) -> None:
 
 
 def console_after(guest: Guest, since: int) -> str:
-    """Return the console from ``since`` on, when nothing more has come for a while."""
+    """Return the console from ``since`` on, once it is quiet."""
     deadline = time.monotonic() + guest.answer_s
     while True:
         text = guest.console(since)
@@ -122,7 +122,7 @@ def test_a_detector_notices(lab: Lab, workdir: Path, detector: Detector) -> None
         seen = {triage.fingerprint(report): report for report in reports}
         ours = [mark for mark in seen if detector.made(mark)]
         assert ours, f"expected {detector}, found {list(seen)}"
-        # and whatever else is said of it is said of that function too
+        # every other report is about that function too
         assert next(iter(seen)) == ours[0]
         assert all(f"misbehave_{detector.deed}" in mark for mark in seen), list(seen)
         module = workdir / "misbehave.ko"
@@ -136,13 +136,13 @@ def test_a_guest_in_which_nothing_was_tripped_is_clean(lab: Lab, workdir: Path) 
         guest.run(["rmmod", "misbehave"], timeout_s=20, check=True)
         verdict = guest.shutdown()
     assert verdict.passed, verdict
-    # and it was asked for the detectors that it has to have
+    # and the verdict has asked the detectors that the kernel must have
     assert guest.spec.checkers == variant(lab.target.variant).checkers
 
 
 def test_the_slabs_that_the_command_line_names_are_checked(lab: Lab, workdir: Path) -> None:
     given = [word.partition("=")[2] for word in lab.spec.append if word.startswith("slub_debug=")]
-    # Documentation/mm/slub.rst: blocks of flags and the names, or globs, that they are for
+    # Documentation/mm/slub.rst: blocks of flags, with the names or globs that they apply to
     blocks = [block.split(",") for value in given for block in value.split(";")]
     if not blocks:
         pytest.skip(f"the variant {lab.target.variant} has no slub_debug parameter")
@@ -157,7 +157,7 @@ def test_the_slabs_that_the_command_line_names_are_checked(lab: Lab, workdir: Pa
 
 
 def _checks(guest: Guest, slab: str) -> set[str]:
-    """Return the checks of a slab that are on, as the letters of slub_debug."""
+    """Return the enabled checks of a slab, as the letters of slub_debug."""
     path = f"/sys/kernel/slab/{slab}"
     return {
         flag
@@ -171,13 +171,13 @@ def test_a_failure_can_be_made(lab: Lab, workdir: Path, fault: str) -> None:
         for path, value in _FAULT_KNOBS:
             write(guest, path, value)
         forced: list[str] = []
-        # One more that can fail, as an allocator's own cache being filled, moves all behind it by
-        # one, and the next n then misses what has moved back: so there are several rounds.
+        # An additional operation, such as filling an allocator's cache, moves all later ones by
+        # one.  The next n then misses one that has moved back, so there are several rounds.
         for _ in range(_ROUNDS):
             since = guest.machine.console.size()
             done = guest.run(["sh", "-c", _EACH_IN_TURN, "sh", fault, _WHAT], timeout_s=60)
             text = console_after(guest, since)
-            assert done.status == 0, f"there was always one more to fail: {done.stderr.decode()}"
+            assert done.status == 0, f"the failures did not end: {done.stderr.decode()}"
             assert triage.scan(text) == ()
             forced += text.split("FAULT_INJECTION: forcing a failure")[1:]
             if any(f" misbehave_{fault}+0x" in one for one in forced):

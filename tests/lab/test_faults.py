@@ -1,7 +1,8 @@
-"""What goes wrong once in a million is made to: allocations, copies to user space, readers' ends.
+"""Make rare failures happen: of allocations, of copies to user space, and ends of readers.
 
-By count (fail-nth), so that each failure has a number and the last one is known.  The kernel
-counts what it injected, and says where: a run that injected nothing, or not on our path, fails.
+Failures are injected by count (fail-nth), so each has a number and the last one is known.  The
+kernel counts its injections and prints their places.  A run fails if nothing was injected, or
+nothing on the module's path.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ PROGRAMS = ("faults", "topology", "counts")
 
 _DEBUGFS = "/sys/kernel/debug"
 ENOMEM, EFAULT, EBUSY = 12, 14, 16
-# Some 300 allocations and copies are on the load path of a debug kernel.
+# The load path of a debug kernel has some 300 allocations and copies.
 _LEAST_LOAD_FAILURES = 100
 _SAMPLE_STEP = 7
 _KINDS = ("failslab", "fail_page_alloc", "fail_usercopy")
-# A limit that is never reached: what is missing of it is what was injected.
+# A limit that is never reached; the kernel subtracts each injection from it.
 _TIMES = 1_000_000
 
 
 @pytest.fixture
 def injecting(guest: Guest) -> Guest:
-    """The guest with failures of every kind of allocation allowed, and told of on the console."""
+    """The guest with failures of every kind of allocation enabled and printed on the console."""
     for name, value in (
         ("failslab/ignore-gfp-wait", "N"),
         ("fail_page_alloc/ignore-gfp-wait", "N"),
@@ -48,7 +49,7 @@ def injecting(guest: Guest) -> Guest:
 
 
 def injections(guest: Guest) -> dict[str, int]:
-    """Return how many failures of each kind the kernel has injected since the test's beginning."""
+    """Return the numbers of failures of each kind that were injected in this test."""
     return {
         kind: _TIMES - int(guest.read(f"{_DEBUGFS}/{kind}/times").decode(), 0) for kind in _KINDS
     }
@@ -56,7 +57,7 @@ def injections(guest: Guest) -> dict[str, int]:
 
 @contextlib.contextmanager
 def quiet_listing(guest: Guest, backend: str) -> Iterator[None]:
-    """The module loaded, and processes held still for it to show; all away at the end."""
+    """Load the module and hold processes still for it to show; undo both at the end."""
     guest.run(["insmod", MODULE_FILE, f"backend={backend}"], timeout_s=20, check=True)
     program = guest.start([f"{PLACE}/topology"], cwd="/tmp")
     try:
@@ -64,14 +65,14 @@ def quiet_listing(guest: Guest, backend: str) -> Iterator[None]:
             assert line.startswith(b"container "), line
         yield
     finally:
-        # also after a failure, for the tests that come next in this guest
+        # also after a failure, for the next tests in this guest
         program.close_stdin()
         program.wait(60)
         guest.run(["rmmod", MODULE], timeout_s=20, check=True)
 
 
 def failures(text: str) -> list[tuple[int, int, str]]:
-    """Read what faults.c printed: the number of each failure, the errno and where it was seen."""
+    """Parse the output of faults.c: each failure's number, errno, and the place that saw it."""
     *lines, end = text.splitlines()
     found = []
     for line in lines:
@@ -83,9 +84,9 @@ def failures(text: str) -> list[tuple[int, int, str]]:
 
 
 def injected(console: str) -> dict[str, list[str]]:
-    """Return the stack of each failure on a console, by what was made to fail.
+    """Return the stacks of the failures on a console, by the kind of failure.
 
-    What is allocated with __GFP_NOWARN fails without a word.
+    An allocation with __GFP_NOWARN fails without a message.
     """
     stacks: dict[str, list[str]] = {}
     for part in console.split("FAULT_INJECTION: forcing a failure.")[1:]:
@@ -103,7 +104,7 @@ def in_function(stacks: list[str], function: str) -> int:
 def test_every_failure_on_the_load_path(
     injecting: Guest, lab: Lab, whole: bool, backend: str
 ) -> None:
-    """The load fails with an errno, or succeeds whole; what comes next does not notice."""
+    """The load fails with an errno or succeeds, and the next load is not affected."""
     step = 1 if whole else _SAMPLE_STEP
     argv = [f"{PLACE}/faults", "load", MODULE_FILE, str(step), f"backend={backend}"]
     since = injecting.machine.console.size()
@@ -112,17 +113,17 @@ def test_every_failure_on_the_load_path(
     found = failures(done.text)
     print(done.text.splitlines()[-1])
     numbers = [number for number, _, _ in found]
-    # Beyond these, one load makes some calls more than another, and not each number is met.
+    # Beyond these, loads differ in some calls, so not every number is met.
     steady = [*range(1, _LEAST_LOAD_FAILURES, step)]
     assert numbers[: len(steady)] == steady
-    # EBUSY: proc_create() has failed, which is the module's own call.
+    # EBUSY: proc_create() has failed, a call of the module itself.
     assert {error for _, error, _ in found} >= {0, ENOMEM, EBUSY}
     counted = injections(injecting)
     print(counted)
     assert sum(counted.values()) >= len(found)
     assert counted["failslab"] > 0
     stacks = injected(injecting.console(since))
-    # the module's loader has its own name for the function
+    # the module loader may show another name of the function
     assert in_function(stacks["failslab"], "(?:cpg_init|init_module)") > 0
     if whole:
         assert min(counted.values()) > 0
@@ -133,9 +134,9 @@ def test_every_failure_on_the_load_path(
 def test_every_failure_on_the_read_path(
     injecting: Guest, lab: Lab, whole: bool, backend: str, way: str
 ) -> None:
-    """An errno from open or from one read, after which the listing goes on where it was.
+    """Open or one read fails with an errno, and afterwards the listing goes on where it was.
 
-    faults.c compares each byte with the listing of before.
+    faults.c compares each byte with the earlier listing.
     """
     passes = 20 if whole else 4
     argv = [f"{PLACE}/faults", way, PROCFILE, "4096", str(passes)]
@@ -158,13 +159,13 @@ def test_every_failure_on_the_read_path(
     assert any(" seq_open+" in one for one in ours)
     # A listing of more than 64 KiB in steps of 4 KiB.
     assert sum("seq_read_iter" in one for one in stacks["fail_usercopy"]) >= 16 * passes
-    # Between open and close the module allocates nothing: no read can run out of memory.
+    # The module allocates nothing between open and close, so no read runs out of memory.
     assert ("read", ENOMEM) not in seen
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_memory_that_is_not_there(guest: Guest, lab: Lab, backend: str) -> None:
-    """EFAULT, or what fitted; the reader of either gets every byte of the listing once."""
+    """A read gives EFAULT, or the part that fits; the reader gets every byte exactly once."""
     with leaks.none(guest, lab), quiet_listing(guest, backend):
         done = guest.run([f"{PLACE}/faults", "copy", PROCFILE], timeout_s=60, check=True)
     found = failures(done.text)
@@ -180,6 +181,6 @@ def test_readers_killed_at_every_stage(guest: Guest, lab: Lab, whole: bool, back
         done = guest.run(argv, timeout_s=times * 2, check=True)
     _, killed, inside = done.text.split()
     print(done.text)
-    # opened, begun, half-way and at the end, and anywhere
+    # when opened, begun, half-way and at the end, and anywhere
     assert int(killed) == 5 * times
     assert int(inside) > 0

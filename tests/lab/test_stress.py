@@ -1,4 +1,4 @@
-"""Stress: a short run passes, and what a long one is there to find is found."""
+"""Stress: a short run passes, and each fault that a long run looks for is found."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _DO = "echo {deed} >/sys/module/misbehave/parameters/what; "
 
 
 def stress_spoiled(lab: Lab, built: Path, script: str, name: str) -> Summary:
-    """Stress a guest in which ``script`` is run meanwhile; returns the summary of the failure."""
+    """Stress a guest while ``script`` runs in it, and return the summary of the failure."""
     compiled = test_programs.compile_programs(lab.settings, lab.target.suite, PROGRAMS)
     workdir = setup.logs(lab, "test_stress", name)
     with (
@@ -97,7 +97,7 @@ def stress_spoiled(lab: Lab, built: Path, script: str, name: str) -> Summary:
 
 
 def test_what_comes_of_a_run_is_found(lab: Lab, built: Path) -> None:
-    """Files and memory that are never given back, a process left over, a foreign taint."""
+    """Leaked files and memory, a process left over, and a foreign taint are found."""
     script = f"echo 64 >/proc/sys/kernel/tainted; {_DO.format(deed='leak')}"
     script += f"exec {PLACE}/topology many-files 500"
     summary = stress_spoiled(lab, built, script, "spoiled")
@@ -117,7 +117,7 @@ def test_a_report_ends_a_run(lab: Lab, built: Path) -> None:
 
 
 def test_a_race_ends_a_run(lab: Lab, built: Path) -> None:
-    """Nobody has to name functions to KCSAN: a module's are watched when it is there."""
+    """KCSAN watches the functions of every module, without being told their names."""
     if "kcsan.config" not in variant(lab.target.variant).fragments:
         pytest.skip(f"the variant {lab.target.variant} has no KCSAN")
     summary = stress_spoiled(lab, built, _DO.format(deed="race"), "race")
@@ -160,7 +160,7 @@ def test_a_detector_that_is_off_is_found(lab: Lab) -> None:
 
 
 def test_readers_notice_what_they_must_not_see(guest: Guest) -> None:
-    """An unloading that nobody has told them of is an error for each kind of reader."""
+    """For readers that expect no unloading, an unloading is an error."""
     guest.run(["insmod", MODULE_FILE], timeout_s=20, check=True)
     storm = guest.start([f"{PLACE}/reader", "storm", PROCFILE, "60", "1", "still"])
     storm.read_line(60)
@@ -168,7 +168,7 @@ def test_readers_notice_what_they_must_not_see(guest: Guest) -> None:
     result = storm.wait(60)
     assert result.status == 1
     assert b"a reader saw what it must not see: " in result.stderr
-    # and readers of nothing have not tested anything
+    # readers that found no file have tested nothing
     result = guest.run([f"{PLACE}/reader", "storm", PROCFILE, "2", "1", "reloaded"], timeout_s=90)
     assert result.status == 1
     assert b"no whole reader has read anything" in result.stderr
@@ -182,7 +182,7 @@ def test_a_load_that_does_nothing_has_failed(guest: Guest) -> None:
     result = guest.run([f"{PLACE}/load", "run", *bounds, "sleep", "1000"], timeout_s=30)
     assert result.status == 1
     assert b"was not done in its time" in result.stderr
-    # there is no room for a process that could be killed
+    # there is no room for a process that could be OOM-killed
     result = guest.run([f"{PLACE}/load", "oom", "1", "1", "2", "64"], timeout_s=90)
     assert result.status == 1
     assert b"oom has done nothing" in result.stderr
@@ -190,7 +190,7 @@ def test_a_load_that_does_nothing_has_failed(guest: Guest) -> None:
 
 @pytest.fixture(scope="session")
 def reader(settings: Settings, suite: str) -> Path:
-    """The readers' program, which is static and so runs here too."""
+    """The program of the readers; it is static, so it runs on the host too."""
     return test_programs.compile_programs(settings, suite, ["reader"])["reader"]
 
 

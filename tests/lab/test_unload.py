@@ -1,4 +1,4 @@
-"""The module goes away while its file is in use, in all orders and at once."""
+"""The module is unloaded while its file is in use, in all orders and concurrently."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.lab.conftest import MODULE_FILE
 
 PROGRAMS = ("unload", "counts")
 
-# Two readers open, read and close, and an unloading and after it a loading come anywhere
-# between: 8! / (3! 3! 2!) orders, of which the half is left since the readers are alike.
+# Two readers open, read and close; an unloading, and later a loading, come anywhere between.
+# There are 8! / (3! 3! 2!) orders, of which half remain because the readers are alike.
 ORDERS = 280
 CYCLES = 500
 SAMPLE = 25
 
-# For a fast machine: more than one unloading may take under all that a debug kernel checks.
+# For a fast machine: more than an unloading takes with all checks of a debug kernel.
 _CYCLE_S = 2.0
 
 
@@ -39,7 +39,7 @@ def test_in_all_orders(guest: Guest, lab: Lab, whole: bool, backend: str) -> Non
         done = guest.run([*argv, f"backend={backend}"], timeout_s=seconds(2 * count), check=True)
     unloadings, reads, gone, absent = (int(word) for word in done.text.split())
     print(done.text)
-    # each order unloads once on its way, and once at its end
+    # each order unloads once in its course, and once at its end
     assert unloadings == 2 * count
     assert reads > 0
     assert gone > 0
@@ -58,6 +58,6 @@ def test_at_once(guest: Guest, lab: Lab, whole: bool, backend: str) -> None:
     print(done.text)
     assert unloadings == cycles
     assert reads > cycles
-    # the unloading has met readers that had the file open, and readers about to
+    # some readers had the file open at the unloading, others were about to open it
     assert gone > 0
     assert absent >= cycles

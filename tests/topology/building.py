@@ -14,7 +14,7 @@ from tests.topology.topology import Topology
 
 
 class Talker(Protocol):
-    """A running program: kbuild.guest.guest.Background, or what stands in for it."""
+    """A running program: kbuild.guest.guest.Background, or its stand-in."""
 
     def read_line(self, timeout_s: float) -> bytes:
         """Return the next line of its output, b"" at the end."""
@@ -24,12 +24,12 @@ class Talker(Protocol):
 
 
 class NotBuiltError(Exception):
-    """The guest could not do what a plan asks for; the text is its reason."""
+    """The guest could not carry out a plan; the text is its reason."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """What was seen of a topology while it was held still."""
+    """The views of a topology while it was held still."""
 
     text: bytes  # of the module's file
     seen: tuple[SeenProcess, ...]
@@ -37,7 +37,7 @@ class Built:
 
 
 class Builder:
-    """A conversation with a running build_topology, which was started with ``place``."""
+    """A connection to a running build_topology; ``place`` is its directory."""
 
     def __init__(self, program: Talker, place: bytes, *, timeout_s: float) -> None:
         self.place = place
@@ -47,11 +47,11 @@ class Builder:
         self._io_uring = words == ["1"]
 
     def plan(self, wanted: Topology) -> Plan:
-        """Work out the plan of a topology for this guest."""
+        """Return the plan of a topology for this guest."""
         return planning.plan(wanted, self.place, io_uring=self._io_uring)
 
     def build(self, plan: Plan) -> Built:
-        """Have a topology built, looked at and removed; raises NotBuiltError."""
+        """Build a topology, take its views and remove it; raises NotBuiltError."""
         self._program.write(plan.request)
         text, view, *pids = self._answer("built")
         return Built(_bytes(text), oracle.parse(_bytes(view)), tuple(map(int, pids)))
@@ -70,7 +70,7 @@ def _bytes(word: str) -> bytes:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared, and every difference, a line each."""
+    """The numbers of things compared, and the differences, one line each."""
 
     processes: int
     descriptors: int
@@ -78,9 +78,9 @@ class Comparison:
 
 
 def compare(built: Built, plan: Plan, *, extended: bool) -> Comparison:
-    """Hold the module's file against the kernel's view and against the plan.
+    """Compare the module's file with the kernel's view and with the plan.
 
-    Raises ProcfileError if it is not of the format.
+    Raises ProcfileError if the file violates the format.
     """
     shown = procfile.parse(built.text, extended=extended)
     kernel = oracle.differences(shown, built.seen)
@@ -95,25 +95,25 @@ def compare(built: Built, plan: Plan, *, extended: bool) -> Comparison:
 
 
 def _unforeseen(state: str) -> int:
-    """Return the signals that may be pending or not, whatever a plan does.
+    """Return the signals whose pending state no plan foresees.
 
-    A process that is dying still takes signals on Linux 5.10, while 6.1 drops them
-    (prepare_signal() in kernel/signal.c of both), so that there the SIGKILL which the end of a
-    namespace or of a parent brings stays with a zombie.
+    On Linux 5.10 a dying process still takes signals, so a zombie keeps the SIGKILL that comes
+    with the end of a namespace or of a parent.  Linux 6.1 drops them (prepare_signal() in
+    kernel/signal.c of both).
     """
     return 1 << SIGCHLD | (1 << SIGKILL if state == "Z" else 0)
 
 
 def unexpected(shown: Iterable[procfile.Process], plan: Plan, pids: Sequence[int]) -> list[str]:
-    """Compare a listing with a plan; each difference is one line, none means that both agree.
+    """Compare a listing with a plan, and return the differences, one line each.
 
-    ``pids`` are those of the slots, in the initial namespace.  What a plan does not foresee is
-    not compared, and neither is what a listing with basic fields does not have.
+    ``pids`` are those of the slots, in the initial namespace.  Fields that the plan does not
+    foresee, or that a listing with basic fields lacks, are not compared.
     """
     ours = {process.pid: process for process in shown}
     theirs = {pids[process.slot]: process for process in plan.processes}
     found = [f"process {pid}: not shown" for pid in sorted(theirs.keys() - ours.keys())]
-    found += [f"process {pid}: nobody made it" for pid in sorted(ours.keys() - theirs.keys())]
+    found += [f"process {pid}: not in the plan" for pid in sorted(ours.keys() - theirs.keys())]
     same = Correspondence()
     for pid in sorted(ours.keys() & theirs.keys()):
         one, two = ours[pid], theirs[pid]
@@ -127,7 +127,7 @@ def unexpected(shown: Iterable[procfile.Process], plan: Plan, pids: Sequence[int
         fds = {file.fd: file for file in one.files}
         expected = {file.fd: file for file in two.files}
         for fd in sorted(fds.keys() ^ expected.keys()):
-            what = "nobody opened it" if fd in fds else "not shown"
+            what = "not in the plan" if fd in fds else "not shown"
             found.append(f"{where}, descriptor {fd}: {what}")
         for fd in sorted(fds.keys() & expected.keys()):
             where_fd = f"{where}, descriptor {fd}"
@@ -141,20 +141,20 @@ def unexpected(shown: Iterable[procfile.Process], plan: Plan, pids: Sequence[int
 
 @dataclass
 class Correspondence:
-    """Which of two kinds of names stand for the same things; both are to tell them apart."""
+    """A relation between two kinds of names for the same things; it must be one to one."""
 
     left: dict[tuple[str, object], tuple[object, str]] = field(default_factory=dict)
     right: dict[tuple[str, object], tuple[object, str]] = field(default_factory=dict)
 
     def add(self, where: str, what: str, one: object, two: object) -> list[str]:
-        """Take note of a pair, and return how it contradicts earlier ones."""
+        """Add a pair, and return its contradictions to earlier pairs."""
         found = []
         other, place = self.left.setdefault((what, one), (two, where))
         if other != two:
-            found.append(f"{where}: another {what} is named as that of {place}")
+            found.append(f"{where}: another {what} has the same name as that of {place}")
         other, place = self.right.setdefault((what, two), (one, where))
         if other != one:
-            found.append(f"{where}: the same {what} is named otherwise than that of {place}")
+            found.append(f"{where}: the same {what} has another name than that of {place}")
         return found
 
 

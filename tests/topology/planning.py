@@ -1,8 +1,8 @@
-"""Plans: what the guest is asked to build of a topology, and what must then be seen of it.
+"""Compute plans: the request to build a topology, and the view that must result.
 
-:func:`plan` walks through a topology as the kernel will, from the rules of the system calls
-alone: since each process runs to its rest before the one that made it goes on, pids and
-descriptors are known before.  The request is what tests/guest/build_topology.c carries out.
+:func:`plan` walks through a topology as the kernel will, and uses only the rules of the system
+calls.  A process that makes another one waits until that one has come to rest, so all pids and
+descriptors are known in advance.  tests/guest/build_topology.c carries out the request.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ from tests.topology.topology import (
 
 SIGKILL, SIGCHLD, SIGCONT, SIGSTOP = 9, 17, 18, 19
 _STOPPING = frozenset((SIGSTOP, 20, 21, 22))
-_IGNORED = frozenset((SIGCHLD, 23, 28))  # by default, beside SIGCONT
+_IGNORED = frozenset((SIGCHLD, 23, 28))  # by default, in addition to SIGCONT
 
 PROGRAM = b"build_topology"
 INHERITED = b"inherited"
@@ -90,17 +90,17 @@ INHERITED = b"inherited"
 _ACCESS = 3
 _SETTABLE = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME  # SETFL_MASK of fs/fcntl.c
 _WRITE_LIMIT = 1 << 24
-# The driver's own requests and tables: SLOTS, NAMES of build_topology.c.
+# Limits of build_topology.c: SLOTS, NAMES.
 _MAX_SLOTS = 1000
 _MAX_NAMES = 250
 
 
 @dataclass(frozen=True)
 class ExpectedPath:
-    """``before``, a number where ``number_of`` is given, and ``after``.
+    """``before``, a number if ``number_of`` is given, and ``after``.
 
-    Equal keys in ``number_of`` are equal numbers, different ones different.  A key that is
-    ("pid", slot) is the pid of that process in the initial namespace.
+    Equal keys in ``number_of`` stand for equal numbers, different keys for different ones.  The
+    key ("pid", slot) stands for the pid of that process in the initial namespace.
     """
 
     before: bytes
@@ -132,13 +132,13 @@ class ExpectedProcess:
     command: bytes
     state: str
     blocked: int  # bit n for signal n, up to 31
-    pending: int  # without SIGCHLD, which comes when others end
+    pending: int  # without SIGCHLD, which arrives when others end
     files: tuple[ExpectedFile, ...]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A request for build_topology, and what must be seen when it has been carried out."""
+    """A request for build_topology, and the view that must result."""
 
     request: bytes
     slots: int
@@ -149,7 +149,7 @@ class Plan:
 
 
 class Code(Enum):
-    """What an operation of a request is; the values are build_topology.c's."""
+    """The code of an operation in a request; the values are those of build_topology.c."""
 
     END = 0
     SPAWN = 1
@@ -216,7 +216,7 @@ class _Inode:
 
 @dataclass(eq=False)
 class _Entry:
-    """A directory entry, as the kernel's dentry: it outlives its removal while it is open."""
+    """A directory entry; like the kernel's dentry it outlives its removal while it is open."""
 
     name: bytes
     parent: _Entry | None
@@ -235,7 +235,7 @@ class _File:
     number: int
     flags: int
     position: int = 0
-    inode: _Inode | None = None  # of what can be written and sought
+    inode: _Inode | None = None  # of a file that can be written and sought
     entry: _Entry | None = None
     path: ExpectedPath | None = None
     memory_of: _Process | None = None
@@ -286,7 +286,7 @@ class _Task:
 
     @property
     def is_replaced(self) -> bool:
-        """Whether another thread has called execve(2), which ended this one."""
+        """Whether the execve(2) of another thread has ended this one."""
         return self is not self.process.leader and self not in self.process.threads
 
 
@@ -301,12 +301,12 @@ class _Process:
     cwd: _Entry
     what: Process
     leader: _Task = field(init=False)
-    threads: list[_Task] = field(default_factory=list)  # those beside the leader
+    threads: list[_Task] = field(default_factory=list)  # without the leader
     state: str = "S"
     leader_dead: bool = False
     gone: bool = False
     subreaper: bool = False
-    # That of vfork(2), which waits, and whether it will be waiting for ever.
+    # The parent that waits in vfork(2); and whether this process waits there forever.
     waited_for_by: _Process | None = None
     stuck: bool = False
     pending: set[int] = field(default_factory=set)
@@ -328,7 +328,7 @@ class _Process:
 
 
 class _Walk:
-    """One walk through a topology: the state of the kernel as far as it matters."""
+    """One walk through a topology, with the relevant state of the kernel."""
 
     def __init__(self, topology: Topology, place: bytes, io_uring: bool) -> None:
         self.topology = topology
@@ -359,7 +359,7 @@ class _Walk:
         return self.names.setdefault(name, len(self.names))
 
     def body(self, at: int) -> None:
-        """Fill in the length of the body that has been emitted after operation ``at``."""
+        """Set the length of the body that was emitted after operation ``at``."""
         code, a, _, join, c = self.ops[at]
         self.ops[at] = (code, a, len(self.ops) - at - 1, join, c)
 
@@ -408,7 +408,7 @@ class _Walk:
     # --- processes ---
 
     def make(self, what: Process, parent: _Task | None, namespace: _Namespace) -> _Process:
-        """Make a process that has its slot and pid, with everything else of its parent."""
+        """Make a process with a slot and a pid of its own, and its parent's other properties."""
         if parent is None:
             group, session, cwd = self.outside, self.outside, self.root
         else:
@@ -436,7 +436,7 @@ class _Walk:
     def container(self, container: Container, earlier: Sequence[_Process]) -> _Process:
         joins = None
         if container.joins is not None:
-            # The namespace of one that has ended takes no more processes.
+            # The namespace of a process that has ended takes no more processes.
             hosts = [p for p in earlier if p.is_first and p.running]
             joins = hosts[container.joins % len(hosts)] if hosts else None
         namespace = joins.namespace if joins else self.new_namespace(None)
@@ -486,7 +486,7 @@ class _Walk:
                 other.parent = self.reaper(process)
 
     def leave_waiting(self, waiting: _Process | None) -> None:
-        """Say for those that wait in vfork(2), one for the other, that they have come to rest."""
+        """Report processes that wait in vfork(2), one for the other, as come to rest."""
         while waiting is not None:
             self.emit(Code.REST_FOR, waiting.slot)
             waiting.state = "D"
@@ -494,7 +494,7 @@ class _Walk:
             waiting = waiting.waited_for_by
 
     def reaper(self, process: _Process) -> _Process | None:
-        """Say who adopts the children of a process (find_new_reaper() of kernel/exit.c)."""
+        """Return the process that adopts the children (find_new_reaper() of kernel/exit.c)."""
         at = process.parent
         while at is not None and at.namespace.level == process.namespace.level:
             if at.subreaper and at.alive:
@@ -579,7 +579,7 @@ class _Walk:
             case OpenPath(name=None, cloexec=cloexec):
                 self.opened(task, b".", O_PATH | _cloexec(cloexec), entry=cwd)
             case _ if cwd.removed:
-                pass  # nothing is found or made in a directory that has been removed
+                pass  # in a removed directory nothing can be found or made
             case OpenUnnamed(flags=flags):
                 flags = flags & ~(_ACCESS | O_TRUNC) | 2 | O_TMPFILE
                 file = self.opened(task, b".", flags, inode=_Inode())
@@ -607,14 +607,14 @@ class _Walk:
         entry: _Entry | None = None,
         inode: _Inode | None = None,
     ) -> _File:
-        """Ask for open(2), and take note of what it does."""
+        """Emit open(2), and record its result."""
         self.emit(Code.OPEN, self.intern(name), c=flags)
         file = self.new_file(_kept(flags), entry=entry, inode=inode)
         self.install(task, file, bool(flags & O_CLOEXEC))
         return file
 
     def entry(self, task: _Task, index: int) -> _Entry | None:
-        """Return what a name stands for in the working directory."""
+        """Return the entry of a name in the working directory, or None."""
         children = task.process.cwd.children
         assert children is not None
         return children.get(self.name(index))
@@ -732,7 +732,7 @@ class _Walk:
                 if max(at, file.position) + count > _WRITE_LIMIT:
                     return
                 self.emit(Code.WRITE, fd, count)
-                # Nothing moves for nothing (generic_write_checks()).
+                # A write of no bytes does not move the position (generic_write_checks()).
                 if count:
                     file.position = at + count
                     file.inode.size = max(file.inode.size, file.position)
@@ -776,7 +776,7 @@ class _Walk:
                 cwd.children[to] = _Entry(to, cwd, entry.inode)
             return
         if other is not None and (other.inode is None or other.inode is entry.inode):
-            return  # a directory; or two names of one file, of which rename(2) does nothing
+            return  # a directory; or two names of one file, which rename(2) leaves alone
         self.emit(Code.RENAME, self.intern(name), self.intern(to))
         if other is not None:
             other.removed = True
@@ -853,8 +853,8 @@ class _Walk:
                     if len(group.numbers) == process.namespace.level
                     and process.namespace in group.numbers
                 ]
-                # A group keeps its leader's pid: the end of a namespace whose own first
-                # process, or somebody outside, is in a group of it waits for that for ever.
+                # A group keeps its leader's pid.  If a namespace's own first process, or a
+                # process outside, is in a group of it, the end of the namespace waits forever.
                 if groups and not leads_session and not process.is_first:
                     group = groups[which % len(groups)]
                     self.emit(Code.SETPGID, group.numbers[process.namespace])
@@ -877,7 +877,7 @@ class _Walk:
         for fd in [fd for fd, one in task.table.fds.items() if one.cloexec]:
             del task.table.fds[fd]
 
-    # --- when all have been made ---
+    # --- when all processes exist ---
 
     def finish(self) -> None:
         there = [process for process in self.processes if not process.gone]
@@ -946,13 +946,13 @@ class _Walk:
         path = file.path
         if file.memory_of is not None:
             if file.memory_of.gone:
-                return None  # the entry in /proc goes with the process, at some time
+                return None  # the entry in /proc disappears some time after the process
             return ExpectedPath(b"/proc/", ("pid", file.memory_of.slot), b"/mem")
         if file.entry is not None:
             text = file.entry.path(self.place)
             path = ExpectedPath(text + (b" (deleted)" if file.entry.removed else b""))
         assert path is not None
-        # Room for a number of ten digits; what is near the limit is left to the kernel to say.
+        # Room for a number of ten digits; near the limit, the path is not foreseen.
         if path.number_of and len(path.before) > procfile.PATH_MAX - 40:
             return None
         if len(path.before) > procfile.PATH_MAX:
@@ -965,10 +965,10 @@ def _cloexec(on: bool) -> int:
 
 
 def _kept(flags: int) -> int:
-    """Return what the kernel keeps of open(2)'s flags (build_open_how() and do_dentry_open())."""
+    """Return the flags of open(2) that the kernel keeps (build_open_how(), do_dentry_open())."""
     if flags & O_PATH:
         return flags & (O_PATH | O_DIRECTORY | O_NOFOLLOW)
-    # The two bits of O_SYNC come apart in one direction only.
+    # O_SYNC has two bits, and the upper one implies the lower one.
     implied = O_DSYNC if flags & (O_SYNC - O_DSYNC) else 0
     return flags & ~(O_CREAT | O_TRUNC | O_CLOEXEC) | O_LARGEFILE | implied
 
@@ -979,10 +979,10 @@ def signal_mask(signals: Iterable[int]) -> int:
 
 
 def plan(topology: Topology, place: bytes, *, io_uring: bool) -> Plan:
-    """Work out the request for a topology, and what must be seen of it.
+    """Compute the request for a topology, and the view that must result.
 
-    ``place`` is the directory that build_topology was started with; ``io_uring`` says whether
-    its kernel has that, as it said itself.
+    ``place`` is the directory of build_topology.  ``io_uring`` tells whether build_topology has
+    reported that its kernel has io_uring.
     """
     if not topology.names or any(not is_name(name) for name in topology.names):
         raise ValueError(f"a topology needs names of files: {topology.names!r}")

@@ -1,11 +1,11 @@
-"""Topologies: processes and descriptors that are to be built in a guest.
+"""Describe topologies: processes and descriptors to build in a guest.
 
-A :class:`Topology` says what each process does, in order: one that it makes runs to its
-rest before it goes on.  kbuild/vm/planning.py works out what comes of it.
+A :class:`Topology` lists the operations of each process, in order.  A process that makes another
+one goes on when that one has come to rest.  tests/topology/planning.py computes the result.
 
-Operands are numbers of no particular range: the n-th descriptor that is open then, modulo how
-many there are.  An operation that cannot succeed where it stands is left out.  So every value
-is a topology, and a part of one is one too.
+Operands are numbers without a range: n means the n-th open descriptor, modulo their number.  An
+operation that cannot succeed at its place is left out.  Every value is therefore a valid topology,
+and so is each part of one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
-# As x86-64 numbers them: the guest is one, whatever the host is.
+# The values of x86-64, because guests are x86-64 on every host.
 O_CREAT = 0o100
 O_TRUNC = 0o1000
 O_APPEND = 0o2000
@@ -38,7 +38,7 @@ CLOSE_RANGE_UNSHARE = 2
 CLOSE_RANGE_CLOEXEC = 4
 
 DEVICES = (b"/dev/null", b"/dev/zero", b"/dev/full")
-# A table that grows in one step to more slots than the module looks at in one step.
+# A table that grows in one step to more slots than the module examines in one step.
 HIGHEST_FD = 140_000
 
 _NAME_MAX = 255
@@ -46,7 +46,7 @@ _NAME_MAX = 255
 
 @dataclass(frozen=True)
 class Open:
-    """Open a file of the working directory, made where it is missing."""
+    """Open a file of the working directory, and create it if it is missing."""
 
     name: int
     flags: int
@@ -84,7 +84,7 @@ class OpenDevice:
 
 @dataclass(frozen=True)
 class OpenMemory:
-    """Open /proc/self/mem, which has positions that are negative."""
+    """Open /proc/self/mem, which allows negative positions."""
 
     flags: int
 
@@ -98,7 +98,7 @@ class Close:
 
 @dataclass(frozen=True)
 class Duplicate:
-    """dup(2), some times over."""
+    """dup(2), several times."""
 
     of: int
     times: int
@@ -186,7 +186,7 @@ AnonymousKind = Literal[
 
 @dataclass(frozen=True)
 class Anonymous:
-    """A descriptor of an anonymous inode; io_uring's is left out where the guest has none."""
+    """A descriptor of an anonymous inode; io_uring is left out if the guest has none."""
 
     kind: AnonymousKind
     cloexec: bool
@@ -218,7 +218,7 @@ class Link:
 
 @dataclass(frozen=True)
 class EnterDirectory:
-    """mkdir(2), where it is missing, and chdir(2), ``depth`` times."""
+    """mkdir(2), if it is missing, and chdir(2), ``depth`` times."""
 
     name: int
     depth: int
@@ -351,16 +351,16 @@ Op = (
 
 
 class End(Enum):
-    """What a process does after its operations; the values are build_topology.c's."""
+    """The end of a process after its operations; the values are those of build_topology.c."""
 
     HOLD = 0
     ZOMBIE = 1
     REAPED = 2  # it ends and its parent waits for it: its own children are orphans
-    DEAD_LEADER = 3  # the first thread ends alone
+    DEAD_LEADER = 3  # only the first thread ends
 
 
 class Rest(Enum):
-    """How a process is held, once all have been made."""
+    """The state in which a process is held, once all exist."""
 
     SLEEPING = "S"
     STOPPED = "T"
@@ -369,7 +369,7 @@ class Rest(Enum):
 
 @dataclass(frozen=True)
 class Signal:
-    """A signal that is sent to a process that it cannot reach."""
+    """A signal that is sent to a process and stays pending."""
 
     number: int
     to_thread: bool
@@ -377,7 +377,7 @@ class Signal:
 
 @dataclass(frozen=True)
 class Process:
-    """What a process does, and what is then done to it."""
+    """The operations of a process, and how it is held afterwards."""
 
     ops: tuple[Op, ...] = ()
     end: End = End.HOLD
@@ -387,7 +387,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Container:
-    """A first process, in a new PID namespace, or in an earlier container's as its guest."""
+    """A first process, in a new PID namespace or in that of an earlier container."""
 
     first: Process
     joins: int | None = None
@@ -402,7 +402,7 @@ class Topology:
 
 
 def is_name(name: bytes) -> bool:
-    """Say whether a file can be called so."""
+    """Tell whether a file can have this name."""
     return (
         0 < len(name) <= _NAME_MAX and name not in (b".", b"..") and not {0, ord("/")} & set(name)
     )

@@ -1,4 +1,4 @@
-"""Counts of what a kernel has handed out: read strictly, compared with what was before."""
+"""Counts of kernel objects are parsed strictly and compared with earlier ones."""
 
 from __future__ import annotations
 

@@ -69,10 +69,10 @@ def test_who_never_execs_has_no_file_that_is_about_to_be_closed() -> None:
     ("worker", "message"),
     [
         (replace(WORKER, namespace="3" * 64), "2: .* is in no container"),
-        (replace(WORKER, command=b"host"), "2: .* nobody is called so"),
+        (replace(WORKER, command=b"host"), "2: .* no process has this name"),
         (replace(WORKER, ns_ppid=0), "2: .* the parent is 0"),
         (replace(WORKER, ns_pid=1), "2: .* the parent is 1"),
-        (replace(WORKER, ns_pid=1, ns_ppid=0), "2: .* the first process is not called so"),
+        (replace(WORKER, ns_pid=1, ns_ppid=0), "2: .* the first process has another name"),
         (replace(WORKER, ns_pgid=3), "2: .* the group is 3"),
         (replace(WORKER, extended=Signals("Z", 0, 0)), "5: .* has descriptors"),
         (with_file(169, fd=170), "5: .* container 1 never had it"),

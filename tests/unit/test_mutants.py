@@ -1,4 +1,4 @@
-"""The mutants: all of them apply, say what they are, and are judged by what they promise."""
+"""The mutants: they apply, have complete headers, and are judged by them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from kbuild.lab.setup import Lab
 PROJECT = Path(__file__).parents[2]
 MUTANTS = PROJECT / "kbuild" / "lab" / "bugs"
 
-# Those that there must be (issue 4), by name.
+# The mutants that must exist (issue 4), by name.
 REQUIRED = {
     "threads-without-rcu": "iterating tasks without RCU",
     "processes-without-rcu": "the same, of the table of pids",

@@ -1,4 +1,4 @@
-"""The procfile's parser accepts what the module writes, and refuses the rest with its place."""
+"""The parser accepts the texts of the module, and refuses others with their position."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests import procfile_text
 from tests.topology.topology import O_CLOEXEC
 
 RECORDED = Path(__file__).parent / "data" / "procfile" / "topology.procfile"
-# For readers in any language; its README.md says what the names and the JSON mean.
+# For readers in any language; its README.md explains the names and the JSON.
 CONFORMANCE = Path(__file__).parents[1] / "conformance"
 ACCEPTED = sorted(CONFORMANCE.glob("*.procfile"))
 REFUSED = sorted(CONFORMANCE.glob("refused*/*.procfile"))
@@ -27,12 +27,12 @@ SEPARATORS = {
     b"\xe2\x80\xa8": rb"\342\200\250",
     b"\xe2\x80\xa9": rb"\342\200\251",
 }
-# Pieces of texts, some of which are a name's.
+# Pieces of texts, some of which occur in names.
 TEXT_PARTS = [
     *rb"\302 \205 \342 \200 \250 \251 \134 \012 \000 \411 \01 \ 3".split(),
     *b"\xc2 \x85 \xe2 \x80 \xa8 \x7f".split(b" "),
 ]
-# Any byte, with many of those that a name's escapes depend on.
+# Any byte, with many of those that escapes consist of.
 NAME_BYTES = st.integers(1, 255) | st.sampled_from(b"\\\xc2\x85\xe2\x80\xa8\xa9")
 NAMES = st.lists(
     st.one_of(NAME_BYTES.map(lambda byte: bytes((byte,))), st.sampled_from(sorted(SEPARATORS)))
@@ -97,7 +97,7 @@ def test_the_other_fields_are_refused(listing: tuple[Process, ...]) -> None:
 def test_a_changed_text_is_refused_or_says_something_else(
     listing: tuple[Process, ...], extended: bool, data: st.DataObject
 ) -> None:
-    """One reading for each text: whatever is accepted is written back byte for byte."""
+    """Each text has one meaning: every accepted text is written back byte for byte."""
     if not extended:
         listing = basic(listing)
     text = bytearray(procfile_text.format_records(listing))
@@ -145,7 +145,7 @@ def test_a_separator_is_escaped_whole_and_its_parts_are_not(
     for cut in range(4, len(escaped), 4):
         with pytest.raises(ProcfileError, match="column 1: "):
             procfile.unescape(escaped[cut:])
-    # In the middle of it, raw bytes and escapes do not go together.
+    # Within a separator, raw bytes and escapes cannot be mixed.
     for cut in range(1, len(separator)):
         for mixed in (separator[:cut] + escaped[4 * cut :], escaped[: 4 * cut] + separator[cut:]):
             with pytest.raises(ProcfileError, match=r"column \d+: \\\d{3} would not be escaped"):
@@ -159,7 +159,7 @@ def test_a_separator_is_escaped_whole_and_its_parts_are_not(
 @SETTINGS
 @given(st.lists(st.sampled_from(TEXT_PARTS), max_size=6).map(b"".join))
 def test_a_name_has_one_text(text: bytes) -> None:
-    """A text is refused unless the module writes it for some name."""
+    """A text is refused unless it is the escaped form of a name."""
     try:
         name = procfile.unescape(text)
     except ProcfileError as error:
@@ -177,7 +177,7 @@ def test_each_byte_is_a_name() -> None:
 
 
 def assert_one_line_for_every_reader(text: bytes) -> None:
-    """Who splits text as Python does, also at U+2028 and alike, finds the lines that there are."""
+    """A reader that splits text as Python does, also at U+2028, finds the same lines."""
     lines = text.decode("utf-8", "surrogateescape").splitlines(keepends=True)
     encoded = [line.encode("utf-8", "surrogateescape") for line in lines]
     assert encoded == re.findall(rb"[^\n]*\n", text)
@@ -190,14 +190,14 @@ def test_every_reader_finds_the_same_lines(listing: tuple[Process, ...]) -> None
 
 
 def reversible(name: bytes) -> str:
-    """A name as the JSON of the conformance set has it."""
+    """Return a name as the JSON of the conformance set writes it."""
     return "".join(
         chr(byte) if 0x20 <= byte < 0x7F and byte != 0x5C else f"\\{byte:03o}" for byte in name
     )
 
 
 def as_json(listing: tuple[Process, ...], fields: str) -> object:
-    """A listing as the conformance set's README.md describes it."""
+    """Return a listing in the form that the conformance set's README.md describes."""
     processes = []
     for p in listing:
         more: dict[str, object] = {}
@@ -240,7 +240,7 @@ def test_the_conformance_set_is_read_as_it_says(path: Path) -> None:
     value = json.loads(expected)
     text = path.read_bytes()
     listing = procfile.parse(text, extended=value["fields"] == "extended")
-    # As texts, since True is 1 for Python.
+    # Compared as texts, because True equals 1 in Python.
     assert json.dumps(as_json(listing, value["fields"]), indent=2) == json.dumps(value, indent=2)
     assert procfile_text.format_records(listing) == text
     assert_one_line_for_every_reader(text)
@@ -352,7 +352,7 @@ SHOWN = (
         1,
         b"",
         (OpenFile(0, False, "2" * 64, 0, 0, b"pipe:[1]"),),
-        # Signal 33 is pending too, and is not shown.
+        # Signal 33 is pending too, but is not shown.
         Signals("T", 0, 1 << 15),
     ),
 )
@@ -363,13 +363,13 @@ def test_the_oracle_agrees_with_an_equal_listing() -> None:
 
 
 def changed_file(**changes: object) -> list[Process]:
-    """The listing with another first descriptor."""
+    """Return the listing with another first descriptor."""
     first, *others = SHOWN[0].files
     return [replace(SHOWN[0], files=(replace(first, **changes), *others)), SHOWN[1]]  # type: ignore[arg-type]
 
 
 def test_the_oracle_finds_close_on_exec_among_the_flags() -> None:
-    """The kernel's view never has it there, so that the module must not."""
+    """The kernel never shows it there, so the module must not."""
     found = oracle.differences(changed_file(flags=2 | O_CLOEXEC), oracle.parse(SEEN))
     assert found == ["process 100, descriptor 0: flags is '0o2000002', the kernel says '0o2'"]
 

@@ -1,4 +1,4 @@
-"""The quick suite against a guest made of answers: what it finds, and when it stops."""
+"""The quick suite with a fake guest: its findings, and when it ends."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ KASAN = "[    1.0] BUG: KASAN: use-after-free in cpg_scan+0x1/0x2 [cplayground]\
 
 Answer = tuple[int, bytes, bytes]
 
-# Where moment.c stops, and up to which descriptor a module that is wrong shows what was there
-# before.  A read of 65536 bytes begins both batches, so that even the last one is as it was.
+# By the place where moment.c pauses: the last descriptors that a wrong module shows as before the
+# change.  A read of 65536 bytes begins both batches, so all descriptors must be as before.
 _MISTAKEN: Mapping[object, tuple[int, ...]] = {
     "header": (-1, 1, 31, 33, 64),
     1: (1, 31, 33, 47, 64),
@@ -46,7 +46,7 @@ _MISTAKEN: Mapping[object, tuple[int, ...]] = {
 
 @dataclass
 class Job:
-    """A command of the guest; one without an answer never ends."""
+    """A command of the guest; without an answer it never ends."""
 
     argv: tuple[str, ...]
     answer: Answer | None
@@ -78,7 +78,7 @@ def traces_of(name: str, late: int = 0) -> bytes:
 
 @dataclass
 class FakeGuest:
-    """Answers as a guest with a module that is right; ``answers`` says what is different."""
+    """Answers as a guest with a correct module; ``answers`` has the differences."""
 
     answers: dict[str, Callable[[Sequence[str]], Answer | None]] = field(default_factory=dict)
     loads: int = 0
@@ -289,7 +289,7 @@ def test_what_a_kernel_has_lost_at_boot_is_its_own_and_said(
     readying.prepare(cast(Guest, guest), {})
     assert "unreferenced object 0x1" in caplog.text
     words = " ".join(argv[-1] for argv in guest.started if argv[0] == "sh")
-    # Not on the console; and at the end it has forgotten that, and has its voice again.
+    # The console level is lowered for the scans and then restored, and the list is cleared.
     quiet, scan, loud = (words.index(part) for part in ("echo 6 >", "echo scan", "echo $level"))
     assert quiet < scan < words.rindex("echo scan") < loud < words.index("echo clear")
 
@@ -350,7 +350,7 @@ def test_kmemleak_is_not_armed_where_it_is_not_asked() -> None:
 
 
 def test_nothing_is_counted_while_kmemleak_scans() -> None:
-    """A scan is a process with open files of its own: more than were there before."""
+    """A scan has open files of its own, which would be counted as leaks."""
     guest = FakeGuest()
     judge(guest)
     programs = [argv[0].removeprefix(f"{PLACE}/") for argv in guest.started]

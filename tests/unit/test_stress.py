@@ -1,4 +1,4 @@
-"""Stress: how the time is shared out, what the guest's words mean, and each check seen to trip."""
+"""Stress: plans, parsing of the guest's output, and each check with a fault that it finds."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_nonsense_is_refused() -> None:
         workloads.plan(EVERYTHING, 9, 1)
 
 
-# What the guest says.
+# Parsing of the guest's output.
 
 
 def test_figures_are_read_and_added_up() -> None:
@@ -129,7 +129,7 @@ def test_processes_are_counted_without_kernel_threads() -> None:
     assert checks.parse_processes(text) == Counter({"agent": 1, "a) R (b": 1, "load": 2})
 
 
-# Each check, passed and tripped.
+# Each check, passing and failing.
 
 
 def outcome(check: Check) -> Outcome | None:
@@ -267,11 +267,11 @@ def test_a_line_says_what_happened_since_the_last_one() -> None:
     assert text.endswith("100 files, 50 tasks, taint O")
 
 
-# The run, on a guest that says what a test wants it to.
+# The run, with a guest whose answers a test chooses.
 
 
 class FakeJob:
-    """A command that has printed its lines already."""
+    """A command that has already printed its lines."""
 
     def __init__(self, result: GuestResult, lines: Sequence[bytes] = ()) -> None:
         self.result = result
@@ -287,7 +287,7 @@ class FakeJob:
 
 
 class FakeGuest:
-    """Answers each command by the first of ``answers`` whose key is in it."""
+    """Answers each command with the first of ``answers`` whose key it contains."""
 
     def __init__(self, answers: Mapping[str, tuple[int, bytes]]) -> None:
         self.answers = answers

@@ -1,4 +1,4 @@
-"""Topologies: what a plan asks for and foresees, and that a wrong listing is seen to be wrong."""
+"""Topologies: requests and views of plans, and the detection of wrong listings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def plan(*firsts: t.Process, names: tuple[bytes, ...] = (b"a", b"b")) -> Plan:
 
 
 def only(*ops: t.Op) -> ExpectedProcess:
-    """The one process that does these operations."""
+    """Return the one process of a plan that does these operations."""
     (process,) = plan(t.Process(ops)).processes
     return process
 
@@ -45,7 +45,7 @@ def spawn(*ops: t.Op, end: End = End.HOLD, inside: bool = False, shared: bool = 
 
 
 def shown(plan: Plan) -> tuple[tuple[Process, ...], tuple[int, ...]]:
-    """A listing as the plan foresees it, with pids and numbers of our own; and the pids."""
+    """Return the listing that a plan foresees, with arbitrary pids and numbers; and the pids."""
     pids = tuple(range(1000, 1000 + plan.slots))
 
     def path(expected: planning.ExpectedPath | None) -> bytes:
@@ -92,11 +92,11 @@ def shown(plan: Plan) -> tuple[tuple[Process, ...], tuple[int, ...]]:
     )
 
 
-# What is asked for.
+# Requests.
 
 
 def unpack(request: bytes) -> tuple[list[tuple[int, ...]], list[bytes], int]:
-    """Take a request apart as build_topology.c does."""
+    """Parse a request as build_topology.c does."""
     size, ops, names, slots = struct.unpack_from("<IIII", request)
     assert size == len(request)
     at = 16 + 24 * ops
@@ -111,7 +111,7 @@ def unpack(request: bytes) -> tuple[list[tuple[int, ...]], list[bytes], int]:
 
 
 def bodies(ops: Sequence[tuple[int, ...]], at: int, end: int) -> None:
-    """Check that what a process does ends with its END, and where its maker goes on."""
+    """Check that a process's operations end with END, and where its parent goes on."""
     while at < end:
         code, _, length, *_ = ops[at]
         at += 1
@@ -162,7 +162,7 @@ def test_nonsense_is_refused() -> None:
             plan(t.Process(), names=names)
 
 
-# What is foreseen, from the rules of the system calls.
+# Foreseen views, by the rules of the system calls.
 
 
 def test_pids_parents_and_groups() -> None:
@@ -181,9 +181,9 @@ def test_pids_parents_and_groups() -> None:
         (1, 1): (0, 0, "S"),
         (1, 2): (1, 2, "S"),
         (1, 3): (2, 3, "S"),
-        # 4 was its parent, and was waited for.
+        # Its parent was 4, which has been reaped.
         (1, 5): (1, 0, "S"),
-        # A first process, which is the outer namespace's 6, and its child, which is 7.
+        # A first process, which is 6 in the outer namespace, and its child, which is 7.
         (2, 1): (0, 0, "S"),
         (2, 2): (1, 0, "S"),
         (1, 8): (1, 0, "Z"),
@@ -277,7 +277,7 @@ def test_the_table_of_a_dead_leader_is_its_first_threads() -> None:
     )
     leaderless, child = plan(first).processes
     assert (leaderless.state, len(leaderless.files)) == ("Z", 2)
-    # The two threads have had the 2 and the 3.
+    # The two threads have taken 2 and 3.
     assert (child.ns_pid, child.ns_ppid, len(child.files)) == (4, 1, 3)
 
 
@@ -301,7 +301,7 @@ def test_who_waits_in_vfork() -> None:
     def states(*ops: t.Op) -> dict[int, tuple[str, int]]:
         return {p.ns_pid: (p.state, len(p.files)) for p in plan(t.Process(ops)).processes}
 
-    # What comes after it never comes to pass, and neither does what the child's child leaves.
+    # Later operations are never reached, and neither are those after the child's child.
     assert states(vfork(vfork(), t.Open(0, 0)), t.Open(0, 0)) == {
         1: ("D", 1),
         2: ("D", 1),
@@ -317,10 +317,10 @@ def test_what_a_write_moves() -> None:
         (process,) = plan(t.Process((t.SetFlags(0, t.O_APPEND), *ops))).processes
         return process.files[0].position
 
-    # Nothing, if there is nothing to be written; else to the end that it makes.
+    # A write of no bytes does not move the position; other writes move it to their end.
     assert position(t.Seek(0, 1), t.Write(0, 0)) == 1
     assert position(t.Seek(0, 1), t.Write(0, 3)) == 3
-    # With such a position the kernel refuses to write at the end, too.
+    # At such a position the kernel refuses to append, too.
     far = (1 << 63) - 1
     assert position(t.Seek(0, far), t.Write(0, 1)) == far
 
@@ -334,14 +334,14 @@ def test_signals_that_stay() -> None:
     assert pending(t.Process(rest=Rest.STOPPED, signals=signals)) == 1 << 1 | 1 << 15
     blocked = t.Block(frozenset((1, 23, 33)))
     assert pending(t.Process((blocked,), signals=signals)) == 1 << 1 | 1 << 23
-    # Not blocked by the thread, which would take it.
+    # The thread does not block it, and would take it.
     with_thread = (t.StartThread(()), blocked)
     assert pending(t.Process(with_thread, signals=signals)) == 0
     private = (Signal(1, True),)
     assert pending(t.Process(with_thread, signals=private)) == 1 << 1
 
 
-# That a wrong listing is found.
+# Detection of wrong listings.
 
 
 @SETTINGS
@@ -355,7 +355,7 @@ def test_what_is_foreseen_agrees_with_itself(topology: Topology) -> None:
 
 
 def damaged(listing: tuple[Process, ...], data: st.DataObject) -> tuple[Process, ...]:
-    """Change one thing in a listing that is foreseen."""
+    """Change one field of a foreseen listing."""
     at = data.draw(st.integers(0, len(listing) - 1))
     process = listing[at]
     assert process.extended is not None
@@ -415,7 +415,7 @@ def test_any_one_thing_that_is_wrong_is_found(topology: Topology, data: st.DataO
 
 
 def kernel_says(listing: Sequence[Process]) -> bytes:
-    """A view as kernel_view.h writes it, that agrees with a listing."""
+    """Return a view in the form of kernel_view.h that agrees with a listing."""
 
     def name(text: bytes) -> str:
         return "!" if text == procfile.PATH_TOO_LONG else text.hex() or "-"
@@ -458,7 +458,7 @@ def answer(text: bytes, view: bytes, pids: Sequence[int]) -> bytes:
 @settings(SETTINGS, max_examples=100)
 @given(TOPOLOGIES, st.data())
 def test_a_whole_round(topology: Topology, data: st.DataObject) -> None:
-    """From a topology to a comparison, over the wire; what the module says wrong is found twice."""
+    """From a topology to a comparison, through requests; a wrong listing is found twice."""
     made = planning.plan(topology, PLACE, io_uring=True)
     listing, pids = shown(made)
     wrong = damaged(listing, data)

@@ -1,4 +1,4 @@
-"""The figures of traces.c are read, and those that are a fault of a reader are found."""
+"""Figures of traces.c are parsed, and those that show a fault of a reader are found."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_what_is_still_good() -> None:
     assert faults("text", "stock", CLEAN.replace("listings=99", "listings=31")) == []
     assert faults("text", "stock", CLEAN.replace("slept=0", "slept=30")) == []
     assert faults("text", "stock", CLEAN.replace("read_us=900", "read_us=4999999")) == []
-    # A run that is late ends early, but has been read in.
+    # A run that is late ends early, but has some listings.
     late = CLEAN.replace("late=0", "late=2")
     assert faults("text", "stock", late.replace("listings=99", "listings=1")) == [
         "late in 2 of 30 rounds"
@@ -89,10 +89,10 @@ def test_what_is_still_good() -> None:
     assert faults("locks", "export", late.replace("listings=99", "listings=0")) == [
         "the readers took only 0 listings"
     ]
-    # One that stops at the first stuck request has few listings, and as few rounds.
+    # A run that stops at the first stuck request has few listings and few rounds.
     stopped = "rounds=2 late=0 worst_us=0 listings=25 longest_read_us=9 slept=0 by_others=1"
     assert faults("fuse-stuck", "export", f"{stopped} killed=yes unload=EWOULDBLOCK") == []
-    # A work item of export flushes what a process has left to it.
+    # With export, a work item flushes files that a process has left to it.
     assert faults("fuse", "export", f"{CLEAN} by_others=2") == []
 
 

@@ -125,7 +125,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def edits(monkeypatch: pytest.MonkeyPatch, *steps: Callable[[], None]) -> None:
-    """Let files change as often as there are steps, each done before the change is seen."""
+    """Simulate one change of files for each step; the step runs before the change is seen."""
 
     def watch(*_: object, **__: object) -> Iterator[set[tuple[int, str]]]:
         for step in steps:
@@ -232,7 +232,7 @@ def test_watching_goes_on_after_failures_and_the_next_guest_stands_by(
     world.results = [bad, GOOD]
 
     def break_it() -> None:
-        # the first attempt is over, and its guest's successor is there already
+        # the first attempt is over, and the next guest stands by
         assert [guest.alive for guest in world.guests] == [False, True]
         world.broken = True
 
@@ -247,9 +247,9 @@ def test_watching_goes_on_after_failures_and_the_next_guest_stands_by(
     order = ["failed in", "module error", "build error", "passed in"]
     assert [text.index(word) for word in order] == sorted(text.index(word) for word in order)
     assert text.count("waiting for an edit") == 3
-    # the dead one was replaced, and nobody is left at the end
+    # the dead guest was replaced, and no guest is left at the end
     assert [guest.alive for guest in world.guests] == [False] * 5
-    # and each let go of what it held, the dead one too
+    # each guest was abandoned, the dead one too
     assert all(guest.abandoned for guest in world.guests)
 
 
