@@ -55,9 +55,15 @@ class Traces:
     words: Mapping[str, str]  # all figures, by their keys
 
 
-def argv(place: str, file: str, case: str, *, rounds: int, readers: int) -> list[str]:
-    """Return the command of a case; ``file`` is "-" for a case without readers."""
-    return [f"{place}/{PROGRAM}", file, case, str(rounds), str(readers)]
+def argv(
+    place: str, file: str, case: str, *, rounds: int, readers: int, first: bool = False
+) -> list[str]:
+    """Return the command of a case; ``file`` is "-" for a case without readers.
+
+    With ``first`` the case may end after its first late round.
+    """
+    words = [f"{place}/{PROGRAM}", file, case, str(rounds), str(readers)]
+    return [*words, "first"] if first else words
 
 
 def parse(text: str) -> Traces:

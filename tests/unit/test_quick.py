@@ -384,6 +384,9 @@ def test_what_is_expected_gets_all_of_its_rounds() -> None:
     assert cases(guest, "traces") == {**readying.FEW_TRACES, "linger": traces.ROUNDS["linger"]}
     lives = cases(guest, "lives")
     assert (lives["exec"], lives["series"]) == (quick._LIVES["exec"][0], quick._LIVES["series"][1])
+    # Those that are expected end with their first evidence.
+    ended = {argv[2] for argv in guest.started if argv[-1] == "first"}
+    assert ended == {"linger", "series", "between"}
 
 
 def test_a_thorough_look_tries_each_case() -> None:

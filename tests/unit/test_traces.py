@@ -47,6 +47,8 @@ def test_the_linger_time_is_that_of_the_program() -> None:
 def test_the_command_of_a_case() -> None:
     argv = traces.argv("/place", "-", "text", rounds=7, readers=2)
     assert argv == ["/place/traces", "-", "text", "7", "2"]
+    argv = traces.argv("/place", "-", "text", rounds=7, readers=2, first=True)
+    assert argv[-1] == "first"
 
 
 def test_a_reader_without_a_trace_has_no_fault() -> None:

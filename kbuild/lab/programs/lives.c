@@ -3,8 +3,9 @@
  * Read about processes, containers and open files while they end and others begin, and count
  * the lines that are wrong.
  *
- *	lives <file> <case> <rounds>
+ *	lives <file> <case> <rounds> [first]
  *
+ * With "first" the cases exec, reaped and series end after the first wrong line.
  * Prints one line of "<key>=<number>" for its case:
  *
  *	exec	A thread that is not the leader calls execve(2) repeatedly.  Each reading must
@@ -68,6 +69,7 @@
 
 static const char *file;
 static unsigned long rounds;
+static bool first_only;
 static char text[LISTING];
 
 static long check(long result, const char *call, int line)
@@ -351,6 +353,8 @@ static void case_exec(void)
 		}
 		headers += found;
 		missing += found != 1;
+		if (first_only && (wrong || missing || bare))
+			break;
 	}
 	end(ns);
 	printf("execs=%lu headers=%lu wrong=%lu missing=%lu bare=%lu\n", execs, headers, wrong,
@@ -415,6 +419,8 @@ static void case_reaped(void)
 			wrong += !r.ppid;
 			group += r.pgid != 1;
 		}
+		if (first_only && (wrong || group))
+			break;
 	}
 	end(ns);
 	printf("families=%lu headers=%lu wrong=%lu group=%lu\n", *families, headers, wrong, group);
@@ -442,6 +448,8 @@ static void case_series(void)
 		repeated += seen_before(&seen, by_new.id);
 		end(pid);
 		let_go();
+		if (first_only && (repeated || differ))
+			break;
 	}
 	printf("containers=%lu repeated=%lu differ=%lu\n", rounds, repeated, differ);
 }
@@ -774,8 +782,9 @@ int main(int argc, char **argv)
 {
 	if (argc == 3 && !strcmp(argv[1], "again"))
 		return exec_again(argv);
-	if (argc == 4) {
+	if (argc == 4 || argc == 5) {
 		file = argv[1];
+		first_only = argc == 5;
 		rounds = strtoul(argv[3], NULL, 10);
 		if (!rounds || rounds > ROUNDS_MAX)
 			errx(2, "rounds: 1 to %d", ROUNDS_MAX);
@@ -789,5 +798,5 @@ int main(int argc, char **argv)
 			return 0;
 		}
 	}
-	errx(2, "usage: lives <file> exec|reaped|series|between|files|leader <rounds>");
+	errx(2, "usage: lives <file> exec|reaped|series|between|files|leader <rounds> [first]");
 }

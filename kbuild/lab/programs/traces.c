@@ -3,8 +3,9 @@
  * Test whether a program in a container notices that it is read, and whether the reader
  * waits for that program.
  *
- *	traces <file or -> <case> <rounds> <readers>
+ *	traces <file or -> <case> <rounds> <readers> [first]
  *
+ * With "first" a case may end after its first late round.
  * So many readers read the file repeatedly.  For "-" there are none.  For "/proc" they read
  * /proc/PID/fdinfo of the observed process, as any program on the host may.
  *
@@ -88,11 +89,12 @@ static struct shared {
 	atomic_ulong late;
 	atomic_llong worst_us;
 	atomic_ulong by_readers, by_others;
+	atomic_uint undone;		/* rounds that a case left out, because it had seen enough */
 } *shared;
 
 static const char *file, *running;
 static unsigned int readers, more_descriptors = MORE;
-static unsigned int undone;	/* rounds that a case left out, because it had seen enough */
+static bool first_only;		/* the first late round is enough */
 
 static void check(int failed, const char *what)
 {
@@ -322,6 +324,15 @@ static void judge(bool (*done)(void *), void *what)
 	raise_to(&shared->worst_us, now_us() - began);
 }
 
+/* Tell whether a case can end, with so many rounds left, because it has been late. */
+static bool enough(unsigned int left)
+{
+	if (!first_only || !atomic_load(&shared->late))
+		return false;
+	atomic_store(&shared->undone, left);
+	return true;
+}
+
 /*
  * Observed processes.
  */
@@ -440,7 +451,7 @@ static bool can_execute(void *unused)
 
 static void text(unsigned int rounds)
 {
-	while (rounds--) {
+	while (!enough(rounds) && rounds--) {
 		int fd = open(PROGRAM, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0700);
 
 		check(fd < 0, PROGRAM);
@@ -491,7 +502,7 @@ static bool can_listen(void *unused)
 static void port(unsigned int rounds)
 {
 	bring_up_lo();
-	for (unsigned int i = 0; i <= rounds; i++) {
+	for (unsigned int i = 0; i <= rounds && !enough(rounds - i); i++) {
 		judge(can_listen, NULL);
 		spread(listener);
 		meet();
@@ -554,7 +565,7 @@ static void locked(unsigned int rounds, void (*take)(int), bool (*can_take)(void
 	int fd = open(LOCKED, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 
 	check(fd < 0, LOCKED);
-	while (rounds--) {
+	while (!enough(rounds) && rounds--) {
 		struct ending one = begin(take, -1);
 
 		/* This shows that the lock would be noticed. */
@@ -582,7 +593,7 @@ static bool has_ended(void *fd)
 
 static void eof(unsigned int rounds)
 {
-	while (rounds--) {
+	while (!enough(rounds) && rounds--) {
 		struct ending one;
 		int fds[2];
 
@@ -780,7 +791,7 @@ static void epoll(unsigned int rounds)
 
 	check(set < 0 || pipe2(fds, O_CLOEXEC), "pipe2");
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fds[0]);
-	while (rounds--) {
+	while (!enough(rounds) && rounds--) {
 		struct epoll_event event = { .events = EPOLLIN };
 		int first = -1;
 
@@ -805,7 +816,7 @@ static void epoll(unsigned int rounds)
 
 static void pty(unsigned int rounds)
 {
-	while (rounds--) {
+	while (!enough(rounds) && rounds--) {
 		int unlock = 0, slave, master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
 
 		check(master < 0 || ioctl(master, TIOCSPTLCK, &unlock), "/dev/ptmx");
@@ -846,7 +857,7 @@ static bool can_unmount(void *unused)
 static void unmount(unsigned int rounds)
 {
 	mkdir(PLACE, 0700);
-	while (rounds--) {
+	while (!enough(rounds) && rounds--) {
 		struct ending one;
 
 		check(mount("traces", PLACE, "tmpfs", 0, NULL), "mount");
@@ -1046,7 +1057,11 @@ static void fuse(unsigned int rounds, char *more, size_t size)
 		/* A worker that has been handed the table may need a moment. */
 		usleep(2000);
 		if (keep_back && strange_flushes()) {
-			undone = rounds;
+			atomic_store(&shared->undone, rounds);
+			break;
+		}
+		if (first_only && atomic_load(&shared->by_readers)) {
+			atomic_store(&shared->undone, rounds);
 			break;
 		}
 	}
@@ -1131,8 +1146,8 @@ int main(int argc, char **argv)
 
 	if (argc == 3 && !strcmp(argv[1], "again"))
 		exec_again(argv[2], false);
-	if (argc != 5)
-		errx(2, "usage: traces <file or -> <case> <rounds> <readers>");
+	if (argc != 5 && argc != 6)
+		errx(2, "usage: traces <file or -> <case> <rounds> <readers> [first]");
 	file = argv[1];
 	running = argv[2];
 	rounds = strtoul(argv[3], NULL, 10);
@@ -1140,6 +1155,7 @@ int main(int argc, char **argv)
 	if (!rounds || readers > READERS)
 		errx(2, "%s rounds, %s readers", argv[3], argv[4]);
 	keep_back = !strcmp(running, "fuse-stuck");
+	first_only = argc == 6;
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
 		      -1, 0);
 	check(shared == MAP_FAILED, "mmap");
@@ -1159,7 +1175,8 @@ int main(int argc, char **argv)
 	for (unsigned int i = 0; i < READERS; i++)
 		listings += atomic_load(&shared->readers[i].listings);
 	printf("rounds=%u late=%lu worst_us=%lld listings=%lu longest_read_us=%lld slept=%lu%s\n",
-	       rounds - undone, atomic_load(&shared->late), atomic_load(&shared->worst_us), listings,
-	       atomic_load(&shared->longest_us), atomic_load(&shared->slept), more);
+	       rounds - atomic_load(&shared->undone), atomic_load(&shared->late),
+	       atomic_load(&shared->worst_us), listings, atomic_load(&shared->longest_us),
+	       atomic_load(&shared->slept), more);
 	return 0;
 }
