@@ -300,11 +300,17 @@ static void wait_within(long long most_us)
 /* Return at a moment at which a reader may be anywhere in the caller's descriptors. */
 static void meet(void)
 {
+	static bool measured;
+
 	if (!readers)
 		return;
-	/* The second listing has begun since, so its duration is that of a full one. */
-	if (!come_round(2, PATIENCE_US))
+	/*
+	 * The next listing of each reader begins now, and shows all descriptors.  At first wait
+	 * for a second one, whose duration is that of a full listing.
+	 */
+	if (!come_round(measured ? 1 : 2, PATIENCE_US))
 		errx(1, "%s: a reader does not come round", running);
+	measured = true;
 	wait_within(atomic_load(&shared->listing_us));
 }
 
