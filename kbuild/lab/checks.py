@@ -65,7 +65,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the condition was seen to hold."""
+        """Tell whether the condition was seen to hold."""
         return self.outcome is Outcome.PASSED
 
 

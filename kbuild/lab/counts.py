@@ -22,7 +22,7 @@ class Counts:
 
     @property
     def exact(self) -> bool:
-        """Whether the kernel counts the objects of its slab caches."""
+        """Tell whether the kernel counts the objects of its slab caches."""
         return "struct file" in self.values
 
 

@@ -77,5 +77,5 @@ class QuickResult:
 
     @property
     def passed(self) -> bool:
-        """Whether every step was done without a finding."""
+        """Tell whether every step was done without a finding."""
         return self.complete and not self.findings

@@ -95,7 +95,7 @@ class Trial:
 
     @property
     def passed(self) -> bool:
-        """Whether the mutant was killed as its header demands, or the control had no finding."""
+        """Tell whether the mutant was killed as demanded, or the control had no finding."""
         wanted = Fate.SURVIVED if self.mutant == CONTROL else Fate.KILLED
         return Fate(self.fate) is wanted
 

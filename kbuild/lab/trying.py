@@ -71,7 +71,7 @@ class Attempt:
 
     @property
     def passed(self) -> bool:
-        """Whether the suite was complete without a finding, and the console was working."""
+        """Tell whether the suite was complete without a finding, and the console was working."""
         return self.result.passed and self.heard and not self.reports
 
     @property

@@ -896,6 +896,6 @@ int main(int argc, char **argv)
 		answer(request, argv[2]);
 	}
 	if (chdir("/") || umount(place) || rmdir(place) || unlink(path))
-		err(1, "%s: does somebody hold a file in it?", place);
+		err(1, "%s: does a process hold a file in it?", place);
 	return 0;
 }

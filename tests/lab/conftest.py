@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def whole(request: pytest.FixtureRequest) -> bool:
-    """Whether --all was given, which runs everything instead of a sample."""
+    """Tell whether --all was given, which runs everything instead of a sample."""
     return bool(request.config.getoption("all"))
 
 

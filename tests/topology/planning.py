@@ -286,7 +286,7 @@ class _Task:
 
     @property
     def is_replaced(self) -> bool:
-        """Whether the execve(2) of another thread has ended this one."""
+        """Tell whether the execve(2) of another thread has ended this one."""
         return self is not self.process.leader and self not in self.process.threads
 
 

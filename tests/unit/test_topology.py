@@ -287,7 +287,7 @@ def test_exec_closes_unshares_and_ends_threads() -> None:
         t.Open(0, t.O_CLOEXEC),
         t.Block(frozenset((5, 9))),
         t.StartThread((t.Open(1, 0), t.Exec(), t.Memfd(0, False))),
-        t.Close(0),  # never comes to pass
+        t.Close(0),  # is never reached
     )
     assert process.command == b"build_topology"
     assert [f.fd for f in process.files] == [0, 1, 2]
