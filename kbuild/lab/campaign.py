@@ -6,7 +6,6 @@ import ast
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from kbuild.core import fs
+from kbuild.core import fs, recipe, stamp
 from kbuild.core.errors import KbuildError, UserError
 from kbuild.core.model import BACKENDS, Settings, Target
 from kbuild.guest.guest import Guest
@@ -131,6 +130,7 @@ class Campaign:
         self._earlier = tuple(earlier)
         self._kept = kept_trials.path(lab.settings.build, lab.target)
         self._suite = mutation.suite()
+        self._compiling = recipe.digest(Path(str(module.__file__)), Path(str(setup.__file__)))
         self._ended = False
         self._running: set[Guest] = set()
         self._builders = ThreadPoolExecutor(1, "mutants-build")
@@ -162,15 +162,33 @@ class Campaign:
         return self._outcomes[case.name].result()
 
     def _build(self, mutant: Mutant | None) -> Path:
+        """Return the module of a mutant, compiled unless an earlier run did so."""
         kmod = self._lab.settings.project / "kmod"
-        place = self._directory / (CONTROL if mutant is None else mutant.name)
-        source = place / "source"
-        fs.remove_tree(source)
-        if mutant is None:
-            module.copy_sources(kmod, source)
-        else:
-            mutants.apply(mutant, kmod, source)
-        return setup.build_module(self._lab, source, out=place / "module").path
+        name = CONTROL if mutant is None else mutant.name
+        home = self._directory / name
+        source, mark = home / "source", home / "module.json"
+        with fs.lock(self._directory / f".{name}.lock"):
+            fs.remove_tree(source)
+            if mutant is None:
+                module.copy_sources(kmod, source)
+            else:
+                mutants.apply(mutant, kmod, source)
+            inputs = {
+                "packages": self._lab.packages,
+                "root": self._lab.root.digest,
+                "compiling": self._compiling,
+                **{
+                    path.relative_to(source).as_posix(): fs.sha256_file(path)
+                    for path in sorted(source.rglob("*"))
+                    if path.is_file()
+                },
+            }
+            built = home / "module" / f"{module.NAME}.ko"
+            if stamp.due(mark, inputs) is not None:
+                mark.unlink(missing_ok=True)
+                made = setup.build_module(self._lab, source, out=built.parent)
+                stamp.write(mark, inputs, [made.path], made.seconds)
+        return built
 
     def _try(self, case: Case) -> Outcome:
         built = self._modules[case.subject].result()
@@ -221,19 +239,15 @@ def explain(lab: Lab, case: Case, trial: Trial, result: QuickResult, workdir: Pa
 
 @contextmanager
 def begin(lab: Lab, wanted: Sequence[Case], *, whole: bool = False) -> Iterator[Campaign]:
-    """Start a campaign whose modules are built in a temporary directory.
+    """Start a campaign; modules that an earlier one has compiled from the same sources are kept.
 
     With ``whole``, which takes hours, trials of earlier runs are not made again.
     """
-    home = lab.settings.build / lab.target.suite / lab.target.name
+    directory = lab.settings.build / lab.target.suite / lab.target.name / "mutants"
+    directory.mkdir(parents=True, exist_ok=True)
     kept = kept_trials.path(lab.settings.build, lab.target)
-    with (
-        # One mutant can be tried while another run tries all of them.
-        tempfile.TemporaryDirectory(dir=home, prefix="mutants.") as directory,
-        Campaign(
-            lab, wanted, Path(directory), earlier=kept_trials.load(kept) if whole else ()
-        ) as campaign,
-    ):
+    earlier = kept_trials.load(kept) if whole else ()
+    with Campaign(lab, wanted, directory, earlier=earlier) as campaign:
         yield campaign
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kbuild.core import fs, recipe
+from kbuild.core import fs, recipe, stamp
 from kbuild.core.errors import InfrastructureError
 from kbuild.core.model import Root, Settings, Target
 from kbuild.core.suites import DEBIAN_FLAVOURS
@@ -33,6 +33,7 @@ class Lab:
     target: Target
     spec: GuestSpec
     headers: Headers
+    packages: str  # digest of the kernel's packages, the headers among them
     kernel_tree: Path  # the patched source, for decoding and for checkpatch
     root: Root  # in which modules are compiled
     programs: Mapping[str, Path]  # compiled programs of the quick suite
@@ -83,7 +84,10 @@ def prepare(
         headers = module.whole(stages.kernel_headers(done))
     compiled = programs.compile_programs(settings, done.root, readying.sources(readying.PROGRAMS))
     kept = _snapshot(settings, target, spec, compiled) if booted else None
-    return Lab(settings, target, spec, headers, done.kernel.source, done.root, compiled, kept)
+    packages = stamp.digest({one.path.name: one.sha256 for one in done.packages})
+    return Lab(
+        settings, target, spec, headers, packages, done.kernel.source, done.root, compiled, kept
+    )
 
 
 def _snapshot(

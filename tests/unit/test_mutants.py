@@ -416,16 +416,23 @@ class World:
     fates: dict[str, Fate | Exception]
     tried: list[str]
     guests: list[FakeGuest]
+    compiled: list[str]
     hangs: bool = False
 
     def prepare(self, settings: Settings, target: Target, **_: object) -> Lab:
         spec = SimpleNamespace(cpus=1, checkers=frozenset())
-        lab = SimpleNamespace(settings=settings, target=target, spec=spec, snapshot=None)
-        (settings.build / target.suite / target.name).mkdir(parents=True, exist_ok=True)
+        root = SimpleNamespace(digest="a root")
+        lab = SimpleNamespace(
+            settings=settings, target=target, spec=spec, snapshot=None, packages="ours", root=root
+        )
         return cast(Lab, lab)
 
     def build(self, lab: Lab, source: Path, *, out: Path) -> SimpleNamespace:
-        return SimpleNamespace(path=source / "toy.c")
+        self.compiled.append(source.parent.name)
+        out.mkdir(exist_ok=True)
+        path = out / "cplayground.ko"
+        path.write_bytes((source / "toy.c").read_bytes())
+        return SimpleNamespace(path=path, seconds=1.0)
 
     def open(self, lab: Lab, *, workdir: Path) -> FakeGuest:
         self.guests.append(FakeGuest())
@@ -453,7 +460,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     (tmp_path / mutants.PATCHES).mkdir(parents=True)
     patch.rename(tmp_path / mutants.PATCHES / patch.name)
     settings = Settings(project=tmp_path, build=tmp_path / "build", cache=tmp_path / "cache")
-    made = World(settings, {}, [], [])
+    made = World(settings, {}, [], [], [])
     monkeypatch.setattr(setup, "prepare", made.prepare)
     monkeypatch.setattr(setup, "build_module", made.build)
     monkeypatch.setattr(setup, "open_guest", made.open)
@@ -490,6 +497,17 @@ def test_a_part_of_them_replaces_their_last_trials(world: World) -> None:
     assert world.tried == ["from-one-stock-1"]
     kept = kept_trials.load(kept_trials.path(world.settings.build, kill_matrix.PAGE_OF))
     assert [one.passed for one in kept] == [True, True, False]
+
+
+def test_a_module_is_compiled_again_only_if_its_sources_have_changed(world: World) -> None:
+    try_mutants(world)
+    try_mutants(world)
+    assert sorted(world.compiled) == ["from-one", "unmutated"]
+    patch = world.settings.project / mutants.PATCHES / "from-one.patch"
+    patch.write_text(patch.read_text().replace("+\treturn 1;", "+\treturn 2;"))
+    try_mutants(world)
+    assert sorted(world.compiled) == ["from-one", "from-one", "unmutated"]
+    assert len(world.tried) == 9
 
 
 def test_a_trial_that_cannot_be_made_does_not_keep_the_others(world: World) -> None:
