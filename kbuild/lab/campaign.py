@@ -108,7 +108,7 @@ def select(every: Sequence[Case], expression: str) -> tuple[Case, ...]:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialResult:
     """A trial, and an explanation of it for a person."""
 
     trial: Trial
@@ -139,7 +139,7 @@ class Campaign:
         for case in wanted:
             if case.subject not in self._modules:
                 self._modules[case.subject] = self._builders.submit(self._build, case.mutant)
-        self._outcomes = {case.name: self._guests.submit(self._try, case) for case in wanted}
+        self._results = {case.name: self._guests.submit(self._try, case) for case in wanted}
 
     def __enter__(self) -> Self:
         return self
@@ -157,9 +157,9 @@ class Campaign:
         self._builders.shutdown(cancel_futures=True)
         self._guests.shutdown(cancel_futures=True)
 
-    def outcome(self, case: Case) -> Outcome:
-        """Wait for the outcome of one of the wanted cases; raises what its trial raised."""
-        return self._outcomes[case.name].result()
+    def result(self, case: Case) -> TrialResult:
+        """Wait for the result of one of the wanted cases; raises what its trial raised."""
+        return self._results[case.name].result()
 
     def _build(self, mutant: Mutant | None) -> Path:
         """Return the module of a mutant, compiled unless an earlier run did so."""
@@ -190,13 +190,13 @@ class Campaign:
                 stamp.write(mark, inputs, [made.path], made.seconds)
         return built
 
-    def _try(self, case: Case) -> Outcome:
+    def _try(self, case: Case) -> TrialResult:
         built = self._modules[case.subject].result()
         inputs = mutation.inputs(self._lab, case, built, suite=self._suite)
         known = kept_trials.seen(self._earlier, case, inputs)
         if known is not None:
             # A failed trial counts too: all ten repetitions must pass.
-            return Outcome(known, f"{known}\nwas made in an earlier run: {self._kept}")
+            return TrialResult(known, f"{known}\nwas made in an earlier run: {self._kept}")
         workdir = setup.logs(self._lab, "mutants", case.name)
         with setup.open_guest(self._lab, workdir=workdir) as guest:
             self._running.add(guest)
@@ -210,7 +210,7 @@ class Campaign:
         self._check_wanted()
         # Saved each time, so that an interrupted run loses only its running trials.
         kept_trials.add(self._kept, [trial])
-        return Outcome(trial, explain(self._lab, case, trial, result, workdir))
+        return TrialResult(trial, explain(self._lab, case, trial, result, workdir))
 
     def _check_wanted(self) -> None:
         if self._ended:
@@ -277,15 +277,15 @@ def run(
     with begin(lab, wanted, whole=whole) as campaign:
         for number, case in enumerate(wanted, 1):
             try:
-                outcome = campaign.outcome(case)
+                result = campaign.result(case)
             except KbuildError as error:
                 failed.append(case.name)
                 say(f"{number}/{len(wanted)} {case.name}: {error.kind} error: {error}")
                 continue
-            say(f"{number}/{len(wanted)} {summary(outcome.trial)}")
-            if not outcome.trial.passed:
+            say(f"{number}/{len(wanted)} {summary(result.trial)}")
+            if not result.trial.passed:
                 failed.append(case.name)
-                say(outcome.explanation)
+                say(result.explanation)
     names = {CONTROL, *(one.name for one in every)}
     kept = kept_trials.load(kept_trials.path(settings.build, target))
     say("\n" + kill_matrix.matrix([one for one in kept if one.mutant in names]).rstrip("\n"))

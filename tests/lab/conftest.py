@@ -13,13 +13,16 @@ from kbuild.core.model import MODULE, Settings, Target
 from kbuild.guest import triage
 from kbuild.guest.console import between_marks
 from kbuild.guest.guest import Guest
-from kbuild.lab import readying, setup
+from kbuild.lab import kill_matrix, readying, setup
+from kbuild.lab.mutation import Trial
 from kbuild.lab.setup import Lab
 from tests import programs as test_programs
 
 # The module's file in a guest; the fixture "guest" puts it there.
 MODULE_FILE = "/tmp/cplayground.ko"
 
+# Trials of mutants in this session, for the kill matrix.
+TRIALS_KEY = pytest.StashKey[list[Trial]]()
 _GUEST_KEY = pytest.StashKey[Guest]()
 _NAME_KEY = pytest.StashKey[str]()
 
@@ -42,6 +45,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("variant") is None:
         config.hook.pytest_deselected(items=ours)
         items[:] = [item for item in items if item not in ours]
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    trials = config.stash.get(TRIALS_KEY, [])
+    if trials:
+        terminalreporter.section("kill matrix")
+        terminalreporter.write(kill_matrix.matrix(trials))
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from kbuild.lab import campaign, mutants
 from kbuild.lab.campaign import Campaign
 from kbuild.lab.mutation import Case
 from kbuild.lab.setup import Lab
+from tests.lab.conftest import TRIALS_KEY
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -39,9 +40,13 @@ def running(request: pytest.FixtureRequest, lab: Lab, whole: bool) -> Iterator[C
 
 
 def test_mutant(
-    case: Case, running: Campaign, record_property: Callable[[str, object], None]
+    case: Case,
+    running: Campaign,
+    record_property: Callable[[str, object], None],
+    pytestconfig: pytest.Config,
 ) -> None:
-    outcome = running.outcome(case)
+    result = running.result(case)
+    pytestconfig.stash.setdefault(TRIALS_KEY, []).append(result.trial)
     # The time of the test is that of waiting for the trial.
-    record_property("trial_seconds", outcome.trial.seconds)
-    assert outcome.trial.passed, outcome.explanation
+    record_property("trial_seconds", result.trial.seconds)
+    assert result.trial.passed, result.explanation
