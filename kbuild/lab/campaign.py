@@ -307,5 +307,10 @@ def summary(trial: Trial) -> str:
 
 
 def guests_at_once(lab: Lab) -> int:
-    """Return how many guests run trials at the same time."""
-    return max(1, len(os.sched_getaffinity(0)) // lab.spec.cpus)
+    """Return how many guests run trials at the same time.
+
+    Two guests share two processors: the start of a trial, most commands and all grace periods
+    leave half of the processors idle.
+    """
+    cores = len(os.sched_getaffinity(0))
+    return max(min(2, cores), cores // lab.spec.cpus)
