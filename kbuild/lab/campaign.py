@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,8 +23,6 @@ from kbuild.lab.findings import QuickResult
 from kbuild.lab.mutants import CONTROL, REPORT, Mutant
 from kbuild.lab.mutation import Case, Trial
 from kbuild.lab.setup import Lab
-
-logger = logging.getLogger(__name__)
 
 REPETITIONS = 10  # of each mutant on each backend, if everything is asked for
 
@@ -207,6 +204,8 @@ class Campaign:
                 )
             finally:
                 self._running.discard(guest)
+                if self._ended:
+                    guest.abandon()
         self._check_wanted()
         # Saved each time, so that an interrupted run loses only its running trials.
         kept_trials.add(self._kept, [trial])

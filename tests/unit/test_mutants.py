@@ -401,6 +401,9 @@ class FakeGuest:
         self.ended = threading.Event()
         self.machine = SimpleNamespace(stop=self.ended.set)
 
+    def abandon(self) -> None:
+        self.ended.set()
+
     def __enter__(self) -> FakeGuest:
         return self
 
