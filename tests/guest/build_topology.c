@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Build topologies of processes and descriptors one after the other, hold each of them
- * still, and print what a file (the module's) and the kernel itself show of it.
+ * Build topologies of processes and descriptors one after the other, and hold each of them
+ * still.  Print the views that a file (the module's) and the kernel itself give of it.
  *
  *	build_topology <directory> <file>
  *

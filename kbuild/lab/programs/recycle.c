@@ -4,11 +4,12 @@
  *
  *	recycle <file> <where>
  *
- * A process with files called "old" is read up to <where>: "header" or "files", byte by byte
- * to the end of its header or of the lines of its first BATCH files (the kernel then has as
- * many more prepared), or "end", the whole listing.  Then the process ends, and the kernel
- * frees its data.  A process with files called "new" gets its pid, in another namespace, and
- * the rest is read; after "end" the whole file is read again, by the same descriptor.
+ * A process with files called "old" is read up to <where>.  With "header" or "files" it is read
+ * byte by byte, to the end of its header or of the lines of its first BATCH files; the kernel
+ * then has as many more prepared.  With "end" the whole listing is read.  Then the process
+ * ends, and the kernel frees its data.  A process with files called "new" gets its pid, in
+ * another namespace, and the rest is read; after "end" the whole file is read again, by the
+ * same descriptor.
  * Prints a line "pid <pid>", and the text that was read, without what is read again later.
  *
  * With "files" another reader pauses at the same place and closes the file there.

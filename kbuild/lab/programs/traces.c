@@ -9,8 +9,8 @@
  * So many readers read the file repeatedly.  For "-" there are none.  For "/proc" they read
  * /proc/PID/fdinfo of the observed process, as any program on the host may.
  *
- * Each observed process has a PID namespace of its own, and some hundred descriptors of the
- * object that the case is about, so that a reader is often in the middle of them.
+ * Each observed process has a PID namespace of its own.  It has some hundred descriptors of
+ * the object that the case is about, so a reader is often in the middle of them.
  * Prints one line:
  *
  *	rounds=N late=N worst_us=N listings=N longest_read_us=N slept=N ...
