@@ -359,7 +359,6 @@ REPEATED = Option(
     "all", "ten trials of each on each backend, twenty of the module itself", kind=bool
 )
 REFRESH = Option("refresh", "mutants' patches are adapted to kmod/, and none is tried", kind=bool)
-PAGE = Option("page", "results page is written from the last trials, and none is made", kind=bool)
 PAGE = Option("page", "kill matrix's page is written, and no mutant is tried", kind=bool)
 
 
