@@ -230,8 +230,15 @@ def pytest_command(
         _FILES.get(tier, f"tests/{tier}"),
         f"--junitxml={junit}",
         f"--override-ini=junit_suite_name={tier}",
+        # Each of the other tiers boots one guest at a time.
+        *(parallel(settings.jobs) if tier == "unit" else ()),
         *options,
     ]
+
+
+def parallel(jobs: int) -> tuple[str, ...]:
+    """Return pytest's options for running tests in ``jobs`` processes."""
+    return ("-n", str(jobs), "--dist=worksteal") if jobs > 1 else ()
 
 
 def _run_tier(

@@ -12,6 +12,20 @@ import pytest
 from kbuild.guest import qemu
 
 PROJECT = Path(__file__).parents[2]
+_MEMORY = Path("/dev/shm")
+_ENOUGH = 2 << 30  # bytes; the tests of one run take some 200 MB
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Put the directories of tests into memory, which makes flushing their files cheap."""
+    try:
+        memory = os.statvfs(_MEMORY)
+    except OSError:
+        return
+    # Containers often have a small one, or one that starts no programs.
+    roomy = memory.f_bavail * memory.f_frsize >= _ENOUGH
+    if roomy and not memory.f_flag & os.ST_NOEXEC and os.access(_MEMORY, os.W_OK):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
 
 
 @pytest.fixture
@@ -35,10 +49,13 @@ def behave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def usual_umask() -> Iterator[None]:
-    """Free the tests of the machine's umask: dpkg-deb refuses what 077 makes."""
+def usual_machine() -> Iterator[None]:
+    """Give the tests the same umask and the same width of lines everywhere."""
+    # dpkg-deb refuses directories that were made with 077.
     before = os.umask(0o022)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "160")
+        yield
     os.umask(before)
 
 
