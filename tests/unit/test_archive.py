@@ -131,9 +131,9 @@ REFUSED: dict[str, tuple[Callable[[SignedArchive], object], str]] = {
     "text before": (lambda a: around(a, b"Codename: evil\n\n", b""), "Clearsigned"),
     "text behind": (lambda a: around(a, b"", b"\nCodename: evil\n"), "Splitting up"),
     "another text before": (lambda a: before(a, signed_archive.key("stranger")), "Splitting up"),
-    "bomb": (lambda a: a.inrelease(DIST).write_bytes(a.key.bomb(1 << 26)), "Clearsigned"),
+    "bomb": (lambda a: a.inrelease(DIST).write_bytes(a.key.bomb(1 << 22)), "Clearsigned"),
     "bomb of a stranger": (
-        lambda a: a.inrelease(DIST).write_bytes(signed_archive.key("stranger").bomb(1 << 26)),
+        lambda a: a.inrelease(DIST).write_bytes(signed_archive.key("stranger").bomb(1 << 22)),
         "Clearsigned",
     ),
     "expired": (lambda a: a.publish(DIST, date=ago(days=9)), "is expired"),
@@ -181,21 +181,15 @@ ABSENT = {
     "no url": Fault(location="http://[::1/x"),
     "a label too long": Fault(location=f"http://{'a' * 64}.example/"),
     "a loop": Fault(location="InRelease"),
-    "drip": Fault(drip_s=0.05),
-    "drip of headers": Fault(drip_s=0.05, drip_headers=True),
     "endless": Fault(endless=True),
 }
-
-
-# How long apt may take here, with every core of the machine at work: a drip costs as much.
-PATIENCE_S = 1.0
 
 
 @pytest.mark.parametrize(
     ("path", "how"),
     [
         *(("InRelease", how) for how in ABSENT),
-        *(("Packages.xz", how) for how in ("404", "304", "no url", "drip of headers", "endless")),
+        *(("Packages.xz", how) for how in ("404", "304", "no url", "endless")),
     ],
 )
 def test_a_mirror_that_does_not_deliver_is_left_for_another(
@@ -203,7 +197,7 @@ def test_a_mirror_that_does_not_deliver_is_left_for_another(
 ) -> None:
     server.fail(path, ABSENT[how])
     one = settings(tmp_path)
-    network = Waits(attempts=1, patience_s=PATIENCE_S).network
+    network = Waits(attempts=1).network
     found, _ = read(one, server.url, other.url, network=network)
     assert found.bases[0] == other.url
     assert kept(one) == GOOD
@@ -216,16 +210,27 @@ def test_an_endless_release_does_not_fill_the_disk(tmp_path: Path, server: Serve
     assert server.endless < 30 << 20
 
 
-@pytest.mark.parametrize("how", ["404", "503", "drip"])
+@pytest.mark.parametrize("how", ["404", "503"])
 def test_a_mirror_that_is_away_is_no_breach_of_trust(
     tmp_path: Path, server: Server, how: str
 ) -> None:
     server.fail("InRelease", ABSENT[how])
-    network = Waits(attempts=1, patience_s=PATIENCE_S).network
+    network = Waits(attempts=1).network
     with pytest.raises(InfrastructureError, match="no mirror has bookworm") as caught:
         read(settings(tmp_path), server.url, network=network)
-    said = {"404": "404", "503": "503", "drip": "did not finish in 4 s"}
-    assert said[how] in str(caught.value)
+    assert how in str(caught.value)
+
+
+@pytest.mark.parametrize("headers", [False, True])
+@pytest.mark.parametrize("path", ["InRelease", "Packages.xz"])
+def test_a_mirror_that_sends_byte_after_byte_is_given_up(
+    tmp_path: Path, server: Server, path: str, headers: bool
+) -> None:
+    server.fail(path, Fault(drip_s=0.05, drip_headers=headers))
+    network = Waits(attempts=1, patience_s=0.15).network
+    with pytest.raises(InfrastructureError, match="no mirror has bookworm") as caught:
+        read(settings(tmp_path), server.url, network=network)
+    assert "did not finish in 0.6 s" in str(caught.value)
 
 
 def test_a_mirror_that_recovers_is_waited_for(tmp_path: Path, server: Server) -> None:
@@ -265,7 +270,8 @@ def test_a_verification_that_takes_too_long_leads_to_the_next_mirror(
     gpgv.chmod(0o755)
     monkeypatch.setenv("PATH", f"{gpgv.parent}:{os.environ['PATH']}")
     caplog.set_level("INFO", logger="kbuild")
-    network = Waits(patience_s=PATIENCE_S).network
+    # Long enough for apt at the second mirror, with every core of the machine at work.
+    network = Waits(patience_s=1.0).network
     assert read(settings(tmp_path), server.url, other.url, network=network)[0].bases[0] == other.url
     assert f"{server.url}: apt-get update" in caplog.text
     assert "did not finish" in caplog.text

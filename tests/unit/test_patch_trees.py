@@ -146,7 +146,7 @@ def real_patch(tree: Path, content: bytes) -> bool:
     return subprocess.run(argv, cwd=tree, input=content, capture_output=True).returncode == 0
 
 
-@pytest.mark.parametrize("number", range(20))
+@pytest.mark.parametrize("number", range(8))
 def test_a_random_series_makes_what_patch_makes(number: int, tmp_path: Path) -> None:
     """git writes the diffs, and a plain patch(1) in a whole copy says what they come to.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -56,6 +57,37 @@ def publish(one: SignedArchive, *dists: str) -> None:
 def server(home: SignedArchive) -> Iterator[Server]:
     with signed_archive.serve(home.root) as one:
         yield one
+
+
+@pytest.fixture(scope="module")
+def first_fetch(
+    template: SignedArchive, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Base]:
+    """Fetch the newest kernel once for the tests of what becomes of its packages."""
+    home = tmp_path_factory.mktemp("fetched")
+    row = dataclasses.replace(signed_archive.suite(signed_archive.key()), pockets=())
+    with pytest.MonkeyPatch.context() as patch, signed_archive.serve(template.root) as server:
+        patch.setitem(suites.SUITES, "bookworm", row)
+        return home, fetch(settings(home, server.url))
+
+
+@pytest.fixture
+def fetched(first_fetch: tuple[Path, Base], tmp_path: Path) -> tuple[Settings, Base]:
+    """Return a copy of the fetched kernel, and the settings that it lies below."""
+    home, base = first_fetch
+    one = settings(tmp_path)
+    shutil.copytree(settings(home).cache, one.cache, symlinks=True)
+
+    def moved(file: VerifiedFile) -> VerifiedFile:
+        return dataclasses.replace(file, path=tmp_path / file.path.relative_to(home))
+
+    return one, dataclasses.replace(
+        base,
+        source=moved(base.source),
+        image=moved(base.image),
+        headers=moved(base.headers),
+        support=tuple(map(moved, base.support)),
+    )
 
 
 def resolve(one: Settings, target: Target = TARGET) -> source.Resolved:
@@ -370,9 +402,8 @@ def test_a_dry_run_fetches_no_package_and_says_which(
     assert f"have linux-source-6.1_{NEW}_all.deb" in caplog.text
 
 
-def test_the_tree_is_unpacked_once_with_its_times(tmp_path: Path, server: Server) -> None:
-    one = settings(tmp_path, server.url)
-    base = fetch(one)
+def test_the_tree_is_unpacked_once_with_its_times(fetched: tuple[Settings, Base]) -> None:
+    one, base = fetched
     tree = unpack.unpack(one, base)
     assert (tree / "Makefile").read_text() == f"# {NEW}\n"
     assert (tree / "Makefile").stat().st_mtime == 1_000_000_000
@@ -406,9 +437,8 @@ def test_what_a_run_has_used_is_not_removed_as_unused(tmp_path: Path, server: Se
     assert len(server.requests) == asked
 
 
-def test_what_a_killed_run_left_is_cleared_away(tmp_path: Path, server: Server) -> None:
-    one = settings(tmp_path, server.url)
-    base = fetch(one)
+def test_what_a_killed_run_left_is_cleared_away(fetched: tuple[Settings, Base]) -> None:
+    one, base = fetched
     half = one.cache / "trees" / f".{base.source.sha256}.killed" / "content"
     half.mkdir(parents=True)
     tree = unpack.unpack(one, base)
@@ -416,9 +446,8 @@ def test_what_a_killed_run_left_is_cleared_away(tmp_path: Path, server: Server) 
     assert [p.name for p in (one.cache / "trees").iterdir()] == [base.source.sha256]
 
 
-def test_a_failed_unpacking_leaves_nothing(tmp_path: Path, server: Server) -> None:
-    one = settings(tmp_path, server.url)
-    base = fetch(one)
+def test_a_failed_unpacking_leaves_nothing(fetched: tuple[Settings, Base]) -> None:
+    one, base = fetched
     # The image is a package without a tarball.
     with pytest.raises(BuildError, match="does not contain a kernel tree"):
         unpack.unpack(one, dataclasses.replace(base, source=base.image))
@@ -437,25 +466,22 @@ def test_a_package_changed_after_its_verification_is_not_unpacked(
     assert (tree / "Makefile").exists()
 
 
-def test_any_package_can_be_unpacked(tmp_path: Path, server: Server) -> None:
-    one = settings(tmp_path, server.url)
-    base = fetch(one)
+def test_any_package_can_be_unpacked(fetched: tuple[Settings, Base]) -> None:
+    one, base = fetched
     files = unpack.unpack_deb(one, base.image)
     assert (files / f"boot/config-{base.image.name}").read_text() == f"# {NEW}\n"
     assert unpack.unpack_deb(one, base.image) == files
 
 
-def test_an_image_is_unpacked_as_it_would_be_installed(tmp_path: Path, server: Server) -> None:
-    one = settings(tmp_path, server.url)
-    base = fetch(one)
+def test_an_image_is_unpacked_as_it_would_be_installed(fetched: tuple[Settings, Base]) -> None:
+    one, base = fetched
     tree = unpack.unpack_image(one, base)
     assert (tree / f"boot/vmlinuz-{base.release}").is_file()
     assert tree == unpack.unpack_deb(one, base.image)
 
 
-def test_what_is_unpacked_can_be_asked_beforehand(tmp_path: Path, server: Server) -> None:
-    one = settings(tmp_path, server.url)
-    base = fetch(one)
+def test_what_is_unpacked_can_be_asked_beforehand(fetched: tuple[Settings, Base]) -> None:
+    one, base = fetched
     assert unpack.not_unpacked(one, base) == (base.source, base.image, base.headers)
     unpack.unpack(one, base)
     assert unpack.not_unpacked(one, base) == (base.image, base.headers)
@@ -465,11 +491,10 @@ def test_what_is_unpacked_can_be_asked_beforehand(tmp_path: Path, server: Server
 
 @pytest.mark.parametrize("harm", [damage.emptied, damage.edited, damage.lost])
 def test_what_is_damaged_is_unpacked_again_and_named(
-    tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture, harm: Callable[[Path], None]
+    fetched: tuple[Settings, Base], caplog: pytest.LogCaptureFixture, harm: Callable[[Path], None]
 ) -> None:
     caplog.set_level(logging.INFO)
-    one = settings(tmp_path, server.url)
-    base = fetch(one)
+    one, base = fetched
 
     def pristine_files() -> dict[Path, bytes]:
         caplog.clear()
@@ -498,11 +523,10 @@ def test_what_is_damaged_is_unpacked_again_and_named(
 
 
 def test_a_directory_of_an_earlier_version_is_made_again_once(
-    tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
+    fetched: tuple[Settings, Base], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    one = settings(tmp_path, server.url)
-    base = fetch(one)
+    one, base = fetched
     tree = unpack.unpack(one, base)
     assert unpack.kept_tree(one, base.source.sha256) == tree
     # As after a power cut: what is there now is no proof of what was there.
