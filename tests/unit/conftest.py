@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,15 +18,22 @@ _ENOUGH = 2 << 30  # bytes; the tests of one run take some 200 MB
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Put the directories of tests into memory, which makes flushing their files cheap."""
-    try:
-        memory = os.statvfs(_MEMORY)
-    except OSError:
-        return
-    # Containers often have a small one, or one that starts no programs.
-    roomy = memory.f_bavail * memory.f_frsize >= _ENOUGH
-    if roomy and not memory.f_flag & os.ST_NOEXEC and os.access(_MEMORY, os.W_OK):
+    """Make the tests' surroundings the same everywhere, and flushing files cheap."""
+    if _has_room(_MEMORY):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
+    # A shell lets a background job ignore it, and programs that tests start would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _has_room(place: Path) -> bool:
+    """Return whether tests may use ``place``; in containers it is often small or noexec."""
+    try:
+        found = os.statvfs(place)
+    except OSError:
+        return False
+    large = found.f_bavail * found.f_frsize >= _ENOUGH
+    return large and not found.f_flag & os.ST_NOEXEC and os.access(place, os.W_OK)
 
 
 @pytest.fixture
