@@ -336,7 +336,12 @@ def test_a_series_is_read_as_quilt_reads_it(name: str, line: str, tmp_path: Path
         ("p.patch -R", "p.patch", HEADER + EDIT, "p.patch has options"),
         ("other.patch", "p.patch", HEADER + EDIT, "names a patch that does not exist"),
         ("p.patch.gz", "p.patch.gz", b"no gzip", "p.patch.gz cannot be read"),
-        ("p.patch.gz", "p.patch.gz", gzip.compress(EDIT)[:30], "p.patch.gz cannot be read"),
+        (
+            "p.patch.gz",
+            "p.patch.gz",
+            gzip.compress(EDIT, mtime=0)[:30],
+            "p.patch.gz cannot be read",
+        ),
         ("p.patch.xz", "p.patch.xz", b"no xz", "p.patch.xz cannot be read"),
         ("p.patch.zst", "p.patch.zst", b"\x28\xb5\x2f\xfd", "p.patch.zst contains no diff"),
         ("p.patch", "p.patch", HEADER, "p.patch contains no diff"),

@@ -115,7 +115,7 @@ def certificate(serial: int) -> bytes:
 
 def bz_image(vmlinux: bytes, payload: bytes | None = None) -> bytes:
     """Wrap a vmlinux, gzip-compressed or as ``payload``, as a bzImage by the x86 boot protocol."""
-    payload = gzip.compress(vmlinux) if payload is None else payload
+    payload = gzip.compress(vmlinux, mtime=0) if payload is None else payload
     setup = bytearray(5 * 512)
     setup[0x1F1] = 4
     setup[0x202:0x206] = b"HdrS"
