@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from kbuild.guest import qemu
@@ -15,6 +16,10 @@ from kbuild.guest import qemu
 PROJECT = Path(__file__).parents[2]
 _MEMORY = Path("/dev/shm")
 _ENOUGH = 2 << 30  # bytes; the tests of one run take some 200 MB
+
+# A busy machine fails no test, and processes that run tests side by side share no database.
+hypothesis.settings.register_profile("unit", deadline=None, database=None, print_blob=True)
+hypothesis.settings.load_profile("unit")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from kbuild.core import sandbox
 from kbuild.core.errors import BuildError
-from kbuild.core.model import Root
+from kbuild.core.model import Package, Root
 from kbuild.ship import dkms, versions
 from tests.unit import fake_kernel
 from tests.unit.fake_kernel import EPOCH
@@ -136,12 +136,17 @@ class Machine:
         return Answer(values, done.stderr, tried.read_text().splitlines() if tried.exists() else [])
 
 
-@pytest.fixture(params=SAYS)
-def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
-    return Machine(tmp_path, request.param)
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
 
 
-def test_good_kernel_is_built_for(machine: Machine) -> None:
+each_dkms = pytest.mark.parametrize("version", SAYS)
+
+
+@each_dkms
+def test_good_kernel_is_built_for(machine: Machine, version: str) -> None:
+    machine.dkms = version
     answer = machine.read("build")
     assert not answer.skipped
     assert answer.values["auto"] == "yes"
@@ -156,8 +161,12 @@ def test_good_kernel_is_built_for(machine: Machine) -> None:
     assert not list((machine.top / "log").iterdir())
 
 
+@each_dkms
 @pytest.mark.parametrize("action", ["status", "add", "remove", "uninstall", ""])
-def test_nothing_is_tried_unless_dkms_is_to_build(machine: Machine, action: str) -> None:
+def test_nothing_is_tried_unless_dkms_is_to_build(
+    machine: Machine, action: str, version: str
+) -> None:
+    machine.dkms = version
     machine.tool("make", "exit 2")
     answer = machine.read(action)
     assert not answer.skipped
@@ -351,9 +360,13 @@ def test_kernel_without_headers_is_left_to_dkms(machine: Machine) -> None:
     assert not answer.complaint
 
 
+@each_dkms
 @pytest.mark.parametrize("shadow", ["", "6.1.0-1-earlier"])
-def test_autoinstall_judges_the_kernel_that_is_installed(machine: Machine, shadow: str) -> None:
+def test_autoinstall_judges_the_kernel_that_is_installed(
+    machine: Machine, shadow: str, version: str
+) -> None:
     """DKMS 3.0.10 reads the file for an earlier kernel, or for none, when it chooses."""
+    machine.dkms = version
     machine.tool("make", f'echo "$@" >> {machine.top}/tried\necho "{COMPILER}"\nexit 2')
     answer = machine.read("autoinstall", shadow=shadow)
     assert answer.skipped
@@ -404,17 +417,9 @@ def test_package_without_sources_is_refused(tmp_path: Path) -> None:
 def test_build_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suite: str, mark: str, distribution: str
 ) -> None:
-    builder = FakeBuilder()
-    monkeypatch.setattr(sandbox, "enter", builder)
-    (package,) = dkms.build_package(
-        fake_kernel.settings(tmp_path),
-        Root(suite, Path("/nowhere"), "digest"),
-        epoch=EPOCH,
-        log=tmp_path / "log",
-        out=tmp_path / "debs",
-    )
+    made, builder = package(tmp_path, monkeypatch, suite)
     version = versions.module_version(PROJECT)
-    assert (package.name, package.version) == ("cplayground-dkms", f"{version}+{mark}")
+    assert (made.name, made.version) == ("cplayground-dkms", f"{version}+{mark}")
     assert f"cplayground-dkms ({version}+{mark}) {distribution};" in builder.debian["changelog"]
     assert f"dh_dkms -V {version}" in builder.debian["rules"]
     assert builder.debian["cplayground-dkms.dkms"] == "stage/dkms.conf\n"
@@ -461,7 +466,7 @@ class Administered:
 
 @pytest.fixture
 def administered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Administered:
-    debian = package(tmp_path, monkeypatch, "bookworm").debian
+    debian = package(tmp_path, monkeypatch, "bookworm")[1].debian
     script = debian["cplayground-dkms.postinst"].replace("/lib/modules/", f"{tmp_path}/modules/")
     assert "interest-noawait cplayground-modules" in debian["cplayground-dkms.triggers"]
     return Administered(tmp_path, script)
@@ -508,18 +513,20 @@ def test_nothing_but_the_trigger_takes_over(administered: Administered) -> None:
     assert not administered.asked
 
 
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suite: str) -> FakeBuilder:
-    """Build cplayground-dkms with a stand-in for dpkg-buildpackage, which is returned."""
+def package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suite: str
+) -> tuple[Package, FakeBuilder]:
+    """Build cplayground-dkms; return it with the stand-in for dpkg-buildpackage."""
     builder = FakeBuilder()
     monkeypatch.setattr(sandbox, "enter", builder)
-    dkms.build_package(
+    (made,) = dkms.build_package(
         fake_kernel.settings(tmp_path),
         Root(suite, Path("/nowhere"), "digest"),
         epoch=EPOCH,
         log=tmp_path / "log",
         out=tmp_path / "debs",
     )
-    return builder
+    return made, builder
 
 
 def test_version_stands_in_one_place() -> None:
