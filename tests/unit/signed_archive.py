@@ -196,6 +196,28 @@ class SignedArchive:
     ) -> Path:
         """Put a package into the pool and a dist's index; return its path in the pool."""
         built = deb(name, version, source, architecture, depends, filler)
+        return self.add_built(dist, built, source=source, depends=depends)
+
+    def add_tree(
+        self, dist: str, name: str, version: str, tree: Path, *, depends: str = ""
+    ) -> Path:
+        """Put a package of the files in ``tree`` into the pool and a dist's index."""
+        control = f"Package: {name}\nSource: linux\nVersion: {version}\nArchitecture: amd64\n"
+        control += f"Depends: {depends}\n" if depends else ""
+        control += "Maintainer: Nobody <nobody@example.org>\nDescription: made by a test\n"
+        with tempfile.TemporaryDirectory() as scratch:
+            files = Path(shutil.copytree(tree, Path(scratch, "tree"), symlinks=True))
+            (files / "DEBIAN").mkdir()
+            (files / "DEBIAN/control").write_text(control)
+            built = Path(scratch, f"{name}_{version}_amd64.deb")
+            run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", files, built], timeout_s=60)
+            return self.add_built(dist, built, depends=depends)
+
+    def add_built(
+        self, dist: str, built: Path, *, source: str = "linux", depends: str = ""
+    ) -> Path:
+        """Put a package into the pool and a dist's index; return its path in the pool."""
+        name, version, architecture = built.stem.split("_")
         path = self.root / "pool/main/l/linux" / built.name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(built, path)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import gzip
 import json
-from dataclasses import replace
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from kbuild.core import fs
-from kbuild.core.errors import BuildError, InfrastructureError, UserError
-from kbuild.core.model import Root, Settings, Target
-from kbuild.fetch import download, roots, source, unpack
-from kbuild.kernel import hunks, kconfig, module, quilt, symvers
-from kbuild.pipeline import stages
+from kbuild.core import suites
+from kbuild.core.errors import InfrastructureError, UserError
+from kbuild.core.model import Settings, Target
+from kbuild.kernel import hunks, kconfig, quilt, symvers
 from kbuild.report import kernels
 from kbuild.report import text as report_text
 from kbuild.report.kernels import (
@@ -29,7 +30,8 @@ from kbuild.report.kernels import (
 )
 from kbuild.ship import manifest
 from kbuild.ship.manifest import Manifest
-from tests.unit import fake_kernel, toy
+from tests.unit import fake_kernel, signed_archive, toy, toy_elf
+from tests.unit.signed_archive import Server, SignedArchive, Waits
 
 FUNCTION = """\
 void put_files_struct(struct files_struct *files)
@@ -124,82 +126,6 @@ def test_a_series_for_other_kernels_is_not_tried_where_one_is_for_this(
     toy.write(distro.patches / "5.10/range", "<5.11\n")
     (verdict,) = kernels.judge_series(distro.patches, distro.base, distro.pristine)
     assert verdict.series == "5.11"
-
-
-def test_a_report_fetches_all_but_the_image(
-    distro: toy.ToyDistro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def offer(name: str) -> object:
-        return SimpleNamespace(wanted=name, urls=())
-
-    resolved = SimpleNamespace(
-        source=offer("source"),
-        image=offer("image"),
-        headers=offer("headers"),
-        support=(offer("common"), offer("kbuild")),
-    )
-    fetched: list[str] = []
-    monkeypatch.setattr(source, "resolve", lambda *_, **__: resolved)
-    monkeypatch.setattr(source, "base", lambda *_: distro.base)
-    monkeypatch.setattr(download, "fetch", lambda _, wanted, *__: fetched.append(wanted))
-    settings = fake_kernel.settings(tmp_path)
-    kernels.fetch(settings, Target("bookworm", "cloud-amd64"), download.Network())
-    assert fetched == ["source", "headers", "common", "kbuild"]
-
-
-def test_the_backend_export_needs_what_the_series_exports(
-    distro: toy.ToyDistro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    symbols = distro.headers / f"usr/src/linux-headers-{toy.RELEASE}/Module.symvers"
-    monkeypatch.setattr(stages, "debian_headers", lambda *_: SimpleNamespace(symvers=symbols))
-    monkeypatch.setattr(kernels, "_needed", lambda *_: frozenset({"open"}))
-    settings = fake_kernel.settings(tmp_path)
-    stock, export = kernels._backends(
-        settings, distro.base, distro.pristine, ["get_files_struct", "put_files_struct"]
-    )
-    assert (stock.works, stock.needs) == (True, 1)
-    assert (export.works, export.needs) == (False, 3)
-    assert [one.name for one in export.lacking] == ["get_files_struct", "put_files_struct"]
-
-
-def test_the_module_is_compiled_again_when_it_changed(
-    distro: toy.ToyDistro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiled: list[Path] = []
-
-    def compile_unchecked(*_: object, out: Path, **__: object) -> Path:
-        compiled.append(out)
-        toy.write(out / f"{module.NAME}.ko", "")
-        return out / f"{module.NAME}.ko"
-
-    needed = frozenset({"open"})
-    monkeypatch.setattr(module, "compile_unchecked", compile_unchecked)
-    monkeypatch.setattr(module, "read", lambda _: SimpleNamespace(undefined=needed))
-    monkeypatch.setattr(roots, "compile_root", lambda *_: Root("bookworm", tmp_path, "d"))
-    settings = replace(fake_kernel.settings(tmp_path), project=tmp_path)
-    (distro.headers / "usr/src/linux-headers-6.1.0-56-common").mkdir()
-    headers = module.debian(distro.headers, toy.RELEASE)
-    toy.write(tmp_path / "kmod/a.c", "int a;\n")
-    for _ in range(2):
-        assert kernels._needed(settings, distro.base, headers) == needed
-    assert len(compiled) == 1
-    toy.write(tmp_path / "kmod/a.c", "int b;\n")
-    kernels._needed(settings, distro.base, headers)
-    assert len(compiled) == 2
-
-
-def test_the_changelog_may_lie_in_what_the_headers_need(
-    distro: toy.ToyDistro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Linux 7's headers have a link to the documentation of linux-base-*.
-    other = fake_kernel.verified("linux-base-7.3")
-    base = replace(distro.base, support=(other,))
-    monkeypatch.setattr(unpack, "unpack_deb", lambda _, file: tmp_path / file.name)
-    with pytest.raises(BuildError, match="has a changelog"):
-        kernels._changelog(fake_kernel.settings(tmp_path), base)
-    place = tmp_path / other.name / "usr/share/doc" / other.name / "changelog.Debian.gz"
-    write_changelog(place)
-    assert kernels._changelog(fake_kernel.settings(tmp_path), base) == place
 
 
 def test_a_failing_hunk_names_its_function_and_what_changed(distro: toy.ToyDistro) -> None:
@@ -443,55 +369,155 @@ def test_an_unknown_name_is_the_users_error(tmp_path: Path) -> None:
         kernels.run(settings, target, flavour="huge")
 
 
-def test_one_kernel_is_put_together_and_another_that_fails_does_not_end_it(
+# Reports on an archive with one kernel, whose tools compile nothing.
+
+DIST = "bookworm"
+# Writes a root without packages, or none at all.
+MMDEBSTRAP = """#!/bin/sh
+cat > /dev/null
+test -e {bin}/no-root && echo "E: no room for a root" && exit 1
+while [ $# -gt 2 ]; do shift; done
+mkdir -p "$1/var/lib/dpkg"
+touch "$1/var/lib/dpkg/status"
+"""
+MAKE = """#!/bin/sh
+echo made >> {bin}/made
+for word; do
+    case "$word" in M=*) cp {bin}/module.ko "${{word#M=}}/cplayground.ko" ;; esac
+done
+"""
+# The machine's own sources are left out.
+APT = """#!/bin/sh
+[ "$1" = indextargets ] || exec {apt} "$@"
+"""
+
+
+@dataclass
+class Reported:
+    """A checkout, its archive's server, and the programs that stand in for a root's."""
+
+    settings: Settings
+    server: Server
+    archive: SignedArchive
+    programs: Path
+    headers: Path  # what the package of Debian's headers holds
+
+    def run(self, flavour: str = "cloud-amd64") -> tuple[KernelReport, ...]:
+        network = Waits(attempts=1).network
+        target = Target(DIST, "cloud-amd64")
+        return kernels.run(self.settings, target, suite=DIST, flavour=flavour, network=network)
+
+    def publish(self, *, changelog_in: str = f"linux-headers-{toy.RELEASE}") -> None:
+        """Put the kernel into the archive."""
+        version, kbuild = "6.1.192-2", self.headers.with_name("kbuild")
+        write_changelog(
+            (self.headers if "headers" in changelog_in else kbuild)
+            / f"usr/share/doc/{changelog_in}/changelog.Debian.gz"
+        )
+        image, headers = f"linux-image-{toy.RELEASE}", f"linux-headers-{toy.RELEASE}"
+        one = self.archive
+        one.stanzas.clear()
+        one.add_tree(DIST, "linux-source-6.1", version, self.headers.with_name("source"))
+        one.add(DIST, image, version)
+        one.add(DIST, "linux-image-cloud-amd64", version, depends=f"{image} (= {version})")
+        one.add_tree(DIST, headers, version, self.headers, depends="linux-kbuild-6.1")
+        one.add_tree(DIST, "linux-kbuild-6.1", version, kbuild)
+        for dist in (DIST, "bookworm-security"):
+            one.publish(dist)
+
+
+@pytest.fixture
+def reported(
     distro: toy.ToyDistro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> Iterator[Reported]:
+    row = replace(signed_archive.suite(signed_archive.key()), pockets=())
+    monkeypatch.setitem(suites.SUITES, DIST, row)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    programs = tmp_path / "bin"
+    for name, text in (("mmdebstrap", MMDEBSTRAP), ("make", MAKE), ("apt-get", APT)):
+        script = text.format(bin=programs, apt=shutil.which("apt-get"))
+        fake_kernel.write(programs / name, script, mode=0o755)
+    (programs / "module.ko").write_bytes(toy_elf.module({}, ["open"]))
+    monkeypatch.setenv("PATH", f"{programs}:{toy.FAKE_TOOLS}:{os.environ['PATH']}")
+    project = tmp_path / "project"
+    toy.write(project / "kmod/a.c", "int a;\n")
+    toy.write(project / "fragments/lab.config", "CONFIG_NET=y\n")
+    distro.patches.rename(project / "patches")
     toy.write(distro.pristine / "Kconfig", "config NET\n")
-    toy.write(tmp_path / "fragments/lab.config", "CONFIG_NET=y\n")
-    name = distro.base.headers.name
-    write_changelog(distro.headers / "usr/share/doc" / name / "changelog.Debian.gz")
-    common = distro.headers / "usr/src/linux-headers-6.1.0-56-common"
-    common.mkdir(parents=True)
-    settings = replace(fake_kernel.settings(tmp_path), project=tmp_path, offline=True)
+    (distro.headers / "usr/src/linux-headers-6.1.0-56-common").mkdir()
+    tarball = distro.headers.with_name("source") / "usr/src/linux-source-6.1.tar.xz"
+    tarball.parent.mkdir(parents=True)
+    with tarfile.open(tarball, "w:xz", preset=0) as packed:
+        packed.add(distro.pristine, "linux-source-6.1")
+    (tmp_path / "kbuild/usr/lib").mkdir(parents=True)
+    archive = SignedArchive(tmp_path / "archive", signed_archive.key())
+    with signed_archive.serve(archive.root) as server:
+        settings = replace(signed_archive.settings(tmp_path, server.url), project=project)
+        yield Reported(settings, server, archive, programs, distro.headers)
 
-    def fetch(settings: Settings, target: Target, network: object) -> object:
-        if target.flavour == "amd64":
-            raise InfrastructureError("the mirror is away")
-        return distro.base
 
-    monkeypatch.setattr(kernels, "fetch", fetch)
-    monkeypatch.setattr(unpack, "unpack", lambda *_: distro.pristine)
-    monkeypatch.setattr(unpack, "unpack_deb", lambda *_: distro.headers)
-    monkeypatch.setattr(unpack, "extract", lambda deb, into: fs.write_atomic(into / "x", str(deb)))
-    monkeypatch.setattr(
-        stages,
-        "debian_headers",
-        lambda *_: module.debian(distro.headers, toy.RELEASE),
-    )
+def test_a_report_says_what_each_backend_lacks_and_fetches_no_image(reported: Reported) -> None:
+    reported.publish()
+    (found,) = reported.run()
+    assert found.error is None
+    stock, export = found.backends
+    assert (stock.works, stock.needs) == (True, 1)
+    assert (export.works, export.needs) == (False, 3)
+    assert [one.name for one in export.lacking] == ["get_files_struct", "put_files_struct"]
+    assert found.series[0].applies
+    assert found.options == (GoneOptions("lab.config", (), 1),)
+    assert found.news is not None
+    assert found.news.versions == ("6.1.192-2",)
+    asked = [Path(one.path).name for one in reported.server.asked(".deb")]
+    assert sorted(name.partition("_")[0] for name in asked) == [
+        f"linux-headers-{toy.RELEASE}",
+        "linux-kbuild-6.1",
+        "linux-source-6.1",
+    ]
 
-    def no_root(*_: object) -> object:
-        raise InfrastructureError("the compile root of bookworm is not in the cache")
 
-    monkeypatch.setattr(roots, "compile_root", no_root)
-    found = kernels.run(settings, Target("bookworm", "cloud-amd64"), suite="bookworm")
-    assert [one.error is None for one in found] == [True, False]
+def test_the_module_is_compiled_again_when_it_changed(reported: Reported) -> None:
+    reported.publish()
+    first = reported.run()
+    assert reported.run() == first
+    made = reported.programs / "made"
+    assert made.read_text().count("made") == 1
+    toy.write(reported.settings.project / "kmod/a.c", "int b;\n")
+    assert reported.run() == first
+    assert made.read_text().count("made") == 2
 
+
+def test_the_changelog_may_lie_in_what_the_headers_need(reported: Reported) -> None:
+    # Linux 7's headers have a link to the documentation of linux-base-*.
+    reported.publish(changelog_in="linux-kbuild-6.1")
+    (found,) = reported.run()
+    assert found.news is not None
+    assert found.news.versions == ("6.1.192-2",)
+
+
+def test_a_kernel_that_fails_does_not_end_the_report(reported: Reported) -> None:
+    (reported.programs / "no-root").touch()
+    reported.publish()
+    found = reported.run("all")
+    assert [one.flavour for one in found if one.error is None] == ["cloud-amd64"]
+    (ours, *others) = sorted(found, key=lambda one: one.flavour != "cloud-amd64")
+    # Nothing was compiled, and the report does not pretend that it was.
+    assert "no room for a root" in (ours.backends[0].unknown or "")
+    assert ours.answer == "not known"
+    assert ours.series[0].applies
+    assert others
+    assert kernels.exit_status(found) == InfrastructureError.exit_status
+    assert "no package linux-image-amd64" in report_text.render(found, terminal=False)
+
+
+def test_a_defect_of_ours_is_reported_as_one(
+    reported: Reported, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def defect(*_: object) -> object:
         raise KeyError("Depends")
 
-    with monkeypatch.context() as broken:
-        broken.setattr(kconfig, "definitions", defect)
-        (unseen, _) = kernels.run(settings, Target("bookworm", "cloud-amd64"), suite="bookworm")
-    assert kernels.exit_status([unseen]) == 70
-    assert "KeyError: 'Depends'" in report_text.render([unseen], terminal=False)
-    ours = found[0]
-    assert ours.series[0].applies
-    assert ours.options == (GoneOptions("lab.config", (), 1),)
-    assert ours.news is not None
-    assert ours.news.versions == ("6.1.192-2",)
-    # Nothing was compiled, and the report does not pretend that it was.
-    assert "not in the cache" in (ours.backends[0].unknown or "")
-    assert ours.answer == "not known"
-    assert kernels.exit_status(found) == InfrastructureError.exit_status
-    text = report_text.render(found, terminal=False)
-    assert "the mirror is away" in text
+    reported.publish()
+    monkeypatch.setattr(kconfig, "definitions", defect)
+    found = reported.run()
+    assert kernels.exit_status(found) == 70
+    assert "KeyError: 'Depends'" in report_text.render(found, terminal=False)
