@@ -1,4 +1,4 @@
-"""What a power cut, a bad disk or an editor makes of files: names stay, contents do not."""
+"""Damage to files as by a power cut, a bad disk or an editor: names stay, contents do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A compiled kernel of a few small files, for tests of what is made of kernels."""
+"""A compiled kernel of a few small files, for tests of packages and images."""
 
 from __future__ import annotations
 

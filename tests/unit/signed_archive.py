@@ -163,7 +163,7 @@ def deb(
     return path
 
 
-# What an image package merely depends on since 7.0.
+# Packages that hold the parts of an image since 7.0.
 _PARTS = ("linux-base-", "linux-binary-", "linux-modules-")
 
 
@@ -352,7 +352,7 @@ def flip(path: Path, offset: int = -20) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """What one request gets instead of the file."""
+    """A fault in the answer to one request."""
 
     status: int = 0  # answered instead of 200, with no content
     drop_after: int = -1  # the connection is closed after so many bytes of the content
@@ -369,7 +369,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked for, and how it was answered."""
+    """A request and its answer."""
 
     path: str
     range: str

@@ -1,4 +1,4 @@
-"""How mirrors are reached is what apt's configuration says, and passwords are never shown."""
+"""Mirrors are reached as apt's configuration says, and passwords are never shown."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_login_without_a_protocol_is_for_https(tmp_path: Path) -> None:
     assert found.login("https://me:self@deb.example/") == ("me", "self")
 
 
-def test_a_damaged_auth_conf_is_said_without_its_words(
+def test_a_damaged_auth_conf_is_reported_without_its_content(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = configured(
@@ -121,7 +121,7 @@ def test_a_damaged_auth_conf_is_said_without_its_words(
     assert "secret" not in caplog.text
 
 
-def test_only_what_reaches_mirrors_is_taken_over(tmp_path: Path) -> None:
+def test_only_settings_that_reach_mirrors_are_taken_over(tmp_path: Path) -> None:
     text = (
         'APT::Update::Post-Invoke { "touch /nonexistent/x"; };\n'
         'Acquire::Check-Valid-Until "false";\n'
@@ -143,7 +143,7 @@ def test_the_authorities_are_the_systems(tmp_path: Path, monkeypatch: pytest.Mon
     assert Access().certificates == "/mine.pem"
 
 
-def test_a_broken_configuration_is_said_in_apts_words(tmp_path: Path) -> None:
+def test_a_broken_configuration_is_reported_in_apts_words(tmp_path: Path) -> None:
     with pytest.raises(InfrastructureError, match="apt-config") as caught:
         configured(tmp_path, "Acquire { http\n")
     assert "50proxy" in (caught.value.found or "")

@@ -107,7 +107,7 @@ def test_apt_says_where_a_package_lies_and_what_it_is(tmp_path: Path, server: Se
     assert files[listed[0]] == Wanted(path, pool.name, len(content), sha256)
 
 
-def test_a_package_that_has_left_the_index_is_said(tmp_path: Path, server: Server) -> None:
+def test_a_package_that_has_left_the_index_is_named(tmp_path: Path, server: Server) -> None:
     one = settings(tmp_path)
     found, (listed,) = read(one, server.url)
     row = signed_archive.suite(signed_archive.key())
@@ -121,7 +121,7 @@ def test_a_path_that_needs_quoting_is_no_hindrance(tmp_path: Path, server: Serve
     assert read(settings(tmp_path / "ä b~c+d"), server.url)[1]
 
 
-# What is refused, with what of it is said.
+# Ways to spoil an archive, each with a part of the error.
 REFUSED: dict[str, tuple[Callable[[SignedArchive], object], str]] = {
     "unsigned": (lambda a: a.inrelease(DIST).write_text(a.publish(DIST)), "not signed"),
     "stranger": (lambda a: a.publish(DIST, key=signed_archive.key("stranger")), "NO_PUBKEY"),
@@ -158,7 +158,7 @@ def before(one: SignedArchive, key: signed_archive.Key) -> None:
 
 
 @pytest.mark.parametrize("how", REFUSED)
-def test_what_is_wrong_is_refused_and_another_mirror_asked(
+def test_a_bad_release_or_index_is_refused_and_another_mirror_asked(
     tmp_path: Path, home: SignedArchive, server: Server, other: Server, how: str
 ) -> None:
     spoil, reason = REFUSED[how]
@@ -299,7 +299,7 @@ def test_a_second_signature_by_an_unknown_key_does_no_harm(
     assert found.signers == (signed_archive.key().fingerprint,)
 
 
-# An archive of somebody else's in the machine's sources.
+# Another vendor's archive in the machine's sources.
 
 
 def test_another_archive_of_the_machine_is_passed_over_quietly(
@@ -327,7 +327,7 @@ def test_another_archive_of_the_machine_says_nothing_about_debians(
         read(settings(tmp_path, server.url), server.url, other.url)
 
 
-# Of Debian 13, whose apt verifies with sqv.
+# Printed by apt of Debian 13, which verifies with sqv.
 SQV = (
     "Warning: OpenPGP signature verification failed: http://x bookworm InRelease: "
     "Sub-process /usr/bin/sqv returned an error code (1), error message is: "
@@ -489,7 +489,7 @@ def damage(one: Settings, name: str, how: str) -> None:
         path.touch()
 
 
-def test_what_a_killed_run_left_is_cleared_away(server: Server, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_are_cleared_away(server: Server, tmp_path: Path) -> None:
     one = settings(tmp_path)
     first = read(one, server.url)
     left = one.cache / "apt" / DIST / "update.killed/lists/partial"
@@ -590,7 +590,7 @@ def test_apt_goes_through_the_proxy_and_names_it(
     assert "knows" not in str(caught.value)
 
 
-def test_a_password_is_used_and_neither_said_nor_kept(
+def test_a_password_is_used_and_neither_shown_nor_kept(
     home: SignedArchive, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG", logger="kbuild")

@@ -123,7 +123,7 @@ def example() -> Comparison:
     )
 
 
-def test_the_table_shows_ratios_and_what_was_not_measured() -> None:
+def test_the_table_shows_ratios_and_missing_measurements() -> None:
     text = stats.render(example(), width=160)
     rows = {line.split("  ")[0]: line for line in text.splitlines()}
     assert "3.00  [2.50–3.50]  2.00–4.00" in rows["module"]
@@ -217,7 +217,7 @@ def test_loads_are_few_and_many_sparse_and_long() -> None:
     assert all(f'{{ "{name}", ' in source for name in options)
 
 
-def test_only_what_was_asked_for_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_cases_asked_for_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ids", "compare", "busy_host", "disturbance"):
         monkeypatch.setattr(
             bench_procfile, name, lambda *given, name=name: (name, *given[1:-1], given[-1])

@@ -1,4 +1,4 @@
-"""The bench of builds: cases that can be run alone, kept results, and a table that is honest."""
+"""The bench of builds: each case can be run by itself, and the table shows what was measured."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def names(cases: tuple[Case, ...]) -> list[str]:
     return [case.name for case in cases]
 
 
-def test_by_default_what_makes_sense_is_measured() -> None:
+def test_by_default_the_cases_that_suit_a_target_are_measured() -> None:
     everything = [name for name in CASES if name != "point-release"]
     assert names(build_cases.choose(CLOUD, ())) == everything
     assert "point-release" in names(build_cases.choose(CLOUD, (), before="6.1.187-1"))
     assert "fast" not in names(build_cases.choose(LAB, ()))
-    # Many hours: counted, not compiled, unless somebody asks for it.
+    # Many hours: counted, not compiled, unless the user asks for it.
     assert not {"plain", "full", "full-ccache"} & set(names(build_cases.choose(AMD64, ())))
     assert {"count", "fast"} <= set(names(build_cases.choose(AMD64, ())))
     assert names(build_cases.choose(AMD64, ["full"])) == ["full"]
@@ -78,7 +78,7 @@ def test_a_failed_case_is_not_shown_with_the_figures_of_an_earlier_run() -> None
     assert "met: 1/3" not in text
 
 
-def test_a_target_says_what_it_was_compared_with() -> None:
+def test_an_aim_names_the_measurement_it_is_compared_with() -> None:
     found = {
         "full": measurement("full", 100.0, version="6.1.187-1", began="2026-11-21"),
         "fast": measurement("fast", 10.0),
@@ -90,7 +90,7 @@ def test_a_target_says_what_it_was_compared_with() -> None:
     assert "met: 1/8 of full's CPU, extrapolated" in text
 
 
-def test_a_damaged_result_is_said(tmp_path: Path) -> None:
+def test_a_damaged_result_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text('{"full": {"case": "full", "missed": [], "load": []}}')
     with pytest.raises(BenchError, match="does not hold"):
@@ -214,7 +214,7 @@ def test_without_control_groups_nothing_is_measured(tmp_path: Path) -> None:
         bench_build.cpu_seconds("nr_periods 0\n")
 
 
-def test_objects_are_counted_in_what_make_says() -> None:
+def test_objects_are_counted_in_makes_output() -> None:
     said = (
         "  gcc-12 -Wp,-MMD,fs/.file.o.d -O2 -c -o fs/file.o fs/file.c ; ./tools/objtool fs/file.o\n"
         "echo '  CC      fs/file.o'\n"
@@ -384,7 +384,9 @@ def test_a_case_that_fails_keeps_no_other_from_being_measured(
     assert set(build_cases.read(bench(tmp_path).result)) == {"nothing"}
 
 
-def test_a_cold_build_is_cold_and_alone(tmp_path: Path, pretended: Pretended) -> None:
+def test_a_cold_build_has_an_empty_cache_and_no_helpers(
+    tmp_path: Path, pretended: Pretended
+) -> None:
     given = bench(tmp_path)
     helped = dataclasses.replace(given.settings, remote_cache="redis://x", scheduler="farm")
     given = dataclasses.replace(given, settings=helped)
@@ -408,9 +410,7 @@ def test_a_cold_build_is_cold_and_alone(tmp_path: Path, pretended: Pretended) ->
     assert "symbol versions of 1 of 2 files from ccache" in text
 
 
-def test_what_is_compared_with_bindeb_pkg_is_packed_too(
-    tmp_path: Path, pretended: Pretended
-) -> None:
+def test_a_full_build_is_packed_as_bindeb_pkg_does(tmp_path: Path, pretended: Pretended) -> None:
     used = iter([10.0, 70.0, 100.0])
     given = dataclasses.replace(bench(tmp_path), cpu=lambda: next(used))
     found = bench_build.measure(given, CASES["full"])

@@ -1,4 +1,4 @@
-"""What ccache is told when a kernel is compiled."""
+"""Settings of ccache when a kernel is compiled."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What nobody has used for long goes; what somebody uses, or the repository needs, stays."""
+"""Cleaning removes entries unused for long, and keeps those in use or in the repository."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def aged(path: Path, age_days: float = DAYS + 1) -> Path:
 
 
 @pytest.mark.parametrize("shelf", places.SHELVES)
-def test_what_was_not_used_for_so_long_goes(settings: Settings, shelf: str) -> None:
+def test_entries_unused_for_so_long_are_removed(settings: Settings, shelf: str) -> None:
     home = settings.cache / shelf
     old = entry(home / "old")
     left = entry(home / ".scratch-of-a-killed-run")
@@ -67,7 +67,7 @@ def test_what_was_not_used_for_so_long_goes(settings: Settings, shelf: str) -> N
     assert sorted(home.iterdir()) == sorted([lock, used, young])
 
 
-def test_what_has_a_limit_of_its_own_stays(settings: Settings) -> None:
+def test_entries_with_a_limit_of_their_own_stay(settings: Settings) -> None:
     for name in ("ccache", "dists", "locks", "accelerator"):
         entry(settings.cache / name / "entry")
     assert cleaning.clean_unused(settings, days=DAYS) == ()

@@ -1,4 +1,4 @@
-"""What helps compile: addresses are checked, servers asked, and nothing depends on them."""
+"""Helpers of a build: addresses are checked, servers asked, and no result depends on them."""
 
 from __future__ import annotations
 
@@ -267,7 +267,7 @@ def test_a_cache_that_is_of_no_use_is_left_out_with_a_warning(
     assert words in caplog.text
 
 
-def test_a_senseless_address_ends_the_build_before_it_begins(tmp_path: Path) -> None:
+def test_an_invalid_address_ends_the_build_before_it_begins(tmp_path: Path) -> None:
     for wrong in ({"remote_cache": "ftp://x"}, {"scheduler": "a b"}):
         settings = replace(fake_kernel.settings(tmp_path), **wrong)  # type: ignore[arg-type]
         with (

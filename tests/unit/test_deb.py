@@ -1,4 +1,4 @@
-"""What goes into the kernel's packages, and what is said about them."""
+"""The kernel's packages: their files, and their control data."""
 
 from __future__ import annotations
 
@@ -499,7 +499,7 @@ def test_changelog_epoch(tmp_path: Path, name: str) -> None:
 
 
 def test_control_lines_fit() -> None:
-    """What lintian would say of descriptions, said in a second."""
+    """Check descriptions by lintian's rules, in less time."""
     templates = sorted((PROJECT / "debian").rglob("control.j2"))
     assert templates
     for path in templates:

@@ -1,4 +1,4 @@
-"""What doctor says of machines that have everything, nothing, and half."""
+"""The doctor's findings on machines that have everything, nothing, and half."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     project.mkdir()
     (project / "host-packages.txt").write_text(LIST.format(keyring=tmp_path / "keyring.gpg"))
     (tmp_path / "bin").mkdir()
-    # What every run of a program needs.
+    # Every run of a program needs these.
     for program in ("cat", "setpriv"):
         (tmp_path / "bin" / program).symlink_to(shutil.which(program) or "")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
@@ -171,7 +171,7 @@ def test_kvm_is_never_a_failure(settings: Settings) -> None:
     assert by_name(settings)["accelerator"].ok
 
 
-def test_what_was_tried_is_shown(settings: Settings) -> None:
+def test_the_accelerator_that_was_tried_is_shown(settings: Settings) -> None:
     directory = settings.cache / "accelerator"
     directory.mkdir(parents=True)
     (directory / "1.json").write_text('{"accelerator": "tcg", "evidence": "KVM hung"}')
@@ -199,9 +199,7 @@ def test_rendering() -> None:
     assert doctor.healthy(findings[:1])
 
 
-def test_what_is_wrong_is_said_in_sentences(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_findings_are_sentences(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     project_list = (PROJECT / "host-packages.txt").read_text()
     (settings.project / "host-packages.txt").write_text(project_list.replace("/usr/", "/none/"))
     settings.cache.touch()

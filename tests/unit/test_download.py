@@ -266,7 +266,7 @@ def test_a_mirror_that_is_down_is_survived_with_another(tmp_path: Path, server: 
     assert path.read_bytes() == CONTENT
 
 
-def test_a_damaged_file_in_the_cache_is_said_and_fetched_again(
+def test_a_damaged_file_in_the_cache_is_reported_and_fetched_again(
     tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = settings(tmp_path)
@@ -278,7 +278,7 @@ def test_a_damaged_file_in_the_cache_is_said_and_fetched_again(
     assert len(server.requests) == 2
 
 
-def test_offline_asks_nobody(tmp_path: Path, server: Server) -> None:
+def test_offline_sends_no_request(tmp_path: Path, server: Server) -> None:
     offline = settings(tmp_path, offline=True)
     with pytest.raises(InfrastructureError, match="without --offline"):
         download.fetch(offline, WANTED, urls(server), Waits().network)
@@ -466,7 +466,7 @@ def test_a_bad_url_leads_to_the_next_mirror(tmp_path: Path, server: Server, url:
     assert path.read_bytes() == CONTENT
 
 
-def test_a_password_is_used_and_never_said(
+def test_a_password_is_used_and_never_shown(
     tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG", logger="kbuild")

@@ -1,4 +1,4 @@
-"""Errors: whose they are, and how they are printed."""
+"""Errors: exit statuses, and how they are printed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_odd_values_do_not_break_the_printing(text: str) -> None:
     assert printed.startswith("it failed\n  found:")
 
 
-def test_only_what_is_known_is_printed() -> None:
+def test_unknown_parts_are_not_printed() -> None:
     assert str(KbuildError("it failed")) == "it failed"
 
 

@@ -1,4 +1,4 @@
-"""The fast path's proof: what is taken from the distro's image, and the guard over CRCs."""
+"""The fast path's proof: parts of the distro's image, and the guard over CRCs and types."""
 
 from __future__ import annotations
 
@@ -315,7 +315,7 @@ def test_every_compression_that_debian_uses_is_undone(packer: str, tmp_path: Pat
     assert debian_image.unpack_vmlinuz(path) == vmlinux
 
 
-def test_a_damaged_payload_is_said(tmp_path: Path) -> None:
+def test_a_damaged_payload_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "vmlinuz"
     whole = toy.bz_image(toy.elf(toy.BTF, bytes(range(256)) * 8))
     begin = whole.index(b"\x1f\x8b") + 10
@@ -363,9 +363,7 @@ def test_the_pahole_stand_in_puts_the_distros_btf_into_the_file_named_last(tmp_p
     ]
 
 
-def test_what_did_not_change_keeps_its_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unchanged_inputs_keep_their_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # make would link the kernel again for a certificate that is only newer.
     distro = toy.make(tmp_path)
     monkeypatch.setattr(debian_image, "signing_serial", lambda *_: toy.SERIAL)

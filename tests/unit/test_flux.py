@@ -1,4 +1,4 @@
-"""What a flux may show, and that each thing that it may not is found."""
+"""The oracle of tests under flux: it accepts allowed listings and finds each violation."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def with_file(which: int, /, **changes: object) -> Process:
     return replace(WORKER, files=files)
 
 
-def test_what_may_be_shown() -> None:
+def test_allowed_listings_have_no_violation() -> None:
     assert flux.violations(LISTING, FIRSTS, PLACE) == []
     # in the middle of execve(2)
     assert flux.violations((OTHER, FIRST, with_file(104, cloexec=False)), FIRSTS, PLACE) == []
@@ -58,7 +58,7 @@ def test_what_may_be_shown() -> None:
     assert flux.violations((OTHER, FIRST, ended), FIRSTS, PLACE) == []
 
 
-def test_who_never_execs_has_no_file_that_is_about_to_be_closed() -> None:
+def test_a_process_that_never_execs_has_no_file_about_to_be_closed() -> None:
     first = replace(FIRST, files=(*FIRST.files, replace(A, fd=104)))
     found = flux.violations((OTHER, first, WORKER), FIRSTS, PLACE)
     assert len(found) == 1
@@ -89,12 +89,12 @@ def test_who_never_execs_has_no_file_that_is_about_to_be_closed() -> None:
         (with_file(104, id="9" * 64), "6: .* has two ids"),
     ],
 )
-def test_what_may_not_be_shown(worker: Process, message: str) -> None:
+def test_each_violation_is_found(worker: Process, message: str) -> None:
     found = flux.violations((OTHER, FIRST, worker), FIRSTS, PLACE)
     assert any(re.match(message, line) for line in found), found
 
 
-def test_what_was_there_all_the_time_has_to_be_shown() -> None:
+def test_a_process_or_file_that_never_went_away_must_be_listed() -> None:
     assert any("7: container 2" in x for x in flux.violations((FIRST, WORKER), FIRSTS, PLACE))
     less = replace(FIRST, files=FIRST.files[1:])
     found = flux.violations((OTHER, less, WORKER), FIRSTS, PLACE)
@@ -113,7 +113,7 @@ def test_containers_are_told_apart() -> None:
     ]
 
 
-def test_what_was_printed_is_taken_apart() -> None:
+def test_the_guests_output_is_parsed() -> None:
     output = b"container 1 50\ncontainer 2 40\nread 3\na\n\nread 0\nmade 9 80\n"
     assert flux.parse(output) == flux.Readings((50, 40), (b"a\n\n", b""), 9, 80)
 
@@ -128,12 +128,12 @@ def test_what_was_printed_is_taken_apart() -> None:
         b"nonsense\n",
     ],
 )
-def test_half_of_it_is_refused(output: bytes) -> None:
+def test_incomplete_output_is_refused(output: bytes) -> None:
     with pytest.raises(ValueError, match="flux"):
         flux.parse(output)
 
 
-def test_what_is_counted() -> None:
+def test_the_summary_counts_changes() -> None:
     moved = replace(WORKER, namespace="2" * 64, extended=Signals("Z", 0, 0))
     count = flux.summary([LISTING, LISTING, (OTHER, FIRST, moved)])
     assert count == {

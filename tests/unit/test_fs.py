@@ -137,8 +137,8 @@ def test_a_failed_swap_puts_the_old_directory_back(
     assert names(tmp_path) == ["new", "result"]
 
 
-# What lies on a disk at this moment is what a power cut would leave: the image is copied while the
-# file system is in use.  ext4 then has a file's name, and writes its content half a minute later.
+# A power cut would leave what lies on the disk at this moment: the image is copied while the file
+# system is in use.  ext4 then has a file's name, and writes its content half a minute later.
 _POWER_CUT = """
 import pathlib, shutil, subprocess, sys
 from kbuild.core import fs, stamp
@@ -403,7 +403,7 @@ def plant_foreign(path: Path, secret: Path) -> None:
         (plant_foreign, "rb wb ab lock"),
     ],
 )
-def test_what_others_left_is_neither_read_nor_written(
+def test_files_of_others_are_neither_read_nor_written(
     tmp_path: Path, plant: Callable[[Path, Path], None], modes: str
 ) -> None:
     path, secret = tmp_path / "x", tmp_path / "secret"
@@ -445,7 +445,7 @@ def test_a_tree_is_removed_whole_and_one_that_is_gone_is_no_error(tmp_path: Path
     assert names(elsewhere) == ["kept"]
 
 
-def test_what_cannot_be_removed_is_said(tmp_path: Path) -> None:
+def test_a_failed_removal_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError):
         fs.remove_tree(tmp_path / "file")

@@ -1,4 +1,4 @@
-"""A full disk is the machine's failure, with the path, whoever meets it: 69, never the build's.
+"""A full disk is the machine's failure, with the path, in every stage: 69, never the build's.
 
 The disk is a tmpfs of 256 kB in a mount namespace of this test's own.
 """

@@ -1,4 +1,4 @@
-"""The functions with which the VM's tests try to recompute an id do what they are named for."""
+"""The functions with which tests in guests guess an id compute what their names say."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def test_half_an_object_does_not_stay(out: Path) -> None:
 
 
 def test_without_recovery_the_half_would_stay(out: Path) -> None:
-    """This is what the test above is about: make alone takes the object for whole."""
+    """The fault that the test above is about: make by itself takes the object for whole."""
     kill_in_the_middle(out)
     make(out)
     assert (out / "lib.a").read_text() != WHOLE
@@ -93,7 +93,7 @@ def test_a_make_that_ended_by_itself_is_not_undone(out: Path) -> None:
     assert {path.name for path in out.parent.iterdir()} == {"out", "source"}
 
 
-def test_what_was_cut_short_twice_is_dropped_since_the_first(out: Path) -> None:
+def test_a_second_interruption_drops_objects_since_the_first(out: Path) -> None:
     kill_in_the_middle(out)
     # The second run dies before it does anything: its note must not hide the first one's.
     with pytest.raises(KeyboardInterrupt), interrupted.noted(out):
@@ -113,7 +113,7 @@ def test_a_run_that_is_over_its_time_is_cut_short(out: Path) -> None:
     assert (out / "lib.a").read_text() == WHOLE
 
 
-def test_what_a_link_leads_to_is_left(out: Path, tmp_path: Path) -> None:
+def test_the_target_of_a_link_stays(out: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     with pytest.raises(KeyboardInterrupt), interrupted.noted(out):

@@ -110,7 +110,7 @@ def test_an_option_that_need_not_exist_is_left_out_or_replaced(
     caplog.set_level("INFO")
     fragment = kconfig.parse(HERE, name="lab.config", strict=True)
     settled = kconfig.settle(fragment, kernel_with(tmp_path, *there))
-    # KASAN is in no Kconfig file either, but nobody said that it need not be
+    # KASAN is in no Kconfig file either, but the fragment requires it
     assert settled.options == {"KASAN": "y", **expected}
     gone = {"PROC_SYSCTL", "BASE_FULL"} - set(there)
     said = [record.getMessage() for record in caplog.records]
@@ -118,7 +118,7 @@ def test_an_option_that_need_not_exist_is_left_out_or_replaced(
     assert all(any(f"no CONFIG_{name} (lab.config)" in line for line in said) for name in gone)
 
 
-def test_what_stands_for_an_option_does_not_override_one_that_is_given(tmp_path: Path) -> None:
+def test_a_substitute_does_not_override_an_option_that_is_given(tmp_path: Path) -> None:
     text = "# [where it exists, else CONFIG_B]\nCONFIG_A=y\nCONFIG_B=m\n"
     settled = kconfig.settle(kconfig.parse(text, name="f"), kernel_with(tmp_path, "B"))
     assert settled.options == {"B": "m"}
@@ -144,7 +144,7 @@ def test_definitions_are_found_with_what_they_depend_on(tmp_path: Path) -> None:
         ({"A": "y", "KEY": "ours", "NEW": "y"}, {"NEW": "n -> y"}),
     ],
 )
-def test_what_strays_from_the_distro_is_named(
+def test_differences_from_the_distro_are_named(
     final: dict[str, str], expected: dict[str, str]
 ) -> None:
     distro = Fragment("distro", {"A": "y", "KEY": "theirs", "OFF": "n"})

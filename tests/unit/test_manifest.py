@@ -1,4 +1,4 @@
-"""The record of what was made of what."""
+"""The manifest: which inputs each result was made from."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def test_a_bad_url_of_the_machine_is_left_out(
     assert "is ignored" in caplog.text
 
 
-def test_sources_that_apt_cannot_read_are_said(
+def test_sources_that_apt_cannot_read_are_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = f"{ONE_LINE}deb http://[::1/debian bookworm main\n"
@@ -201,7 +201,7 @@ def test_a_login_in_the_machines_sources_is_used(tmp_path: Path) -> None:
     assert found.main[0] == "http://me:p%40w@own.example"
 
 
-def test_a_refused_mirrors_password_is_not_said(tmp_path: Path) -> None:
+def test_a_refused_mirrors_password_is_not_shown(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not the URL") as caught:
         mirror.find(settings(tmp_path, "ftp://me:secret@one.example/"), apt=NOTHING)
     assert "ftp://***@one.example" in str(caught.value)

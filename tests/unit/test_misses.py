@@ -1,4 +1,4 @@
-"""Why a compiler cache missed: two builds, compared by what kbuild left of them."""
+"""Reasons for misses of the compiler cache, from the files that two builds left."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_each_reason_is_told(tmp_path: Path) -> None:
     command = after.output / "fs/.file.o.cmd"
     command.write_text(command.read_text().replace("-c -o", "-g -c -o"))
     assert why(before, after) == [misses.COMMAND]
-    # The later ones come before it: whoever includes a changed header is compiled again anyway.
+    # The later reasons come first: a file that includes a changed header is compiled again anyway.
     autoconf = after.output / "include/generated/autoconf.h"
     autoconf.write_text("#define CONFIG_DEBUG_FS 1\n#define CONFIG_EXT4_FS 1\n")
     assert why(before, after) == ["an option changed (EXT4_FS 1)"]
@@ -76,7 +76,7 @@ def test_options_are_found_in_the_names_of_5_10(tmp_path: Path) -> None:
     assert why(before, after) == ["an option changed (DEBUG_FS 1)"]
 
 
-def test_what_is_no_object_is_counted_apart_and_the_most_frequent_come_first(
+def test_other_files_are_counted_apart_and_the_most_frequent_come_first(
     tmp_path: Path,
 ) -> None:
     before, after = build(tmp_path / "1"), build(tmp_path / "2")

@@ -1,4 +1,4 @@
-"""A module that does not belong to its kernel is found out, whatever the build said."""
+"""A module that does not fit its kernel is refused, also after a build without errors."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ def test_findings_of_the_linters_are_errors(
 def test_a_build_without_sparse_is_no_clean_one(
     settings: Settings, headers: Path, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
-    """Linux 7 goes on without it, and says so in a line that nobody reads."""
+    """Linux 7 goes on without sparse, and says so in one line of its output."""
     enter(monkeypatch, FakeRoot(make_module(), said))
     with pytest.raises(BuildError, match=r"sparse did not read") as caught:
         lint(settings, headers)

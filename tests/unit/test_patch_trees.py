@@ -278,7 +278,7 @@ def made(tmp_path: Path, diff: bytes, *, name: str = "p.patch", line: str = "") 
         ("fs/file.c", b"From: Jos\xe9\n" + EDIT.replace(b"\n", b"\r\n"), FILE, EDITED),
     ],
 )
-def test_what_a_patch_can_say_arrives(
+def test_every_kind_of_change_is_applied(
     path: str, diff: bytes, kind: str, content: bytes, tmp_path: Path
 ) -> None:
     old = os.umask(0o077)
@@ -368,7 +368,7 @@ def test_a_series_is_read_as_quilt_reads_it(name: str, line: str, tmp_path: Path
         ),
     ],
 )
-def test_what_cannot_be_applied_is_refused_by_its_name(
+def test_a_patch_that_cannot_be_applied_is_named(
     line: str, name: str, content: bytes, words: str, tmp_path: Path
 ) -> None:
     put(tmp_path / "pristine/include", "fs")
@@ -386,7 +386,7 @@ def test_a_fifo_is_no_patch(tmp_path: Path) -> None:
         quilt.read_series(tmp_path / "s")
 
 
-def test_a_name_that_no_file_can_have_is_no_traceback(tmp_path: Path) -> None:
+def test_a_name_too_long_for_a_file_is_a_build_error(tmp_path: Path) -> None:
     diff = EDIT.replace(b"fs/file.c", b"fs/" + b"x" * 300)
     with pytest.raises(BuildError, match="does not apply") as caught:
         made(tmp_path, HEADER + diff)
@@ -404,7 +404,7 @@ def test_a_failing_hunk_of_a_renamed_file_is_named(tmp_path: Path) -> None:
 
 
 def test_the_digest_knows_modes_and_links(tmp_path: Path) -> None:
-    """What is compiled is decided by them too."""
+    """They decide what is compiled too."""
     new = b"diff --git a/n b/n\nnew file mode %s\n--- /dev/null\n+++ b/n\n@@ -0,0 +1 @@\n+x\n"
     digests = set()
     for mode in (b"100644", b"100755", b"120000"):

@@ -185,7 +185,7 @@ def test_fuzz_is_refused_and_the_tree_stays(distro: toy.ToyDistro, tmp_path: Pat
 def test_an_export_behind_another_function_is_refused(
     distro: toy.ToyDistro, tmp_path: Path
 ) -> None:
-    # What fuzz does to the 2020 patch: the export lands after somebody else's closing brace.
+    # Fuzz does this to the 2020 patch: the export lands after another function's closing brace.
     rewrite(distro, "+EXPORT_SYMBOL_GPL(put_files_struct);\n", "")
     rewrite(distro, " void exit_files(struct task_struct *tsk)\n {\n", MISPLACED)
     rewrite(distro, "@@ -5,11 +5,18 @@", "@@ -5,13 +5,20 @@")
@@ -284,7 +284,7 @@ def test_a_patch_of_2020_whose_context_is_another_function_s_is_refused_by_its_e
     assert caught.value.found == "it follows dup_fd()"
 
 
-def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     series = quilt.read_series(DATA / "series-2020")
     with pytest.raises(BuildError, match="does not apply") as caught:

@@ -1,4 +1,4 @@
-"""Runs write to directories of their own only: made by them, marked, and closed to others."""
+"""Runs write only to directories that they made, marked, and closed to other users."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files
 
 @pytest.fixture
 def given(tmp_path: Path) -> Settings:
-    """A checkout with a part of source, and directories for results and caches below and beside."""
+    """A checkout with some source, a build directory below it and a cache outside."""
     project = tmp_path / "project"
     for name in ("kmod/Kbuild", ".git/HEAD", ".git/refs/tags/v1"):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def test_a_run_makes_its_directories_and_marks_them(given: Settings) -> None:
     use(given, "more")
 
 
-def test_what_a_run_made_and_did_not_use_is_gone_with_it(given: Settings) -> None:
+def test_directories_that_a_run_did_not_use_are_gone_with_it(given: Settings) -> None:
     with places.held(given):
         assert given.build.is_dir()
     assert not given.build.exists()
@@ -173,7 +173,7 @@ def test_no_home_is_used(given: Settings, monkeypatch: pytest.MonkeyPatch) -> No
     refusal(given, "cache_dir is .* which 'clean' would remove")
 
 
-def test_directories_beside_one_another_below_the_checkout_are_used(given: Settings) -> None:
+def test_sibling_directories_below_the_checkout_are_used(given: Settings) -> None:
     for name in ("out/one", "out/two", "build/nested/deep"):
         use(dataclasses.replace(given, build=given.project / name))
         use(given)
@@ -256,7 +256,7 @@ def give(path: Path, uid: int = NOBODY) -> None:
 
 @as_root
 @pytest.mark.parametrize("name", ["", "..", "shelf", "shelf/entry", "CACHEDIR.TAG"])
-def test_what_another_user_owns_is_refused(given: Settings, name: str) -> None:
+def test_files_of_another_user_are_refused(given: Settings, name: str) -> None:
     use(given, "shelf/entry")
     give(given.cache / name)
     refusal(given, "which other users may change|may be changed by other users")
@@ -266,7 +266,7 @@ def test_what_another_user_owns_is_refused(given: Settings, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "..", "shelf", "shelf/entry", "CACHEDIR.TAG"])
 @pytest.mark.parametrize("mode", [0o777, 0o722])
-def test_what_others_may_write_is_refused(given: Settings, name: str, mode: int) -> None:
+def test_files_that_others_may_write_are_refused(given: Settings, name: str, mode: int) -> None:
     use(given, "shelf/entry")
     path = given.cache / name
     path.chmod(mode)
@@ -281,7 +281,7 @@ def test_what_others_may_write_is_refused(given: Settings, name: str, mode: int)
 
 @as_root
 @pytest.mark.parametrize(("group", "private"), [("root", True), ("nogroup", False)])
-def test_a_group_of_its_owner_alone_may_write(given: Settings, group: str, private: bool) -> None:
+def test_a_group_with_no_other_member_may_write(given: Settings, group: str, private: bool) -> None:
     use(given, "shelf/entry")
     for name in ("", "shelf", "shelf/entry"):
         subprocess.run(["chgrp", group, given.cache / name], check=True)
@@ -312,7 +312,7 @@ def test_the_checkouts_owner_is_trusted_with_both(given: Settings) -> None:
     use(given)
 
 
-def test_above_the_checkout_and_in_it_nobody_is_asked(given: Settings) -> None:
+def test_the_checkout_itself_may_be_writable_for_others(given: Settings) -> None:
     # Who may write to the code needs no way through its results.
     given.project.chmod(0o777)
     use(given)
@@ -431,7 +431,7 @@ def test_clean_waits_for_a_run(
     assert given.build.exists() == unused
 
 
-def test_a_dry_clean_waits_for_nobody(given: Settings) -> None:
+def test_a_dry_clean_waits_for_no_run(given: Settings) -> None:
     use(given)
     with places.held(given):
         dry = dataclasses.replace(given, dry=True)

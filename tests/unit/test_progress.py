@@ -1,4 +1,4 @@
-"""Progress: what a log file says of it, and how amounts are written."""
+"""Progress: its lines in a log file, and how amounts are written."""
 
 from __future__ import annotations
 

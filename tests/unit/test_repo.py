@@ -185,7 +185,7 @@ def test_modes_are_those_that_apt_needs_whatever_the_umask(
     assert found == {path: "0o755" if path.is_dir() else "0o644" for path in found}
 
 
-def test_what_a_killed_run_left_is_removed(
+def test_leftovers_of_a_killed_run_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings, packages: Sequence[Package]
 ) -> None:
     """The scratch of the repository and of reprepro; what else lies there stays."""
@@ -227,7 +227,7 @@ def test_changed_package_is_refused_and_the_old_repository_stays(
     assert not list(settings.build.glob(".rep*"))
 
 
-def test_what_is_no_package_is_refused_by_reprepro(tmp_path: Path, settings: Settings) -> None:
+def test_reprepro_refuses_a_file_that_is_no_package(tmp_path: Path, settings: Settings) -> None:
     path = fake_kernel.write(tmp_path / "x_1_amd64.deb", "not a package")
     package = Package("x", "1", "amd64", path, fs.sha256_file(path))
     with pytest.raises(BuildError, match="reprepro"):

@@ -1,4 +1,4 @@
-"""The report says of a kernel what it exports, which hunk fails, what is gone, what is new."""
+"""The report on a kernel: its exports, failing hunks, options that are gone, and news."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_backend_works_if_all_it_needs_is_exported(distro: toy.ToyDistro) -> N
     assert (stock.works, stock.needs, stock.lacking) == (True, 2, ())
 
 
-def test_what_a_backend_lacks_is_named_with_its_place(distro: toy.ToyDistro) -> None:
+def test_a_missing_symbol_is_named_with_its_place(distro: toy.ToyDistro) -> None:
     needed = {"open", "put_files_struct", "get_files_struct"}
     found = kernels.judge_backend("export", needed, exported(distro), distro.pristine)
     assert not found.works
@@ -145,7 +145,7 @@ def test_a_failing_hunk_names_its_function_and_what_changed(distro: toy.ToyDistr
     ]
 
 
-def test_what_changed_is_taken_from_the_last_built_source(
+def test_the_change_is_shown_from_the_last_built_source(
     distro: toy.ToyDistro, tmp_path: Path
 ) -> None:
     older = tmp_path / "older"
@@ -160,7 +160,7 @@ def test_what_changed_is_taken_from_the_last_built_source(
     assert [line[1:] for line in hunk.change] == FUNCTION.splitlines()
 
 
-def test_a_file_that_is_gone_is_said(distro: toy.ToyDistro) -> None:
+def test_a_file_that_is_gone_is_named(distro: toy.ToyDistro) -> None:
     (distro.pristine / "fs/file.c").unlink()
     (verdict,) = kernels.judge_series(distro.patches, distro.base, distro.pristine)
     assert not verdict.applies

@@ -1,4 +1,4 @@
-"""Roots are made once, by a tool that may fail, and never taken half-made for whole."""
+"""Roots are made once, by a tool that may fail, and a half-made one is never used."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_dpkg_reads_a_root_of_an_earlier_version(
     assert ("dpkg finds 1 damaged files: /usr/bin/gcc" in caplog.text) == again
 
 
-def test_a_list_of_packages_that_an_earlier_version_left_damaged_is_no_traceback(
+def test_a_damaged_list_of_packages_of_an_earlier_version_has_the_root_made_again(
     settings: Settings,
 ) -> None:
     first = roots.make_root(settings, "bookworm", "compile", ["make"])
@@ -205,7 +205,7 @@ def test_an_expired_index_is_told_from_a_mirror_that_is_away(settings: Settings)
     assert "--accept-expired" in (caught.value.hint or "")
 
 
-def test_offline_a_missing_root_is_said(settings: Settings) -> None:
+def test_offline_a_missing_root_is_an_error(settings: Settings) -> None:
     away = dataclasses.replace(settings, offline=True)
     with pytest.raises(InfrastructureError, match="this run is offline"):
         roots.make_root(away, "bookworm", "compile", ["make"])

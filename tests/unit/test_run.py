@@ -69,7 +69,7 @@ def test_children_that_ignore_the_polite_signal_end_too(tmp_path: Path) -> None:
     wait_until_gone(int((tmp_path / "pid").read_text()))
 
 
-def test_what_ignores_sigterm_is_killed() -> None:
+def test_a_program_that_ignores_sigterm_is_killed() -> None:
     process = start(
         [*SH, "trap '' TERM; echo; while :; do sleep 0.1; done"], stdout=subprocess.PIPE
     )
@@ -79,7 +79,7 @@ def test_what_ignores_sigterm_is_killed() -> None:
     process.stdout.close()
 
 
-def test_stop_of_what_has_ended_returns_its_status() -> None:
+def test_stop_of_an_ended_program_returns_its_status() -> None:
     process = start([*SH, "exit 7"])
     process.wait(timeout=20)
     assert stop(process) == 7
@@ -236,14 +236,14 @@ def test_an_unchecked_failure_is_returned() -> None:
 
 
 @pytest.mark.parametrize("program", ["no-such-program", "/no/such/program", "./missing"])
-def test_a_missing_program_is_said_to_be_missing(program: str) -> None:
+def test_a_missing_program_is_named(program: str) -> None:
     with pytest.raises(LostDependencyError, match=r"no-such|/no/such|missing") as caught:
         run([program, "--version"], timeout_s=20)
     assert caught.value.hint is not None
     assert "inv doctor" in caught.value.hint
 
 
-def test_a_program_beside_the_working_directory(tmp_path: Path) -> None:
+def test_a_relative_program_is_found_in_the_working_directory(tmp_path: Path) -> None:
     tool = tmp_path / "tool"
     tool.write_text("#!/bin/sh\necho mine\n")
     tool.chmod(0o755)

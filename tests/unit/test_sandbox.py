@@ -1,4 +1,4 @@
-"""A command in a root has no way to the host but its output: each way out that was tried.
+"""A command in a root reaches only its output on the host: each way out that was tried.
 
 They run for real, with the host's /usr as the root's, and so need root privileges.
 """
@@ -100,7 +100,7 @@ def test_it_is_nobody_on_the_host_and_its_files_are_roots(place: Path) -> None:
 
 
 def test_a_checkout_below_mnt_is_found(place: Path) -> None:
-    # Where the sandbox attaches its mounts; in a namespace of our own, for the host may have one.
+    # The sandbox attaches its mounts there; a namespace of our own, because the host may use it.
     code = textwrap.dedent("""
         from pathlib import Path
         from kbuild.core import sandbox
@@ -133,7 +133,7 @@ def test_a_checkout_below_mnt_is_found(place: Path) -> None:
     assert int(done.stdout.split()[-2]) >= 1 << 31
 
 
-def test_what_is_not_there_is_named(place: Path) -> None:
+def test_a_missing_source_of_a_mount_is_named(place: Path) -> None:
     with pytest.raises(BuildError, match="exit status 1") as caught:
         sandbox.enter(
             Root("bookworm", place / "root", "digest"),
@@ -428,7 +428,7 @@ def test_a_killed_run_leaves_no_process_and_no_mount(place: Path) -> None:
     assert Path("/proc/self/mountinfo").read_text() == before
 
 
-def test_what_was_stopped_writes_no_more(place: Path) -> None:
+def test_a_stopped_command_writes_no_more(place: Path) -> None:
     program = "trap '' TERM; while :; do echo >> /mnt/out/alive; done"
     command = sandbox.command(
         Root("bookworm", place / "root", "digest"),

@@ -1,4 +1,4 @@
-"""Passwords: what is shown and kept has none of them, whichever way it goes."""
+"""No password is shown or kept."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_any_password_of_any_characters_is_hidden() -> None:
 
 
 @pytest.mark.parametrize("text", [":p/w@host", "user:p w@host", "user:a@b@host"])
-def test_what_is_no_url_and_was_meant_as_one_is_hidden_too(text: str) -> None:
+def test_a_password_in_an_invalid_url_is_hidden_too(text: str) -> None:
     assert secrets.redact_url(text) == "***@host"
 
 

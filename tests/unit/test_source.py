@@ -1,4 +1,4 @@
-"""Which kernel is found in the indexes, and what becomes of its packages."""
+"""The kernel that is found in the indexes, and the unpacking of its packages."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_a_split_kernel_is_one_kernel(tmp_path: Path, home: SignedArchive, serve
     base = fetch(one)
     parts = [f"linux-{part}-7.3.4+deb13-cloud-amd64" for part in ("base", "binary", "modules")]
     assert [file.name for file in base.parts] == parts
-    # of the image that the headers name nothing is wanted, and nothing is there twice
+    # The image that the headers name is left out, and no package is there twice.
     assert [file.name for file in base.packages] == [
         "linux-image-7.3.4+deb13-cloud-amd64",
         *parts,
@@ -191,7 +191,7 @@ def test_a_split_kernel_is_one_kernel(tmp_path: Path, home: SignedArchive, serve
     assert base.image not in unpack.not_unpacked(one, base)
 
 
-def test_a_split_kernel_without_its_binary_is_said(
+def test_a_split_kernel_without_its_binary_is_an_error(
     tmp_path: Path, home: SignedArchive, server: Server
 ) -> None:
     home.add_split_kernel("bookworm", "7.3.4-1~bpo13+1", "7.3.4+deb13")
@@ -218,7 +218,7 @@ def test_backports_bring_the_kernel_and_nothing_else_does(
 
 
 @pytest.mark.parametrize("missing", ["linux-source-6.1", "linux-headers-6.1.0-9-cloud-amd64"])
-def test_an_image_without_its_source_or_headers_is_said(
+def test_an_image_without_its_source_or_headers_is_an_error(
     tmp_path: Path, home: SignedArchive, server: Server, missing: str
 ) -> None:
     drop(home, missing)
@@ -227,7 +227,7 @@ def test_an_image_without_its_source_or_headers_is_said(
     assert NEW in str(caught.value)
 
 
-def test_what_the_next_version_has_replaced_already_will_do(
+def test_packages_that_the_next_version_replaced_already_will_do(
     tmp_path: Path, home: SignedArchive, server: Server
 ) -> None:
     # As on each security update, from the upload of linux to that of linux-signed-amd64.
@@ -247,10 +247,10 @@ def test_what_the_next_version_has_replaced_already_will_do(
     assert all(file.path.exists() for file in base.support)
 
 
-def test_a_dependency_of_which_no_version_will_do_is_said(
+def test_a_dependency_without_a_usable_version_is_named(
     tmp_path: Path, home: SignedArchive, server: Server
 ) -> None:
-    # The main archive's alone is left, and it is older.
+    # Only the main archive's is left, and it is older.
     drop(home, "linux-kbuild-6.1")
     with pytest.raises(InfrastructureError, match="a dependency of") as caught:
         resolve(settings(tmp_path, server.url))
@@ -258,7 +258,7 @@ def test_a_dependency_of_which_no_version_will_do_is_said(
     assert caught.value.found == OLD
 
 
-def test_of_alternatives_the_first_that_will_do_is_taken(
+def test_the_first_usable_alternative_is_taken(
     tmp_path: Path, home: SignedArchive, server: Server
 ) -> None:
     dist, headers = "bookworm-security", "linux-headers-6.1.0-9-cloud-amd64"
@@ -269,7 +269,7 @@ def test_of_alternatives_the_first_that_will_do_is_taken(
     assert [offer.listed.package for offer in found.support] == ["linux-libc-dev"]
 
 
-def test_a_meta_package_without_its_image_is_said(
+def test_a_meta_package_without_its_image_is_an_error(
     tmp_path: Path, home: SignedArchive, server: Server
 ) -> None:
     drop(home, "linux-image-6.1.0-9-cloud-amd64")
@@ -277,7 +277,7 @@ def test_a_meta_package_without_its_image_is_said(
         resolve(settings(tmp_path, server.url))
 
 
-def test_a_suite_without_the_flavour_is_said(
+def test_a_suite_without_the_flavour_is_an_error(
     tmp_path: Path, home: SignedArchive, server: Server
 ) -> None:
     with pytest.raises(InfrastructureError, match="no package linux-image-amd64"):
@@ -312,7 +312,7 @@ def test_a_file_listed_but_gone_is_taken_from_another_mirror(
     assert server.url in str(caught.value)
 
 
-def test_a_version_that_left_the_pool_is_said_with_those_that_are_listed(
+def test_a_version_that_left_the_pool_is_named_with_those_that_are_listed(
     tmp_path: Path, server: Server
 ) -> None:
     server.fail(f"linux-image-6.1.0-9-cloud-amd64_{NEW}_amd64.deb", Fault(status=404))
@@ -367,7 +367,7 @@ def test_the_second_time_only_the_releases_are_asked_for(tmp_path: Path, server:
     assert [r.path for r in again] == [f"/dists/{dist}/InRelease" for dist in DISTS]
 
 
-def test_offline_gives_the_same_and_asks_nobody(tmp_path: Path, server: Server) -> None:
+def test_offline_gives_the_same_without_a_request(tmp_path: Path, server: Server) -> None:
     first = fetch(settings(tmp_path, server.url))
     before = len(server.requests)
     assert fetch(settings(tmp_path, server.url, offline=True)) == first
@@ -413,7 +413,7 @@ def test_the_tree_is_unpacked_once_with_its_times(fetched: tuple[Settings, Base]
     assert tree.stat().st_ino == inode
 
 
-def test_what_a_run_has_used_is_not_removed_as_unused(tmp_path: Path, server: Server) -> None:
+def test_entries_that_a_run_used_are_not_removed_as_unused(tmp_path: Path, server: Server) -> None:
     def use(one: Settings) -> None:
         base = fetch(one)
         unpack.unpack(one, base)
@@ -437,7 +437,7 @@ def test_what_a_run_has_used_is_not_removed_as_unused(tmp_path: Path, server: Se
     assert len(server.requests) == asked
 
 
-def test_what_a_killed_run_left_is_cleared_away(fetched: tuple[Settings, Base]) -> None:
+def test_leftovers_of_a_killed_run_are_cleared_away(fetched: tuple[Settings, Base]) -> None:
     one, base = fetched
     half = one.cache / "trees" / f".{base.source.sha256}.killed" / "content"
     half.mkdir(parents=True)
@@ -480,7 +480,7 @@ def test_an_image_is_unpacked_as_it_would_be_installed(fetched: tuple[Settings, 
     assert tree == unpack.unpack_deb(one, base.image)
 
 
-def test_what_is_unpacked_can_be_asked_beforehand(fetched: tuple[Settings, Base]) -> None:
+def test_packages_that_are_not_unpacked_yet_are_listed(fetched: tuple[Settings, Base]) -> None:
     one, base = fetched
     assert unpack.not_unpacked(one, base) == (base.source, base.image, base.headers)
     unpack.unpack(one, base)
@@ -490,7 +490,7 @@ def test_what_is_unpacked_can_be_asked_beforehand(fetched: tuple[Settings, Base]
 
 
 @pytest.mark.parametrize("harm", [damage.emptied, damage.edited, damage.lost])
-def test_what_is_damaged_is_unpacked_again_and_named(
+def test_a_damaged_tree_is_unpacked_again_and_named(
     fetched: tuple[Settings, Base], caplog: pytest.LogCaptureFixture, harm: Callable[[Path], None]
 ) -> None:
     caplog.set_level(logging.INFO)

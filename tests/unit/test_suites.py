@@ -1,4 +1,4 @@
-"""The table of suites: what an entry has to say for everything else to follow."""
+"""The table of suites: every entry is complete and consistent."""
 
 from __future__ import annotations
 

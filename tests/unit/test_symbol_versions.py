@@ -1,4 +1,4 @@
-"""Symbol versions through a compiler cache: what make is told, and what its programs do."""
+"""Symbol versions through a compiler cache: make's variables, and the programs it calls."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_make_is_told_in_the_kernels_own_words(
     ],
     ids=["no versions", "from DWARF", "an unknown way", "no way"],
 )
-def test_what_is_not_known_is_left_to_the_kernel(
+def test_unknown_ways_are_left_to_the_kernel(
     tmp_path: Path, makefile: str, options: dict[str, str]
 ) -> None:
     assert symbol_versions.arguments(tree(tmp_path, makefile), options) == []
@@ -85,7 +85,7 @@ CCACHE = """\
 echo "$CCACHE_DEPEND $CCACHE_EXTRAFILES ${CCACHE_PREFIX-no prefix} $CCACHE_STATSLOG" >>log
 exec "$@"
 """
-# What it is given, its own words, and how it ends.
+# Prints its arguments and its input, and ends as it is told.
 GENKSYMS = """\
 #!/bin/sh
 echo "genksyms $*"
@@ -148,7 +148,7 @@ def test_the_cache_knows_what_made_them(build: Path) -> None:
 
 
 @pytest.mark.parametrize("genksyms", ["./genksyms -T f.symtypes", "./genksyms -r f.symref"])
-def test_what_reads_or_writes_more_is_not_cached(build: Path, genksyms: str) -> None:
+def test_calls_that_read_or_write_more_are_not_cached(build: Path, genksyms: str) -> None:
     done = call(build, *FLAGS, genksyms=genksyms)
     assert done.stdout.startswith(genksyms.removeprefix("./") + "\n")
     assert not (build / "log").exists()

@@ -1,4 +1,4 @@
-"""Everything that was kept is read, damage is named, and the next run sees it too."""
+"""Verify reads every kept file and names damage, which the next run sees too."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def settings(tmp_path: Path) -> Settings:
     empty = Manifest(manifest.FORMAT, None, "0.1.0", (), (), {})
     manifest.write(tmp_path / "build/manifest.json", empty)
     manifest.write(tmp_path / "build/trixie/lab-debug" / manifest.RECORD, empty)
-    # What is no stamp, and what is another's or a run's own.
+    # Files that are no stamps, and a run's own.
     fs.write_json(tmp_path / "build/trixie/lab-debug/guest/image.json", {"disk": "disk.img"})
     fs.write_json(tmp_path / "build/bookworm/source-6.1.192-2/tools/x.json", ["not ours"])
     fs.write_atomic(tmp_path / "cache/partial/0123.part", "half")
@@ -109,7 +109,7 @@ def test_a_damaged_stamp_is_named(settings: Settings, tmp_path: Path) -> None:
     "name", [FILE, "build/manifest.json", "build/trixie/lab-debug/record.json"]
 )
 @pytest.mark.parametrize("harm", [damage.emptied, damage.cut])
-def test_damage_to_what_has_no_stamp_is_named(
+def test_damage_to_files_without_a_stamp_is_named(
     settings: Settings, tmp_path: Path, name: str, harm: Callable[[Path], None]
 ) -> None:
     harm(tmp_path / name)
@@ -126,7 +126,7 @@ def test_a_lost_record_of_files_has_the_directory_made_again(
     assert "the record of its files is gone" in (stamp.reason(mark, INPUTS) or "")
 
 
-def test_what_an_earlier_version_unpacked_is_said_to_be_unknown(
+def test_a_tree_of_an_earlier_version_is_reported_as_unknown(
     settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -135,7 +135,7 @@ def test_what_an_earlier_version_unpacked_is_said_to_be_unknown(
     assert f"{tmp_path}/cache/trees/0123 has no stamp" in caplog.text
 
 
-def test_what_is_made_anew_meanwhile_is_read_again(
+def test_an_output_made_anew_meanwhile_is_read_again(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mark = tmp_path / "cache/trees/0123/stamp.json"

@@ -92,7 +92,7 @@ def test_the_packages_of_every_suite_keep_the_order(base: str, later: list[str])
 
 
 @pytest.mark.parametrize("base", ["", "6.1.192", "2:6.1-1", "6.1-1+cplayground1", "6.1 -1", "x-1"])
-def test_package_version_refuses_what_is_no_distro_version(base: str) -> None:
+def test_package_version_refuses_versions_of_no_distro(base: str) -> None:
     with pytest.raises(UserError, match="not the version of a distro kernel"):
         versions.package_version(base, 1)
 
@@ -130,7 +130,7 @@ def test_release(arguments: tuple[str, ...], expected: str) -> None:
         ("", "lab"),
     ],
 )
-def test_release_refuses_what_breaks_names(arguments: tuple[str, ...]) -> None:
+def test_release_refuses_parts_that_break_names(arguments: tuple[str, ...]) -> None:
     with pytest.raises(UserError):
         versions.release(*arguments)
 
@@ -240,7 +240,7 @@ def test_upstream_in_range(upstream: str, specifier: str, expected: bool) -> Non
     assert quilt.upstream_in_range(upstream, specifier) is expected
 
 
-def test_upstream_in_range_refuses_nonsense() -> None:
+def test_upstream_in_range_refuses_invalid_versions_and_ranges() -> None:
     with pytest.raises(UserError, match="not an upstream kernel version"):
         quilt.upstream_in_range("6.1.192-2", ">=5.11")
     with pytest.raises(UserError, match="not a range"):

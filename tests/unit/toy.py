@@ -37,7 +37,7 @@ CONFIG_MODULES=y
 
 @dataclass(frozen=True)
 class ToyDistro:
-    """Where the pieces of the toy distro lie."""
+    """The directories of the toy distro's pieces."""
 
     pristine: Path
     patches: Path
