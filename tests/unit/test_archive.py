@@ -158,8 +158,8 @@ def before(one: SignedArchive, key: signed_archive.Key) -> None:
 
 
 @pytest.mark.parametrize("how", REFUSED)
-def test_a_bad_release_or_index_is_refused_and_another_mirror_asked(
-    tmp_path: Path, home: SignedArchive, server: Server, other: Server, how: str
+def test_a_bad_release_or_index_is_refused(
+    tmp_path: Path, home: SignedArchive, server: Server, how: str
 ) -> None:
     spoil, reason = REFUSED[how]
     spoil(home)
@@ -169,7 +169,14 @@ def test_a_bad_release_or_index_is_refused_and_another_mirror_asked(
     assert server.url in str(caught.value)
     assert reason in (caught.value.found or "")
     assert kept(one) == []
-    found, listed = read(one, server.url, other.url)
+
+
+@pytest.mark.parametrize("how", ["stranger", "expired", "a byte of the index"])
+def test_another_mirror_is_asked_after_a_bad_one(
+    tmp_path: Path, home: SignedArchive, server: Server, other: Server, how: str
+) -> None:
+    REFUSED[how][0](home)
+    found, listed = read(settings(tmp_path, server.url), server.url, other.url)
     assert found.bases == (other.url, server.url)
     assert [package.version for package in listed] == ["6.1.10-1~x+y"]
 
@@ -467,8 +474,10 @@ def test_an_unchanged_index_is_not_sent_again(
     assert len(read(one, server.url)[1]) == 2
 
 
-@pytest.mark.parametrize("name", GOOD)
-@pytest.mark.parametrize("how", ["flipped", "empty", "away"])
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [(GOOD[0], "flipped"), (GOOD[1], "flipped"), (GOOD[0], "empty"), (GOOD[1], "away")],
+)
 def test_a_damaged_index_in_the_cache_is_fetched_again(
     server: Server, tmp_path: Path, name: str, how: str
 ) -> None:
@@ -531,8 +540,9 @@ def test_offline_says_that_the_release_has_expired(
     assert "expired on" in caplog.text
 
 
-@pytest.mark.parametrize("name", GOOD)
-@pytest.mark.parametrize("how", ["flipped", "empty"])
+@pytest.mark.parametrize(
+    ("name", "how"), [(GOOD[0], "flipped"), (GOOD[1], "flipped"), (GOOD[0], "empty")]
+)
 def test_offline_still_checks_signature_and_digest(
     server: Server, tmp_path: Path, name: str, how: str
 ) -> None:

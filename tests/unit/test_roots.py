@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from kbuild import cleaning, verify
-from kbuild.core import fs, places, run, sandbox
+from kbuild.core import fs, places, sandbox
 from kbuild.core.errors import InfrastructureError, LostDependencyError, TrustError, UserError
 from kbuild.core.model import Root, Settings
 from kbuild.core.sandbox import Bind
@@ -346,7 +346,7 @@ def test_a_leftover_with_something_mounted_is_named_and_stays(settings: Settings
 def test_a_tool_that_is_not_there_is_named_before_anything_is_made(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "which", lambda program: None)
+    monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(LostDependencyError, match="mmdebstrap"):
         roots.make_root(settings, "bookworm", "compile", ["make"])
     with pytest.raises(LostDependencyError, match="bwrap"):

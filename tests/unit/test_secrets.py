@@ -140,7 +140,7 @@ def test_log_lines_and_tracebacks_have_none(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize(
     "arguments",
-    ["doctor", "explain", "fetch --offline", "explain --cache redis://:geheim/w@cache.example"],
+    ["doctor", "fetch --offline", "explain --cache redis://:geheim/w@cache.example"],
 )
 def test_no_task_shows_one_or_keeps_one(arguments: str, tmp_path: Path) -> None:
     done = subprocess.run(
