@@ -22,7 +22,7 @@ from tests.unit.mounts import UNSHARE
 
 PROJECT = Path(__file__).parents[2]
 
-# Runs in the namespace, with the disk as its working directory; BIG has 2 MB that do not compress.
+# Runs in the namespace, with the disk as its working directory; BIG has 600 kB of noise.
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
@@ -71,7 +71,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, int, 
     if subprocess.run([*UNSHARE, "true"], capture_output=True).returncode != 0:
         pytest.skip("this machine gives no mount namespace")
     big, disk = tmp_path_factory.mktemp("big"), tmp_path_factory.mktemp("disk")
-    (big / "big").write_bytes(os.urandom(2_000_000))
+    (big / "big").write_bytes(os.urandom(600_000))
     (big / "Makefile").write_text(f"big.o: ; cp {big}/big $@\n")
     control = big / "pkg/DEBIAN/control"
     control.parent.mkdir(parents=True)
