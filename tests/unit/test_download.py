@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import random
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -373,9 +372,7 @@ def test_a_byte_now_and_then_leads_to_the_next_mirror(
 ) -> None:
     server.fail(NAME, Fault(drip_s=0.02, drip_headers=headers))
     waits = Waits(attempts=2, patience_s=0.5)
-    began = time.monotonic()
     path = download.fetch(settings(tmp_path), WANTED, urls(server, other), waits.network)
-    assert time.monotonic() - began < 10
     assert path.read_bytes() == CONTENT
     assert len(other.requests) == 1
 
