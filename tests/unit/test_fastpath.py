@@ -366,7 +366,7 @@ def test_the_pahole_stand_in_puts_the_distros_btf_into_the_file_named_last(tmp_p
 def test_unchanged_inputs_keep_their_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # make would link the kernel again for a certificate that is only newer.
     distro = toy.make(tmp_path)
-    monkeypatch.setattr(debian_image, "signing_serial", lambda *_: toy.SERIAL)
+    monkeypatch.setenv("PATH", f"{toy.FAKE_TOOLS}:{os.environ['PATH']}")
     image, root = distro.image / "boot" / f"vmlinuz-{toy.RELEASE}", Root("bookworm", tmp_path, "d")
     given = debian_image.extract(root, image, distro.image, tmp_path / "input")
     for path in (given.btf, given.certificate):
