@@ -31,6 +31,12 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the keys and packages that tests of archives share."""
+    if "tests.unit.signed_archive" in sys.modules:
+        sys.modules["tests.unit.signed_archive"].clean_up()
+
+
 def _has_room(place: Path) -> bool:
     """Return whether tests may use ``place``; in containers it is often small or noexec."""
     try:

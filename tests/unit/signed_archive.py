@@ -5,7 +5,6 @@ Keys and packages are made once per run: gpg and dpkg-deb take longer than what 
 
 from __future__ import annotations
 
-import atexit
 import base64
 import dataclasses
 import email.utils
@@ -39,6 +38,24 @@ NOTHING = Path("/nonexistent-apt-configuration")  # no mirror comes from the mac
 
 # Large enough that a connection can drop in its middle; random, so that xz keeps its size.
 _FILLER = random.Random(2).randbytes(400_000)
+
+
+# Directories of keys and packages, which clean_up() removes.
+_HOMES: list[Path] = []
+
+
+def clean_up() -> None:
+    """End gpg's agents, and remove the keys and packages of this process.
+
+    Not atexit's: pytest-xdist ends its processes without it.
+    """
+    for home in _HOMES:
+        if home.name.startswith("kbuild-gpg-"):
+            run(["gpgconf", "--homedir", home, "--kill", "all"], timeout_s=30, check=False)
+        shutil.rmtree(home, ignore_errors=True)
+    _HOMES.clear()
+    key.cache_clear()
+    deb.cache_clear()
 
 
 # Keys.
@@ -84,8 +101,7 @@ def key(name: str = "archive", *, expired: bool = False) -> Key:
     """Make the key ``name`` once per run."""
     # Under /tmp, because the agent's socket has a path of 107 bytes at most.
     home = Path(tempfile.mkdtemp(prefix="kbuild-gpg-", dir="/tmp"))
-    atexit.register(shutil.rmtree, home, ignore_errors=True)
-    atexit.register(run, ["gpgconf", "--homedir", home, "--kill", "all"], timeout_s=30, check=False)
+    _HOMES.append(home)
     clock = ("--faked-system-time", "20200101T000000!") if expired else ()
     gpg = ["gpg", "--homedir", home, "--batch", "--quiet", *clock]
     uid = f"{name} <{name}@example.org>"
@@ -121,7 +137,7 @@ def deb(
 ) -> Path:
     """Build a package once per run; a linux-source has a tarball of a tiny tree."""
     home = Path(tempfile.mkdtemp(prefix="kbuild-deb-"))
-    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    _HOMES.append(home)
     tree = home / "tree"
     (tree / "DEBIAN").mkdir(parents=True)
     control = {
