@@ -1,4 +1,4 @@
-"""How kernels are tried: QEMU guests, what they said, and the verdict on them.
+"""Run kernels in QEMU guests, read their output, and judge them.
 
-Nothing here knows how a kernel was built: it takes a :class:`kbuild.core.model.Kernel`.
+This room does not know how a kernel was built; it takes a :class:`kbuild.core.model.Kernel`.
 """

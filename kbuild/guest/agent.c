@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The guest's init: it mounts what a test needs, says hello on ttyS1, and runs
- * commands for the host until it is told to power off.
+ * The guest's init: it mounts the file systems for the tests, says hello on ttyS1, and
+ * runs commands for the host until the host tells it to power off.
  *
- * It never writes to the console: that carries kernel text only.  Nothing that may
- * block is done in this process itself; files are read and written by children too,
- * so that a procfile that deadlocks its reader leaves somebody to tell of it.
+ * It never writes to the console, which carries kernel text only.  This process itself
+ * does nothing that may block: children also read and write files, so that a procfile
+ * that deadlocks its reader does not stop the agent.
  *
- * The protocol is described, and spoken from the other side, in kbuild/vm/channel.py.
+ * kbuild/guest/channel.py is the host's side of the protocol, and describes it.
  *
- * Under the names reboot, poweroff and halt it is those commands.
+ * Under the names reboot, poweroff and halt the program is one of these commands.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -47,7 +47,7 @@ enum { MAX_FRAME = HEADER + MAX_PAYLOAD + TRAILER };
 enum { IN_SIZE = 2 * MAX_FRAME, OUT_SIZE = 8 * MAX_FRAME };
 enum { MAX_PORTS = 2, MAX_JOBS = 64, MAX_ARGS = 1024 };
 
-/* Kinds of frames; capitals come from the host. */
+/* The kinds of frames; capitals come from the host. */
 enum kind {
 	PING = 'P', HELLO = 'h',
 	START = 'S', INPUT = 'I', CLOSE_INPUT = 'C', SIGNAL = 'K', RESIZE = 'Z',
@@ -55,14 +55,14 @@ enum kind {
 	MARK = 'M', MARKED = 'm',
 	OPEN_PORT = 'V', PORT_OPENED = 'v',
 	POWER_OFF = 'B', FAREWELL = 'b',
-	LOOP = 'L',	/* loop for ever: the harness's own test of a hang */
+	LOOP = 'L',	/* loop for ever, for the test that the harness notices a hang */
 	REFUSED = 'r',
 };
 
 enum start_flag { WITH_PTY = 1 };
 enum exit_flag { TIMED_OUT = 1, UNKILLABLE = 2 };
 
-/* After SIGKILL, how long a child may take before it is reported as stuck. */
+/* A child that lives longer after SIGKILL is reported as stuck. */
 #define KILL_GRACE_MS 3000
 
 struct port {
@@ -80,7 +80,7 @@ struct job {
 	int status;
 	uint32_t flags;
 	int64_t deadline, kill_deadline;	/* ms, 0: none */
-	int out_left, err_left;	/* of one that has exited: what it left in its pipes */
+	int out_left, err_left;	/* bytes in its pipes when it exited */
 	size_t pending_len, pending_off;
 	uint8_t pending[MAX_PAYLOAD];
 };
@@ -99,7 +99,7 @@ static int64_t now_ms(void)
 	return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-/* A line in the kernel's log: the only way in which the agent shows on the console. */
+/* Write a line to the kernel's log, and so to the console. */
 __attribute__((format(printf, 1, 2)))
 static void kernel_log(const char *format, ...)
 {
@@ -112,10 +112,10 @@ static void kernel_log(const char *format, ...)
 	va_start(args, format);
 	vsnprintf(line + 3, sizeof(line) - 4, format, args);
 	va_end(args);
-	/* without its end, the line is kept back until the next one comes */
+	/* The kernel holds back a line without its newline. */
 	strcat(line, "\n");
 	if (write(fd, line, strlen(line)) < 0) {
-		/* there is nowhere left to say so */
+		/* There is no other place to report this. */
 	}
 	close(fd);
 }
@@ -180,7 +180,7 @@ static void port_flush(struct port *port)
 	port->out_off = 0;
 }
 
-/* Callers that stream leave room for short answers: see out_space(). */
+/* Callers with streams check out_space() first, and leave room for short answers. */
 static void send_frame(struct port *port, enum kind kind, uint32_t id, const void *payload,
 		       size_t len)
 {
@@ -267,8 +267,8 @@ static int copy_all(int from, int to)
 }
 
 /*
- * After a restore: the clock as the host says it, in ns since 1970, and entropy of the
- * host's from standard input, because every guest of one snapshot has the same so far.
+ * After a restore, set the clock to the host's, in ns since 1970, and add entropy from
+ * standard input: until then, all guests of one snapshot have the same random numbers.
  */
 static int wake(const char *clock)
 {
@@ -297,8 +297,8 @@ static int wake(const char *clock)
 }
 
 /*
- * @read PATH: the file's content; @write PATH MODE: standard input, put there by rename;
- * @wake NS: the first thing after a restore.
+ * @read PATH prints the file; @write PATH MODE writes standard input to it, by rename;
+ * @wake NS is the first command after a restore.
  */
 static int builtin(char **argv)
 {
@@ -353,7 +353,7 @@ static void child(const char *cwd, char **argv, char **envp, int in, int out, in
 	_exit(errno == ENOENT ? 127 : 126);
 }
 
-/* The flags matter on our ends only: what a child gets stays blocking. */
+/* Only for our ends; a child's ends stay blocking. */
 static void set_nonblocking(int fd)
 {
 	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
@@ -373,8 +373,8 @@ static bool open_pty(int *master, int *slave)
 }
 
 /*
- * START: u8 flags, u32 limit in ms (0: none), u16 number of arguments, then strings,
- * each ended by NUL: working directory, arguments, environment.
+ * START: u8 flags, u32 limit in ms (0: none), u16 number of arguments, then strings that
+ * end in NUL: working directory, arguments, environment.
  */
 static void start_job(struct port *port, uint32_t id, uint8_t *payload, size_t len)
 {
@@ -405,7 +405,7 @@ static void start_job(struct port *port, uint32_t id, uint8_t *payload, size_t l
 		refuse(port, id, "too many jobs", "");
 		return;
 	}
-	/* argv has to end in NULL where the environment begins: shift the directory out */
+	/* Shift the directory out, to make room for argv's NULL before the environment. */
 	argv = strings;
 	char *cwd = strings[0];
 
@@ -464,7 +464,7 @@ static void feed_input(struct job *job)
 		if (n < 0 && errno == EAGAIN)
 			return;
 		if (n < 0) {
-			close_input(job);	/* nobody reads it any more */
+			close_input(job);	/* it has no reader any more */
 			break;
 		}
 		job->pending_off += n;
@@ -477,8 +477,8 @@ static void feed_input(struct job *job)
 }
 
 /*
- * Takes at most *left bytes, and returns whether there may be more: a child that has ended
- * is drained of what it left, but not of what others go on to write to its pipes.
+ * Take at most *left bytes, and return whether there may be more.  The pipes of a child
+ * that has ended are read up to its own last byte, because others may still write to them.
  */
 static bool take_output(struct job *job, int *fd, enum kind kind, int *left)
 {
@@ -488,7 +488,7 @@ static bool take_output(struct job *job, int *fd, enum kind kind, int *left)
 
 	if (*fd < 0 || !most)
 		return false;
-	/* half the buffer stays for the answers that are not streams */
+	/* Half of the buffer is for answers that are not streams. */
 	if (out_space(job->port) < OUT_SIZE / 2)
 		return true;
 	n = read(*fd, buffer, most);
@@ -565,7 +565,7 @@ static void reap(void)
 			if (jobs[i].used && jobs[i].pid == pid) {
 				jobs[i].exited = true;
 				jobs[i].status = status;
-				/* a terminal's bytes may still be on their way */
+				/* A terminal may deliver its bytes later. */
 				if (jobs[i].in != jobs[i].out) {
 					jobs[i].out_left = waiting_in(jobs[i].out);
 					jobs[i].err_left = waiting_in(jobs[i].err);
@@ -611,7 +611,7 @@ static void flush_for(struct port *port, int64_t limit_ms)
 		tcdrain(port->fd);
 }
 
-/* Answers before it powers off, and with what went wrong: afterwards nobody can. */
+/* Send the answer, with the error if there was one, before the machine is off. */
 static void power_off(struct port *port, uint32_t id)
 {
 	int error = 0;
@@ -647,7 +647,7 @@ static void handle(struct port *port, uint8_t kind, uint32_t id, uint8_t *payloa
 		start_job(port, id, payload, len);
 		break;
 	case INPUT:
-		if (!job || job->in < 0) {	/* it has ended: the host need not wait */
+		if (!job || job->in < 0) {	/* it has ended, so the host must not wait */
 			send_frame(port, INPUT_TAKEN, id, "", 0);
 			break;
 		}
@@ -693,7 +693,7 @@ static void handle(struct port *port, uint8_t kind, uint32_t id, uint8_t *payloa
 	}
 }
 
-/* ---- frames in: whatever is not a frame with two good checksums is skipped ---- */
+/* ---- frames in: bytes that are not in a frame with two good checksums are skipped ---- */
 
 static size_t parse_one(struct port *port, uint8_t *at, size_t left)
 {
@@ -743,7 +743,7 @@ static void mount_at(const char *type, const char *where, const char *options)
 		kernel_log("agent: cannot mount %s: %s", where, strerror(errno));
 }
 
-/* Under an emulator the kernel boots with one processor: see kernel_command_line() in qemu.py. */
+/* Under TCG the kernel boots with one processor: see kernel_command_line() in qemu.py. */
 static void start_processors(void)
 {
 	char path[64];
@@ -755,7 +755,7 @@ static void start_processors(void)
 		fd = open(path, O_WRONLY | O_CLOEXEC);
 		if (fd < 0)
 			return;
-		/* The host is told how many there are, and refuses to work with fewer. */
+		/* The host gets the number of processors, and refuses a guest that lacks one. */
 		if (write(fd, "1", 1) != 1)
 			kernel_log("agent: cannot start processor %d: %s", cpu, strerror(errno));
 		close(fd);
@@ -786,7 +786,7 @@ static void prepare_system(void)
 		ioctl(fd, SIOCSIFFLAGS, &loopback);
 		close(fd);
 	}
-	/* The kernel gave the console as 0, 1 and 2: nothing of ours may get there. */
+	/* The kernel opened the console as 0, 1 and 2, and it carries kernel text only. */
 	fd = open("/dev/null", O_RDWR);
 	for (int i = 0; i < 3; i++)
 		dup2(fd, i);
@@ -870,8 +870,8 @@ static void serve(int signals)
 }
 
 /*
- * Under one of its other names, end the system at once: the agent is no init that could be
- * asked to end the other programs first.
+ * Under one of its other names, end the system at once.  Unlike other inits, the agent
+ * does not end the other programs first.
  */
 static bool named_to_end(const char *name)
 {
@@ -906,7 +906,7 @@ int main(int argc, char **argv)
 	ports[1].fd = -1;
 	ports[0].fd = open_serial("/dev/ttyS1");
 	if (ports[0].fd < 0) {
-		/* The host sees no hello, and this line says why. */
+		/* The host gets no hello; this line has the reason. */
 		kernel_log("agent: cannot open /dev/ttyS1: %s", strerror(errno));
 		reboot(LINUX_REBOOT_CMD_POWER_OFF);
 	}

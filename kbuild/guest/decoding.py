@@ -1,4 +1,4 @@
-"""From a function and an offset in a module to the lines of its source, inlined ones too."""
+"""Find the source lines, inlined ones too, of a function and an offset in a module."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HEADER = re.compile(r"^.*?((?:arch/\w+/)?include/.*)$")
 
 @dataclass(frozen=True)
 class Place:
-    """An instruction, as the kernel names it: function+offset."""
+    """An instruction as the kernel prints it: function+offset."""
 
     function: str
     offset: int
@@ -39,10 +39,10 @@ class Location:
 
 
 def locate(module: Path, places: Iterable[Place]) -> dict[Place, tuple[Location, ...]]:
-    """Return each place's lines, the innermost inlined function first, its function last.
+    """Return the lines of each place, the innermost inlined function first.
 
-    Places that the module's DWARF says nothing about are left out; a module without any
-    gives nothing.  Raises InfrastructureError when addr2line fails.
+    Places that are not in the module's DWARF are left out, so a module without DWARF gives an
+    empty result.  Raises InfrastructureError when addr2line fails.
     """
     addresses = _addresses(module, places)
     found: dict[Place, tuple[Location, ...]] = {}
@@ -64,7 +64,7 @@ def locate(module: Path, places: Iterable[Place]) -> dict[Place, tuple[Location,
 
 
 def parse(said: str) -> list[tuple[Location, ...]]:
-    """Read what addr2line --addresses --functions --inlines printed, one item an address."""
+    """Parse the output of addr2line --addresses --functions --inlines, one item per address."""
     answers: list[list[Location]] = []
     lines = iter(said.splitlines())
     for line in lines:
@@ -78,13 +78,13 @@ def parse(said: str) -> list[tuple[Location, ...]]:
 
 
 def short(file: str) -> str:
-    """Return a source's name as a reader knows it, wherever it was compiled."""
+    """Return a source's short name, which does not depend on the build directory."""
     header = _HEADER.match(file)
     return header.group(1) if header else Path(file).name
 
 
 def _addresses(module: Path, places: Iterable[Place]) -> dict[Place, tuple[str, int]]:
-    """Return the section of each place and the address in it; in a .ko each begins at 0."""
+    """Return each place's section and address; in a .ko each section begins at 0."""
     try:
         with module.open("rb") as stream:
             elf = ELFFile(stream)

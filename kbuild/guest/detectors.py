@@ -1,4 +1,4 @@
-"""What a guest's detectors say of themselves before it is powered off."""
+"""The detectors in a guest's kernel, and how each one is asked whether it still works."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from kbuild.guest.triage import Report
 
 logger = logging.getLogger(__name__)
 
-# Detectors that can be off without a word: the file in which each says how it is, and what it
-# says there when it is on.  KCSAN's counters (kernel/kcsan/debugfs.c) show that it has watched.
+# Detectors that can turn themselves off silently: the file with each one's state, and the text
+# there when it is on.  KCSAN's counters (kernel/kcsan/debugfs.c) show that it has watched.
 SAYS_SO: Mapping[str, tuple[str, re.Pattern[str]]] = {
     "lockdep": ("/proc/lockdep_stats", re.compile(r"^ *debug_locks: +1$", re.MULTILINE)),
     "kcsan": (
@@ -24,31 +24,31 @@ SAYS_SO: Mapping[str, tuple[str, re.Pattern[str]]] = {
 }
 KMEMLEAK = "/sys/kernel/debug/kmemleak"
 
-# kmemleak takes no notice of what is younger (MSECS_MIN_AGE of mm/kmemleak.c)
+# kmemleak ignores younger objects (MSECS_MIN_AGE in mm/kmemleak.c).
 MIN_AGE_S = 5
 _LEVEL = "/proc/sys/kernel/printk"
-# Made before there was any program: by the task that becomes the idle one (pid 0), or by the
-# one that becomes init (kernel_init() of init/main.c), which then takes that program's name.
+# An object from before the first program.  It was made by the task that becomes the idle task
+# (pid 0) or by the one that becomes init (kernel_init() in init/main.c) and is renamed then.
 _OF_THE_BOOT = re.compile(r'^  comm "swapper/\d+", pid [01], ', re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Checked:
-    """The detectors at the end."""
+    """The detectors at a guest's end."""
 
-    # by name; none for one that the kernel has not, or that was not asked
+    # By name; a detector that the kernel lacks, or that was not asked, has no entry.
     alive: Mapping[str, bool] = field(default_factory=dict)
-    leaks: tuple[Report, ...] = ()  # without what the kernel lost before there was any program
+    leaks: tuple[Report, ...] = ()  # without those from before the first program
 
 
 def two_scans(pause_s: int = 0) -> str:
-    """Return shell commands that have kmemleak look twice; the status is not 0 if it is off.
+    """Return shell commands for two scans by kmemleak; their status is not 0 if kmemleak is off.
 
-    Only what two scans agree on is listed in its file.  The console, which is judged, does not
-    get the number: it is of level 6, and counts the kernel's own (see leaks()).
+    kmemleak's file lists only objects that both scans found.  Its message with their number stays
+    off the console, which is judged: it has level 6, and counts the kernel's own (see leaks()).
     """
     scan = f"echo scan >{KMEMLEAK}"
-    # A console may be written to by a thread, which asks for the level when it gets there.
+    # The sleep is for a kernel whose console is written by a thread: the thread reads the level.
     return (
         f"level=$(cut -f1 {_LEVEL}) && echo 6 >{_LEVEL} && {scan} && sleep {pause_s} && {scan} "
         f"&& sleep 1 && echo $level >{_LEVEL}"
@@ -56,10 +56,11 @@ def two_scans(pause_s: int = 0) -> str:
 
 
 def leaks(listed: str) -> tuple[Report, ...]:
-    """Return the leaks in the text of kmemleak's file, but for those of the kernel's own boot.
+    """Return the leaks in the text of kmemleak's file, without those of the kernel's own boot.
 
-    No module can have made these, such as the eight bytes that Linux 7.3 loses for its rootfs
-    (ramfs_init_fs_context); they are logged.  A text that is not understood is a leak.
+    The latter are only logged, because no module can have made them.  Linux 7.3, for example,
+    loses eight bytes for its rootfs (ramfs_init_fs_context).  Text without a known form counts as
+    a leak.
     """
     found = triage.scan(listed)
     if listed.strip() and not found:
@@ -67,10 +68,10 @@ def leaks(listed: str) -> tuple[Report, ...]:
         found = (Report(Outcome.LEAKED, "kmemleak", title, 1, listed, True),)
     own = [report for report in found if _OF_THE_BOOT.search(report.excerpt)]
     for report in own:
-        logger.warning("this kernel loses memory of its own, by kmemleak:\n%s", report.excerpt)
+        logger.warning("kmemleak found a leak of the kernel's own boot:\n%s", report.excerpt)
     return tuple(report for report in found if report not in own)
 
 
 def alive(name: str, said: str) -> bool:
-    """Return whether a detector's own file says that it is on; False too when it does not say."""
+    """Return whether the text of a detector's file says that it is on; False if it says nothing."""
     return SAYS_SO[name][1].search(said) is not None

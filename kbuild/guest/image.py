@@ -1,8 +1,8 @@
-"""A bootable disk image with packages installed as an administrator would: by apt.
+"""A bootable disk image, with packages installed by apt as an administrator would.
 
-apt takes our packages from our own repository and Debian's stock kernel from local
-files; the packages' own hooks make the initrds and let DKMS build the module for every
-kernel.  Nothing is patched in afterwards but the agent.
+apt takes our packages from our own repository, and Debian's stock kernel from local files.  The
+packages' own hooks make the initrds and let DKMS build the module for every kernel.  Only the
+agent and the tests' modules are added afterwards.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from kbuild.guest.spec import AGENT, MISBEHAVE
 logger = logging.getLogger(__name__)
 
 _FORMAT = "4"
-_SLACK_BYTES = 256 << 20  # free space for what tests write
+_SLACK_BYTES = 256 << 20  # free space for tests
 _APT_TIMEOUT_S = 900.0
 _COPY_TIMEOUT_S = 600.0
 _DESCRIPTION = "image.json"
 _AGENT_SOURCE = Path(__file__).with_name("agent.c")
 _MODULE_SOURCES = Path(__file__).with_name("modules")
-# Built for each kernel in the image; MISBEHAVE says where they lie there.
+# Modules that are built for each kernel in the image, into the directory of MISBEHAVE.
 _TEST_MODULES = ("misbehave", "peek", "format_test")
-# This one is built where the kernel has KUnit, and tests a header of kmod/.
+# This one tests a header of kmod/, and is built only for kernels with KUnit.
 _KUNIT = "format_test"
 
-# Services are not started while packages are installed: there is no system to serve.
+# The policy that packages start no services, because no system runs here.
 _POLICY = "#!/bin/sh\nexit 101\n"
 _APT_OPTIONS = (
     "--yes",
@@ -50,24 +50,24 @@ _APT_OPTIONS = (
 
 @dataclass(frozen=True)
 class GuestImage:
-    """A disk that boots each of its kernels; the kernels lie beside it."""
+    """A disk that boots each of its kernels, and the directory with these kernels next to it."""
 
     disk: Path  # raw ext4, sparse, root=/dev/vda
     kernels: tuple[Kernel, ...]  # ours first
 
     @property
     def description(self) -> Path:
-        """The JSON file that :func:`read` takes."""
+        """The image's JSON file, for :func:`read`."""
         return self.disk.parent / _DESCRIPTION
 
 
 def is_ours(kernel: Kernel) -> bool:
-    """Whether a kernel is one of this project, as against one of Debian's."""
+    """Return whether a kernel is one of this project, not one of Debian's."""
     return "-cplayground-" in kernel.release
 
 
-# What a release has before its flavour.  The ABI's number is not in all of them: since trixie
-# it is 6.12.117+deb13-cloud-amd64.
+# The part of a release before its flavour.  Since trixie, the ABI's number is missing:
+# 6.12.117+deb13-cloud-amd64.
 _BEFORE_FLAVOUR = re.compile(r"\d[^-]*-(?:\d[^-]*-)?(?:cplayground-)?")
 
 
@@ -77,7 +77,7 @@ def flavour_of(release: str) -> str:
 
 
 def read(description: Path) -> GuestImage:
-    """Read what :func:`make` wrote; raises InfrastructureError when it is not there."""
+    """Read the description that :func:`make` wrote; raises InfrastructureError without one."""
     try:
         raw = json.loads(description.read_text())
         home = description.parent
@@ -89,7 +89,7 @@ def read(description: Path) -> GuestImage:
         raise InfrastructureError(
             f"there is no guest image at {description}",
             found=str(error),
-            hint="run './inv test' once, which makes it",
+            hint="run './inv test', which makes it",
         ) from error
 
 
@@ -104,14 +104,13 @@ def make(
     inputs: Mapping[str, str],
     log: Path,
 ) -> GuestImage:
-    """Return the image of ``root`` with packages installed, made anew if an input changed.
+    """Return the image of ``root`` with packages installed, and make it if an input changed.
 
-    ``repo`` is an apt repository (dists/<suite>) from which ``packages`` are installed, by
-    name; ``debs`` are package files (the stock kernel and its headers) installed in the
-    same apt run.  ``tested`` is the header of kmod/ that the KUnit module tests.  The result
-    lies in ``home``; ``inputs`` is the caller's part of the manifest.  ``log`` receives all that
-    apt, dpkg and DKMS say.  Raises BuildError, with DKMS's own log, when a package does
-    not install.
+    ``packages`` are installed by name from ``repo``, an apt repository (dists/<suite>).  ``debs``
+    are package files, such as the stock kernel and its headers, for the same run of apt.
+    ``tested`` is the header of kmod/ that the KUnit module tests.  ``home`` receives the result,
+    and ``log`` the output of apt, dpkg and DKMS.  ``inputs`` is the caller's part of the manifest.
+    Raises BuildError, with DKMS's own log, when a package does not install.
     """
     manifest = {
         "format": _FORMAT,
@@ -178,7 +177,7 @@ def _fill(
 def _copy_of(root: Root, path: Path) -> Iterator[Root]:
     _do("cp", "-a", "--reflink=auto", "--", root.path, path)
     try:
-        # bwrap needs the mount points, and packages' scripts a policy
+        # bwrap needs the mount points.
         _do("mkdir", "-p", path / "mnt" / "guest", path / "mnt" / "repo")
         yield Root(root.suite, path, root.digest, root.versions)
     finally:
@@ -222,7 +221,7 @@ def _install(
     binds += [sandbox.Bind(repo, "/mnt/repo")] if repo is not None else []
     wanted = [*packages, *(f"/mnt/guest/debs/{deb.name}" for deb in debs)]
     for argv, hint in (
-        (["apt-get", *_APT_OPTIONS, "update"], "is the repository complete?"),
+        (["apt-get", *_APT_OPTIONS, "update"], "check that the repository is complete"),
         (["apt-get", *_APT_OPTIONS, "install", *wanted], None),
     ):
         try:
@@ -237,7 +236,7 @@ def _install(
             )
         except BuildError as error:
             raise BuildError(
-                "the packages do not install in a guest",
+                "the packages cannot be installed in a guest",
                 expected=" ".join(argv) + " to succeed",
                 found=_dkms_log(copy) or relevant_lines(log.read_text(errors="replace")),
                 log=log,
@@ -249,14 +248,14 @@ _TELLING = re.compile(r"^(E|W|Err|dpkg|Error!|Bad return status)[: ]|error:|unme
 
 
 def relevant_lines(text: str, limit: int = 20) -> str:
-    """Return the lines of an apt log that say what is wrong, or the last ones."""
+    """Return the lines of an apt log that describe errors, or the last lines."""
     lines = text.splitlines()
     telling = [line for line in lines if _TELLING.search(line)]
     return "\n".join((telling or lines)[-limit:])
 
 
 def _dkms_log(copy: Root) -> str | None:
-    """Return the lines with the errors of a module build that failed, if one did."""
+    """Return the first error of a failed module build with its context, None without one."""
     for path in sorted((copy.path / "var" / "lib" / "dkms").glob("*/*/build/make.log")):
         lines = path.read_text(errors="replace").splitlines()
         first = next((i for i, line in enumerate(lines) if "rror" in line), None)
@@ -272,9 +271,9 @@ def _releases(copy: Root) -> list[str]:
         initrd = copy.path / "boot" / f"initrd.img-{release}"
         if not initrd.exists():
             raise BuildError(
-                f"the package of {release} left no initrd",
+                f"the package of {release} made no initrd",
                 expected=str(initrd),
-                hint="its postinst has to run /etc/kernel/postinst.d",
+                hint="its postinst must run /etc/kernel/postinst.d",
             )
     if not found:
         raise BuildError("no kernel was installed in the guest", expected="boot/vmlinuz-<release>")
@@ -297,13 +296,13 @@ def _compile(copy: Root, material: Path, releases: Sequence[str], log: Path) -> 
         *("gcc", "-std=gnu11", "-O2", "-static", "-Wall"),
         *("-o", AGENT, "/mnt/guest/source/agent.c"),
     )
-    # The agent is init, so no other package's command would find its own.
+    # These commands of other packages need another init than the agent.
     for name in ("reboot", "poweroff", "halt"):
         inside("ln", "-sf", AGENT, f"/usr/sbin/{name}")
     for release in releases:
         build = copy.path / "lib" / "modules" / release / "build"
         if not build.is_symlink() and not build.exists():
-            logger.info("no headers of %s in the guest: the tests' modules are left out", release)
+            logger.info("the guest has no headers of %s, so not the tests' modules either", release)
             continue
         config = copy.path / "boot" / f"config-{release}"
         has_kunit = "CONFIG_KUNIT=y" in config.read_text().splitlines()
@@ -321,7 +320,7 @@ def _compile(copy: Root, material: Path, releases: Sequence[str], log: Path) -> 
 def _write_disk(root: Path, disk: Path, log: Path) -> None:
     listing = _do("du", "-s", "-B1", "--apparent-size", "--", root).split()[0]
     files = _do("find", root, "-printf", ".")
-    # a block for each file's rounding, and what ext4 needs for itself
+    # The sum has a block per file for rounding, and room for ext4's own data.
     total = int(int(listing) * 1.1) + len(files) * 4096 + _SLACK_BYTES
     with disk.open("wb") as stream:
         stream.truncate(total >> 20 << 20)
@@ -329,7 +328,7 @@ def _write_disk(root: Path, disk: Path, log: Path) -> None:
     run.run(
         [
             *("mke2fs", "-q", "-F", "-t", "ext4", "-L", "cplayground", "-m", "0"),
-            # the image is never written, so a journal would only take time and room
+            # The image is never written, so a journal would only cost time and space.
             *("-O", "^has_journal", "-E", "lazy_itable_init=1", "-d", root, disk),
         ],
         timeout_s=_COPY_TIMEOUT_S,

@@ -1,4 +1,4 @@
-"""How a guest's life can end, and the letters of a kernel's taint."""
+"""The outcomes of a guest, and the letters of a kernel's taint."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ from enum import Enum
 
 
 class Outcome(Enum):
-    """What became of a guest; each has an exit status of its own."""
+    """The outcome of a guest; each has an exit status of its own."""
 
     PASSED = ("passed", 0)
     FAILED = ("failed", 20)  # a command ended with a status other than 0
     CRASHED = ("crashed", 21)  # oops, BUG or panic
-    REPORTED = ("reported", 22)  # KASAN, lockdep...: a detector spoke
+    REPORTED = ("reported", 22)  # a report of KASAN, lockdep or another detector
     WARNED = ("warned", 23)  # WARN, or a refcount warning
     HUNG = ("hung", 24)  # no answer, soft lockup, hung task, RCU stall
     KILLED = ("killed", 25)  # QEMU was ended from outside
-    NO_OUTPUT = ("no output", 26)  # neither a hello nor a kernel's first line
-    NO_POWER_OFF = ("no power-off", 27)  # gone, but not in order
-    TAINTED = ("tainted", 28)  # a taint bit that was not expected
-    LEAKED = ("leaked", 29)  # something was not given back
-    BLIND = ("blind", 30)  # a detector is missing or off: its silence proves nothing
-    GARBLED = ("garbled", 31)  # the agent sent what no agent of ours sends
-    FLOODED = ("flooded", 32)  # more came on the console than it is to hold
+    NO_OUTPUT = ("no output", 26)  # no hello, or no first line of a kernel
+    NO_POWER_OFF = ("no power-off", 27)  # ended without an orderly power-off
+    TAINTED = ("tainted", 28)  # an unexpected taint bit
+    LEAKED = ("leaked", 29)  # memory was not freed
+    BLIND = ("blind", 30)  # a detector is missing or off, so its silence proves nothing
+    GARBLED = ("garbled", 31)  # a frame that our agent never sends
+    FLOODED = ("flooded", 32)  # the console is over its limit
 
     def __init__(self, label: str, exit_status: int) -> None:
         self.label = label
         self.exit_status = exit_status
 
 
-# include/linux/panic.h of 7.3: the letters in order of their bits; 5.10 ends at T, 6.1 at N
+# The letters in the order of their bits: include/linux/panic.h of 7.3.  5.10 ends at T, 6.1 at N.
 TAINT_LETTERS = "PFSRMBUDAWCIOELKXTNJ"
-# Our module is out of tree (O), and signed by a key that the kernel does not trust (E), or not.
+# Our module is out of tree (O).  Unsigned, or signed by an untrusted key, it also sets E.
 MODULE_TAINT = 1 << 12 | 1 << 13
 
 
 def taint_letters(mask: int) -> str:
-    """Name the bits of /proc/sys/kernel/tainted as the kernel's oopses do."""
+    """Return the letters that the kernel's oopses print for bits of /proc/sys/kernel/tainted."""
     known = "".join(letter for bit, letter in enumerate(TAINT_LETTERS) if mask >> bit & 1)
     unknown = mask >> len(TAINT_LETTERS)
     return known + (f"+{unknown << len(TAINT_LETTERS):#x}" if unknown else "")

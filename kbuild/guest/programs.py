@@ -1,4 +1,4 @@
-"""The programs that run inside guests: static, compiled in the compile root, sent in one file."""
+"""Compile the static programs that run inside guests, and install them there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kbuild.core.sandbox import Bind
 from kbuild.core.suites import suite
 from kbuild.guest.guest import Guest
 
-# Where the programs lie in a guest.
+# The programs' directory in a guest.
 PLACE = "/tmp/programs"
 
 # Headers that programs of several directories share.
@@ -23,10 +23,10 @@ _FLAGS = ("-std=gnu11", "-O2", "-static", "-pthread", "-Wall", "-Wextra", "-Werr
 
 
 def compile_programs(settings: Settings, root: Root, sources: Iterable[Path]) -> dict[str, Path]:
-    """Compile C programs in a compile root and return them by name; raises BuildError.
+    """Compile C programs in a compile root, and return them by name; raises BuildError.
 
-    A program is compiled again only if its source, a header next to it or in ``include/``, the
-    root or the flags changed.
+    A program is compiled again only after a change to its source, a header next to the source or
+    in ``include/``, the root or the flags.
     """
     out = settings.build / root.suite / "guest-programs"
     out.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def _compile(settings: Settings, root: Root, source: Path, out: Path) -> list[Pa
 
 
 def install(guest: Guest, programs: dict[str, Path], place: str = PLACE) -> None:
-    """Put programs into a guest, in one archive: most of a static program is the library."""
+    """Copy programs into a guest, in one archive because static programs share most bytes."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:xz") as archive:
         for name, path in programs.items():

@@ -1,10 +1,9 @@
-"""Booted guests kept in the cache, each under a digest of everything that is inside.
+"""Booted guests kept on disk, each under a digest of everything inside.
 
-A guest is booted with its memory in a file that it shares with us and its disk's changes in a
-qcow2 overlay; then QEMU migrates the rest, processors and devices, to a third file.  A
-restored guest maps the memory privately and copies a page when it writes one: however
-much memory there is, none of it is read or written until it is used, and several guests
-share what they only read.
+A guest is booted with its memory in a file that it shares with us, and with its disk's changes in
+a qcow2 overlay.  Then QEMU migrates the rest, processors and devices, to a third file.  A restored
+guest maps the memory privately and copies a page when it writes to it.  So no memory is read or
+written before it is used, and several guests share the pages that they only read.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ logger = logging.getLogger(__name__)
 _FORMAT = "3"
 _MARK = "snapshot.json"
 _PORT = "port"
-# A snapshot has the size of the guest's memory at most.  Those that were used last are
-# kept, and whoever has just been given one must find it there.
+# A snapshot has at most the size of the guest's memory.  The most recently used ones are kept,
+# and a caller that has just got one must find it.
 _KEPT = 6
 _RECENT_S = 3600.0
-# What a killed run left; nobody works on one for so long.
+# No run works on a snapshot for so long, so an older unfinished one is from a killed run.
 _ABANDONED_S = 86400.0
 # struct ext4_super_block: 1,024 bytes into the disk, s_uuid 0x68 bytes into that.
 _UUID_AT = 1024 + 0x68
@@ -43,7 +42,7 @@ _UUID_AT = 1024 + 0x68
 
 @dataclass(frozen=True)
 class Provision:
-    """What is done in the guest before it is saved, and what names it in the snapshot's key."""
+    """An action in the guest before it is saved, and its part of the snapshot's key."""
 
     inputs: Mapping[str, str]
     apply: Callable[[Guest], None]
@@ -55,7 +54,7 @@ NOTHING = Provision({}, lambda _: None)
 def ensure(
     cache: Path, spec: GuestSpec, *, workdir: Path, provision: Provision = NOTHING
 ) -> Snapshot:
-    """Return a snapshot of a booted guest, made if the cache has none with the same content.
+    """Return a snapshot of a booted guest, and make it if ``cache`` has none with this content.
 
     ``workdir`` receives the console of the boot.  Raises GuestLost when the guest does not
     come up clean, InfrastructureError when QEMU does not save it.
@@ -76,7 +75,7 @@ def ensure(
         make,
         lambda: home,
         lock=shelf / f"{home.name}.lock",
-        doing=f"booting {spec.kernel.release} once, for a snapshot",
+        doing=f"booting {spec.kernel.release} for a snapshot",
         fresh=True,
     ).ensure()
     fs.mark_used(home)
@@ -86,7 +85,7 @@ def ensure(
 
 
 def describe(spec: GuestSpec) -> dict[str, str]:
-    """Return the manifest of what a booted guest consists of."""
+    """Return the manifest of a booted guest's inputs."""
     release = spec.kernel.release
     boot = spec.kernel.root / "boot"
     placeholder = Snapshot(Path("snapshot"), spec)
@@ -103,15 +102,15 @@ def describe(spec: GuestSpec) -> dict[str, str]:
     if spec.initrd and initrd.exists():
         inputs["initrd"] = fs.sha256_file(initrd)
     if spec.accelerator is KVM:
-        # The guest saw this machine's processor.
+        # Under KVM the guest saw this machine's processor.
         inputs["host"] = f"{platform.node()} {platform.release()}"
     return inputs
 
 
 def prune(shelf: Path, *, keep: int) -> None:
-    """Remove all but the ``keep`` snapshots that were used last, and what killed runs left.
+    """Remove all but the ``keep`` most recently used snapshots, and the leftovers of killed runs.
 
-    One that was used within the hour stays: a guest may be about to be restored from it.
+    A snapshot that was used within the hour stays, because a guest may soon be restored from it.
     """
     now = time.time()
     homes = sorted(
@@ -122,7 +121,7 @@ def prune(shelf: Path, *, keep: int) -> None:
     old = [home for home in homes[keep:] if now - _used(home) > _RECENT_S]
     left = [path for path in shelf.glob(".*") if now - _used(path) > _ABANDONED_S]
     for path in (*old, *left):
-        logger.info("removing the snapshot %s, unused for long", path.name)
+        logger.info("removing the snapshot %s, which was not used recently", path.name)
         fs.remove_tree(path)
 
 
@@ -133,7 +132,7 @@ def _used(path: Path) -> float:
 
 
 def _disk_identity(disk: Path) -> str:
-    # The same inputs make another disk each time; its path is in the machine's options.
+    # Two disks from the same inputs differ.  The path is part of the machine's options.
     with disk.open("rb") as stream:
         stream.seek(_UUID_AT)
         uuid = stream.read(16).hex()
@@ -150,7 +149,7 @@ def _make(made: Snapshot, workdir: Path, provision: Provision) -> None:
         timeout_s=60,
         error=InfrastructureError,
     )
-    # QEMU's user cannot make a file here, and may not make one as large as a memory.
+    # QEMU's user may neither create a file here nor extend one to the size of a guest's memory.
     with made.memory.open("wb") as stream:
         stream.truncate(made.spec.memory_mib << 20)
     for path in (made.memory, made.disk):

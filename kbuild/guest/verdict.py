@@ -14,14 +14,14 @@ from kbuild.guest.triage import Report
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome, and every piece of evidence that is missing, the decisive one first."""
+    """The outcome, and each missing piece of evidence, the decisive one first."""
 
     outcome: Outcome
     reasons: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether every piece of evidence was there."""
+        """True if no evidence is missing."""
         return self.outcome is Outcome.PASSED
 
     def __str__(self) -> str:
@@ -30,33 +30,33 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What was seen of one guest.  The defaults are the worst: what is not shown is missing."""
+    """The evidence of one guest.  The defaults are the worst, so that unset evidence is missing."""
 
     hello: bool = False  # the agent spoke on its own channel
-    banner: bool = False  # the kernel's first line is on the console; if restored, a mark since
-    answered: bool = False  # no request was left without an answer in its time
-    garbled: str = ""  # a frame that makes no sense, in words
+    banner: bool = False  # the console has the kernel's first line; if restored, a mark after it
+    answered: bool = False  # every request was answered in time
+    garbled: str = ""  # the description of a frame that our agent never sends
     flooded: bool = False  # the console is over its limit
-    unchecked: str = ""  # why the checks at the end were not made, in the agent's words
-    reports: tuple[Report, ...] = ()  # what triage found on the console
-    checkers: frozenset[str] = frozenset()  # what the kernel must have of lockdep, kmemleak, kcsan
-    # whether they were alive at the end; none for one that is not there, or not known
+    unchecked: str = ""  # the agent's reason for not making the checks at the end
+    reports: tuple[Report, ...] = ()  # the console's reports
+    checkers: frozenset[str] = frozenset()  # those of lockdep, kmemleak, kcsan that must be alive
+    # The state of detectors at the end; one that is missing or unknown has no entry.
     alive: Mapping[str, bool] = field(default_factory=dict)
-    leaks: tuple[Report, ...] = ()  # what kmemleak then listed
-    farewell: int | None = None  # the agent's errno when it made the disk read-only; 0 is good
-    power_off_event: bool = False  # QEMU says that the guest itself powered off
+    leaks: tuple[Report, ...] = ()  # those in kmemleak's list at the end
+    farewell: int | None = None  # the agent's errno from making the disk read-only; 0 is good
+    power_off_event: bool = False  # QEMU reported that the guest itself powered off
     qemu_status: int | None = None  # negative for a signal; None while it runs
     ended_by_us: bool = False  # QEMU had to be stopped
-    taint: int | None = None  # the last result frame: /proc/sys/kernel/tainted
+    taint: int | None = None  # /proc/sys/kernel/tainted, from the last result frame
     allowed_taint: int = 0  # mask of the bits that may be set
-    status: int | None = None  # of the command that was judged; 0 when only the guest was
+    status: int | None = None  # of the judged command; 0 when only the guest is judged
 
 
 def judge(seen: Evidence) -> Verdict:
-    """Give the verdict: PASSED only if nothing is missing; otherwise the first thing decides.
+    """Return the verdict: PASSED if no evidence is missing, else the first missing piece decides.
 
-    The kernel's own reports come first, in the order in which they appeared, because what
-    follows a report (no power-off, taint) is its consequence.
+    The kernel's reports come first, in the order of their appearance.  A missing power-off or a
+    taint after a report is its consequence.
     """
     missing: list[tuple[Outcome, str]] = [
         (report.outcome, f"console line {report.line}: {report.name}: {report.title}")
@@ -79,13 +79,13 @@ def judge(seen: Evidence) -> Verdict:
     require(
         seen.banner,
         Outcome.NO_OUTPUT,
-        "no kernel has spoken on the console since it began, so its silence proves nothing",
+        "the kernel wrote nothing to the console since the start, so its silence proves nothing",
     )
     require(
         not seen.ended_by_us,
         Outcome.HUNG,
         f"the guest {'did not answer' if seen.hello else 'never said hello'} or did not end in"
-        " its time, and QEMU was stopped",
+        " time, and QEMU was stopped",
     )
     require(seen.hello, Outcome.NO_OUTPUT, "the agent never said hello")
     require(
@@ -104,22 +104,22 @@ def judge(seen: Evidence) -> Verdict:
     require(
         seen.power_off_event, Outcome.NO_POWER_OFF, "the guest did not power itself off in order"
     )
-    require(seen.answered, Outcome.NO_POWER_OFF, "a request was left without an answer")
+    require(seen.answered, Outcome.NO_POWER_OFF, "a request got no answer")
     require(
-        not seen.unchecked, Outcome.BLIND, f"the check at the end was not made: {seen.unchecked}"
+        not seen.unchecked, Outcome.BLIND, f"the checks at the end were not made: {seen.unchecked}"
     )
     for checker in sorted(seen.checkers | set(seen.alive)):
         require(
             checker in seen.alive,
             Outcome.BLIND,
-            f"this kernel has to have {checker}, which was not seen at the end",
+            f"this kernel must have {checker}, which was not found at the end",
         )
         require(
             seen.alive.get(checker, True),
             Outcome.BLIND,
-            f"{checker} was off at the end, so that its silence proves nothing",
+            f"{checker} was off at the end, so its silence proves nothing",
         )
-    require(seen.taint is not None, Outcome.TAINTED, "the taint at the end is not known")
+    require(seen.taint is not None, Outcome.TAINTED, "the taint at the end is unknown")
     extra = (seen.taint or 0) & ~seen.allowed_taint
     require(
         extra == 0,
@@ -130,7 +130,7 @@ def judge(seen: Evidence) -> Verdict:
     require(
         seen.status == 0,
         Outcome.FAILED,
-        "no command's status is known"
+        "the command's status is unknown"
         if seen.status is None
         else f"the command ended with {describe_status(seen.status)}",
     )

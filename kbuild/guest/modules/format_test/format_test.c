@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * KUnit tests of kmod/format.h: the writers of numbers and names, without the module.
- * kbuild/vm/image.py copies that header here and builds this for kernels with KUnit.
+ * KUnit tests of the writers of numbers and names in kmod/format.h, without the module.
+ * kbuild/guest/image.py copies that header here, and builds this for kernels with KUnit.
  */
 #include <kunit/test.h>
 #include <linux/kernel.h>
@@ -11,9 +11,9 @@
 #include "format.h"
 
 #define ROOM 512
-#define BEHIND 7	/* that cpg_write_name() may read behind a name */
+#define BEHIND 7	/* bytes that cpg_write_name() may read after a name */
 
-/* What a writer leaves behind its end shows that it wrote nothing there. */
+/* Check the text and its length. */
 static void expect_text(struct kunit *test, const char *text, const char *end,
 			const char *expected)
 {
@@ -47,7 +47,7 @@ static void numbers(struct kunit *test)
 	}
 }
 
-/* Each byte at each place of the eight that are looked at together. */
+/* Each byte at each place of the eight bytes that are checked together. */
 static void bytes(struct kunit *test)
 {
 	char name[24 + BEHIND], text[ROOM], expected[ROOM];
@@ -68,7 +68,7 @@ static void bytes(struct kunit *test)
 	}
 }
 
-/* U+0085, U+2028 and U+2029 at each place; their neighbours and their pieces pass. */
+/* U+0085, U+2028 and U+2029 at each place; similar and incomplete sequences stay as they are. */
 static void separators(struct kunit *test)
 {
 	static const struct {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Does on purpose what the harness and each detector must notice.
+ * Deeds that the harness and each detector must notice.
  *
- * insmod misbehave.ko what=warn does one thing and refuses the load, so that nothing has
- * to be unloaded.  Without what= the module stays, and does what is written to
- * /sys/module/misbehave/parameters/what: for detectors that must find it loaded, to
- * name its functions.  Each thing is done by a function of its own, whose name the
- * report then has to contain.
+ * insmod misbehave.ko what=warn does one deed and refuses the load, so that there is
+ * nothing to unload.  Without what= the module stays, and does each deed that is written
+ * to /sys/module/misbehave/parameters/what.  This is for detectors that need a loaded
+ * module to name its functions.  Each deed has a function of its own, and the report must
+ * contain its name.
  */
 #include <linux/bug.h>
 #include <linux/delay.h>
@@ -34,13 +34,13 @@
 #include <linux/vmalloc.h>
 
 #define OBJECT_SIZE	64
-/* What slub_debug=FZP on the command line does for a cache that it names */
+/* The same as slub_debug=FZP on the command line, for one cache. */
 #define SLAB_CHECKS	(SLAB_CONSISTENCY_CHECKS | SLAB_RED_ZONE | SLAB_POISON)
-/* Under emulation a watched access and a second one rarely meet */
+/* Under emulation two accesses rarely meet, so the race takes some time. */
 #define RACE_MS		3000
-/* Longer than the watchdogs wait once they are told to be quick */
+/* Longer than the time limits that tests set for the watchdogs. */
 #define STUCK_MS	10000
-/* More than a CPU's list of free pages holds */
+/* More than a CPU's list of free pages holds. */
 #define PAGES		4096
 
 static DEFINE_SPINLOCK(lock_a);
@@ -49,11 +49,11 @@ static DEFINE_MUTEX(kept_mutex);
 static void __rcu *rcu_pointer;
 static unsigned long racy;
 
-/* --- what any kernel notices --- */
+/* --- every kernel --- */
 
 static noinline int misbehave_warn(void)
 {
-	WARN(1, "misbehave: as asked for\n");
+	WARN(1, "misbehave: as requested\n");
 	return 0;
 }
 
@@ -166,7 +166,7 @@ static noinline int misbehave_double_free(void)
 	return 0;
 }
 
-/* --- allocators' own checks; KASAN must not see the write, or it would speak first --- */
+/* --- allocators' own checks; KASAN must not see the write, or it would report it first --- */
 
 static noinline __no_sanitize_address void scribble(char *place)
 {
@@ -187,7 +187,7 @@ static noinline int misbehave_overrun(void)
 		scribble(object + OBJECT_SIZE);
 		kmem_cache_free(cache, object);
 	}
-	/* KASAN keeps what was freed; here it has to give it up to the allocator */
+	/* KASAN holds back freed objects; this returns them to the allocator. */
 	kmem_cache_destroy(cache);
 	return 0;
 }
@@ -204,7 +204,7 @@ static noinline int misbehave_freed_page(void)
 	address = page_address(page);
 	__free_page(page);
 	scribble(address + OBJECT_SIZE);
-	/* the page is checked when it is handed out again */
+	/* The page is checked when it is allocated again. */
 	for (i = 0; i < PAGES; i++) {
 		again = alloc_page(GFP_KERNEL);
 		if (!again)
@@ -247,14 +247,14 @@ static noinline int misbehave_armed_timer(void)
 	return 0;
 }
 
-/* --- lockdep, and contexts in which one must not sleep --- */
+/* --- lockdep, and sleeping in an atomic context --- */
 
 static noinline int misbehave_recursive_lock(void)
 {
 	spinlock_t locks[2];
 	int i;
 
-	/* two locks of one class: the report is that of one lock twice, without its hang */
+	/* Two locks of one class give the report of one lock taken twice, but no deadlock. */
 	for (i = 0; i < 2; i++)
 		spin_lock_init(&locks[i]);
 	spin_lock(&locks[0]);
@@ -319,7 +319,7 @@ static noinline int misbehave_leak(void)
 {
 	int i;
 
-	/* of one a copy may linger on a stack or in a register; of several no more than one */
+	/* A stack or a register may still hold the last pointer, but not all of them. */
 	for (i = 0; i < 8; i++)
 		if (!kmalloc(OBJECT_SIZE, GFP_KERNEL))
 			return -ENOMEM;
@@ -436,7 +436,7 @@ static int set_what(const char *value, const struct kernel_param *param)
 
 static const struct kernel_param_ops what_ops = { .set = set_what };
 module_param_cb(what, &what_ops, NULL, 0200);
-MODULE_PARM_DESC(what, "the misdeed: a name of the table deeds in the source");
+MODULE_PARM_DESC(what, "the deed: a name in the source's table of deeds");
 
 static int __init misbehave_init(void)
 {

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What tests of the module need from inside the kernel.
+ * Facts from inside the kernel, for tests of the module.
  *
- *	insmod peek.ko fd=7		says where the objects behind a descriptor of insmod's are,
- *					and refuses to stay
+ *	insmod peek.ko fd=7		prints the addresses of the objects behind a file
+ *					descriptor of insmod, and refuses the load
  *	insmod peek.ko name=cplayground	takes that name in /proc
  *	insmod peek.ko watch=cat text=1,2
- *					watches the spin locks of a command called so, and
- *					the searches in bitmaps that are called from between
- *					these addresses, and says at its removal how many
- *					holds of a lock had a search, and what was the most
- *					under one: searches, and bits from the first one's
- *					start to the bitmap's end
+ *					watches the spin locks of a command with that name,
+ *					and the searches in bitmaps by callers between these
+ *					addresses; at its removal it prints how many holds of
+ *					a lock had a search, and the most under one hold:
+ *					searches, and bits from the first search's start to
+ *					the bitmap's end
  */
 #include <linux/errno.h>
 #include <linux/file.h>
@@ -28,7 +28,7 @@
 
 static int fd = -1;
 module_param(fd, int, 0);
-MODULE_PARM_DESC(fd, "descriptor to look behind");
+MODULE_PARM_DESC(fd, "descriptor whose objects are printed");
 
 static char *name;
 module_param(name, charp, 0);
@@ -41,14 +41,14 @@ static char *watch;
 module_param(watch, charp, 0);
 MODULE_PARM_DESC(watch, "command to watch");
 
-/* Others search bitmaps too: the timer's wheel, sets of processors, memory of each processor. */
+/* The timer wheel, sets of processors and per-CPU memory also search bitmaps. */
 static unsigned long text[2];
 module_param_array(text, ulong, NULL, 0);
-MODULE_PARM_DESC(text, "where the code of the module lies whose searches count");
+MODULE_PARM_DESC(text, "begin and end of the code whose searches count");
 
 #define DEPTH 16
 
-/* The locks that the command holds; an interrupt's come and go above its own. */
+/* The locks that the command holds; those of an interrupt come and go on top. */
 static struct hold {
 	unsigned long lock, searches, slots;
 } held[DEPTH];
@@ -64,7 +64,7 @@ static int on_lock(struct kprobe *probe, struct pt_regs *regs)
 {
 	if (!is_watched())
 		return 0;
-	/* One that was released by another task after a switch stays: forget the oldest. */
+	/* A lock that another task released after a switch stays here: forget the oldest. */
 	if (depth == DEPTH)
 		memmove(held, held + 1, --depth * sizeof(held[0]));
 	held[depth++] = (struct hold){ .lock = regs_get_kernel_argument(regs, 0) };
@@ -124,7 +124,7 @@ static int __init peek_init(void)
 	file = fget(fd);
 	if (!file)
 		return -EBADF;
-	/* The very numbers that an id must not tell: they are what the test begins with. */
+	/* An id must not reveal these numbers, so the test needs them. */
 	pr_info("peek: file %px inode %px number %llu namespace %px start %llu\n", file,
 		file_inode(file),
 		(u64)file_inode(file)->i_ino ^ (u64)file_inode(file)->i_generation << 32, ns,
@@ -145,5 +145,5 @@ static void __exit peek_exit(void)
 }
 module_exit(peek_exit);
 
-MODULE_DESCRIPTION("Looks behind a descriptor, or takes a name, for the tests of cplayground");
+MODULE_DESCRIPTION("Prints facts from inside the kernel, for the tests of cplayground");
 MODULE_LICENSE("GPL");
