@@ -1,9 +1,9 @@
-"""What the kernel's own log says went wrong: reports found, told apart, decoded and shown.
+"""Find the reports in a kernel's log, group them by bug, decode them and show them.
 
-A table of patterns names the lines that start a report, and a list what only looks like
-one.  A report's stacks give its fingerprint, so that one bug is one bug however often, on
-whichever CPU and at whatever address it showed; functions of our modules are decoded to
-their source lines.
+A table of patterns matches the lines that start a report.  A list matches lines that only look
+like one.  A report's stacks give its fingerprint, which is the same for all reports of one bug: it
+does not depend on their number, CPU or addresses.  Functions of our modules are decoded to source
+lines.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ class Pattern:
 
     outcome: Outcome
     name: str
-    regex: re.Pattern[str]  # its group "detail", if it has one, belongs to the kind of bug
-    end: re.Pattern[str]  # the last line of such a report
+    regex: re.Pattern[str]  # an optional group "detail" is part of the bug's kind
+    end: re.Pattern[str]  # matches the last line of such a report
 
 
 @dataclass(frozen=True)
 class Frame:
     """One function on a stack."""
 
-    function: str  # as the kernel prints it: func.cold, func.isra.0
+    function: str  # in the kernel's form: func.cold, func.isra.0
     offset: int
-    module: str | None  # None for a function of the kernel's own
+    module: str | None  # None for a function of the kernel itself
     exact: bool  # the offset is that of the instruction itself, not a return address
     line: int  # in the report's excerpt, from 0
 
     @property
     def name(self) -> str:
-        """The function as the source has it, without what the compiler made of it."""
+        """The function's name in the source, without suffixes from the compiler."""
         return re.sub(r"\.(isra|constprop|part|cold)(\.\d+)?", "", self.function)
 
 
@@ -50,27 +50,27 @@ class Frame:
 class Stack:
     """Frames under one heading, the innermost first."""
 
-    label: str  # "" for the place of the fault; else one of _HEADINGS, or held
+    label: str  # "" for the place of the fault; otherwise one of _HEADINGS, or "held"
     frames: tuple[Frame, ...]
 
 
 @dataclass(frozen=True)
 class Report:
-    """One thing that the kernel complained about, with its lines."""
+    """One complaint of the kernel, with its lines."""
 
     outcome: Outcome
     name: str
-    title: str  # the line that gave it away, without its timestamp
+    title: str  # the line that matched, without its timestamp
     line: int  # in the text, from 1
     excerpt: str
-    whole: bool  # it came to the line that ends such a report
-    # of a decoded report: line of the excerpt -> source lines, innermost inlined first
+    whole: bool  # the last line of such a report was found
+    # In a decoded report: line of the excerpt -> source lines, the innermost inlined one first.
     locations: Mapping[int, tuple[Location, ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Bug:
-    """The reports that have one fingerprint."""
+    """The reports with one fingerprint."""
 
     fingerprint: str
     count: int
@@ -84,7 +84,7 @@ _PANIC_END = re.compile(r"---\[ end Kernel panic|^Kernel Offset: ")
 _LEAK_END = re.compile(r"^unreferenced object ")
 
 
-# What a WARN says of itself: "CPU: 1 PID: 5 at file:line func+...", in Linux 7
+# The line of a WARN: "CPU: 1 PID: 5 at file:line func+...", and in Linux 7
 # "file:line at func+..., CPU#1: comm/5".
 _WARN_LINE = r"WARNING: (CPU: \d+ PID: \d+|.*\bat .+, CPU#\d+: )"
 
@@ -95,8 +95,8 @@ def _table(
     return tuple(Pattern(outcome, name, re.compile(regex), end) for name, regex in rows)
 
 
-# The first pattern that matches a line names it: special before general.  The last rows of
-# WARNED catch every BUG: and WARNING: that nobody has thought of.
+# The first pattern that matches a line names it, so special ones come before general ones.  The
+# last rows of WARNED match every other BUG: and WARNING:.
 PATTERNS: tuple[Pattern, ...] = (
     *_table(
         Outcome.HUNG,
@@ -155,7 +155,7 @@ PATTERNS: tuple[Pattern, ...] = (
         (
             ("context switch under RCU", r"oluntary context switch within RCU"),
             ("context switch under RCU", r"Illegal context switch in RCU"),
-            # 5.10 has no words for it; of others this line comes after theirs.
+            # 5.10 has only this line; newer kernels print the ones above before it.
             ("context switch under RCU", r"WARNING: .*\brcu_note_context_switch\+0x"),
             ("locking", r"DEBUG_LOCKS_WARN_ON\((?P<detail>.+)\)"),
             ("debug objects", r"ODEBUG: (?P<detail>\w+ \w+) .*?object type: \w+"),
@@ -192,7 +192,7 @@ PATTERNS: tuple[Pattern, ...] = (
         _WARN_END,
         (
             ("refcount", r"refcount_t: (?P<detail>[\w -]+)"),
-            # That of struct file is of another type: of 6.12, and of 7.3.
+            # The count of struct file has other messages: in 6.12, and in 7.3.
             ("refcount", r"struct file::f_count (?P<detail>[\w -]+)"),
             ("refcount", r"(?P<detail>(file_ref_inc\(\)|imbalanced put) on .*file reference)"),
             ("WARN", _WARN_LINE),
@@ -202,27 +202,27 @@ PATTERNS: tuple[Pattern, ...] = (
     ),
 )
 
-# Lines that look like reports and are none.
+# Lines that look like reports but are none.
 IGNORED: tuple[re.Pattern[str], ...] = tuple(
     re.compile(regex)
     for regex in (
-        # Advice of the mitigations code about the CPU, on every machine that has it
+        # Advice about the CPU's vulnerabilities, on every machine that has them.
         r"^Spectre V\d : WARNING: Unprivileged eBPF",
         r"^(MDS|MMIO|TAA|RETBleed|Spectre V\d) ?:? .*WARNING:",
         r"\[Firmware (Bug|Warn)\]",
         r"^(ODEBUG|KFENCE|kfence): (selftest|initialized|Out of memory)",
         r"^UBSAN: .* enabled",
-        # The kernel itself races in many places that are known and meant.  A function of a
-        # module, which has its name behind it, is at one of the two ends of a race of ours.
+        # The kernel itself has many known and intended races.  In a race of ours, one of the two
+        # functions is in a module, whose name follows in brackets.
         r"BUG: KCSAN: [^\[]+$",
-        # KCSAN's and lockdep's tests of themselves at boot, and what a report says at its end
+        # Messages of KCSAN at boot, and the end of its reports.
         r"^kcsan: (enabled|selftest|strict)",
         r"^Reported by Kernel Concurrency Sanitizer",
     )
 )
 
-# A line of the first kind, inside or right after a report of the second, is part of it: an
-# oops says "BUG:", "Oops:" and "Kernel panic", a WARN its own words and then "WARNING:".
+# Lines that belong to the report that they are in, or that they follow: an oops prints "BUG:",
+# "Oops:" and "Kernel panic"; a WARN prints its own message and then "WARNING:".
 _CONSEQUENCE_OF_ANY = re.compile(
     r"^Oops: |^invalid opcode: 0000"
     r"|Kernel panic - not syncing: (Fatal exception|.*panic_on_warn|softlockup|hung_task"
@@ -237,9 +237,9 @@ _SAID_BEFORE_WARN = {
     "locking",
 }
 
-# The kernel's own lines end at 1,024 bytes.  In a longer one, which programs and firmware
-# write, each piece is looked at, and pieces overlap by more than the start of a report needs:
-# the patterns take time that grows with the square of a line's length, or faster.
+# The kernel's own lines have at most 1,024 bytes; programs and firmware write longer ones.  Those
+# are matched in pieces, because the patterns' time grows at least with the square of the length.
+# The pieces overlap by more than the start of a report needs.
 _LINE_MOST = 1024
 _OVERLAP = 256
 
@@ -265,8 +265,8 @@ _HEADINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(read|write|assert).* to 0x[0-9a-f]+ of \d+ bytes by .*:$", "access"),
     )
 )
-# Functions on a stack that are never at fault: those that report, and those that do what
-# their caller wants.  syzkaller keeps such a list for the same reason.
+# Functions on a stack that are never at fault: those that report, and those that only serve
+# their caller.  syzkaller keeps such a list for the same reason.
 _GENERIC = re.compile(
     r"^(dump_stack\w*|show_stack|print_\w+|__warn\w*|__WARN_trap|warn_slowpath\w*|report_bug|handle_bug"
     r"|_*kasan_\w+|_*asan_\w+|q(uarantine|list)_\w+|check_(memory_region|region\w*|object|slab\w*|bytes\w*)"
@@ -281,7 +281,7 @@ _GENERIC = re.compile(
 )
 _FRAMES_OF_A_FINGERPRINT = 3
 _FRAMES_SHOWN = 8
-# Lines of a report that a reader can do without
+# Lines of a report that a reader does not need.
 _NOISE = re.compile(
     r"^(Code: |RIP: 0033|(?!RIP)[RE][A-Z0-9]{2}: |(CS|FS|CR2|PKRU|DR\d): )"
     r"|^(Hardware name:|Modules linked in:)"
@@ -296,7 +296,7 @@ def strip_stamp(line: str) -> str:
 
 
 def classify(line: str) -> Pattern | None:
-    """Return the pattern that a line (without timestamp) matches, or None for a harmless one."""
+    """Return the pattern of a line without its timestamp, or None for a harmless line."""
     if len(line) > _LINE_MOST:
         return classify(_capped(line))
     if MARK in line or any(ignored.search(line) for ignored in IGNORED):
@@ -305,21 +305,21 @@ def classify(line: str) -> Pattern | None:
 
 
 def _capped(line: str) -> str:
-    """Return a line, of a long one the piece that starts a report, or the first."""
+    """Return a line; of a long one, the piece that starts a report, or else the first."""
     if len(line) <= _LINE_MOST:
         return line
     starts = range(0, len(line) - _OVERLAP, _LINE_MOST - _OVERLAP)
     pieces = [line[start : start + _LINE_MOST] for start in starts]
     found = [(PATTERNS.index(kind), piece) for piece in pieces if (kind := classify(piece))]
-    # A piece that ends within a report's first words may only be known for a general one.
+    # A piece that ends within a report's first words may match only a general pattern.
     return min(found)[1] if found else pieces[0]
 
 
 def scan(text: str) -> tuple[Report, ...]:
-    """Find every report in a console's text (or in kmemleak's own file), in order.
+    """Return all reports in a console's text, or in that of kmemleak's file, in order.
 
-    What a report itself brings about (an oops's panic, the WARNING line of a WARN that had
-    words of its own) belongs to it and starts no other one.
+    The consequences of a report belong to it and start no other one: an oops's panic, or the
+    WARNING line of a WARN with a message of its own.
     """
     lines = [_capped(strip_stamp(line).rstrip()) for line in text.splitlines()]
     reports: list[Report] = []
@@ -357,7 +357,7 @@ def _follows(line: str, reports: Sequence[Report], inside: set[str]) -> bool:
 
 
 def _end_of_report(lines: list[str], start: int, pattern: Pattern) -> tuple[int, bool]:
-    """Return the number of the first line behind a report, and whether it is known."""
+    """Return the number of the line after a report, and whether the report's end was found."""
     limit = min(len(lines), start + _EXCERPT_LINES)
     for number in range(start + 1, limit):
         line = lines[number]
@@ -371,12 +371,12 @@ def _end_of_report(lines: list[str], start: int, pattern: Pattern) -> tuple[int,
 
 
 def stacks(report: Report) -> tuple[Stack, ...]:
-    """Return a report's stacks in their order, without frames that the kernel itself doubts."""
+    """Return a report's stacks in order, without the frames that the kernel marks as doubtful."""
     found: list[tuple[str, list[Frame]]] = [("", [])]
     held: list[Frame] = []
     for number, line in enumerate(report.excerpt.splitlines()):
         label = next((label for regex, label in _HEADINGS if regex.search(line)), None)
-        # What an oops calls RIP is the top of the trace that comes below the registers.
+        # The RIP of an oops is the top of the trace that follows below the registers.
         if label is not None and not (label == found[-1][0] == ""):
             found.append((label, []))
         frame = _FRAME.match(line)
@@ -394,10 +394,10 @@ def _frame(match: re.Match[str], line: int) -> Frame:
 
 
 def fingerprint(report: Report) -> str:
-    """Return what identifies the bug: its kind, and the functions that lead to the place.
+    """Return the bug's identity: its kind, and the functions that lead to the fault.
 
-    Functions of modules are taken where there are any, below the innermost one of the
-    kernel that is not a mere tool; no addresses, offsets, sizes or process ids.
+    The first function is the innermost one that is not generic.  If modules are on the stack, the
+    others are functions of modules.  Addresses, offsets, sizes and process ids are left out.
     """
     kind = _kind(report)
     listed = stacks(report)
@@ -428,7 +428,7 @@ def _primary(listed: Sequence[Stack]) -> Stack | None:
 
 
 def _path(stack: Stack) -> list[str]:
-    """Return the names of a stack's telling functions, the innermost first."""
+    """Return the names of a stack's relevant functions, the innermost first."""
     telling = [f for f in stack.frames if f.module or not _GENERIC.match(f.name)] or stack.frames
     if any(frame.module for frame in telling):
         telling = [telling[0], *(frame for frame in telling[1:] if frame.module)]
@@ -438,7 +438,7 @@ def _path(stack: Stack) -> list[str]:
 
 
 def group(reports: Iterable[Report]) -> tuple[Bug, ...]:
-    """Gather reports by their fingerprints, in the order in which each was first seen."""
+    """Group reports by fingerprint, in the order of their first appearance."""
     found: dict[str, list[Report]] = {}
     for report in reports:
         found.setdefault(fingerprint(report), []).append(report)
@@ -446,14 +446,14 @@ def group(reports: Iterable[Report]) -> tuple[Bug, ...]:
 
 
 def decode(report: Report, modules: Mapping[str, Path]) -> Report:
-    """Add the source lines of the frames that lie in ``modules`` (name -> .ko with DWARF).
+    """Add the source lines of the frames in ``modules`` (name -> .ko with DWARF).
 
-    A module without debugging information, or one that is not there, adds nothing.
+    A module that is missing or has no debugging information adds nothing.
     """
     wanted: dict[str, dict[Frame, decoding.Place]] = {}
     for frame in (frame for stack in stacks(report) for frame in stack.frames):
         if frame.module in modules:
-            # The return address is behind the call, and may belong to the next line.
+            # A return address is after the call, and may belong to the next line.
             offset = frame.offset if frame.exact else frame.offset - 1
             place = decoding.Place(frame.function, offset)
             wanted.setdefault(frame.module or "", {})[frame] = place
@@ -474,10 +474,10 @@ def render(
     console: Path | None = None,
     excerpt_lines: int = 40,
 ) -> str:
-    """Return the bugs as a reader needs them: each once, its source lines first.
+    """Return a text for readers with each bug once, its source lines first; "" for no reports.
 
-    ``again`` is the command that shows them again, ``console`` the file with the rest;
-    ``excerpt_lines`` of the first report's own text are shown.  Nothing for no reports.
+    ``again`` is the command that shows the bugs again, and ``console`` the file with the rest.
+    The text has ``excerpt_lines`` lines of the first report itself.
     """
     bugs = group(reports)
     if not bugs:
@@ -487,7 +487,7 @@ def render(
     parts = [
         f"{_counted(total, 'report')}, {_counted(len(bugs), 'bug')}",
         *(_show(bug, report) for bug, report in zip(bugs, decoded, strict=True)),
-        f"what the kernel said first:\n{_indented(_excerpt(decoded[0], excerpt_lines))}",
+        f"the kernel's first report:\n{_indented(_excerpt(decoded[0], excerpt_lines))}",
     ]
     tail = [f"again:    {again}"] if again else []
     tail += [f"console:  {console}"] if console else []
@@ -512,11 +512,11 @@ def _show(bug: Bug, report: Report) -> str:
 
 
 def _places(stack: Stack, report: Report) -> list[str]:
-    """Return one line for each function of a stack, source lines where they are known."""
+    """Return one line for each function of a stack, with its source line if that is known."""
     telling = [f for f in stack.frames if f.module or not _GENERIC.match(f.name)] or stack.frames
     last = max((i for i, frame in enumerate(telling) if frame.module), default=_FRAMES_SHOWN)
     lines = []
-    # below a module's last function, how it came to be called
+    # The frames after a module's last function show its caller.
     for frame in telling[: last + 3]:
         where = report.locations.get(frame.line, ())
         for place in where:
@@ -528,7 +528,7 @@ def _places(stack: Stack, report: Report) -> list[str]:
 
 
 def _excerpt(report: Report, limit: int) -> str:
-    """Return a report's text without registers and code bytes, source lines beside frames."""
+    """Return a report's text with source lines, and without registers and code bytes."""
     shown = []
     for number, line in enumerate(report.excerpt.splitlines()):
         if _NOISE.match(line):
@@ -537,7 +537,7 @@ def _excerpt(report: Report, limit: int) -> str:
         place = " <- ".join(f"{one.file}:{one.line}" for one in where)
         shown.append(f"{line}  ({place})" if place else line)
     rest = len(shown) - limit
-    return "\n".join([*shown[:limit], *([f"... and {rest} lines more"] if rest > 0 else [])])
+    return "\n".join([*shown[:limit], *([f"... and {rest} more lines"] if rest > 0 else [])])
 
 
 def _indented(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Triage: recorded consoles, what counts as one bug, and the way to its source lines."""
+"""Triage: recorded consoles, the identity of a bug, and the way to its source lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from kbuild.guest import decoding, triage
-from kbuild.guest.console import mark_line
 from kbuild.guest.decoding import Location, Place
 from kbuild.guest.outcome import Outcome
 from tests.unit import console_corpus
@@ -53,7 +52,7 @@ def kasan(innermost: str = "inner", offset: str = "3a", pid: int = 150) -> str:
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
 def test_recorded_consoles(path: Path) -> None:
-    """The head of each file says what triage has to make of the rest.
+    """The head of each file has the expected results for the rest.
 
     To refresh them all: python -m tests.unit.console_corpus.
     """
@@ -61,9 +60,10 @@ def test_recorded_consoles(path: Path) -> None:
     assert console_corpus.expectations(text) == expected
 
 
-def test_the_corpus_has_every_way_to_end() -> None:
-    verdicts = {console_corpus.split(path)[0][0].removeprefix("verdict: ") for path in CORPUS}
-    assert verdicts >= {
+def test_the_corpus_has_every_way_to_end_and_every_kind_of_report() -> None:
+    """messages.log has a line of the kernel's sources for each kind without a recording."""
+    consoles = [console_corpus.split(path) for path in CORPUS]
+    assert {expected[0].removeprefix("verdict: ") for expected, _ in consoles} >= {
         outcome.label
         for outcome in (
             Outcome.PASSED,
@@ -75,18 +75,8 @@ def test_the_corpus_has_every_way_to_end() -> None:
             Outcome.NO_POWER_OFF,
         )
     }
-
-
-def test_the_corpus_has_reports_of_many_kinds() -> None:
-    recorded = {
-        report.name for path in CORPUS for report in triage.scan(console_corpus.split(path)[1])
-    }
-    assert recorded >= {
-        *("KASAN", "lockdep", "context switch under RCU", "sleeping in atomic", "refcount"),
-        *("list corruption", "debug objects", "WARN", "panic", "NULL dereference"),
-        *("soft lockup", "RCU stall", "hung task", "slab", "page poisoning", "RCU usage"),
-        "scheduling while atomic",
-    }
+    found = {report.name for _, text in consoles for report in triage.scan(text)}
+    assert found == {pattern.name for pattern in triage.PATTERNS}
 
 
 def test_a_recorded_console_loses_only_what_is_far_from_its_reports() -> None:
@@ -115,74 +105,6 @@ def test_a_report_is_found_in_a_line_of_any_length(before: int) -> None:
     assert len(found.title) <= 1100
 
 
-# --- lines -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("line", "name"),
-    [
-        ("BUG: KASAN: use-after-free in seq_read_iter+0x1/0x2", "KASAN"),
-        ("BUG: sleeping function called from invalid context at mm/slab.h:1", "sleeping in atomic"),
-        (
-            "Voluntary context switch within RCU read-side critical section!",
-            "context switch under RCU",
-        ),
-        (
-            "WARNING: CPU: 0 PID: 58 at k/r/t.h:297 rcu_note_context_switch+0x14a/0x18e0",
-            "context switch under RCU",
-        ),
-        ("WARNING: possible circular locking dependency detected", "lockdep"),
-        ("WARNING: inconsistent lock state", "lockdep"),
-        ("WARNING: lock held when returning to user space!", "lockdep"),
-        ("WARNING: cat/12 still has locks held!", "lockdep"),
-        ("WARNING: suspicious RCU usage", "RCU usage"),
-        ("BUG: MAX_LOCKDEP_CHAINS too low!", "lockdep exhausted"),
-        ("DEBUG_LOCKS_WARN_ON(val > preempt_count())", "locking"),
-        ("kmemleak: Kernel memory leak detector disabled", "kmemleak off"),
-        ("BUG misbehave (Tainted: G   B   OE     ): Right Redzone overwritten", "slab"),
-        ("pagealloc: memory corruption", "page poisoning"),
-        ("refcount_t: underflow; use-after-free.", "refcount"),
-        ("struct file::f_count incremented from zero; use-after-free condition", "refcount"),
-        ("file_ref_inc() on a released file reference", "refcount"),
-        ("imbalanced put on file reference count", "refcount"),
-        ("INFO: task cat:12 blocked for more than 120 seconds.", "hung task"),
-        ("INFO: task cat:12 blocked in I/O wait for more than 120 seconds.", "hung task"),
-        ("rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:", "RCU stall"),
-        ("CPU1: Watchdog detected hard LOCKUP on cpu 0", "hard lockup"),
-        ("watchdog: BUG: soft lockup - CPU#1 stuck for 22s! [cat:99]", "soft lockup"),
-        ("kmemleak: 3 new suspected memory leaks (see ...)", "kmemleak"),
-        ("unreferenced object 0xffff888003a5ed40 (size 64):", "kmemleak"),
-        ("unreferenced object (percpu) 0x60af80a3b2c8 (size 8):", "kmemleak"),
-        ("WARNING: CPU: 1 PID: 9 at fs/file.c:1 inner+0x1/0x2 [sample]", "WARN"),
-        ("WARNING: fs/file.c:1 at inner+0x1/0x2 [sample], CPU#1: cat/9", "WARN"),
-        ("WARNING: at inner+0x1/0x2, CPU#0: kworker/0:1/9", "WARN"),
-        # An oops of Linux 6.12 begins with that word, whatever it is of.
-        ("Oops: Oops: 0002 [#1] PREEMPT SMP PTI", "oops"),
-        ("Oops: general protection fault: 0000 [#1] PREEMPT SMP", "general protection"),
-        ("BUG: something that nobody has seen yet", "unknown BUG"),
-        ("WARNING: nor this", "unknown warning"),
-    ],
-)
-def test_lines_are_named(line: str, name: str) -> None:
-    found = triage.classify(line)
-    assert found is not None
-    assert found.name == name
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "Spectre V2 : WARNING: Unprivileged eBPF is enabled with eIBRS on, data leaks possible!",
-        "[Firmware Bug]: TSC_DEADLINE disabled due to Errata",
-        f"{mark_line('begin', 'test_x[WARNING: BUG: KASAN: ]')}",
-        "audit: type=2000 audit(1.2:1): state=initialized",
-        "FAULT_INJECTION: forcing a failure.",
-    ],
-)
-def test_what_only_looks_like_a_report_is_ignored(line: str) -> None:
-    assert triage.classify(line) is None
-
-
 def test_the_timestamp_does_not_hide_a_report() -> None:
     found = triage.scan("[   12.345678][  T123] Oops: 0002 [#1] SMP\n<4>[  1.0] Oops: 0 [#2]\n")
     assert [r.title for r in found] == ["Oops: 0002 [#1] SMP"]
@@ -207,7 +129,7 @@ def test_a_report_is_whole_when_its_last_line_has_come() -> None:
 
 def test_two_reports_one_after_the_other_are_two() -> None:
     assert len(triage.scan(kasan() + kasan("middle"))) == 2
-    # and so they are when the first one was cut off
+    # The same holds if the first one was cut off.
     cut = "\n".join(kasan().splitlines()[:-1]) + "\n"
     assert len(triage.scan(cut + kasan("middle"))) == 2
 
@@ -219,7 +141,7 @@ def test_what_an_oops_brings_about_is_one_report() -> None:
         "Kernel panic - not syncing: Fatal exception\nKernel Offset: disabled\n"
     )
     assert [r.name for r in triage.scan(text)] == ["NULL dereference"]
-    # a panic of another cause is a report of its own
+    # A panic with another cause is a report of its own.
     other = text.replace("Fatal exception", "Attempted to kill init! exitcode=0x00000009")
     assert [r.name for r in triage.scan(other)] == ["NULL dereference", "panic"]
     assert [r.name for r in triage.scan("Kernel panic - not syncing: VFS: no root\n")] == ["panic"]
@@ -268,7 +190,7 @@ def test_two_bugs_are_two() -> None:
 def test_the_kernels_function_at_fault_is_named_before_the_modules() -> None:
     text = kasan().replace(" inner+0x3a/0x90 [sample]", " vanish+0x1/0x2")
     assert triage.fingerprint(triage.scan(text)[0]) == "KASAN use-after-free: vanish < outer"
-    # but not one that only does what its caller wants
+    # A generic function that only serves its caller is not.
     text = kasan().replace(" inner+0x3a/0x90 [sample]", " __lock_acquire+0x1/0x2")
     assert triage.fingerprint(triage.scan(text)[0]) == "KASAN use-after-free: outer"
 
@@ -317,7 +239,7 @@ def test_a_place_is_decoded_to_its_lines_inlined_ones_first() -> None:
             Location("middle", "inlined.c", 12),
             Location("outer", "inlined.c", 17),
         ),
-        # in a section of its own, at the same address
+        # This one has the same address in another section.
         places[1]: (Location("begin", "inlined.c", 23),),
     }
 
@@ -339,7 +261,7 @@ def test_sources_are_named_as_a_reader_knows_them() -> None:
 
 
 def test_return_addresses_are_those_of_the_call_and_rip_is_the_place_itself() -> None:
-    # outer+0xc follows the call at 7; begin+0x9 is the instruction after its call
+    # outer+0xc is after the call at 7, and begin+0x9 is the instruction after its call.
     text = kasan("outer", "c") + "Oops: 0000 [#1]\nRIP: 0010:begin+0x9/0x12 [sample]\n"
     called, oops = (triage.decode(r, {"sample": OBJECT}) for r in triage.scan(text))
     assert [place.line for place in next(iter(called.locations.values()))] == [6, 12, 17]
@@ -372,7 +294,7 @@ KASAN use-after-free: outer
   allocated by maker
   freed by breaker
 
-what the kernel said first:
+the kernel's first report:
   BUG: KASAN: use-after-free in outer+0xc/0x90 [sample]
   Read of size 1 at addr ffff8880009648 by task cat/150
   CPU: 1 PID: 150 Comm: cat Tainted: G           O       6.1.0 #1
@@ -381,7 +303,7 @@ what the kernel said first:
    dump_stack_lvl+0x5b/0x77
    print_report+0x174/0x4d9
    kasan_report+0xbd/0x100
-  ... and 13 lines more
+  ... and 13 more lines
 
 again:    ./inv try
 console:  /tmp/console.log""".splitlines()
