@@ -1,4 +1,4 @@
-"""What one would try first to recompute an id from what it stands for, had it no key."""
+"""Obvious ways to compute an id without a key from the object that it stands for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NO_KEY = bytes(32)
 
 
 def guesses(*numbers: int) -> set[str]:
-    """Ids that numbers would have under the obvious functions, all of 64 hexadecimal digits."""
+    """Return the ids of numbers under obvious functions, each of 64 hexadecimal digits."""
     words = [struct.pack(order, number) for order in ("<Q", ">Q") for number in numbers]
     for first in numbers:
         for second in numbers:
@@ -41,7 +41,7 @@ def guesses(*numbers: int) -> set[str]:
 
 
 def siphash(*words: int, key: tuple[int, int]) -> int:
-    """Return SipHash-2-4 of words of 64 bits, as lib/siphash.c of the kernel has it."""
+    """Return SipHash-2-4 of words of 64 bits, as the kernel's lib/siphash.c computes it."""
     v0, v1 = key[0] ^ 0x736F6D6570736575, key[1] ^ 0x646F72616E646F6D
     v2, v3 = key[0] ^ 0x6C7967656E657261, key[1] ^ 0x7465646279746573
 
@@ -58,7 +58,7 @@ def siphash(*words: int, key: tuple[int, int]) -> int:
             v1, v3 = rotate(v1, 17) ^ v2, rotate(v3, 21) ^ v0
             v2 = rotate(v2, 32)
 
-    # The last word is the length in bytes, in its highest one.
+    # The highest byte of the last word is the length in bytes.
     for word in (*words, 8 * len(words) << 56):
         v3 ^= word
         rounds(2)

@@ -1,4 +1,4 @@
-"""A remote cache with the root's own ccache: what one tree compiled, a second one is given."""
+"""A remote cache with the root's own ccache: a second tree gets the objects of the first one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SOURCES = 3
 
 
 class _Store(http.server.BaseHTTPRequestHandler):
-    """As much of HTTP as ccache needs of a cache: what was put can be had."""
+    """An HTTP server with PUT and GET, which is all that ccache needs."""
 
     protocol_version = "HTTP/1.1"
     kept: dict[str, bytes]  # of the server's own subclass
@@ -69,13 +69,13 @@ def root(settings: Settings, suite: str) -> Root:
 
 
 def lay_out(tree: Path) -> None:
-    """Write a few files, and a configuration as kbuild and we leave one."""
+    """Write a few files, and a configuration in the form of kbuild's and ours."""
     for name in ("source", "out", "ccache", "input"):
         (tree / name).mkdir(parents=True)
     configure(tree, version="6.1.190", options="CONFIG_A=y\n")
     for number in range(SOURCES):
-        # As every file of a kernel does: of one that includes nothing, ccache 4.7 in depend mode
-        # stores the manifest on a server over the result, under the same key.
+        # Every file of a kernel includes something, and so do these.  Otherwise ccache 4.7 in
+        # depend mode would overwrite the result on the server by the manifest.
         (tree / f"source/f{number}.h").write_text(f"int f{number}(int x);\n")
         text = f'#include "f{number}.h"\nint f{number}(int x)\n{{\n\treturn x + {number};\n}}\n'
         (tree / f"source/f{number}.c").write_text(text)
@@ -101,10 +101,10 @@ def configure(tree: Path, *, version: str, options: str) -> None:
 def compile_in(
     settings: Settings, root: Root, tree: Path, *, distro_options: bool = False
 ) -> tuple[dict[str, bytes], Statistics | None]:
-    """Compile the files of a tree; returns objects and statistics.
+    """Compile the files of a tree, and return objects and statistics.
 
-    ccache is told what it is told when a kernel is built, and the compiler is asked for a
-    dependency file as kbuild asks for one.
+    ccache gets the settings of a kernel's build, and the compiler writes a dependency file as for
+    kbuild.
     """
     if not tree.exists():
         lay_out(tree)
@@ -145,12 +145,12 @@ def test_a_second_tree_is_given_what_the_first_compiled(
     assert len(first) == SOURCES
     assert first == second
     if "http-storage" not in features:
-        # bullseye's: it is said, and everything was compiled all the same.
+        # bullseye's ccache logs a warning, and compiles everything.
         assert "cannot use http" in caplog.text
         return
     assert cold is not None
     assert (cold.hits, cold.misses) == (0, SOURCES)
-    # With the distro's options no file is preprocessed to be known, with others each is.
+    # ccache preprocesses each file for its key, except with the distro's options.
     preprocessed = cold.counters.get("preprocessed_cache_miss", 0)
     assert preprocessed == (0 if distro_options else SOURCES)
     assert warm is not None
@@ -168,7 +168,7 @@ def test_a_server_that_is_away_costs_nothing_but_its_help(
     assert "the remote cache is not used" in caplog.text
 
 
-# The versions are the number of lines, so that each text has its own; calls are counted.
+# A version is the text's number of lines, so different texts have different ones.
 GENKSYMS = '#!/bin/sh\necho >>/mnt/out/calls\necho "#SYMVER f $(grep -c .) $*"\n'
 COMPILER = '#!/bin/sh\necho >>/mnt/out/calls\nexec {} "$@"\n'
 VERSIONS = "cmd_gensymtypes_c = $(CPP) -D__GENKSYMS__ $(c_flags) $< | $(genksyms)"
@@ -185,13 +185,13 @@ c_flags = -Wp,-MMD,.$*.o.d -I./include -include generated/autoconf.h -DNAME='"a 
 
 @dataclasses.dataclass(frozen=True)
 class Kbuild:
-    """As much of a kernel's build as ccache has to do with, with the distro's options."""
+    """The part of a kernel's build that matters for ccache, with the distro's options."""
 
     root: Root
     tree: Path
 
     def make(self, goal: str, *told: str, genksyms: str = GENKSYMS) -> tuple[bytes, int]:
-        """Return what a goal became, and how often the compiler or genksyms worked for it."""
+        """Make a goal; return its content, and the number of runs of compiler and genksyms."""
         out, compiler = self.tree / "out", suites.suite(self.root.suite).compiler
         for name, text in (
             ("genksyms", genksyms),
@@ -201,7 +201,7 @@ class Kbuild:
             (out / name).chmod(0o755)
         for left in (goal, "calls"):
             (out / left).unlink(missing_ok=True)
-        # What was written in the second of the call is never cached by ccache 4.2.
+        # ccache 4.2 caches nothing that depends on a file from the second of the call.
         newest = max(path.stat().st_ctime for path in self.tree.rglob("*.h"))
         time.sleep(max(0.0, newest + 1.1 - time.time()))
         sandbox.enter(

@@ -1,4 +1,4 @@
-"""Icecream as Debian ships it: a scheduler and two workers, one of which dies at its work."""
+"""Debian's Icecream: a scheduler and two workers, of which one dies while it compiles."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from kbuild.kernel import ccache, helpers
 
 SOURCES = 12
 STARTED_S, AT_WORK_S, MADE_S = 30.0, 60.0, 300.0
-USER = "icecc"  # that Debian's package makes for the daemons
-# What the daemons say at -vvv.
+USER = "icecc"  # the daemons' user, from Debian's package
+# The daemons' messages with -vvv.
 CONNECTED = "Connected to scheduler"
 COMPLETED = "Remote compilation completed with exit code 0"
-# Its client takes a worker of the same address for this machine itself.
+# Without this, its client takes a worker with the same address for this machine itself.
 REMOTE = {"ICECC_TEST_REMOTEBUILD": "1"}
 
 MAKEFILE = """\
@@ -34,7 +34,7 @@ all: $(patsubst /mnt/source/%.c,%.o,$(wildcard /mnt/source/*.c))
 %.o: /mnt/source/%.c
 \tccache $(COMPILER) -O2 -c -o $@ $<
 """
-# Many of them keep a compiler busy for long enough to be met at its work.
+# Many functions keep a compiler busy long enough for the test to find it at work.
 FUNCTION = """\
 int f{0}(int *x, int n)
 {{
@@ -51,26 +51,26 @@ FUNCTIONS = 150
 
 @pytest.fixture
 def root(settings: Settings, suite: str) -> Root:
-    """The root that kernels of the suite are compiled in, and workers run in here."""
+    """The suite's compile root, in which the workers run, too."""
     return roots.compile_root(settings, suite)
 
 
 @dataclasses.dataclass(frozen=True)
 class Daemon:
-    """A process of icecream's in a root, and where its log is."""
+    """A process of Icecream in a root, and its log."""
 
     process: subprocess.Popen[bytes]
     log: Path
 
     def said(self, what: str) -> int:
-        """Count the lines of the log that hold these words."""
+        """Return how many lines of the log contain a text."""
         return sum(what in line for line in self.log.read_text(errors="replace").splitlines())
 
     def compiling(self) -> bool:
-        """Tell whether one of its compilers is running now."""
+        """Return whether one of its compilers runs now."""
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
-                # The name stands in brackets; the session's number is the fourth word after it.
+                # The name is in brackets, and the session is the fourth word after it.
                 name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
                 if name == "cc1" and int(rest.split()[3]) == self.process.pid:
                     return True
@@ -86,7 +86,7 @@ class Farm:
 
 
 def wait(what: str, seconds: float, seen: Callable[[], bool]) -> None:
-    """Wait until something is seen; fails when it is not."""
+    """Wait until ``seen`` returns true, and fail if it does not in time."""
     deadline = time.monotonic() + seconds
     while not seen():
         assert time.monotonic() < deadline, f"not seen in {seconds:.0f} s: {what}"
@@ -103,10 +103,10 @@ def free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def daemon(root: Root, home: Path, *argv: str) -> Iterator[Daemon]:
-    """Run one of icecream's programs in a root, with ``home`` for what it keeps."""
+    """Run a program of Icecream in a root, with ``home`` for its files."""
     home.mkdir()
-    # A worker gets no work while its machine is busy, and this one has all of them: so they
-    # are shown processors whose counters stand still, which are taken for idle.
+    # A busy machine gets no work, and all workers are on this machine.  So they see processors
+    # whose counters do not change, which count as idle.
     idle = home / "stat"
     idle.write_text("cpu  0 0 0 1000 0 0 0 0 0 0\n")
     place = Bind(home, "/mnt/icecream", writable=True)
@@ -115,7 +115,7 @@ def daemon(root: Root, home: Path, *argv: str) -> Iterator[Daemon]:
         root,
         argv,
         binds=[place, Bind(idle, "/proc/stat")],
-        # More than one of them on one machine, as in icecream's own tests.
+        # These allow several of them on one machine, as in Icecream's own tests.
         env={"ICECC_TESTS": "1", "ICECC_TEST_SOCKET": "/mnt/icecream/socket"},
         network=True,
     )
@@ -129,7 +129,7 @@ def daemon(root: Root, home: Path, *argv: str) -> Iterator[Daemon]:
 
 @pytest.fixture
 def farm(root: Root, tmp_path: Path) -> Iterator[Farm]:
-    """A scheduler and two workers that are reached by loopback, once both are connected."""
+    """A scheduler and two connected workers on the loopback interface."""
     port, *of_workers = free_ports(3)
     with contextlib.ExitStack() as stack:
         scheduler = ["icecc-scheduler", "-p", str(port), "-n", f"test-{port}", "-u", USER, "-vvv"]
@@ -165,7 +165,7 @@ def lay_out(tree: Path) -> None:
 
 
 def compile_in(settings: Settings, root: Root, tree: Path) -> dict[str, bytes]:
-    """Compile the files of a tree, which is laid out for it, and return the objects."""
+    """Lay out a tree, compile its files, and return the objects."""
     lay_out(tree)
     compiler = suites.suite(root.suite).compiler
     with helpers.ready(settings, root, tree / "home") as help:
@@ -196,7 +196,7 @@ def test_a_worker_that_dies_costs_time_and_not_the_build(
     def kill_one_at_work() -> bool:
         worker = next((worker for worker in farm.workers if worker.compiling()), None)
         if worker is not None:
-            # With it goes the first process of its PID namespace, and so everything in there.
+            # The worker is the first process of its PID namespace, so all its processes end.
             worker.process.kill()
             killed.append(worker)
         return worker is not None
@@ -215,7 +215,7 @@ def test_a_worker_that_dies_costs_time_and_not_the_build(
     assert len(alone) == SOURCES
     assert helped == alone
     assert not caplog.records
-    # The other one went on, and so did the scheduler.
+    # The other worker and the scheduler went on.
     living = [worker for worker in farm.workers if worker not in killed]
     assert [worker.said(COMPLETED) > 0 for worker in living] == [True]
     assert "scheduler dead" not in (settings.build / "logs/icecream.log").read_text()

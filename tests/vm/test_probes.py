@@ -1,4 +1,4 @@
-"""The module's probes with each suite's own compiler, against headers that lack something."""
+"""The module's probes with each suite's own compiler, and headers that lack something."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kbuild.fetch import roots
 
 PROJECT = Path(__file__).parents[2]
 _GET = "struct files_struct *get_files_struct(struct task_struct *);"
-# As little of the kernel's headers as the probes need, with what W=1 warns of in 5.10's.
+# The smallest kernel headers for the probes, with a cause for a warning of W=1 as in 5.10's.
 _HEADERS = {
     "module.h": """
 static inline int nodes(void) { int nid; nid = 1; return 0; }
@@ -51,8 +51,8 @@ struct pid_namespace *proc_pid_ns(struct super_block *);
     "seq_file.h": "long seq_read_iter(void *, void *);",
     "fdtable.h": f"struct files_struct;\n{_GET}\nvoid put_files_struct(struct files_struct *);\n",
 }
-# What W=1 and KCFLAGS=-Werror bring; and the C of 5.10, by which an undeclared function is one
-# that returns int.
+# The flags from W=1 and KCFLAGS=-Werror, and the C standard of 5.10, where an undeclared function
+# returns int.
 _FLAGS = ("-std=gnu89", "-Wall", "-Wunused-but-set-variable", "-Werror")
 _SYMVERS = "0x1\tget_files_struct\tvmlinux\tE\t\n0x2\tput_files_struct\tvmlinux\tE\t\n"
 

@@ -1,4 +1,4 @@
-"""Series on the target's real source tree: ours applies, and what was right in 2020 is refused."""
+"""Patch series on the target's real source tree: ours applies, and that of 2020 is refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pristine(
 ) -> tuple[Path, str]:
     """The unpacked source of the image's kernel, and its version."""
     version = request.config.getoption("kernel_version")
-    # The same for all flavours; but nothing is fetched here, and this one's files are there.
+    # All flavours have the same source.  Nothing is fetched here, and these files are there.
     flavour = suites.base_flavour(guest_image.kernels[0].flavour)
     base = source.fetch(settings, Target(suite, flavour, version=version))
     return unpack.unpack(settings, base), base.upstream
