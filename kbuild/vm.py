@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from kbuild import dry_run
 from kbuild.core.model import Settings, Target
-from kbuild.guest import session, shell
+from kbuild.guest import session
 from kbuild.pipeline import images, stages
 
 
@@ -34,7 +34,7 @@ def run(
         say(f"would boot Debian's own kernel of {target.suite}, {target.flavour}")
         return 0
     if command is None:
-        shell.check_terminal()
+        session.check_terminal()
     if stock:
         made = images.stock_image(settings, target)
     else:

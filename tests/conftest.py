@@ -9,6 +9,9 @@ import pytest
 
 from kbuild.core.model import Settings
 from kbuild.core.suites import USUAL_SUITE
+from tests.guests import pytest_runtest_makereport
+
+__all__ = ["pytest_runtest_makereport"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,6 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--revision", type=int, default=1, help="of our packages")
     group.addoption(
         "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="auto: kvm if it works here"
+    )
+    group.addoption(
+        "--keep-vm", action="store_true", help="open a shell in the guest when a test has failed"
     )
 
 

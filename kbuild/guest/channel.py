@@ -1,13 +1,13 @@
-"""The control channel: frames over a serial port, spoken with tests/guest/agent.c.
+"""The control channel: frames over a serial port to and from the guest's agent (agent.c).
 
-A frame is, all little-endian::
+All numbers of a frame are little-endian::
 
     magic a5 'c' 'p' 'g' | kind u8 | 0 u8 | length u16 | id u32 | crc32 of these 12 bytes
     payload, at most 32,768 bytes | crc32 of the payload
 
-A receiver skips whatever is not a frame with two good checksums, byte by byte, so that
-junk on the line (a firmware's greeting, bytes lost over a snapshot) costs only itself.
-Each request has an id of its own, and everything that belongs to it carries it.
+A receiver skips, byte by byte, everything that is not a frame with two good checksums.  So junk
+on the line (a firmware's greeting, bytes lost over a snapshot) does not harm the frames around it.
+Each request has an id of its own, and all frames of the request carry this id.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from kbuild.core.errors import UserError
 
 MAGIC = b"\xa5cpg"
 MAX_PAYLOAD = 32768
-# The agent's table for a command's directory, arguments and environment.
+# The size of the agent's table for a command's directory, arguments and environment.
 MAX_STRINGS = 1024
-# A command that prints more is killed, unless its output is taken as it comes.
+# A command with more output than this is killed, unless the output is taken as it comes.
 MAX_OUTPUT = 256 << 20
 _HEAD = struct.Struct("<4sBBHI")
 _HEADER = _HEAD.size + 4
@@ -38,7 +38,7 @@ PROTOCOL = 2
 
 
 class Kind(Enum):
-    """What a frame is; the values are the agent's."""
+    """The kind of a frame; the values are those of the agent."""
 
     PING = "P"
     HELLO = "h"
@@ -63,7 +63,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Frame:
-    """One message, either way."""
+    """One message, from the host or from the guest."""
 
     kind: Kind
     id: int
@@ -71,7 +71,7 @@ class Frame:
 
 
 def encode(frame: Frame) -> bytes:
-    """Return a frame as it goes over the line; ValueError for a payload that is too long."""
+    """Return a frame as it goes over the line; raises ValueError for a payload that is too long."""
     if len(frame.payload) > MAX_PAYLOAD:
         raise ValueError(f"a payload of {len(frame.payload)} bytes is over {MAX_PAYLOAD}")
     head = _HEAD.pack(MAGIC, ord(frame.kind.value), 0, len(frame.payload), frame.id)
@@ -87,20 +87,20 @@ def encode(frame: Frame) -> bytes:
 
 @dataclass
 class Decoder:
-    """Turns bytes into frames, whatever comes between them."""
+    """Turn bytes into frames, and skip what lies between frames."""
 
     junk: int = 0  # bytes skipped so far
     _buffer: bytearray = field(default_factory=bytearray)
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Take more bytes; return the frames that they complete."""
+        """Take more bytes, and return the frames that they complete."""
         self._buffer += data
         frames: list[Frame] = []
         at = 0
         while True:
             found = self._buffer.find(MAGIC, at)
             if found < 0:
-                # the last bytes may be the beginning of a magic
+                # The last bytes may be the beginning of a magic.
                 kept = max(at, len(self._buffer) - len(MAGIC) + 1)
                 self.junk += kept - at
                 at = kept
@@ -120,7 +120,7 @@ class Decoder:
         return frames
 
     def _frame_at(self, at: int, frames: list[Frame]) -> int:
-        """Return the frame's length, 0 when more has to come, -1 when it is no frame."""
+        """Return the frame's length, 0 if more bytes must come, -1 if this is no frame."""
         head = bytes(self._buffer[at : at + _HEAD.size])
         _, kind, _, length, number = _HEAD.unpack(head)
         if self._checksum(at + _HEAD.size) != zlib.crc32(head) or length > MAX_PAYLOAD:
@@ -141,42 +141,42 @@ class Decoder:
         return int.from_bytes(self._buffer[at : at + 4], "little")
 
 
-class ChannelClosed(Exception):  # noqa: N818 - what happened, not a mistake of the caller
-    """The other end is gone: QEMU has ended."""
+class ChannelClosed(Exception):  # noqa: N818 - an event, not a mistake of the caller
+    """The other end is gone because QEMU has ended."""
 
 
 class ChannelTimeout(Exception):  # noqa: N818
-    """Nothing of what was waited for came in its time."""
+    """The awaited frame did not come in time."""
 
 
 class ChannelRefused(Exception):  # noqa: N818
-    """The agent does not do what it was asked; the text is its reason."""
+    """The agent refused a request; the text is its reason."""
 
 
 class ChannelGarbled(Exception):  # noqa: N818
-    """A frame is whole and yet no agent of ours sends it; the text says which."""
+    """A frame is whole, but our agent never sends such a frame; the text describes it."""
 
 
 @dataclass
 class Job:
-    """A command in the guest, as far as its frames have come."""
+    """A command in the guest, with what has come from it so far."""
 
     id: int
-    expected: Kind | None = None  # the answer to a request that has one
+    expected: Kind | None = None  # the kind of the answer, for a request that has one
     stdout: bytearray = field(default_factory=bytearray)
     stderr: bytearray = field(default_factory=bytearray)
     owed: int = 0  # input frames that the agent has not taken yet
-    status: int | None = None  # set at its end
+    status: int | None = None  # set at the command's end
     timed_out: bool = False
     unkillable: bool = False
-    flooded: bool = False  # it printed more than MAX_OUTPUT, and the rest is not kept
-    console_at: int = 0  # the size of the console when it began
-    answer: Frame | None = None  # of a request that has one answer
+    flooded: bool = False  # it printed more than MAX_OUTPUT; the rest is not kept
+    console_at: int = 0  # the console's size at the command's start
+    answer: Frame | None = None  # to a request that has one answer
     refused: str | None = None
 
     @property
     def done(self) -> bool:
-        """Whether nothing more will come."""
+        """True if no more frames will come."""
         return self.status is not None or self.refused is not None
 
 
@@ -185,7 +185,7 @@ _WITH_PTY = 1
 _EXIT = struct.Struct("<iI")
 _NUMBER_BYTES = 4
 _SIGNALS = 64
-# Each request that has one answer, and the frame that it is.
+# The requests that have one answer, each with the kind of the answer.
 _ANSWERS = {
     Kind.MARK: Kind.MARKED,
     Kind.OPEN_PORT: Kind.PORT_OPENED,
@@ -193,7 +193,7 @@ _ANSWERS = {
 }
 _WATCH_EVERY_S = 1.0
 _KILL_S = 1.0
-# How much of each stream is repeated when a guest is lost.
+# The end of each stream that is repeated when a guest is lost.
 _LAST_BYTES = 4096
 
 
@@ -205,14 +205,14 @@ def start_payload(
     limit_s: float = 0,
     pty: bool = False,
 ) -> bytes:
-    """Return the frame's content that starts a command; UserError for one that has no place in it.
+    """Return the payload that starts a command; raises UserError for a command that does not fit.
 
-    ``limit_s`` 0 means that the command may run for ever.
+    ``limit_s`` 0 means that the command has no time limit.
     """
     strings = [cwd, *argv, *(f"{name}={value}" for name, value in env.items())]
     if any("\0" in text for text in strings) or not argv:
         raise UserError(
-            "a command for the guest is at least one string, and none of them holds a NUL"
+            "a command for the guest needs at least one string, and no string may hold a NUL"
         )
     payload = struct.pack("<BI", _WITH_PTY if pty else 0, round(limit_s * 1000))
     payload += min(len(argv), 0xFFFF).to_bytes(2, "little")
@@ -223,14 +223,14 @@ def start_payload(
             expected=f"at most {MAX_PAYLOAD} bytes and {MAX_STRINGS} strings,"
             " directory and environment included",
             found=f"{len(payload)} bytes in {len(strings)} strings",
-            hint="give a script on standard input: --command 'sh -s' <script",
+            hint="pass a script on standard input: --command 'sh -s' <script",
         )
     return payload
 
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Hold back the signals that end a run: between two sockets' bytes they would lose some."""
+    """Hold back the signals that end a run, so that none of the bytes being read is lost."""
     held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
     try:
@@ -240,10 +240,10 @@ def _undisturbed() -> Iterator[None]:
 
 
 class Channel:
-    """Requests over one or two sockets; used by one thread.
+    """Requests over one or two sockets, for one thread.
 
-    The first socket is the serial port that is always there.  A second one, which the
-    agent opens on request, is taken for everything that follows because it is faster.
+    The first socket is the serial port, which is always there.  The agent opens the second one on
+    request; it is faster, so all later requests use it.
     """
 
     def __init__(
@@ -253,7 +253,7 @@ class Channel:
         *,
         watch: Callable[[], None] = lambda: None,
     ) -> None:
-        """``watch`` is called at least once a second while the channel waits, and may raise."""
+        """Call ``watch``, which may raise, at least once a second while the channel waits."""
         self._watch = watch
         self._sockets = {serial: Decoder()}
         self._serial = serial
@@ -265,12 +265,12 @@ class Channel:
 
     @property
     def junk(self) -> int:
-        """How many bytes were no frames."""
+        """The number of bytes that were no frames."""
         return sum(decoder.junk for decoder in self._sockets.values())
 
     @property
     def last_words(self) -> bytes:
-        """The end of what the commands printed that are not forgotten, first to last."""
+        """The end of the output of all commands that are not forgotten, the oldest first."""
         jobs = self._jobs.values()
         return b"".join(job.stdout[-_LAST_BYTES:] + job.stderr[-_LAST_BYTES:] for job in jobs)
 
@@ -281,9 +281,10 @@ class Channel:
                 sock.close()
 
     def ping(self, timeout_s: float, *, every_s: float = 1.0) -> str:
-        """Return the agent's greeting; asks again while it waits.
+        """Return the agent's greeting; asks every ``every_s`` seconds until it comes.
 
-        Asked over the serial port, because what was sent before a guest was ready is lost.
+        It asks again because bytes that are sent before a guest is ready are lost.  It uses the
+        serial port, which is always there.
         """
         end = time.monotonic() + timeout_s
         self.hello = None
@@ -300,7 +301,7 @@ class Channel:
             return self.hello.payload.decode(errors="replace")
 
     def use_bulk(self, path: str, timeout_s: float) -> bool:
-        """Ask the agent to open ``path`` as the second port; say whether it could."""
+        """Ask the agent to open ``path`` as the second port, and return whether it could."""
         if self._bulk is None:
             return False
         answer = self.request(Kind.OPEN_PORT, path.encode(), timeout_s)
@@ -311,7 +312,7 @@ class Channel:
         return True
 
     def request(self, kind: Kind, payload: bytes, timeout_s: float) -> Frame:
-        """Send a request that has one answer and return that."""
+        """Send a request that has one answer, and return the answer."""
         job = self._new_job()
         job.expected = _ANSWERS[kind]
         end = time.monotonic() + timeout_s
@@ -321,10 +322,6 @@ class Channel:
         if job.answer is None:
             raise ChannelRefused(job.refused or "no answer")
         return job.answer
-
-    def post(self, kind: Kind, timeout_s: float) -> None:
-        """Send a request that has no answer."""
-        self._send(self._out, Frame(kind, 0), time.monotonic() + timeout_s)
 
     def start(
         self,
@@ -336,22 +333,22 @@ class Channel:
         pty: bool,
         timeout_s: float,
     ) -> Job:
-        """Start a command, as :func:`start_payload` says."""
+        """Start a command; :func:`start_payload` describes the arguments."""
         payload = start_payload(argv, env=env, cwd=cwd, limit_s=limit_s, pty=pty)
         job = self._new_job()
         self._send(self._out, Frame(Kind.START, job.id, payload), time.monotonic() + timeout_s)
         return job
 
     def forget(self, job: Job) -> None:
-        """Drop a job; frames of it that still come are ignored."""
+        """Drop a job, and ignore its later frames."""
         self._jobs.pop(job.id, None)
 
     def hungry(self, job: Job) -> bool:
-        """Whether the agent takes more standard input at once."""
+        """Return whether the agent would take more standard input now."""
         return job.owed == 0
 
     def write(self, job: Job, data: bytes, timeout_s: float) -> None:
-        """Send standard input, piece by piece as the agent takes it."""
+        """Send standard input, each piece when the agent has taken the one before."""
         for at in range(0, len(data), MAX_PAYLOAD):
             end = time.monotonic() + timeout_s
             self._wait(lambda: job.owed == 0 or job.done, end)
@@ -361,7 +358,7 @@ class Channel:
             self._send(self._out, Frame(Kind.INPUT, job.id, data[at : at + MAX_PAYLOAD]), end)
 
     def close_input(self, job: Job, timeout_s: float) -> None:
-        """End a command's standard input, after what was written."""
+        """Close a command's standard input after the bytes that were written."""
         self._send(self._out, Frame(Kind.CLOSE_INPUT, job.id), time.monotonic() + timeout_s)
 
     def signal(self, job: Job, signum: int, timeout_s: float) -> None:
@@ -371,23 +368,23 @@ class Channel:
         )
 
     def resize(self, job: Job, rows: int, columns: int, timeout_s: float) -> None:
-        """Tell a command's terminal its size."""
+        """Set the size of a command's terminal."""
         payload = struct.pack("<HH", rows, columns)
         self._send(self._out, Frame(Kind.RESIZE, job.id, payload), time.monotonic() + timeout_s)
 
     def wait(self, job: Job, timeout_s: float, *, line: bool = False) -> None:
-        """Wait for a command's end; with ``line``, for a line of its output if that is earlier.
+        """Wait for a command's end or, with ``line``, for a line of its output.
 
-        Raises ChannelTimeout, and ChannelRefused when the agent did not start it.
+        Raises ChannelTimeout, and ChannelRefused if the agent did not start the command.
         """
         self._wait(lambda: job.done or (line and b"\n" in job.stdout), time.monotonic() + timeout_s)
         if job.refused is not None:
             raise ChannelRefused(job.refused)
 
     def pump(self, timeout_s: float, extra: int | None = None) -> bool:
-        """Take what has come, waiting for it at most ``timeout_s``.
+        """Take the bytes that have come, after waiting for some for at most ``timeout_s``.
 
-        ``extra`` is a file descriptor that ends the waiting too; says whether it is readable.
+        A readable file descriptor ``extra`` ends the waiting, too.  Returns whether it is readable.
         """
         end = time.monotonic() + timeout_s
         with selectors.PollSelector() as selector:  # epoll knows no regular files
@@ -401,7 +398,7 @@ class Channel:
                 self._watch()
                 if ready or left == 0:
                     break
-        # QEMU's end closes all of them, and the last answer may lie in any: each is read first.
+        # QEMU's end closes all sockets, and any of them may hold the last answer: read all first.
         with _undisturbed():
             came = [self._receive(sock) for sock in self._sockets if sock in ready]
         if not all(came):
@@ -410,7 +407,7 @@ class Channel:
         return extra in ready
 
     def _drain(self) -> None:
-        """Take the last words of a QEMU that has ended."""
+        """Take the last bytes of a QEMU that has ended."""
         for sock in self._sockets:
             sock.setblocking(False)
             with contextlib.suppress(BlockingIOError):
@@ -471,7 +468,7 @@ class Channel:
             job.answer = frame
         else:
             raise ChannelGarbled(
-                f"a frame {frame.kind.name} of {len(frame.payload)} bytes that nothing asked for"
+                f"a frame {frame.kind.name} of {len(frame.payload)} bytes that answers no request"
             )
 
     def _keep(self, job: Job, stream: bytearray, payload: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The guest's console as QEMU wrote it down: kernel text, cut where the marks are."""
+"""The file with the guest's console, and the lines in it that others look for."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# No guest of ours has come near to it; one that floods its console is ended there.
+# Sound guests print much less.  A guest that prints more is ended.
 LIMIT = 16 << 20
 _TAIL_BYTES = 64 << 10
-# How a mark in the kernel's log begins; nothing else there says this.
+# The beginning of each mark in the kernel's log; the kernel itself never prints it.
 MARK = "cplayground-mark:"
 
 _BANNER = re.compile(r"Linux version (\S+)")
@@ -23,7 +23,7 @@ class Console:
     path: Path
 
     def size(self) -> int:
-        """Return how many bytes have come so far."""
+        """Return the number of bytes so far."""
         try:
             return self.path.stat().st_size
         except FileNotFoundError:
@@ -31,11 +31,11 @@ class Console:
 
     @property
     def over_limit(self) -> bool:
-        """Whether more has come than any sound guest prints."""
+        """True if the file is larger than a sound guest's console."""
         return self.size() > LIMIT
 
     def text(self, since: int = 0) -> str:
-        """Return what came from byte offset ``since`` on, with plain newlines, up to the limit."""
+        """Return the text from byte offset ``since`` on, with plain newlines, up to the limit."""
         try:
             with self.path.open("rb") as stream:
                 stream.seek(since)
@@ -51,33 +51,17 @@ class Console:
 
 
 def oom_kill(text: str) -> str:
-    """Return the kernel's last word of a process that it killed for its memory, or ""."""
+    """Return the kernel's last message about a process that it killed for its memory, or ""."""
     found = list(_OOM_KILL.finditer(text))
     return found[-1].group() if found else ""
 
 
 def banner(text: str) -> str | None:
-    """Return the release in a kernel's first line, or None when no kernel has spoken."""
+    """Return the release in a kernel's first line, or None without such a line."""
     found = _BANNER.search(text)
     return found.group(1) if found else None
 
 
 def mark_line(event: str, name: str) -> str:
-    """Return the text of a mark: ``event`` is begin or end."""
+    """Return the text of a mark for an event, such as begin, end or restored."""
     return f"{MARK} {event} {name}"
-
-
-def between_marks(text: str, name: str) -> str:
-    """Return the lines between the last begin mark of ``name`` and its end mark.
-
-    Without an end mark (the guest died in the test) everything after the beginning; without
-    either, nothing.
-    """
-    begin, end = mark_line("begin", name), mark_line("end", name)
-    lines = text.splitlines()
-    starts = [i for i, line in enumerate(lines) if line.endswith(begin)]
-    if not starts:
-        return ""
-    rest = lines[starts[-1] + 1 :]
-    stop = next((i for i, line in enumerate(rest) if line.endswith(end)), len(rest))
-    return "\n".join(rest[:stop])

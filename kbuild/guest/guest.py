@@ -42,17 +42,17 @@ logger = logging.getLogger(__name__)
 
 # Deadlines in seconds of a fast machine; each is multiplied by the guest's scale.
 _BOOT_S = 30.0
-_ANSWER_S = 5.0  # for the agent to answer anything that takes no time itself
+_ANSWER_S = 5.0  # for the agent's answer to a request that takes no time itself
 _SCAN_S = 60.0
 _POWER_OFF_S = 10.0
 _SAVE_S = 20.0
 _HELLO_LINES = 4
-_TAIL_S = 2.0  # how long QEMU may take to end by itself once its sockets are closed
+_TAIL_S = 2.0  # for QEMU to end by itself after its sockets are closed
 
-# What a restored guest gets of the host's random numbers: a ChaCha20 key's worth, twice.
+# Random bytes from the host for a restored guest: twice the size of a ChaCha20 key.
 _ENTROPY_BYTES = 64
 
-# Of "info registers -a": a processor, where it is, and whether it waits for an interrupt.
+# In "info registers -a": a processor, its address, and whether it waits for an interrupt.
 _PROCESSOR = re.compile(r"^(CPU#\d+)$.*?\b[RE]IP=([0-9a-f]+).*?\bHLT=([01])", re.M | re.S)
 
 _ENVIRONMENT = {
@@ -67,10 +67,11 @@ _BULK_FINDER = (
 )
 
 
-class GuestLost(KbuildError):  # noqa: N818 - the name says what happened, as in GuestResult
-    """The guest is dead or does not answer; ``outcome`` says how, ``console`` holds the tail.
+class GuestLost(KbuildError):  # noqa: N818 - the name describes the event, as in GuestResult
+    """The guest is dead or does not answer.
 
-    ``words`` is the end of what the commands had printed that ran in it.
+    ``outcome`` is its outcome, ``console`` the console's tail, and ``words`` the end of the output
+    of the commands that ran in it.
     """
 
     kind = "guest"
@@ -94,14 +95,14 @@ class GuestLost(KbuildError):  # noqa: N818 - the name says what happened, as in
         super().__init__(f"{what}: {verdict}", found=found, log=log)
 
 
-class _ConsoleFlooded(Exception):  # noqa: N818 - what happened
+class _ConsoleFlooded(Exception):  # noqa: N818 - an event
     """The console is over its limit."""
 
 
 class GuestCommandError(KbuildError):
-    """A command in the guest failed, or did not end in its time.
+    """A command in the guest failed or did not end in time.
 
-    ``result`` is what it left, None for a command that the agent could not start.
+    ``result`` is None for a command that the agent could not start.
     """
 
     kind = "guest command"
@@ -115,23 +116,23 @@ class GuestCommandError(KbuildError):
 
 @dataclass(frozen=True)
 class GuestResult:
-    """What a command in the guest left behind; ``status`` is negative for a signal."""
+    """The result of a command in the guest; ``status`` is negative for a signal."""
 
     argv: tuple[str, ...]
     status: int
     stdout: bytes
     stderr: bytes
     seconds: float
-    oom: str = ""  # the kernel's word of a process that it killed meanwhile, for its memory
+    oom: str = ""  # the kernel's message if it killed a process for its memory meanwhile
 
     @property
     def text(self) -> str:
-        """Standard output as text."""
+        """The standard output as text."""
         return self.stdout.decode(errors="replace")
 
 
 class Background:
-    """A command that runs in the guest while others do."""
+    """A command that runs in the guest next to others."""
 
     def __init__(self, guest: Guest, job: Job, argv: Sequence[str]) -> None:
         self._guest = guest
@@ -140,9 +141,9 @@ class Background:
         self._began = time.monotonic()
 
     def read_line(self, timeout_s: float) -> bytes:
-        """Return the next line of its standard output with its newline, b"" at the end.
+        """Return the next line of standard output with its newline, or b"" at the end.
 
-        Raises GuestCommandError when no line comes in ``timeout_s`` (unscaled) seconds.
+        Raises GuestCommandError if no line comes in ``timeout_s`` (unscaled) seconds.
         """
         with self._guest.talking("a line of output"):
             try:
@@ -161,24 +162,24 @@ class Background:
         return head + newline
 
     def write(self, data: bytes) -> None:
-        """Give it more standard input."""
+        """Send bytes to the command's standard input."""
         with self._guest.talking("input"):
             self._guest.channel.write(self._job, data, self._guest.answer_s)
 
     def close_stdin(self) -> None:
-        """End its standard input."""
+        """Close the command's standard input."""
         with self._guest.talking("input"):
             self._guest.channel.close_input(self._job, self._guest.answer_s)
 
     def kill(self, signum: int = 9) -> None:
-        """Send a signal to its process group."""
+        """Send a signal to the command's process group."""
         with self._guest.talking("a signal"):
             self._guest.channel.signal(self._job, signum, self._guest.answer_s)
 
     def wait(self, timeout_s: float, *, check: bool = False) -> GuestResult:
-        """Wait for its end; the result holds what :meth:`read_line` has not taken.
+        """Wait for the end, and return the result with the output that is still untaken.
 
-        Over ``timeout_s`` (unscaled) it is killed and GuestCommandError raised.
+        A command over ``timeout_s`` (unscaled) is killed, and GuestCommandError is raised.
         """
         with self._guest.talking("a command's end"):
             try:
@@ -193,9 +194,9 @@ class Background:
         return self._guest.finish(self._job, self._result(), timeout_s, check=check)
 
     def follow(self, timeout_s: float, *, until: bytes | None = None) -> bool:
-        """Take what comes, for at most ``timeout_s`` seconds of the host.
+        """Take the output of at most ``timeout_s`` seconds of the host.
 
-        Says whether it has ended, or has written ``until``, which stays to be read.
+        Returns whether the command has ended or has written ``until``, which stays untaken.
         """
 
         def happened() -> bool:
@@ -208,30 +209,29 @@ class Background:
 
     @property
     def running(self) -> bool:
-        """Whether it had not ended when something was last taken from it."""
+        """True if the command ran when output was last taken."""
         return not self._job.done
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended and all of its output was taken."""
+        """True if the command has ended and all of its output was taken."""
         return self._job.done and not self._job.stdout and not self._job.stderr
 
     def resize(self, rows: int, columns: int) -> None:
-        """Tell its terminal how large it is (only for one that was started with a pty)."""
+        """Set the size of the terminal of a command that was started with a pty."""
         with self._guest.talking("a new size"):
             self._guest.channel.resize(self._job, rows, columns, self._guest.answer_s)
 
     @property
     def output(self) -> tuple[bytearray, bytearray]:
-        """What has come on standard output and error; what is taken is deleted there."""
+        """The untaken standard output and error; a caller deletes what it takes."""
         return self._job.stdout, self._job.stderr
 
     def converse(self, keyboard: int | None, timeout_s: float) -> bytes | None:
-        """Wait for bytes on ``keyboard`` or for output, whichever comes first.
+        """Wait for bytes on ``keyboard`` or for output, and return what was typed.
 
-        Returns what was typed: b"" at the end, None for nothing.  No more is read there than the
-        command takes.  After ``timeout_s`` (unscaled) without a byte the agent has to answer a
-        ping.
+        Returns b"" at the end of the keyboard and None for no input.  No more is read than the
+        command takes.  After ``timeout_s`` (unscaled) without a byte the agent must answer a ping.
         """
         channel, began = self._guest.channel, time.monotonic()
         with self._guest.talking("a command's output"):
@@ -244,7 +244,7 @@ class Background:
         return None
 
     def take_rest(self) -> None:
-        """Take what else has come, at its end or ours."""
+        """Take the output that is left when the command or this program ends."""
         with suppress(GuestLost), self._guest.talking("a command's last output"):
             self._guest.channel.pump(0)
 
@@ -267,20 +267,20 @@ def _read(keyboard: int) -> bytes | None:
     except OSError as error:
         if error.errno != errno.EIO:
             raise
-        return b""  # the terminal is gone
+        return b""  # EIO: the terminal is gone
 
 
 class Guest:
-    """A running guest; a context manager that powers it off at its end.
+    """A running guest, for one thread; made by :meth:`boot` or :meth:`restore`.
 
-    Used by one thread.  Made by :meth:`boot` or :meth:`restore`.
+    As a context manager it powers the guest off at the end.
     """
 
     def __init__(self, spec: GuestSpec, machine: qemu.Machine, allowed_taint: int) -> None:
         self.spec = spec
         self.machine = machine
         self.channel = Channel(machine.control, machine.bulk, watch=self._watch_console)
-        self.release = ""  # uname -r, as the guest said it
+        self.release = ""  # the guest's uname -r
         self.boot_id = ""
         self.boot_seconds = 0.0
         self.answer_s = _ANSWER_S * spec.scale
@@ -294,23 +294,23 @@ class Guest:
         self._garbled = ""
         self._verdict: Verdict | None = None
         self.port: str | None = None  # the guest's name for its second control port
-        # Where the console of a restored guest begins to be its own, and its first word there.
+        # The size of a restored guest's console at the restore, and its first mark after that.
         self._restored_at: int | None = None
         self._restored_mark: str | None = None
 
     @classmethod
     def boot(cls, spec: GuestSpec, *, workdir: Path, expected_taint: int = 0) -> Guest:
-        """Start QEMU and wait for the agent; raises GuestLost when it does not come up,
-        InfrastructureError when it is an agent of another protocol.
+        """Start QEMU and wait for the agent.
 
-        ``workdir`` receives console.log and qemu.log; ``expected_taint`` is the mask of
-        taint bits that may be set when the guest is judged.
+        ``workdir`` receives console.log and qemu.log.  ``expected_taint`` is the mask of taint
+        bits that may be set when the guest is judged.  Raises GuestLost when the guest does not
+        come up, InfrastructureError when its agent has another protocol.
         """
         return cls._booted(spec, qemu.start(spec, workdir), expected_taint)
 
     @classmethod
     def boot_to_save(cls, snapshot: Snapshot, *, workdir: Path) -> Guest:
-        """Boot a guest whose memory and disk lie in ``snapshot``, for :meth:`save`."""
+        """Boot a guest whose memory and disk are files of ``snapshot``, for :meth:`save`."""
         machine = qemu.start(snapshot.spec, workdir, snapshot, restored=False)
         return cls._booted(snapshot.spec, machine, 0)
 
@@ -330,10 +330,10 @@ class Guest:
 
     @classmethod
     def restore(cls, snapshot: Snapshot, *, workdir: Path, expected_taint: int = 0) -> Guest:
-        """Start QEMU with a booted guest; raises as :meth:`boot` does.
+        """Start QEMU with the booted guest of a snapshot; raises the errors of :meth:`boot`.
 
-        The guest has the host's time and random numbers of its own.  Its console begins
-        with that of the snapshot's boot, and is judged as a whole.
+        The guest gets the host's time and random numbers of its own.  Its console begins with
+        that of the snapshot's boot, and is judged as a whole.
         """
         began = time.monotonic()
         spec = snapshot.spec
@@ -356,18 +356,18 @@ class Guest:
         spoken, self.boot_id, self.release, processors = greeting
         if spoken != str(PROTOCOL):
             raise InfrastructureError(
-                "the guest's agent is not the one that this checkout talks to",
+                "the guest's agent does not match this checkout",
                 expected=f"protocol {PROTOCOL}",
                 found=f"protocol {spoken}",
-                hint="the image is of another time: ./inv test makes it anew",
+                hint="run './inv test', which makes a new image",
             )
         if processors != str(self.spec.cpus):
             raise InfrastructureError(
-                "the guest does not run on all of its processors, and would lose races",
+                "the guest does not run on all of its processors, so it would miss races",
                 expected=f"{self.spec.cpus} processors",
                 found=f"{processors} online",
                 log=self.machine.console.path,
-                hint="the agent says on the console why it could not start one",
+                hint="the console has the agent's reason for not starting one",
             )
 
     def _wake(self, snapshot: Snapshot) -> None:
@@ -408,9 +408,9 @@ class Guest:
     ) -> GuestResult:
         """Run a command as root to its end.
 
-        ``timeout_s`` is for a fast machine: it is multiplied by ``spec.scale``.  Over it,
-        the command is killed and GuestCommandError raised; with ``check`` so does a status
-        other than 0.  Raises GuestLost when the guest itself is gone.
+        ``timeout_s`` is for a fast machine, and is multiplied by ``spec.scale``.  A command that
+        takes longer is killed, and GuestCommandError is raised.  With ``check``, it is also raised
+        for a status other than 0.  Raises GuestLost when the guest itself is gone.
         """
         limit_s = timeout_s * self.spec.scale
         job = self._start(argv, limit_s=limit_s, env=env, cwd=cwd)
@@ -420,7 +420,7 @@ class Guest:
                 if stdin:
                     self.channel.write(job, stdin, limit_s)
                 self.channel.close_input(job, self.answer_s)
-                # The agent keeps the limit; we only notice when it does not.
+                # The agent enforces the limit.  This one is for an agent that does not.
                 self.channel.wait(job, limit_s + self.answer_s)
             except ChannelRefused as refusal:
                 self.channel.forget(job)
@@ -445,45 +445,33 @@ class Guest:
     ) -> Background:
         """Start a command in the background; its standard input stays open.
 
-        After ``timeout_s``, times ``spec.scale``, it is killed; 0: never.
+        The command is killed after ``timeout_s`` times ``spec.scale``; 0 means no limit.
         """
         limit_s = timeout_s * self.spec.scale
         return Background(self, self._start(argv, limit_s=limit_s, env=env, cwd=cwd, pty=pty), argv)
 
     def put(self, content: Path | bytes, remote: str, *, mode: int = 0o755) -> None:
-        """Write a file in the guest (by rename) from a local file or from bytes."""
+        """Write a file in the guest, by rename, from a local file or from bytes."""
         data = content if isinstance(content, bytes) else content.read_bytes()
-        # a serial port's worth of time for what a port without flow control may need
+        # Enough for a serial port.
         timeout_s = 10.0 + len(data) / 100_000
         self.run(["@write", remote, f"{mode:o}"], stdin=data, timeout_s=timeout_s, check=True)
 
     def read(self, remote: str, *, timeout_s: float = 10.0) -> bytes:
-        """Return what a file in the guest holds, to its end; procfiles too."""
+        """Return the content of a file in the guest; works for procfiles too."""
         return self.run(["@read", remote], timeout_s=timeout_s, check=True).stdout
 
     def mark(self, text: str) -> None:
-        """Write a line to the guest's kernel log, where a test begins or ends."""
+        """Write a line to the guest's kernel log, for example where a test begins."""
         with self.talking("the mark's echo"):
             self.channel.request(Kind.MARK, text.encode(), self.answer_s)
-
-    def mark_begin(self, name: str) -> None:
-        """Mark where ``name`` begins on the console; see console.between_marks."""
-        self.mark(mark_line("begin", name))
-
-    def mark_end(self, name: str) -> None:
-        """Mark where ``name`` ends."""
-        self.mark(mark_line("end", name))
 
     def taint(self) -> int:
         """Return /proc/sys/kernel/tainted."""
         said = self.read("/proc/sys/kernel/tainted")
         if not said.strip().isdigit():
-            raise GuestCommandError(f"the kernel's taint is no number: {said[:80]!r}", None)
+            raise GuestCommandError(f"the kernel's taint is not a number: {said[:80]!r}", None)
         return int(said)
-
-    def spin_agent(self) -> None:
-        """Make the agent loop for ever, so that the harness can be seen to notice."""
-        self.channel.post(Kind.LOOP, self.answer_s)
 
     # --- console ----------------------------------------------------------------------
 
@@ -492,26 +480,26 @@ class Guest:
         return self.machine.console.text(since)
 
     def reports(self, since: int = 0) -> tuple[triage.Report, ...]:
-        """Return what the kernel complained about on the console from ``since`` on."""
+        """Return the kernel's reports on the console from byte offset ``since`` on."""
         return triage.scan(self.console(since))
 
     @property
     def heard(self) -> bool:
-        """Whether the kernel has spoken on the console; if restored, since then."""
+        """True if the kernel has written to the console, since the restore if there was one."""
         console = self.console()
         if self._restored_at is None:
             return banner(console) is not None
-        # What the boot said proves nothing of a guest that was restored since.
+        # The boot's messages prove nothing about a guest that was restored afterwards.
         mark, since = self._restored_mark, self.console(self._restored_at)
         return banner(console) is not None and mark is not None and mark in since
 
     # --- end --------------------------------------------------------------------------
 
     def save(self, state: Path) -> None:
-        """Write what is not yet in the snapshot that it was booted in, and end QEMU.
+        """Complete the snapshot that the guest was booted in, and end QEMU.
 
-        Raises GuestLost, with the verdict, when the kernel has said a thing or has a taint
-        that every guest restored from it would have; InfrastructureError when QEMU fails.
+        Raises GuestLost, with the verdict, when the kernel has a report or a taint, because every
+        restored guest would have it, too.  Raises InfrastructureError when QEMU fails.
         """
         self.run(["sync"], timeout_s=_POWER_OFF_S, check=True)
         fit = self.taint() & ~self._allowed_taint == 0 and not self.reports()
@@ -525,20 +513,20 @@ class Guest:
 
     @property
     def alive(self) -> bool:
-        """Whether the guest may still be used."""
+        """True if the guest can still be used."""
         return self._verdict is None and self.machine.status is None
 
     def shutdown(self, *, status: int | None = 0) -> Verdict:
         """Power the guest off in order and judge it; a second call returns the same verdict.
 
-        ``status`` is that of the command for which the guest was booted, if there was one.
+        ``status`` is that of the command for which the guest was started, if there was one.
         """
         if self._verdict is not None:
             return self._verdict
         with suppress(GuestLost):
             try:
                 self._checked = check_detectors(self)
-                # The last result frame: the guest works to the end and says how it is.
+                # The last result frame: it shows that the guest works to the end.
                 self._taint = self.taint()
             except GuestCommandError as error:
                 self._unchecked = ": ".join(filter(None, (error.what, error.found)))
@@ -549,7 +537,7 @@ class Guest:
         return self._conclude(status)
 
     def abandon(self) -> Verdict:
-        """End QEMU at once, and judge by what was seen: for a guest that nobody can use."""
+        """Stop QEMU at once, and judge by the evidence so far; for a guest of no further use."""
         return self._conclude(None)
 
     def _conclude(self, status: int | None = 0) -> Verdict:
@@ -585,7 +573,7 @@ class Guest:
 
     @contextmanager
     def talking(self, what: str) -> Iterator[None]:
-        """Turn the channel's end or silence in the block into GuestLost, with the verdict."""
+        """Turn the end or the silence of the channel in the block into GuestLost."""
         if self._verdict is not None:
             raise self._lost("the guest is gone already")
         try:
@@ -593,34 +581,34 @@ class Guest:
         except ChannelGarbled as garbled:
             self._garbled = str(garbled)
             self._conclude(None)
-            raise self._lost(f"the agent makes no sense while we waited for {what}") from None
+            raise self._lost(f"the agent sent an invalid frame instead of {what}") from None
         except _ConsoleFlooded:
             self._conclude(None)
-            raise self._lost(f"the console is full while we waited for {what}") from None
+            raise self._lost(f"the console is over its limit while we wait for {what}") from None
         except ChannelClosed:
             self._answered = False
-            # QEMU closed its sockets: it is about to end by itself, or its end was caused.
+            # QEMU closed its sockets, so it is about to end.
             self.machine.wait(_TAIL_S * self.spec.scale)
             self._conclude(None)
-            raise self._lost(f"the guest is gone while we waited for {what}") from None
+            raise self._lost(f"the guest ended during the wait for {what}") from None
         except ChannelTimeout:
             self._answered = False
             still = self._still_there() + self._where()
             self._conclude(None)
-            raise self._lost(f"no sign of {what} in its time; {still}") from None
+            raise self._lost(f"{what} did not come in time; {still}") from None
 
     def _still_there(self) -> str:
-        """Say whether the agent answers a ping, which goes over the serial port."""
+        """Describe whether the agent answers a ping, which goes over the serial port."""
         if not self._hello:
-            return "the agent never spoke"
+            return "the agent never said hello"
         try:
             self.channel.ping(self.answer_s)
         except (ChannelTimeout, ChannelClosed, ChannelGarbled, _ConsoleFlooded):
-            return "the agent does not answer a ping either"
-        return "the agent itself still answers"
+            return "the agent does not answer a ping, either"
+        return "the agent still answers a ping"
 
     def _where(self) -> str:
-        """Keep the processors' registers beside the console, and say where each one stands."""
+        """Write the processors' registers next to the console, and return their addresses."""
         registers = self.machine.registers()
         if not registers:
             return ""
@@ -633,13 +621,13 @@ class Guest:
         return f"; {', '.join(places)}: {kept}"
 
     def require_answer(self) -> None:
-        """Ping the agent; ChannelTimeout when it is silent too, and not only a command."""
+        """Ping the agent; raises ChannelTimeout if the agent is silent, and not only a command."""
         self.channel.ping(self.answer_s)
 
     def finish(
         self, job: Job, result: GuestResult, timeout_s: float, *, check: bool
     ) -> GuestResult:
-        """Drop a job that has ended and hold its result against what was asked."""
+        """Drop a job that has ended, and raise GuestCommandError if its result is not as asked."""
         self.channel.forget(job)
         name = " ".join(result.argv)
         if result.status != 0:
@@ -672,7 +660,7 @@ class Guest:
         pty: bool = False,
     ) -> Job:
         console_at = self.machine.console.size()
-        with self.talking("the line to be free"):
+        with self.talking("room on the control channel"):
             job = self.channel.start(
                 argv,
                 limit_s=limit_s,
@@ -689,14 +677,14 @@ class Guest:
             raise _ConsoleFlooded
 
     def _open_bulk(self) -> None:
-        # Without the driver everything goes over the serial port: slower, and as good.
+        # Without the driver everything goes over the serial port, which is only slower.
         found = self.run(["sh", "-c", _BULK_FINDER, "sh", qemu.BULK_PORT], timeout_s=10)
         with self.talking("the second port"):
             port = found.text.strip()
             if found.status == 0 and self.channel.use_bulk(port, self.answer_s):
                 self.port = port
             else:
-                logger.info("the guest has no virtio port: its serial port serves for everything")
+                logger.info("the guest has no virtio port, so all data goes over its serial port")
 
     def _lost(self, what: str) -> GuestLost:
         assert self._verdict is not None
@@ -706,35 +694,12 @@ class Guest:
 
 
 def check_command(argv: Sequence[str]) -> None:
-    """Raise UserError for a command that could not be sent to a guest."""
+    """Raise UserError for a command that does not fit into a request to a guest."""
     start_payload(argv, env=_ENVIRONMENT, cwd="/")
 
 
-def judge_command(
-    spec: GuestSpec,
-    argv: Sequence[str],
-    *,
-    workdir: Path,
-    timeout_s: float,
-    expected_taint: int = 0,
-) -> tuple[GuestResult | None, Verdict]:
-    """Boot a guest for one command and judge both; the result is None if none came.
-
-    Raises InfrastructureError when QEMU itself does not start.
-    """
-    try:
-        guest = Guest.boot(spec, workdir=workdir, expected_taint=expected_taint)
-        try:
-            result: GuestResult | None = guest.run(argv, timeout_s=timeout_s)
-        except GuestCommandError as error:
-            result = error.result
-        return result, guest.shutdown(status=None if result is None else result.status)
-    except GuestLost as lost:
-        return None, lost.verdict
-
-
 def check_detectors(guest: Guest) -> Checked:
-    """Ask the detectors whether they are alive, and let kmemleak look once more.
+    """Ask the detectors whether they are alive, and let kmemleak scan once more.
 
     Raises GuestLost when the guest does not answer.
     """

@@ -1,4 +1,4 @@
-"""One QEMU process: its command line, its life, and which accelerator works here."""
+"""One QEMU process: its command line, its control, and the choice of an accelerator."""
 
 from __future__ import annotations
 
@@ -28,31 +28,30 @@ from kbuild.guest.spec import ACCELERATORS, KVM, TCG, Accelerator, GuestSpec, Sn
 logger = logging.getLogger(__name__)
 
 QEMU = "qemu-system-x86_64"
-# The name of the second control port, which a guest finds below /sys/class/virtio-ports.
+# The name of the second control port; guests find it below /sys/class/virtio-ports.
 BULK_PORT = "cplayground.control"
 
 _QMP_TIMEOUT_S = 20.0
 _SAVING_POLL_S = 0.02
-_REGISTERS_TIMEOUT_S = 5.0  # of a guest that is lost already
-# The machine protocol's name for the file that a guest is saved to or restored from.
+_REGISTERS_TIMEOUT_S = 5.0  # the guest is lost already, so a short one
+# The machine protocol's name for the file of a save or a restore.
 _STATE = "state"
 _PROBE_TIMEOUT_S = 8.0
-# A guest that eats memory must not take the machine's other programs with it.
+# If memory runs out, the kernel kills a greedy guest before the machine's other programs.
 _OOM_SCORE_ADJ = "500"
-# QEMU's user and group.  Debian reserves 65000 to 65533, and systemd's dynamic users end at
-# 65519, so no account and no service has this number.
+# QEMU's user and group.  No account and no service has this number: Debian reserves 65000 to
+# 65533, and systemd's dynamic users end at 65519.
 USER = 65533
-# QEMU needs none of this: programs, other users, system calls that are obsolete, priorities.
+# QEMU needs no other programs, other users, obsolete system calls or priorities.
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-# QEMU's largest file holds what the guest wrote to its disk, and the map of that.
+# QEMU's largest file holds the changes to the guest's disk and their map; the map's share.
 _MAP_BYTES = 256 << 20
 _SCRATCH = "scratch"
-_KVM_DEVICE = Path("/dev/kvm")
 
 
 @dataclass(frozen=True)
 class Wires:
-    """The descriptors that QEMU's ports are connected to; ``console`` is open for appending."""
+    """The file descriptors of QEMU's ports; ``console`` is open for appending."""
 
     control: int
     bulk: int
@@ -63,13 +62,13 @@ class Wires:
 def kernel_command_line(spec: GuestSpec) -> str:
     """Return the kernel's parameters.
 
-    An oops or a lockup ends the guest at once (panic, and QEMU's -no-reboot); a WARN does
-    not, triage finds it.  "quiet" silences the initramfs's scripts, and loglevel after it
-    gives the kernel its voice back.  Userspace's marks in the log are not rate limited.
+    An oops or a lockup ends the guest at once (panic, and QEMU's -no-reboot).  A WARN does not
+    end it; triage finds it.  "quiet" silences the scripts of the initramfs, and the loglevel after
+    it restores the kernel's messages.  Marks in the log from user space are not rate limited.
 
-    Under TCG it boots with one processor, and the agent starts the others when it is up.
-    QEMU 7.2 may go on with an old translation of code that one processor changes while another
-    runs it (docs/results/qemu.md), and a kernel patches itself most while it boots.
+    Under TCG the kernel boots with one processor, and the agent starts the others afterwards.
+    QEMU 7.2 may keep an old translation of code that one processor changes while another one runs
+    it (docs/results/qemu.md), and a kernel patches itself mostly during the boot.
     """
     words = [
         *([f"console={spec.console},115200"] if spec.console else []),
@@ -99,11 +98,11 @@ def command(
     restored: bool = True,
     opened: Callable[[Path], str] = str,
 ) -> list[str]:
-    """Return QEMU's command line for a guest; the disk is never written (snapshot).
+    """Return QEMU's command line for a guest, whose disk file is never written.
 
-    With ``snapshot`` its memory lies in that snapshot's file, and what it writes to the disk
-    in that overlay; ``restored`` guests have a copy of both that dies with them.  ``opened``
-    returns the name under which QEMU opens a file.
+    With ``snapshot`` the guest's memory is that snapshot's file, and its disk that overlay.
+    ``restored`` guests have private copies of both, which end with the guest.  ``opened`` returns
+    the name under which QEMU opens a file.
     """
     release = spec.kernel.release
     boot = spec.kernel.root / "boot"
@@ -158,16 +157,16 @@ def command(
 
 
 def _escape(name: str) -> str:
-    # A comma ends an option's value in QEMU's syntax; two are one.
+    # In QEMU's syntax a comma ends an option's value, and two commas stand for one.
     return name.replace(",", ",,")
 
 
 class WorkdirInUseError(InfrastructureError):
-    """A guest of another run, or one that was not ended, writes to the same files."""
+    """Another guest, of this run or of another one, writes to the same files."""
 
 
 class Machine:
-    """A running QEMU, its sockets, and the file its console goes to."""
+    """A running QEMU, its sockets, and the file with its console."""
 
     def __init__(
         self,
@@ -180,7 +179,7 @@ class Machine:
         held: int,
     ) -> None:
         self._process = process
-        self._held = held  # by _hold; until nobody has to read the console any more
+        self._held = held  # from _hold, until the console is no longer read
         self.control = control
         self.bulk = bulk
         self._qmp = qmp
@@ -188,7 +187,7 @@ class Machine:
         self._events: list[dict[str, object]] = []
         self.console = console
         self.log = log
-        self.stopped = False  # whether we had to end it
+        self.stopped = False  # whether we had to stop it
 
     @property
     def pid(self) -> int:
@@ -197,24 +196,24 @@ class Machine:
 
     @property
     def status(self) -> int | None:
-        """The exit status, negative for a signal; None while it runs."""
+        """QEMU's exit status, negative for a signal; None while it runs."""
         return self._process.poll()
 
     def wait(self, timeout_s: float) -> int | None:
-        """Wait for QEMU's own end; None when it has not come in time."""
+        """Wait for QEMU to end by itself, and return its status; None if it did not in time."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._process.wait(timeout=timeout_s)
         return None
 
     def stop(self) -> int:
-        """End QEMU if it still runs: SIGTERM, then SIGKILL."""
+        """Stop QEMU if it still runs, by SIGTERM and then SIGKILL, and return its status."""
         if self._process.poll() is None:
             self.stopped = True
             run.stop(self._process)
         return self._process.wait()
 
     def close(self) -> None:
-        """End it and let go of its sockets and its directory; its events stay known."""
+        """Stop QEMU, and release its sockets and its directory; its events stay known."""
         self.stop()
         self.events()
         for sock in (self.control, self.bulk, self._qmp):
@@ -226,8 +225,8 @@ class Machine:
     def negotiate(self) -> None:
         """Open the machine protocol, so that QEMU sends its events.
 
-        Raises InfrastructureError when QEMU ends before it speaks: a bad option, a kernel
-        file that it cannot load.
+        Raises InfrastructureError when QEMU ends before it answers, because of a bad option or of
+        a kernel file that it cannot load.
         """
         self._qmp.settimeout(_QMP_TIMEOUT_S)
         try:
@@ -238,7 +237,7 @@ class Machine:
             raise self._died("QEMU did not start") from None
 
     def events(self) -> list[dict[str, object]]:
-        """Return QEMU's events so far, oldest first (also after its end)."""
+        """Return QEMU's events so far, the oldest first; also works after QEMU's end."""
         with contextlib.suppress(BlockingIOError, ConnectionError):
             while self._qmp.fileno() >= 0 and (chunk := self._qmp.recv(65536, socket.MSG_DONTWAIT)):
                 self._qmp_rest += chunk
@@ -249,9 +248,9 @@ class Machine:
     def execute(
         self, name: str, arguments: Mapping[str, object] | None = None, *, fd: int | None = None
     ) -> object:
-        """Run a command of the machine protocol, an open file going with it, and return its answer.
+        """Run a command of the machine protocol, pass an open file with it, and return the answer.
 
-        Raises InfrastructureError when QEMU refuses, or has ended.
+        Raises InfrastructureError when QEMU refuses or has ended.
         """
         request = {"execute": name} | ({"arguments": arguments} if arguments else {})
         line = json.dumps(request).encode() + b"\n"
@@ -272,11 +271,11 @@ class Machine:
             raise self._died(f"QEMU ended at {name}") from None
 
     def save(self, path: Path, timeout_s: float) -> None:
-        """Write to ``path`` what is not in the memory's file, the guest then stands; end QEMU.
+        """Write the guest's state, except its memory's file, to ``path``, and end QEMU.
 
-        Raises InfrastructureError when that fails, or is not done in ``timeout_s``.
+        Raises InfrastructureError when the save fails or is not done in ``timeout_s``.
         """
-        # Not stopped before: it would be restored as stopped.
+        # A guest that is stopped before the save would be restored as stopped.
         self._prepare_migration()
         with path.open("wb") as stream:
             self._pass_file(stream.fileno())
@@ -294,12 +293,12 @@ class Machine:
             time.sleep(_SAVING_POLL_S)
         self.execute("quit")
         if self.wait(_QMP_TIMEOUT_S) != 0:
-            raise self._died("QEMU did not end well after a save")
+            raise self._died("QEMU did not end with status 0 after a save")
 
     def restore(self, path: Path, timeout_s: float) -> None:
-        """Let the guest go on from what :meth:`save` wrote; returns when it runs.
+        """Restore the state that :meth:`save` wrote, and return when the guest runs.
 
-        What is sent to its ports before that is lost.  Raises InfrastructureError.
+        Bytes that are sent to its ports before that are lost.  Raises InfrastructureError.
         """
         self._prepare_migration()
         with path.open("rb") as stream:
@@ -318,7 +317,7 @@ class Machine:
             self._qmp.settimeout(_QMP_TIMEOUT_S)
 
     def _prepare_migration(self) -> None:
-        # The memory is in a file already.
+        # The memory has a file of its own.
         wanted = [{"capability": "x-ignore-shared", "state": True}]
         self.execute("migrate-set-capabilities", {"capabilities": wanted})
 
@@ -326,9 +325,9 @@ class Machine:
         self.execute("getfd", {"fdname": _STATE}, fd=fd)
 
     def registers(self) -> str:
-        """Return each processor's registers as QEMU's monitor prints them; ends a mute QEMU.
+        """Return each processor's registers in the form of QEMU's monitor, or "".
 
-        "" if it does not tell.
+        A QEMU that does not answer is stopped.
         """
         answer: object = None
         self._qmp.settimeout(_REGISTERS_TIMEOUT_S)
@@ -337,7 +336,7 @@ class Machine:
         return answer if isinstance(answer, str) else ""
 
     def powered_off(self) -> bool:
-        """Whether the guest itself switched the machine off (no reset, no panic)."""
+        """Return whether the guest itself switched the machine off, without a reset or a panic."""
         return any(
             event["event"] == "SHUTDOWN"
             and isinstance(data := event.get("data"), dict)
@@ -346,14 +345,14 @@ class Machine:
         )
 
     def log_tail(self, lines: int = 10) -> str:
-        """Return the last lines that QEMU itself said."""
+        """Return the last lines of QEMU's own output."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(
             line for line in text.splitlines()[-lines:] if not line.startswith(("$ ", "# "))
         )
 
     def _receive(self) -> dict[str, object]:
-        """Wait for the next message; events among them are kept, too."""
+        """Wait for the next message; events are also kept."""
         while b"\n" not in self._qmp_rest:
             chunk = self._qmp.recv(65536)
             if not chunk:
@@ -377,9 +376,9 @@ class Machine:
         return InfrastructureError(
             what,
             found=self.log_tail()
-            or ("it does not answer" if status is None else run.describe_status(status)),
+            or ("QEMU does not answer" if status is None else run.describe_status(status)),
             log=self.log,
-            hint="the log begins with the command as it was run",
+            hint="the log begins with QEMU's command line",
         )
 
 
@@ -388,10 +387,10 @@ def start(
 ) -> Machine:
     """Start QEMU; ``workdir`` receives console.log and qemu.log of this run.
 
-    ``snapshot`` is where it keeps its memory and disk.  If it is to be ``restored`` from
-    that, :meth:`Machine.restore` comes next, and the console begins with that of the boot.
-    Raises InfrastructureError when it does not start, or when a guest that runs has the
-    same ``workdir``; LostDependencyError when QEMU is missing.
+    With ``snapshot`` the guest's memory and disk are that snapshot's files.  If the guest is to be
+    ``restored``, the console begins with that of the boot, and the caller continues with
+    :meth:`Machine.restore`.  Raises InfrastructureError when QEMU does not start or when a running
+    guest has the same ``workdir``; LostDependencyError when QEMU is missing.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     held = _hold(workdir)
@@ -411,9 +410,9 @@ def start(
 
 
 def _hold(workdir: Path) -> int:
-    """Return a descriptor that keeps other guests from a directory until it is closed.
+    """Return a descriptor that locks a directory until it is closed.
 
-    Of two that wrote to the same files each would be judged by the other's words.
+    Two guests that share a log would be judged by each other's output.
     """
     held = os.open(workdir, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -421,8 +420,8 @@ def _hold(workdir: Path) -> int:
     except BlockingIOError:
         os.close(held)
         raise WorkdirInUseError(
-            f"another guest that runs writes to {workdir}",
-            hint="wait for the run that it belongs to, or end it",
+            f"another running guest writes to {workdir}",
+            hint="wait for the end of its run, or end it",
         ) from None
     return held
 
@@ -457,7 +456,7 @@ def _start(
         wires = Wires(control, bulk, qmp, output.fileno())
         argv = command(spec, wires, snapshot, restored=restored, opened=opened)
         stream = stack.enter_context(log.open("wb"))
-        # QEMU makes the file for what the guest writes to its disk there, and unlinks it.
+        # QEMU creates the file for the guest's writes to its disk here, and unlinks it.
         temporary = opened(scratch)
         stream.write(f"$ {shlex.join(argv)}\n".encode())
         stream.writelines(f"# {number} is {path}\n".encode() for number, path in handed.items())
@@ -470,7 +469,7 @@ def _start(
             stderr=stream,
             pass_fds=(wires.control, wires.bulk, wires.qmp, wires.console, *handed),
             privileges=() if groups is None else _unprivileged(groups),
-            # The console's own limit holds only while we wait for the guest.
+            # The console's own limit is checked only while we wait for the guest.
             largest_file=spec.disk.stat().st_size + _MAP_BYTES,
         )
     with contextlib.suppress(OSError):
@@ -479,16 +478,16 @@ def _start(
 
 
 def _groups(accelerator: Accelerator) -> tuple[int, ...] | None:
-    """Return the groups that QEMU needs as ``USER``; None when it has to run as we do.
+    """Return the groups that QEMU needs as ``USER``; None if it must run as our user.
 
-    Only root can become another user, and /dev/kvm may be for root only.
+    It must if we are not root, or if only root may use the accelerator's device.
     """
     if os.geteuid() != 0:
         return None
-    if accelerator is not KVM:
+    if accelerator.device is None:
         return ()
     try:
-        device = _KVM_DEVICE.stat()
+        device = accelerator.device.stat()
     except FileNotFoundError:
         return ()
     if device.st_mode & 0o006 == 0o006:
@@ -512,59 +511,63 @@ def lend(path: Path) -> None:
 
 
 def take_back(path: Path) -> None:
-    """Let QEMU's user only read a file that was lent."""
+    """Make a file that was lent read-only for QEMU's user."""
     if os.geteuid() == 0:
         os.chown(path, -1, os.getegid())
         path.chmod(0o644)
 
 
 def _hand_over(path: Path, *, readable_for_all: bool) -> int:
-    """Return a descriptor through which QEMU opens a file whose directories it may not enter."""
+    """Return a descriptor for QEMU to open a file in a directory that QEMU may not enter."""
     try:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
         raise InfrastructureError(
-            "QEMU did not start", found=f"{path}: {error.strerror}", hint="is the image whole?"
+            "QEMU did not start",
+            found=f"{path}: {error.strerror}",
+            hint="check that the image is complete",
         ) from error
     status = os.fstat(descriptor)
     if readable_for_all and not status.st_mode & stat.S_IROTH and status.st_gid != USER:
         os.close(descriptor)
         raise InfrastructureError(
-            "QEMU did not start, as it may not read one of its files",
-            expected=f"a file that every user may read: QEMU runs as user {USER}",
+            "QEMU did not start, because it may not read one of its files",
+            expected=f"a file that every user may read, because QEMU runs as user {USER}",
             found=f"{path}, {stat.filemode(status.st_mode)}",
             hint=f"chmod a+r {shlex.quote(str(path))}",
         )
     return descriptor
 
 
-# --- which accelerator -------------------------------------------------------------------
+# --- the accelerator ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The accelerator that guests run on here, and why."""
+    """The accelerator for guests on this machine, and the reason."""
 
     accelerator: Accelerator
     evidence: str
 
 
-def choose_accelerator(cache: Path, kernel: Kernel, wanted: str | None = None) -> Choice:
-    """Return KVM if a kernel was seen to speak under it on this machine, TCG otherwise.
+def choose_accelerator(
+    cache: Path, kernel: Kernel, wanted: str | None = None, *, kvm: Accelerator = KVM
+) -> Choice:
+    """Return KVM if a kernel prints something under it on this machine, TCG otherwise.
 
-    That /dev/kvm can be opened proves nothing: nested guests may hang in their firmware.
-    The answer is kept in ``cache`` for this host kernel and this QEMU.  ``wanted`` is the
-    user's word and is taken without a trial; raises UserError for an unknown one.
+    A /dev/kvm that can be opened proves nothing, because nested guests may hang in their firmware.
+    The result is kept in ``cache`` for this host kernel and this QEMU.  ``wanted`` is the user's
+    choice, which is not tried out.  Raises UserError if it is unknown.
     """
     if wanted is not None:
         if wanted not in ACCELERATORS:
             raise UserError(
-                f"the accelerator {wanted!r} is not known",
+                f"the accelerator {wanted!r} is unknown",
                 expected=", ".join(sorted(ACCELERATORS)),
             )
-        return Choice(ACCELERATORS[wanted], "as asked for")
-    if not os.access(_KVM_DEVICE, os.R_OK | os.W_OK):
-        return Choice(TCG, "/dev/kvm cannot be opened for reading and writing")
+        return Choice(ACCELERATORS[wanted], "the user's choice")
+    if kvm.device is None or not os.access(kvm.device, os.R_OK | os.W_OK):
+        return Choice(TCG, f"{kvm.device} cannot be opened for reading and writing")
     inputs = {
         "host kernel": platform.release(),
         "host": platform.node(),
@@ -575,7 +578,7 @@ def choose_accelerator(cache: Path, kernel: Kernel, wanted: str | None = None) -
         known = read_choice(kept)
         if known is not None:
             return known
-        choice = _try_kvm(kernel)
+        choice = _try_kvm(kernel, kvm)
         fs.write_json(
             kept,
             inputs | {"accelerator": choice.accelerator.name, "evidence": choice.evidence},
@@ -585,34 +588,35 @@ def choose_accelerator(cache: Path, kernel: Kernel, wanted: str | None = None) -
 
 
 def read_choice(path: Path) -> Choice | None:
-    """Read a choice that was kept; None if there is none, or it is damaged."""
+    """Read a choice that was kept; None if there is none or it is damaged."""
     return fs.read_json(
         path, lambda raw: Choice(ACCELERATORS[raw["accelerator"]], str(raw["evidence"]))
     )
 
 
-def _try_kvm(kernel: Kernel) -> Choice:
-    # Without root and initrd the kernel says its first line and panics: all that is asked.
+def _try_kvm(kernel: Kernel, kvm: Accelerator) -> Choice:
+    timeout_s = _PROBE_TIMEOUT_S * kvm.scale
+    # Without root and initrd the kernel prints its first line and panics, which is enough here.
     directory = Path(tempfile.mkdtemp(prefix="kbuild-accel-"))
     try:
         disk = directory / "empty.img"
         with disk.open("wb") as stream:
             stream.truncate(1 << 20)
-        spec = GuestSpec(kernel=kernel, disk=disk, accelerator=KVM, memory_mib=512)
+        spec = GuestSpec(kernel=kernel, disk=disk, accelerator=kvm, memory_mib=512)
         began = time.monotonic()
         try:
             machine = start(spec, directory)
         except InfrastructureError as error:
             return Choice(TCG, f"QEMU refuses KVM: {(error.found or error.what).splitlines()[-1]}")
         try:
-            while time.monotonic() - began < _PROBE_TIMEOUT_S:
+            while time.monotonic() - began < timeout_s:
                 if banner(machine.console.text()):
                     took = time.monotonic() - began
-                    return Choice(KVM, f"a kernel spoke under KVM after {took:.1f} s")
+                    return Choice(kvm, f"a kernel started under KVM after {took:.1f} s")
                 if machine.wait(0.1) is not None:
-                    return Choice(TCG, f"under KVM, QEMU ended: {machine.log_tail(1)}")
+                    return Choice(TCG, f"QEMU ended under KVM: {machine.log_tail(1)}")
             return Choice(
-                TCG, f"/dev/kvm opens, but a guest said nothing in {_PROBE_TIMEOUT_S:g} s"
+                TCG, f"{kvm.device} opens, but a guest printed nothing in {timeout_s:g} s"
             )
         finally:
             machine.close()

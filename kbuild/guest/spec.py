@@ -1,4 +1,4 @@
-"""What a guest is made of, before it runs."""
+"""The description of a guest: its kernel, disk, machine and snapshot."""
 
 from __future__ import annotations
 
@@ -8,40 +8,41 @@ from pathlib import Path
 from kbuild.core.model import Kernel
 from kbuild.core.variants import variant
 
-# Where image.make puts the agent, and what the kernel starts as its init.
+# The agent's place in the image; the kernel starts it as init.
 AGENT = "/usr/lib/cplayground/agent"
-# The module with which the harness tests itself, one for each kernel of the image.
+# The module that misbehaves on request, for tests of the harness; the image has one per kernel.
 MISBEHAVE = "/usr/lib/cplayground/{release}/misbehave.ko"
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """How QEMU executes the guest, and how much longer than on KVM things take there."""
+    """QEMU's way to execute the guest, and its slowness relative to KVM."""
 
     name: str  # QEMU's: kvm or tcg
-    scale: float  # every deadline is multiplied by it
+    scale: float  # the factor on every deadline
+    device: Path | None = None  # that QEMU opens
 
 
-KVM = Accelerator("kvm", 1.0)
+KVM = Accelerator("kvm", 1.0, Path("/dev/kvm"))
 TCG = Accelerator("tcg", 6.0)
 ACCELERATORS = {a.name: a for a in (KVM, TCG)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuestSpec:
-    """One guest: a kernel, a disk, and how they are run."""
+    """One guest: a kernel, a disk, and the machine that runs them."""
 
     kernel: Kernel
     disk: Path  # raw ext4 image; never written
     accelerator: Accelerator = TCG
     memory_mib: int = 1024
-    cpus: int = 2  # never 1: the races that we look for need two
-    console: str = "ttyS0"  # of the kernel; "" boots one without (the harness's own tests)
+    cpus: int = 2  # never 1, because the races that we look for need two
+    console: str = "ttyS0"  # the kernel's console; "" is for tests of the harness
     init: str = AGENT
-    initrd: bool = True  # False for a kernel that has what it takes to reach the disk
+    initrd: bool = True  # False for a kernel with the drivers for the disk built in
     append: tuple[str, ...] = ()  # further kernel parameters
-    slowness: float = 1.0  # of the kernel itself: a KASAN kernel takes its time
-    checkers: frozenset[str] = frozenset()  # of lockdep, kmemleak, kcsan: what the kernel must have
+    slowness: float = 1.0  # of the kernel itself; above 1 for one with KASAN
+    checkers: frozenset[str] = frozenset()  # those of lockdep, kmemleak, kcsan that must be alive
 
     @property
     def scale(self) -> float:
@@ -50,7 +51,7 @@ class GuestSpec:
 
 
 def suited(spec: GuestSpec, variant_name: str) -> GuestSpec:
-    """Return the spec of a guest as our kernel of a variant needs it."""
+    """Return the spec with the memory, slowness, parameters and checkers of our variant."""
     one = variant(variant_name)
     return replace(
         spec,
@@ -63,7 +64,7 @@ def suited(spec: GuestSpec, variant_name: str) -> GuestSpec:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A booted guest on disk: made by snapshot.ensure, and never changed."""
+    """A booted guest on disk; snapshot.ensure makes it, and it never changes."""
 
     home: Path
     spec: GuestSpec
@@ -71,15 +72,15 @@ class Snapshot:
 
     @property
     def memory(self) -> Path:
-        """What the guest's memory held: sparse, mapped copy-on-write by each restored guest.
+        """The guest's memory: a sparse file that each restored guest maps copy-on-write.
 
-        QEMU 7.2 opens it for writing all the same, so QEMU's user may write it.
+        QEMU 7.2 opens it for writing nevertheless, so QEMU's user may write it.
         """
         return self.home / "memory"
 
     @property
     def disk(self) -> Path:
-        """A qcow2 overlay with what the guest had written to its disk."""
+        """A qcow2 overlay with what the guest had written to its disk before the save."""
         return self.home / "disk.qcow2"
 
     @property
@@ -89,5 +90,5 @@ class Snapshot:
 
     @property
     def console(self) -> Path:
-        """The kernel's words from its first line on, up to the save."""
+        """The console from the kernel's first line to the save."""
         return self.home / "console.log"

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kbuild.core.model import MODULE, Settings, Target
-from kbuild.guest import triage
-from kbuild.guest.console import between_marks
 from kbuild.guest.guest import Guest
 from kbuild.lab import kill_matrix, readying, setup
 from kbuild.lab.mutation import Trial
 from kbuild.lab.setup import Lab
+from tests import guests
 from tests import programs as test_programs
 
 # The module's file in a guest; the fixture "guest" puts it there.
@@ -23,8 +21,6 @@ MODULE_FILE = "/tmp/cplayground.ko"
 
 # Trials of mutants in this session, for the kill matrix.
 TRIALS_KEY = pytest.StashKey[list[Trial]]()
-_GUEST_KEY = pytest.StashKey[Guest]()
-_NAME_KEY = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -102,37 +98,10 @@ def module_guest(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Guest]:
 @pytest.fixture
 def guest(request: pytest.FixtureRequest, module_guest: Guest, built: Path) -> Iterator[Guest]:
     """The guest with the module's file in it, not loaded; a kernel report fails the test."""
-    name = re.sub(r"\s+", " ", request.node.nodeid)[-300:]
-    request.node.stash[_GUEST_KEY] = module_guest
-    request.node.stash[_NAME_KEY] = name
     module_guest.put(built, MODULE_FILE)
-    module_guest.mark_begin(name)
-    yield module_guest
-    if not module_guest.alive:
-        pytest.fail(f"the guest did not survive this test: {module_guest.shutdown()}")
-    module_guest.mark_end(name)
-    reports = triage.scan(between_marks(module_guest.console(), name))
-    if reports:
-        # pytest_runtest_makereport() shows the reports
-        pytest.fail(f"the kernel reported during this test: {triage.fingerprint(reports[0])}")
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    machine = item.stash.get(_GUEST_KEY, None)
-    if report.failed and machine is not None:
-        found = triage.scan(between_marks(machine.console(), item.stash[_NAME_KEY]))
-        path = machine.machine.console.path
-        if found:
-            built = item.funcargs.get("built") if isinstance(item, pytest.Function) else None
-            modules = {MODULE: built} if isinstance(built, Path) else {}
-            shown = triage.render(found, modules=modules, again=_again(item), console=path)
-            report.sections.insert(0, ("the kernel's reports", shown))
-        report.sections.append(("whole console", str(path)))
-    return report
+    again = _again(request.node)
+    with guests.watched(request.node, module_guest, again=again, modules=lambda: {MODULE: built}):
+        yield module_guest
 
 
 def _again(item: pytest.Item) -> str:

@@ -1,4 +1,4 @@
-"""Recorded consoles: how their expectations are written, refreshed, and new ones recorded.
+"""Recorded consoles: write, refresh and check their expected results.
 
 python -m tests.unit.console_corpus                         write every expectation anew
 python -m tests.unit.console_corpus NAME CONSOLE [MARK]     record a console, or MARK's part
@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 
 from kbuild.guest import triage
-from kbuild.guest.console import banner, between_marks
+from kbuild.guest.console import banner
 from kbuild.guest.verdict import Evidence, judge
+from tests.guests import between_marks
 
 DIRECTORY = Path(__file__).parent / "data" / "console"
 
@@ -29,7 +30,7 @@ def split(path: Path) -> tuple[list[str], str]:
 
 
 def expectations(text: str) -> list[str]:
-    """Return what triage makes of a console: the verdict that it leads to, and each bug."""
+    """Return triage's results for a console: the verdict and each bug."""
     ended = text.rstrip().endswith("reboot: Power down")
     spoke = banner(text) is not None
     verdict = judge(
@@ -53,7 +54,7 @@ def expectations(text: str) -> list[str]:
 
 
 def trim(text: str) -> str:
-    """Return a console without what lies far from any report; its beginning and end stay."""
+    """Return a console's beginning, its end, and the lines near its reports."""
     lines = text.splitlines()
     kept = {*range(2), *range(len(lines) - _AROUND, len(lines))}
     for report in triage.scan(text):
@@ -64,7 +65,7 @@ def trim(text: str) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a recorded console with what is expected of it now."""
+    """Write a recorded console with the current results as the expected ones."""
     path.write_text("".join(f"# {line}\n" for line in expectations(text)) + text)
 
 

@@ -6,7 +6,6 @@ test_results, test_pipeline and test_publishing, snapshots in test_vm_snapshot.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from kbuild.core.sandbox import Bind
 from kbuild.fetch import roots
 from kbuild.guest import image, programs, qemu
 from kbuild.guest.qemu import Choice
-from kbuild.guest.spec import TCG
+from kbuild.guest.spec import TCG, Accelerator
 from kbuild.kernel import compilation, icecream, module, planning
 from kbuild.kernel.module import BuiltModule
 from kbuild.lab import kept_trials
@@ -155,20 +154,20 @@ def test_which_accelerator_works(
 ) -> None:
     tried = []
 
-    def try_kvm(kernel: Kernel) -> Choice:
+    def try_kvm(kernel: Kernel, _: Accelerator) -> Choice:
         tried.append(kernel)
         return Choice(TCG, "seen")
 
-    access = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: path == "/dev/kvm" or access(path, mode))
+    kvm = Accelerator("kvm", 1.0, device=tmp_path)
     monkeypatch.setattr(qemu, "_try_kvm", try_kvm)
     one = Kernel("6.1", "lab", tmp_path)
-    first = qemu.choose_accelerator(tmp_path, one)
+    first = qemu.choose_accelerator(tmp_path, one, kvm=kvm)
     (kept,) = tmp_path.glob("accelerator/*.json")
     harm(kept)
     if harm is damage.edited:
         kept.write_text("[]")
-    assert qemu.choose_accelerator(tmp_path, one) == first == qemu.choose_accelerator(tmp_path, one)
+    again = [qemu.choose_accelerator(tmp_path, one, kvm=kvm) for _ in range(2)]
+    assert again == [first, first]
     assert len(tried) == 2
 
 

@@ -35,7 +35,7 @@ frames = st.builds(
     id=st.integers(0, 2**32 - 1),
     payload=st.binary(max_size=300),
 )
-# what hides best is what looks like the beginning of a frame
+# Junk that looks like the beginning of a frame is the hardest.
 junk = st.one_of(
     st.binary(max_size=40),
     st.just(MAGIC),
@@ -64,7 +64,7 @@ def test_frames_survive_any_cutting(sent: list[Frame], cuts: list[int]) -> None:
 def test_frames_are_found_between_junk(sent: list[tuple[bytes, Frame]], step: int) -> None:
     decoder = Decoder()
     data = b"".join(noise + encode(frame) for noise, frame in sent)
-    # enough afterwards to end the wait for a frame that a piece of junk announces
+    # Enough bytes to end the wait for a frame that a piece of junk announces.
     data += b"\0" * 32
     got = [f for at in range(0, len(data), step) for f in decoder.feed(data[at : at + step])]
     assert got == [frame for _, frame in sent]
@@ -79,7 +79,7 @@ def test_a_damaged_frame_is_dropped_and_the_next_one_found(
     raw[at] ^= data.draw(st.integers(1, 255))
     decoder = Decoder()
     after = Frame(Kind.HELLO, 1, b"after")
-    # the padding stands for the stream going on: a damaged length may ask for it
+    # A damaged length may ask for more bytes, and the padding provides them.
     got = decoder.feed(bytes(raw) + encode(after) + b"\0" * (MAX_PAYLOAD + 64))
     assert got == [after]
     assert decoder.junk >= len(raw)
@@ -107,7 +107,7 @@ Answer = Callable[[Frame], list[bytes]]
 
 @pytest.fixture
 def talk() -> Iterator[Callable[[Answer], Channel]]:
-    """A channel to an agent that answers each frame as the test says."""
+    """A function that connects a channel to an agent with the given answers."""
     ours, theirs = socket.socketpair()
     channel = Channel(ours)
     threads: list[threading.Thread] = []
@@ -255,7 +255,7 @@ def test_no_content_of_an_answer_makes_anything_but_an_outcome(payload: bytes) -
 
 @pytest.mark.parametrize("reads", [True, False])
 def test_a_killed_qemu_is_heard_to_its_last_word(reads: bool) -> None:
-    """What it had sent is more than one reading takes, and its other socket ends first."""
+    """Its last bytes need more than one reading, and its other socket ends first."""
     serial, serial_theirs = socket.socketpair()
     bulk, bulk_theirs = socket.socketpair()
     bulk_theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
@@ -272,7 +272,7 @@ def test_a_killed_qemu_is_heard_to_its_last_word(reads: bool) -> None:
             sent += 1000
     serial_theirs.close()
     bulk_theirs.close()
-    # reading and writing notice it alike
+    # Both reading and writing notice the end.
     with pytest.raises(ChannelClosed):
         if reads:
             channel.wait(job, 5)

@@ -1,4 +1,4 @@
-"""QEMU's command line, and a guest's life against a QEMU that only plays one."""
+"""QEMU's command line, and a guest's life with a fake QEMU."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ import pytest
 from kbuild.core.errors import InfrastructureError, UserError
 from kbuild.core.model import Kernel, Settings
 from kbuild.guest import image, qemu, session
-from kbuild.guest.guest import Guest, GuestCommandError, GuestLost, GuestResult, judge_command
+from kbuild.guest.guest import Guest, GuestCommandError, GuestLost, GuestResult
 from kbuild.guest.outcome import Outcome
 from kbuild.guest.spec import KVM, TCG, Accelerator, GuestSpec
+from tests.guests import judge_command
 
-# Every deadline a hundredth: silence has not to be waited for here.
+# Short deadlines, because some tests wait for silence.
 FAST = Accelerator("tcg", 0.05)
 
 
@@ -68,7 +69,7 @@ def test_a_guest_without_console_or_initrd_has_neither_option(tmp_path: Path) ->
     argv = qemu.command(spec, qemu.Wires(3, 4, 5, 6))
     assert "-initrd" not in argv
     assert "console=" not in argv[argv.index("-append") + 1]
-    # a real processor needs no such care
+    # Only QEMU's translation of code needs this.
     assert "maxcpus=" not in argv[argv.index("-append") + 1]
     assert argv[argv.index("-accel") + 1] == "kvm"
 
@@ -114,8 +115,9 @@ def test_each_bad_end_has_its_outcome(
     behave: Path, tmp_path: Path, behaviour: str, slowness: float, outcome: Outcome
 ) -> None:
     behave.write_text(behaviour)
+    spec = spec_at(tmp_path, slowness=slowness)
     _, verdict = judge_command(
-        spec_at(tmp_path, slowness=slowness), ["work"], workdir=tmp_path / "w", timeout_s=5
+        lambda: Guest.boot(spec, workdir=tmp_path / "w"), ["work"], timeout_s=5
     )
     assert verdict.outcome is outcome, verdict
 
@@ -129,7 +131,7 @@ def test_each_bad_end_has_its_outcome(
         ("lockdep alive", {"lockdep"}, Outcome.PASSED),
         ("lockdep alive", {"lockdep", "kmemleak"}, Outcome.BLIND),
         ("kmemleak quiet", {"kmemleak"}, Outcome.PASSED),
-        # what the kernel lost before there was any program is no module's
+        # A module cannot have lost memory before the first program.
         ("leaky at boot", {"kmemleak"}, Outcome.PASSED),
         ("good", {"kcsan"}, Outcome.BLIND),
         ("kcsan alive", {"kcsan"}, Outcome.PASSED),
@@ -178,7 +180,7 @@ def test_a_guest_without_free_processes_is_powered_off_and_says_so(
     verdict = guest.shutdown()
     assert verdict.outcome is Outcome.BLIND
     assert "no process: Resource temporarily unavailable" in verdict.reasons[0]
-    # it went in order, and QEMU ended by itself
+    # The power-off was orderly, and QEMU ended by itself.
     assert not [reason for reason in verdict.reasons if "power" in reason or "farewell" in reason]
     assert guest.machine.status == 0
 
@@ -194,7 +196,7 @@ def test_a_console_without_end_ends_the_guest(
         guest.run(["work"], timeout_s=60)
     assert lost.value.outcome is Outcome.FLOODED
     assert time.monotonic() - began < 60
-    # and no more of it is ever read than this
+    # No more than the limit is ever read.
     assert guest.machine.console.size() > 100_000 >= len(guest.console())
 
 
@@ -218,7 +220,7 @@ def test_a_process_that_was_killed_for_its_memory_is_named(behave: Path, tmp_pat
     with Guest.boot(spec_at(tmp_path, slowness=20.0), workdir=tmp_path / "w") as guest:
         with pytest.raises(GuestCommandError, match=r"SIGKILL \(Out of memory.*77 \(sh\)\)"):
             guest.run(["work"], timeout_s=5, check=True)
-        # one that comes later is not blamed for it
+        # A later command is not blamed for it.
         assert guest.run(["test"], timeout_s=5).oom == ""
 
 
@@ -230,7 +232,7 @@ def test_qemu_is_not_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         program.parent.chmod(0o755)
         program.write_text(
             "#!/bin/sh\ngrep -E '^(Uid|Gid|Groups|CapEff|NoNewPrivs)' /proc/$$/status >&2\n"
-            # as QEMU makes the file for the disk's changes, in a directory that it cannot reach
+            # QEMU also creates the file for the disk's changes in a directory that it cannot enter.
             'echo x >"$TMPDIR/overlay" && echo written >&2\nexit 1\n'
         )
         program.chmod(0o755)
@@ -257,7 +259,7 @@ def test_qemu_is_not_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (TCG, 0o600, 0, {"NoNewPrivs": "1", "Groups": ""}),
         (KVM, 0o660, 104, {"NoNewPrivs": "1", "Groups": "104"}),
         (KVM, 0o666, 0, {"NoNewPrivs": "1", "Groups": ""}),
-        # only root can use it, so QEMU has to be root
+        # Only root can use this device, so QEMU must run as root.
         (KVM, 0o600, 0, {"NoNewPrivs": "0"}),
         (KVM, 0o660, 0, {"NoNewPrivs": "0"}),
     ],
@@ -265,7 +267,6 @@ def test_qemu_is_not_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_qemu_keeps_our_rights_only_for_a_device_that_is_roots(
     behave: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     accelerator: Accelerator,
     mode: int,
     group: int,
@@ -277,8 +278,9 @@ def test_qemu_keeps_our_rights_only_for_a_device_that_is_roots(
     device.touch()
     device.chmod(mode)
     os.chown(device, 0, group)
-    monkeypatch.setattr(qemu, "_KVM_DEVICE", device)
     assert behave.exists()
+    if accelerator.device is not None:
+        accelerator = dataclasses.replace(accelerator, device=device)
     machine = qemu.start(spec_at(tmp_path, accelerator=accelerator), tmp_path / "w")
     lines = Path(f"/proc/{machine.pid}/status").read_text().splitlines()
     machine.close()
@@ -286,11 +288,9 @@ def test_qemu_keeps_our_rights_only_for_a_device_that_is_roots(
     assert said | status == said
 
 
-def test_a_file_that_qemus_user_may_not_read_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("os.geteuid", lambda: 0)
-    monkeypatch.setattr("os.chown", lambda *_: None)
+def test_a_file_that_qemus_user_may_not_read_is_named(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
     spec = spec_at(tmp_path)
     spec.disk.chmod(0o600)
     with pytest.raises(InfrastructureError, match="may not read") as caught:
@@ -301,7 +301,7 @@ def test_a_file_that_qemus_user_may_not_read_is_named(
 
 def test_an_agent_of_another_protocol_is_refused(behave: Path, tmp_path: Path) -> None:
     behave.write_text("old agent")
-    with pytest.raises(InfrastructureError, match="not the one that this checkout") as caught:
+    with pytest.raises(InfrastructureError, match="does not match this checkout") as caught:
         Guest.boot(spec_at(tmp_path, slowness=20.0), workdir=tmp_path / "w")
     assert (caught.value.expected, caught.value.found) == ("protocol 2", "protocol 0")
 
@@ -370,7 +370,7 @@ Run = Callable[[str, bytes], int]
 
 @pytest.fixture
 def run_command(behave: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command in a guest as './inv vm --command' does, with this standard input."""
+    """A function that runs a command in a guest like './inv vm --command'."""
     assert behave.exists()
     spec = spec_at(tmp_path)
     made = image.GuestImage(spec.disk, (spec.kernel,))
@@ -426,25 +426,24 @@ def test_an_interrupt_loses_nothing_and_the_guest_is_powered_off(
 
 
 def taken_statuses() -> list[int]:
-    """Return the statuses that the reference gives a meaning that no command's could have."""
+    """Return the exit statuses of ./inv that a command's status must not become."""
     text = (Path(__file__).parents[2] / "docs/reference/exit-status.md").read_text("utf-8")
     return [int(row) for row in re.findall(r"(?m)^\| (\d+) \|", text) if int(row) not in (0, 141)]
 
 
-@pytest.mark.parametrize("status", taken_statuses())
-def test_a_status_that_means_something_is_not_given_another_meaning(status: int) -> None:
-    done = GuestResult(("sh",), status, b"", b"", 0.0)
-    with pytest.raises(session.CommandFailedError, match=f"exit status {status}\n") as caught:
-        session.own_status(done)
-    assert caught.value.exit_status == Outcome.FAILED.exit_status
+def test_a_status_that_means_something_is_not_given_another_meaning() -> None:
+    assert len(taken_statuses()) > 15
+    for status in taken_statuses():
+        done = GuestResult(("sh",), status, b"", b"", 0.0)
+        with pytest.raises(session.CommandFailedError, match=f"exit status {status}\n") as caught:
+            session.own_status(done)
+        assert caught.value.exit_status == Outcome.FAILED.exit_status
 
 
-@pytest.mark.parametrize(
-    ("status", "expected"),
-    [(0, 0), (7, 7), (4, 4), (77, 77), (126, 126), (127, 127), (255, 255), (-9, 137), (-13, 141)],
-)
-def test_every_other_status_is_the_commands_own(status: int, expected: int) -> None:
-    assert session.own_status(GuestResult(("sh",), status, b"", b"", 0.0)) == expected
+def test_every_other_status_is_the_commands_own() -> None:
+    statuses = {0: 0, 7: 7, 4: 4, 77: 77, 126: 126, 127: 127, 255: 255, -9: 137, -13: 141}
+    for status, expected in statuses.items():
+        assert session.own_status(GuestResult(("sh",), status, b"", b"", 0.0)) == expected
 
 
 def test_a_command_ends_with_its_status(run_command: Run) -> None:
@@ -478,46 +477,37 @@ def test_the_reader_of_the_output_may_go_away(behave: Path, run_command: Run) ->
 # --- the accelerator -----------------------------------------------------------------------
 
 
-@pytest.fixture
-def kvm_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let /dev/kvm look usable, whatever this machine has."""
-    monkeypatch.setattr("os.access", lambda *_: True)
-    monkeypatch.setattr(qemu, "_PROBE_TIMEOUT_S", 2.0)
-    monkeypatch.setattr("kbuild.core.run.run", lambda *_, **__: _Version())
-
-
-class _Version:
-    stdout = "QEMU emulator version 7.2\n"
+def kvm_at(device: Path) -> Accelerator:
+    """Return a KVM whose device is a file of the test, with short deadlines."""
+    return Accelerator("kvm", 0.25, device)
 
 
 @pytest.mark.parametrize(
     ("behaviour", "name", "evidence"),
     [
-        ("good", "kvm", "a kernel spoke under KVM"),
-        ("silent console", "tcg", "said nothing"),
+        ("good", "kvm", "a kernel started under KVM"),
+        ("silent console", "tcg", "printed nothing"),
         ("bad option", "tcg", "invalid accelerator"),
     ],
 )
-@pytest.mark.usefixtures("kvm_device")
 def test_kvm_is_taken_only_when_seen_to_work(
     behave: Path, tmp_path: Path, behaviour: str, name: str, evidence: str
 ) -> None:
     behave.write_text(behaviour)
     kernel = spec_at(tmp_path).kernel
-    choice = qemu.choose_accelerator(tmp_path / "cache", kernel)
+    kvm = kvm_at(tmp_path / "disk.img")
+    choice = qemu.choose_accelerator(tmp_path / "cache", kernel, kvm=kvm)
     assert choice.accelerator.name == name
     assert evidence in choice.evidence
-    # the answer is kept: another behaviour is not tried
+    # The choice is kept, so another behaviour is not tried.
     behave.write_text("bad option" if behaviour == "good" else "good")
-    assert qemu.choose_accelerator(tmp_path / "cache", kernel) == choice
+    again = qemu.choose_accelerator(tmp_path / "cache", kernel, kvm=kvm)
+    assert (again.accelerator.name, again.evidence) == (name, choice.evidence)
 
 
-def test_without_a_device_there_is_no_trial(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("os.access", lambda *_: False)
-    choice = qemu.choose_accelerator(tmp_path, Kernel("x", "x", tmp_path))
-    assert choice.accelerator is TCG
+def test_without_a_device_there_is_no_trial(tmp_path: Path) -> None:
+    kernel, kvm = Kernel("x", "x", tmp_path), kvm_at(tmp_path / "none")
+    assert qemu.choose_accelerator(tmp_path, kernel, kvm=kvm).accelerator is TCG
 
 
 def test_the_users_word_is_taken_and_a_wrong_one_refused(tmp_path: Path) -> None:

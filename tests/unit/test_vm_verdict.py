@@ -1,4 +1,4 @@
-"""The verdict: each missing piece of evidence flips it; a console and its marks."""
+"""The verdict, which each missing piece of evidence changes; the console and its marks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from kbuild.guest import detectors
-from kbuild.guest.console import LIMIT, Console, banner, between_marks, mark_line, oom_kill
+from kbuild.guest.console import LIMIT, Console, banner, mark_line, oom_kill
 from kbuild.guest.outcome import Outcome, taint_letters
 from kbuild.guest.triage import Report
 from kbuild.guest.verdict import Evidence, judge
+from tests.guests import between_marks
 
 GOOD = Evidence(
     hello=True,

@@ -1,33 +1,35 @@
-"""Guests for the tests: one per test module and kernel, judged when the module ends."""
+"""Guests for the tests: one for each kernel, restored from a snapshot and judged at the end.
+
+Each test is checked by itself: its part of the console, the taint, and the state that it leaves.
+A test that fails or leaves something behind gives the next one a new guest.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from kbuild.core import run, variants
+from kbuild.core import fs, run, variants
 from kbuild.core.model import MODULE, Kernel, Settings
-from kbuild.guest import image, programs, qemu, triage
-from kbuild.guest.console import between_marks
+from kbuild.guest import image, programs, qemu, snapshot
 from kbuild.guest.guest import Guest
 from kbuild.guest.image import GuestImage
-from kbuild.guest.outcome import MODULE_TAINT, taint_letters
-from kbuild.guest.programs import PLACE
-from kbuild.guest.shell import interactive
-from kbuild.guest.spec import Accelerator, GuestSpec, suited
+from kbuild.guest.snapshot import Provision
+from kbuild.guest.spec import Accelerator, GuestSpec, Snapshot, suited
+from kbuild.measure import procfile as bench
+from tests import guests
 from tests import programs as test_programs
 from tests.vm.module import PROGRAMS
+from tests.vm.slots import TAINT, Slot
 
-# KUnit marks a kernel that has run tests (N).
-TAINT = MODULE_TAINT | 1 << 18
+# On the disk of each restored guest, for the tests of snapshots.
+BEFORE_SAVE = ("/root/before", b"written before the save")
 
-_GUEST_KEY = pytest.StashKey[Guest]()
-_NAME_KEY = pytest.StashKey[str]()
+Save = Callable[[Kernel], Snapshot]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,16 +40,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--target", default="", help="options of './inv test' that lead to this image again"
     )
     group.addoption(
-        "--kernel", choices=("ours", "stock", "all"), default="all", help="of those in the image"
+        "--kernel", choices=("ours", "stock", "all"), default="all", help="kernels in the image"
     )
     group.addoption(
-        "--topologies", type=int, default=150, help="how many random ones each kernel is tried with"
+        "--topologies", type=int, default=150, help="number of random ones for each kernel"
     )
     group.addoption(
-        "--topology-seed", type=int, help="seed of the random topologies; a new one each time"
+        "--topology-seed", type=int, help="seed of the random topologies; default: a new one"
     )
-    group.addoption(
-        "--keep-vm", action="store_true", help="open a shell in the guest when a test has failed"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "own_guest(booted=False): gets a guest that no other test uses, restored or booted",
     )
 
 
@@ -56,11 +62,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ours = [item for item in items if here in item.path.parents]
     for item in ours:
         item.add_marker("vm")
-        # A guest has deadlines of its own, which know how slow it is.
+        # A guest has deadlines of its own, which depend on its speed.
         item.add_marker(pytest.mark.timeout(1800))
+        if config.pluginmanager.hasplugin("xdist"):
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
     if config.getoption("image") is None:
         config.hook.pytest_deselected(items=ours)
         items[:] = [item for item in items if item not in ours]
+
+
+def _group(item: pytest.Item) -> str:
+    """Return the name of the tests that run in one process: those of a kernel, or of a file."""
+    kernel = item.callspec.params.get("kernel") if hasattr(item, "callspec") else None
+    return kernel.release if isinstance(kernel, Kernel) else item.path.stem
 
 
 def _image(config: pytest.Config) -> GuestImage:
@@ -83,7 +97,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         kernels = [kernel for kernel in kernels if image.is_ours(kernel)]
     cases = [pytest.param(kernel, id=kernel.release) for kernel in kernels]
     if not cases:
-        skip = pytest.mark.skip(reason="of our kernels alone, and there is none")
+        skip = pytest.mark.skip(reason="for our kernels only, and the image has none")
         cases = [pytest.param(None, id="none", marks=skip)]
     metafunc.parametrize("kernel", cases, scope="session")
 
@@ -96,58 +110,52 @@ def guest_image(request: pytest.FixtureRequest) -> GuestImage:
 
 @pytest.fixture(scope="session")
 def logs(settings: Settings) -> Path:
-    """Where each test module has a directory for the consoles of its guests."""
+    """The directory for the consoles of guests."""
     return settings.build / "logs" / "vm"
 
 
 @pytest.fixture(scope="session")
 def accelerator(settings: Settings, guest_image: GuestImage, accel: str | None) -> Accelerator:
-    """What guests run on here: --accel, or what was seen to work."""
+    """The accelerator of guests: --accel, or the one that was seen to work here."""
     return qemu.choose_accelerator(settings.cache, guest_image.kernels[0], accel).accelerator
 
 
-@dataclass
-class Slot:
-    """The place of a module's guest: booted when first needed, again after one has died."""
+@pytest.fixture(scope="session")
+def save(
+    settings: Settings, suite: str, guest_image: GuestImage, accelerator: Accelerator, logs: Path
+) -> Save:
+    """The function that gives a kernel's snapshot, with the tests' programs in the guest.
 
-    spec: GuestSpec
-    workdir: Path
-    guest: Guest | None = None
-    boots: int = 0
-    verdicts: list[str] = field(default_factory=list)
+    Snapshots lie next to the image's disk, so that a new image starts without any.
+    """
+    shelf = guest_image.disk.parent / "tests"
+    # QEMU's user may not enter it: see test_snapshot.py.
+    shelf.mkdir(mode=0o700, exist_ok=True)
+    compiled = test_programs.compile_programs(settings, suite, (*PROGRAMS, *bench.PROGRAMS))
+    inputs = {name: fs.sha256_file(path) for name, path in compiled.items()}
+    saved: dict[Kernel, Snapshot] = {}
 
-    def get(self) -> Guest:
-        """Return a living guest."""
-        if self.guest is None or not self.guest.alive:
-            self.close()
-            self.boots += 1
-            self.guest = Guest.boot(
-                self.spec,
-                workdir=self.workdir / str(self.boots),
-                expected_taint=TAINT,
+    def apply(guest: Guest) -> None:
+        programs.install(guest, compiled)
+        path, content = BEFORE_SAVE
+        guest.put(content, path)
+
+    def save(kernel: Kernel) -> Snapshot:
+        if kernel not in saved:
+            spec = guest_spec(guest_image, kernel, accelerator)
+            saved[kernel] = snapshot.ensure(
+                shelf,
+                spec,
+                workdir=logs / "snapshot" / kernel.release,
+                provision=Provision(inputs, apply),
             )
-        return self.guest
+        return saved[kernel]
 
-    def close(self) -> None:
-        """Power the guest off, and keep the verdict if it is a bad one."""
-        if self.guest is not None:
-            verdict = self.guest.shutdown()
-            if not verdict.passed:
-                self.verdicts.append(f"{verdict}\n  console: {self.guest.machine.console.path}")
-            self.guest = None
+    return save
 
 
-@pytest.fixture(scope="module")
-def guest_slot(
-    request: pytest.FixtureRequest,
-    kernel: Kernel,
-    accelerator: Accelerator,
-    guest_image: GuestImage,
-    logs: Path,
-) -> Iterator[Slot]:
-    """The module's guest for this kernel; its whole verdict has to be PASSED."""
-    module = Path(str(request.node.name)).stem
-    workdir = logs / module / kernel.release
+def guest_spec(guest_image: GuestImage, kernel: Kernel, accelerator: Accelerator) -> GuestSpec:
+    """Return what the tests' guests with a kernel of the image are made of."""
     spec = GuestSpec(
         kernel=kernel,
         disk=guest_image.disk,
@@ -155,82 +163,81 @@ def guest_slot(
         # Since Linux 6.0 KUnit runs nothing without it.
         append=("kunit.enable=1",),
     )
-    if image.is_ours(kernel):
-        spec = suited(spec, variants.named_in(kernel.flavour))
-    slot = Slot(spec, workdir)
-    yield slot
-    slot.close()
-    if slot.verdicts:
-        pytest.fail("a guest of this module did not pass:\n" + "\n".join(slot.verdicts))
-
-
-@pytest.fixture
-def guest(request: pytest.FixtureRequest, guest_slot: Slot) -> Iterator[Guest]:
-    """A booted guest, shared by the module's tests, replaced if the last one left it dead."""
-    machine = guest_slot.get()
-    name = re.sub(r"\s+", " ", request.node.nodeid)[-300:]
-    request.node.stash[_GUEST_KEY] = machine
-    request.node.stash[_NAME_KEY] = name
-    machine.mark_begin(name)
-    yield machine
-    if not machine.alive:
-        pytest.fail(f"the guest did not survive this test: {machine.shutdown()}")
-    machine.mark_end(name)
-    reports = triage.scan(between_marks(machine.console(), name))
-    if reports:
-        # the report hook shows them
-        pytest.fail(f"the kernel complained during this test: {triage.fingerprint(reports[0])}")
+    return suited(spec, variants.named_in(kernel.flavour)) if image.is_ours(kernel) else spec
 
 
 @pytest.fixture(scope="session")
-def compiled(settings: Settings, suite: str) -> dict[str, Path]:
-    """The guest's programs, compiled here once."""
-    return test_programs.compile_programs(settings, suite, PROGRAMS)
+def kept(kernel: Kernel, save: Save) -> Snapshot:
+    """The kernel's snapshot."""
+    return save(kernel)
+
+
+@pytest.fixture(scope="session")
+def shared_slot(kernel: Kernel, kept: Snapshot, logs: Path) -> Iterator[Slot]:
+    """The slot of the guest that all tests of a kernel share; its whole verdict must be PASSED."""
+    slot = Slot(
+        lambda workdir: Guest.restore(kept, workdir=workdir, expected_taint=TAINT),
+        logs / "shared" / kernel.release,
+    )
+    yield slot
+    slot.close()
+    if slot.failures:
+        pytest.fail("a guest of these tests did not pass:\n" + "\n".join(slot.failures))
 
 
 @pytest.fixture
-def armed(guest: Guest, compiled: dict[str, Path]) -> Guest:
-    """The guest with our programs in it."""
-    if guest.run(["test", "-e", PLACE], timeout_s=5).status:
-        programs.install(guest, compiled)
-    return guest
+def own_slot(request: pytest.FixtureRequest, kept: Snapshot, logs: Path) -> Slot:
+    """The slot of a guest for one test; see the marker own_guest."""
+    marker = request.node.get_closest_marker("own_guest")
+
+    def start(workdir: Path) -> Guest:
+        if marker is not None and marker.kwargs.get("booted"):
+            return Guest.boot(kept.spec, workdir=workdir, expected_taint=TAINT)
+        return Guest.restore(kept, workdir=workdir, expected_taint=TAINT)
+
+    name = re.sub(r"[^\w.-]+", "-", request.node.name)
+    return Slot(start, logs / request.path.stem / name)
+
+
+@pytest.fixture
+def guest(request: pytest.FixtureRequest, shared_slot: Slot, own_slot: Slot) -> Iterator[Guest]:
+    """A guest with the tests' programs, which the test must leave as it was.
+
+    A test with the marker own_guest need not: its guest is powered off and judged at once.
+    """
+    item = request.node
+    own = item.get_closest_marker("own_guest") is not None
+    slot = own_slot if own else shared_slot
+    machine = slot.get(item.name)
+    clean = False
+    try:
+        again = _again(item)
+        modules = lambda: _modules(item.config, machine)  # noqa: E731
+        with guests.watched(item, machine, again=again, modules=modules):
+            yield machine
+        if not own and (changes := slot.changes()):
+            pytest.fail(f"the test did not leave the guest as it was:\n{changes}")
+        clean = not guests.failed(item)
+    finally:
+        if own or not clean:
+            slot.close()
+    if own and slot.failures:
+        pytest.fail("the guest of this test did not pass:\n" + "\n".join(slot.failures))
 
 
 @pytest.fixture
 def loaded(guest: Guest) -> Iterator[Guest]:
-    """The guest with the installed module loaded; it has to unload again, and taint no more."""
-    before = guest.taint()
+    """The guest with the installed module loaded; it has to unload again."""
     guest.run(["modprobe", MODULE], timeout_s=20, check=True)
     yield guest
-    if not guest.alive:
-        return  # the guest's own fixture says so
-    guest.run(["rmmod", MODULE], timeout_s=20, check=True)
-    extra = guest.taint() & ~before & ~TAINT
-    if extra:
-        pytest.fail(f"the module tainted the kernel: {taint_letters(extra)}")
+    if guest.alive:
+        guest.run(["rmmod", MODULE], timeout_s=20, check=True)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    machine = item.stash.get(_GUEST_KEY, None)
-    if report.failed and machine is not None:
-        text = machine.console()
-        part = between_marks(text, item.stash[_NAME_KEY])
-        name = getattr(item, "originalname", item.name)
-        target = item.config.getoption("target")
-        again = f"./inv test --tier vm -k {shlex.quote(name)} {target}".rstrip()
-        if found := triage.scan(part):
-            shown = triage.render(found, modules=_modules(item.config, machine), again=again)
-            report.sections.insert(0, ("the kernel's reports", shown))
-        report.sections.append(("guest console during this test", part or "(nothing)"))
-        report.sections.append(("whole console", str(machine.machine.console.path)))
-        report.sections.append(("reproduce", again))
-        if item.config.getoption("keep_vm") and machine.alive:
-            _shell(item.config, machine)
-    return report
+def _again(item: pytest.Item) -> str:
+    name = getattr(item, "originalname", item.name)
+    target = item.config.getoption("target")
+    return f"./inv test --tier vm -k {shlex.quote(name)} {target}".rstrip()
 
 
 def _modules(config: pytest.Config, machine: Guest) -> dict[str, Path]:
@@ -241,11 +248,3 @@ def _modules(config: pytest.Config, machine: Guest) -> dict[str, Path]:
     place = machine.machine.console.path.parent / "prebuilt"
     run.run(["dpkg-deb", "--extract", package, place], timeout_s=60)
     return {MODULE: next(place.rglob(f"{MODULE}.ko"))}
-
-
-def _shell(config: pytest.Config, machine: Guest) -> None:
-    capture = config.pluginmanager.getplugin("capturemanager")
-    assert capture is not None
-    with capture.global_and_fixture_disabled():
-        print("\nthe guest of the failed test; leave the shell to go on")
-        interactive(machine)

@@ -1,4 +1,4 @@
-"""What the module's tests share: loading it, holding topologies still, reading what it shows."""
+"""Common functions of the module's tests: load it, hold a topology, read and compare the file."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from collections.abc import Iterator
 import pytest
 
 from kbuild.core.model import MODULE, PROCFILE
+from kbuild.guest.console import mark_line
 from kbuild.guest.guest import Guest
 from kbuild.guest.programs import PLACE
 from kbuild.lab import oracle, procfile
 from kbuild.lab.procfile import Process
 
-# A module of the tests' own, for what only the kernel can say: tests/guest/peek.
+# A module that prints facts from inside the kernel: kbuild/guest/modules/peek.
 PEEK = "/usr/lib/cplayground/{release}/peek.ko"
-# KUnit's tests of kmod/format.h: tests/guest/format_test.
+# KUnit's tests of kmod/format.h: kbuild/guest/modules/format_test.
 KUNIT = "/usr/lib/cplayground/{release}/format_test.ko"
-# Compiled from tests/guest/<name>.c, and put below PLACE.
+# Programs that each guest has below PLACE; see tests/programs.py for their sources.
 PROGRAMS = (
+    "build_topology",
     "cut_short",
+    "flux",
     "lives",
     "moment",
     "mounted",
@@ -35,7 +38,7 @@ PROGRAMS = (
 
 @contextlib.contextmanager
 def topology(guest: Guest, *scenarios: str) -> Iterator[dict[str, int]]:
-    """Hold a topology still; gives the pid of each scenario's first process."""
+    """Hold a topology of processes, and yield the pid of each scenario's first process."""
     program = guest.start([f"{PLACE}/topology", *scenarios], cwd="/tmp")
     inits: dict[str, int] = {}
     try:
@@ -56,7 +59,7 @@ def listing(guest: Guest) -> tuple[Process, ...]:
 
 
 def compare(guest: Guest) -> tuple[Process, ...]:
-    """Compare the file with what /proc and kcmp(2) say; gives what was shown."""
+    """Check the file against /proc and kcmp(2), and return its content."""
     shown = listing(guest)
     seen = guest.run([f"{PLACE}/observe"], timeout_s=60, check=True).stdout
     found = oracle.differences(shown, oracle.parse(seen))
@@ -65,7 +68,7 @@ def compare(guest: Guest) -> tuple[Process, ...]:
 
 
 def of_container(shown: tuple[Process, ...], init: int) -> list[Process]:
-    """The processes of the namespace that ``init`` is the first process of."""
+    """Return the processes of the namespace whose first process is ``init``."""
     (namespace,) = {process.namespace for process in shown if process.pid == init}
     return [process for process in shown if process.namespace == namespace]
 
@@ -79,11 +82,13 @@ def unload(guest: Guest) -> None:
 
 
 def kernel_log(guest: Guest) -> str:
-    return guest.run(["dmesg"], timeout_s=10, check=True).text
+    """Return the kernel's log since the running test began."""
+    text = guest.run(["dmesg"], timeout_s=10, check=True).text
+    return text.rpartition(mark_line("begin", ""))[2]
 
 
 def without_ids(text: bytes) -> bytes:
-    """Number the ids in the order in which they appear: they differ from load to load."""
+    """Replace the ids, which differ from load to load, by numbers in order of appearance."""
     known: dict[bytes, bytes] = {}
     return re.sub(
         rb"(?<![^\t\n])[0-9a-f]{64}(?![^\t\n])",
@@ -94,7 +99,7 @@ def without_ids(text: bytes) -> bytes:
 
 @contextlib.contextmanager
 def loaded_with(guest: Guest, *parameters: str) -> Iterator[None]:
-    """Have the module loaded with parameters for as long as the block takes."""
+    """Load the module with parameters for the block."""
     load(guest, *parameters)
     try:
         yield
@@ -104,10 +109,10 @@ def loaded_with(guest: Guest, *parameters: str) -> Iterator[None]:
 
 
 def backends(guest: Guest) -> list[str]:
-    """The backends that are built in, the default first."""
+    """Return the built-in backends, the default first."""
     return guest.run(["modinfo", "-F", "backends", MODULE], timeout_s=10, check=True).text.split()
 
 
 def module_file(guest: Guest) -> str:
-    """Where the installed module lies, for insmod(8)."""
+    """Return the path of the installed module, for insmod(8)."""
     return guest.run(["modinfo", "-n", MODULE], timeout_s=10, check=True).text.strip()

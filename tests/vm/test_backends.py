@@ -1,4 +1,4 @@
-"""Each way to reach file tables: which one is used, and that all of them show the same."""
+"""The backends: the choice of one, and that all of them show the same."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ def test_says_what_it_is(loaded: Guest, request: pytest.FixtureRequest) -> None:
     assert f"{MODULE}: version {version}, {PROCFILE}, backend {expected[0]}" in kernel_log(loaded)
 
 
-def test_each_backend_or_a_clear_refusal(armed: Guest) -> None:
-    """All that are built in give the same bytes; one that is not says so."""
+def test_each_backend_or_a_clear_refusal(guest: Guest) -> None:
+    """All built-in backends show the same bytes; one that is not built in is refused."""
     texts = {}
-    with topology(armed):
-        for backend in backends(armed):
-            load(armed, f"backend={backend}")
-            texts[backend] = without_ids(armed.read(PROCFILE))
-            compare(armed)
-            unload(armed)
+    with topology(guest):
+        for backend in backends(guest):
+            load(guest, f"backend={backend}")
+            texts[backend] = without_ids(guest.read(PROCFILE))
+            compare(guest)
+            unload(guest)
         if "export" not in texts:
-            before = len(kernel_log(armed))
-            refused = armed.run(["modprobe", MODULE, "backend=export"], timeout_s=20)
+            refused = guest.run(["modprobe", MODULE, "backend=export"], timeout_s=20)
             assert refused.status != 0
-            assert "backend=export is not built in" in kernel_log(armed)[before:]
+            assert "backend=export is not built in" in kernel_log(guest)
     assert len(set(texts.values())) == 1
-    assert len(texts) == (2 if image.is_ours(armed.spec.kernel) else 1)
+    assert len(texts) == (2 if image.is_ours(guest.spec.kernel) else 1)

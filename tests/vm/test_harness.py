@@ -1,6 +1,7 @@
-"""The harness against guests that misbehave on purpose: each gives an outcome of its own.
+"""The harness with guests that misbehave on purpose: each misdeed has an outcome of its own.
 
-One kernel is enough, Debian's own if the image has it: nothing of ours is tried here.
+One kernel is enough, Debian's own if the image has it, because nothing of ours is tried here.
+Guests are restored from its snapshot, but for the tests of a boot.
 """
 
 from __future__ import annotations
@@ -18,26 +19,33 @@ from kbuild.core.errors import InfrastructureError
 from kbuild.core.model import Kernel, Settings
 from kbuild.guest import image, qemu, session
 from kbuild.guest.channel import Frame, Kind, encode
-from kbuild.guest.guest import Guest, GuestCommandError, GuestLost, judge_command
+from kbuild.guest.guest import Guest, GuestCommandError, GuestLost
 from kbuild.guest.image import GuestImage
 from kbuild.guest.outcome import MODULE_TAINT, Outcome
-from kbuild.guest.spec import MISBEHAVE, TCG, Accelerator, GuestSpec
+from kbuild.guest.spec import MISBEHAVE, TCG, GuestSpec, Snapshot
+from tests.guests import judge_command
+from tests.vm.conftest import Save
 
 WARN_TAINT = 1 << 9
-# Where a test waits for silence, deadlines are short; a guest that is up answers in this time.
-SILENCE_S = 8.0
+# The deadline of tests that wait for silence; a booted guest answers in this time.
+SILENCE_S = 3.0
 
 
 @pytest.fixture(scope="module")
-def spec(guest_image: GuestImage, accelerator: Accelerator) -> GuestSpec:
-    """A guest of Debian's kernel, or of the only one that there is."""
-    kernels = sorted(guest_image.kernels, key=image.is_ours)
-    return GuestSpec(kernel=kernels[0], disk=guest_image.disk, accelerator=accelerator)
+def saved(guest_image: GuestImage, save: Save) -> Snapshot:
+    """The snapshot of Debian's kernel, or of the only kernel in the image."""
+    return save(min(guest_image.kernels, key=image.is_ours))
+
+
+@pytest.fixture(scope="module")
+def spec(saved: Snapshot) -> GuestSpec:
+    """The spec of the guests in this file."""
+    return saved.spec
 
 
 @pytest.fixture
 def workdir(request: pytest.FixtureRequest, spec: GuestSpec, logs: Path) -> Path:
-    """Where the console of this test's guest is kept."""
+    """The directory for the console of this test's guest."""
     return logs / "test_harness" / spec.kernel.release / str(request.node.name)
 
 
@@ -49,7 +57,7 @@ def test_a_good_guest_passes_and_does_what_it_is_asked(spec: GuestSpec, workdir:
     with Guest.boot(spec, workdir=workdir) as guest:
         assert guest.release == spec.kernel.release
         assert guest.read("/sys/devices/system/cpu/online") == b"0-1\n"
-        # streams apart, status, standard input, environment
+        # Separate streams, the status, standard input, the environment.
         script = 'cat; echo "$WHO" >&2; exit 3'
         result = guest.run(
             ["sh", "-c", script], timeout_s=5, stdin=b"in", env={"WHO": "me"}, cwd="/tmp"
@@ -57,29 +65,29 @@ def test_a_good_guest_passes_and_does_what_it_is_asked(spec: GuestSpec, workdir:
         assert (result.status, result.stdout, result.stderr) == (3, b"in", b"me\n")
         assert guest.run(["sh", "-c", "kill -9 $$"], timeout_s=5).status == -9
         assert guest.run(["/nowhere"], timeout_s=5).status == 127
-        # more than any buffer on the way, both ways, byte for byte
+        # More bytes than any buffer on the way, in both directions.
         data = os.urandom(3_000_000)
         guest.put(data, "/tmp/data", mode=0o640)
         assert guest.read("/tmp/data") == data
         assert guest.run(["stat", "-c%a", "/tmp/data"], timeout_s=5).text == "640\n"
-        # a procfile says that its size is 0
+        # A procfile has the size 0.
         assert guest.read("/proc/version").startswith(b"Linux version " + guest.release.encode())
-        # a command that runs beside others
+        # A command that runs next to others.
         echo = guest.start(["cat"])
         echo.write(b"one\ntwo")
         assert echo.read_line(5) == b"one\n"
         assert guest.run(["true"], timeout_s=5).status == 0
         echo.close_stdin()
         assert echo.wait(5).stdout == b"two"
-        # a limit is kept, and the guest lives on
+        # A time limit is enforced, and the guest stays alive.
         with pytest.raises(GuestCommandError, match="did not end in"):
             guest.run(["sleep", "600"], timeout_s=0.1)
-        # a terminal is one
+        # A command with a terminal.
         assert guest.start(["tty"], pty=True).wait(5).stdout.startswith(b"/dev/pts/")
-        # nothing of this is on the console
-        guest.mark_begin("quiet")
+        # A command's output is not on the console.
         guest.run(["sh", "-c", "echo shown nowhere; echo nor this >&2"], timeout_s=5, check=True)
-        guest.mark_end("quiet")
+        guest.mark("and a mark that is shown")
+        assert "and a mark that is shown" in guest.console()
         assert "shown nowhere" not in guest.console()
         verdict = guest.shutdown()
     assert verdict.passed, verdict
@@ -103,12 +111,14 @@ def test_a_good_guest_passes_and_does_what_it_is_asked(spec: GuestSpec, workdir:
     ],
 )
 def test_each_misbehaviour_has_its_outcome(
-    spec: GuestSpec, workdir: Path, argv: Callable[[GuestSpec], list[str]], outcome: Outcome
+    saved: Snapshot, workdir: Path, argv: Callable[[GuestSpec], list[str]], outcome: Outcome
 ) -> None:
-    quick = dataclasses.replace(spec, append=("watchdog_thresh=3",))
-    result, verdict = judge_command(
-        quick, argv(spec), workdir=workdir, timeout_s=60, expected_taint=MODULE_TAINT | WARN_TAINT
-    )
+    def start() -> Guest:
+        guest = Guest.restore(saved, workdir=workdir, expected_taint=MODULE_TAINT | WARN_TAINT)
+        guest.run(["sysctl", "-qw", "kernel.watchdog_thresh=3"], timeout_s=5, check=True)
+        return guest
+
+    result, verdict = judge_command(start, argv(saved.spec), timeout_s=60)
     assert verdict.outcome is outcome, verdict
     if outcome is Outcome.FAILED:
         assert result is not None
@@ -125,14 +135,14 @@ def test_qemu_is_a_user_without_privileges(spec: GuestSpec, workdir: Path) -> No
     with Guest.boot(spec, workdir=workdir) as guest:
         status = Path(f"/proc/{guest.machine.pid}/status").read_text()
         fields = dict(line.split(":\t") for line in status.splitlines() if ":\t" in line)
-        # 2 is a filter of system calls
+        # Seccomp 2 is a filter of system calls.
         assert (fields["NoNewPrivs"], fields["Seccomp"]) == ("1", "2")
         if os.geteuid() == 0 and spec.accelerator is TCG:
             assert fields["Uid"].split() == fields["Gid"].split() == [str(qemu.USER)] * 4
             assert int(fields["CapEff"], 16) == int(fields["CapPrm"], 16) == 0
         limits = Path(f"/proc/{guest.machine.pid}/limits").read_text()
         assert re.search(r"^Max file size +\d+", limits, re.M)
-        # it can write what it has to, the changes to its disk, and has no name for them
+        # QEMU can write the changes to the guest's disk, to a file without a name.
         guest.put(os.urandom(20_000_000), "/root/much")
         guest.run(["sync"], timeout_s=20, check=True)
         assert not (workdir / "scratch").exists()
@@ -148,9 +158,9 @@ def test_qemu_is_a_user_without_privileges(spec: GuestSpec, workdir: Path) -> No
     ],
 )
 def test_the_last_words_of_a_command_are_kept(
-    spec: GuestSpec, workdir: Path, end: str, outcome: Outcome
+    saved: Snapshot, workdir: Path, end: str, outcome: Outcome
 ) -> None:
-    guest = Guest.boot(spec, workdir=workdir)
+    guest = Guest.restore(saved, workdir=workdir)
     with pytest.raises(GuestLost) as lost:
         guest.run(["sh", "-c", f"echo last words; echo on both >&2; {end}"], timeout_s=20)
     assert lost.value.outcome is outcome
@@ -188,11 +198,11 @@ def test_what_goes_wrong_in_a_command_is_its_own_fault(
 ) -> None:
     small = dataclasses.replace(spec, memory_mib=384)
     with Guest.boot(small, workdir=workdir) as guest:
-        # memory
+        # Memory runs out.
         killed = guest.run(["tail", "/dev/zero"], timeout_s=60)
         assert killed.status == -9
         assert re.fullmatch(r"Out of memory: Killed process \d+ \(tail\)", killed.oom)
-        # output without end, of the command and of what it leaves
+        # Endless output, of the command itself and of a process that it leaves behind.
         monkeypatch.setattr("kbuild.guest.channel.MAX_OUTPUT", 1 << 20)
         with pytest.raises(GuestCommandError, match="printed more than"):
             guest.run(["yes"], timeout_s=60)
@@ -202,30 +212,31 @@ def test_what_goes_wrong_in_a_command_is_its_own_fault(
         assert guest.shutdown().passed
 
 
-def test_a_guest_without_free_processes_says_so(spec: GuestSpec, workdir: Path) -> None:
-    with Guest.boot(spec, workdir=workdir) as guest:
-        script = "echo 350 >/proc/sys/kernel/pid_max; while :; do sleep 600 & done"
-        guest.run(["sh", "-c", script], timeout_s=60)
+def test_a_guest_without_free_processes_says_so(saved: Snapshot, workdir: Path) -> None:
+    with Guest.restore(saved, workdir=workdir) as guest:
+        # Each child waits for a writer of the pipe.
+        script = "echo 350 >/proc/sys/kernel/pid_max; mkfifo p; while :; do (: <p) & done"
+        guest.run(["sh", "-c", script], timeout_s=60, cwd="/tmp")
         verdict = guest.shutdown()
     assert verdict.outcome is Outcome.BLIND, verdict
     assert "no process: Resource temporarily unavailable" in verdict.reasons[0]
-    # it was powered off in order all the same
+    # The guest was powered off in order nevertheless.
     assert [reason for reason in verdict.reasons if "power" in reason or "farewell" in reason] == []
 
 
 def test_a_console_that_is_flooded_ends_the_guest(
-    spec: GuestSpec, workdir: Path, monkeypatch: pytest.MonkeyPatch
+    saved: Snapshot, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kbuild.guest.console.LIMIT", 200_000)
-    guest = Guest.boot(spec, workdir=workdir)
+    guest = Guest.restore(saved, workdir=workdir)
     with pytest.raises(GuestLost) as lost:
         guest.run(["sh", "-c", "while :; do echo noise; done >/dev/kmsg"], timeout_s=60)
     assert lost.value.outcome is Outcome.FLOODED
 
 
-def test_a_frame_that_makes_no_sense_is_an_outcome(spec: GuestSpec, workdir: Path) -> None:
-    guest = Guest.boot(spec, workdir=workdir)
-    # whichever number the command has that sends them
+def test_a_frame_that_makes_no_sense_is_an_outcome(saved: Snapshot, workdir: Path) -> None:
+    guest = Guest.restore(saved, workdir=workdir)
+    # One of these has the number of the command that sends them.
     frames = b"".join(encode(Frame(Kind.EXIT, number, b"abc")) for number in range(100))
     guest.put(frames, "/tmp/frames")
     with pytest.raises(GuestLost) as lost:
@@ -233,8 +244,8 @@ def test_a_frame_that_makes_no_sense_is_an_outcome(spec: GuestSpec, workdir: Pat
     assert lost.value.outcome is Outcome.GARBLED
 
 
-def test_a_container_can_be_tried_by_hand(spec: GuestSpec, workdir: Path) -> None:
-    with Guest.boot(spec, workdir=workdir) as guest:
+def test_a_container_can_be_tried_by_hand(saved: Snapshot, workdir: Path) -> None:
+    with Guest.restore(saved, workdir=workdir) as guest:
         script = "mount -t tmpfs none /mnt && mountpoint /mnt && umount /mnt && which reboot"
         guest.run(
             ["unshare", "--mount", "--pid", "--fork", "sh", "-c", script], timeout_s=20, check=True
@@ -242,19 +253,19 @@ def test_a_container_can_be_tried_by_hand(spec: GuestSpec, workdir: Path) -> Non
         assert guest.shutdown().passed
 
 
-def test_an_unexpected_taint_is_noticed(spec: GuestSpec, workdir: Path) -> None:
-    guest = Guest.boot(spec, workdir=workdir)
-    # the module refuses to stay, but it has been in
-    guest.run(misbehave(spec, "nothing"), timeout_s=10)
+def test_an_unexpected_taint_is_noticed(saved: Snapshot, workdir: Path) -> None:
+    guest = Guest.restore(saved, workdir=workdir)
+    # The module refused its load, but it was in the kernel.
+    guest.run(misbehave(saved.spec, "nothing"), timeout_s=10)
     verdict = guest.shutdown()
     assert verdict.outcome is Outcome.TAINTED, verdict
     assert "(OE)" in verdict.reasons[0]
 
 
-def test_an_agent_that_loops_for_ever_is_a_hang(spec: GuestSpec, workdir: Path) -> None:
-    guest = Guest.boot(spec, workdir=workdir)
+def test_an_agent_that_loops_for_ever_is_a_hang(saved: Snapshot, workdir: Path) -> None:
+    guest = Guest.restore(saved, workdir=workdir)
     guest.answer_s = SILENCE_S
-    guest.spin_agent()
+    guest.machine.control.sendall(encode(Frame(Kind.LOOP, 0)))
     with pytest.raises(GuestLost) as lost:
         guest.run(["true"], timeout_s=0.1)
     assert lost.value.outcome is Outcome.HUNG
@@ -264,20 +275,21 @@ def test_an_agent_that_loops_for_ever_is_a_hang(spec: GuestSpec, workdir: Path) 
     assert not guest.alive
 
 
-def test_a_guest_killed_from_outside_is_named(spec: GuestSpec, workdir: Path) -> None:
-    guest = Guest.boot(spec, workdir=workdir)
+def test_a_guest_killed_from_outside_is_named(saved: Snapshot, workdir: Path) -> None:
+    guest = Guest.restore(saved, workdir=workdir)
     os.kill(guest.machine.pid, signal.SIGKILL)
     with pytest.raises(GuestLost) as lost:
         guest.run(["true"], timeout_s=5)
     assert lost.value.outcome is Outcome.KILLED
-    # and whoever asks again gets the same answer, not a crash of the harness
+    # Later requests get the same answer.
     with pytest.raises(GuestLost):
         guest.read("/proc/version")
 
 
 def test_a_kernel_without_a_console_proves_nothing(spec: GuestSpec, workdir: Path) -> None:
+    mute = dataclasses.replace(spec, console="")
     result, verdict = judge_command(
-        dataclasses.replace(spec, console=""), ["true"], workdir=workdir, timeout_s=5
+        lambda: Guest.boot(mute, workdir=workdir), ["true"], timeout_s=5
     )
     assert result is not None
     assert result.status == 0
@@ -286,7 +298,7 @@ def test_a_kernel_without_a_console_proves_nothing(spec: GuestSpec, workdir: Pat
 
 def test_a_kernel_that_is_none_says_nothing(spec: GuestSpec, workdir: Path, tmp_path: Path) -> None:
     (tmp_path / "boot").mkdir()
-    # an endless loop where a boot sector's code would be, in a file with a kernel's header
+    # A file with a kernel's header, and an endless loop instead of the kernel's code.
     real = (spec.kernel.root / "boot" / f"vmlinuz-{spec.kernel.release}").read_bytes()
     setup = (real[0x1F1] + 1) * 512
     (tmp_path / "boot" / "vmlinuz-none").write_bytes(real[:0x200] + b"\xeb\xfe" * (setup // 2))

@@ -1,4 +1,4 @@
-"""Loading and unloading, at any moment, and what the module is told then."""
+"""Loading and unloading at any moment, and the module's parameters."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import pytest
 
 from kbuild.core.model import MODULE, PROCFILE, Kernel
 from kbuild.guest.guest import Guest
-from kbuild.guest.image import GuestImage
 from kbuild.guest.outcome import Outcome
 from kbuild.guest.programs import PLACE
-from kbuild.guest.spec import Accelerator, GuestSpec
-from tests.vm.conftest import TAINT
+from kbuild.guest.spec import Snapshot
 from tests.vm.module import PEEK, kernel_log, listing, load, module_file, topology, unload
+from tests.vm.slots import TAINT
 
 CYCLES = 50  # twice as many as there may be namespaces: see reloads.c
 WARN_TAINT = 1 << 9
@@ -39,7 +38,7 @@ def test_unloaded_while_open(guest: Guest) -> None:
 
 
 def unpacked(guest: Guest) -> str:
-    """The module's file as finit_module(2) takes it; since trixie DKMS compresses some."""
+    """Return the module's file, unpacked for finit_module(2): since trixie DKMS compresses some."""
     path = module_file(guest)
     if path.endswith(".ko"):
         return path
@@ -49,40 +48,39 @@ def unpacked(guest: Guest) -> str:
     return plain
 
 
-def test_reloaded_under_readers(armed: Guest) -> None:
-    """Reads and opens end as they should, and every reference is given back."""
+def test_reloaded_under_readers(guest: Guest) -> None:
+    """Reads and opens end in a defined way, and every reference is released."""
     group = "/sys/fs/cgroup/reloads"
-    # Charges are taken by the batch: 258 pages were seen on 7.3 with 4 of them in slabs.  Leaked
-    # buffers would be 68 KiB for each cycle, 3.4 MB in all.
+    # The kernel charges memory in batches: 258 pages were seen on 7.3, 4 of them in slabs.
+    # Leaked buffers would be 68 KiB for each cycle, 3.4 MB in all.
     most = 2 << 20
     script = f"""
         echo +memory >/sys/fs/cgroup/cgroup.subtree_control
         mkdir {group} && echo $$ >{group}/cgroup.procs &&
-        {PLACE}/reloads {PROCFILE} {unpacked(armed)} {CYCLES} 2
+        {PLACE}/reloads {PROCFILE} {unpacked(guest)} {CYCLES} 2
         status=$?
         echo $$ >/sys/fs/cgroup/cgroup.procs
         exit $status
     """
-    with topology(armed, "full-table", "200"):
-        before = len(kernel_log(armed))
-        result = armed.run(["sh", "-c", script], timeout_s=120, check=True)
-        # What the kernel says of an iteration that stops without saying where.
-        assert "buggy .next function" not in kernel_log(armed)[before:]
+    with topology(guest, "full-table", "200"):
+        result = guest.run(["sh", "-c", script], timeout_s=120, check=True)
+        # The kernel's message about an iterator that does not advance.
+        assert "buggy .next function" not in kernel_log(guest)
     cycles, whole, absent, cut_off = (int(word) for word in result.text.split())
     print(result.text)
     assert cycles == CYCLES
     assert whole >= 2 * CYCLES
     assert absent >= 2 * CYCLES
     assert cut_off > 0
-    # What the readers took is charged to their cgroup, also when they have ended.
-    text = armed.read(f"{group}/memory.stat").decode()
+    # The readers' memory is charged to their cgroup, even after their end.
+    text = guest.read(f"{group}/memory.stat").decode()
     stat = {name: int(value) for name, value in map(str.split, text.splitlines())}
-    # Before Linux 5.18 the kernel's share is what is left of all.
-    whole = int(armed.read(f"{group}/memory.current")) - stat["anon"] - stat["file"]
+    # Before Linux 5.18 the kernel's share is the total minus the rest.
+    whole = int(guest.read(f"{group}/memory.current")) - stat["anon"] - stat["file"]
     kept = stat.get("kernel", whole) - stat["slab_reclaimable"]
     print(f"kept: {kept} bytes; {whole}, {stat}")
     assert kept < most
-    armed.run(["rmdir", group], timeout_s=5, check=True)
+    guest.run(["rmdir", group], timeout_s=5, check=True)
 
 
 def test_loaded_twice(loaded: Guest) -> None:
@@ -92,20 +90,14 @@ def test_loaded_twice(loaded: Guest) -> None:
     assert listing(loaded) == ()
 
 
-def test_the_name_is_taken(
-    kernel: Kernel,
-    accelerator: Accelerator,
-    guest_image: GuestImage,
-    logs: Path,
-) -> None:
-    """The load fails and leaves nothing, and what has the name keeps it.
+def test_the_name_is_taken(kernel: Kernel, kept: Snapshot, logs: Path) -> None:
+    """A load fails and leaves nothing while another module has the name, which keeps it.
 
-    The kernel itself warns of it, so this is a guest of its own.
+    The kernel itself warns, so this guest is judged here.
     """
-    spec = GuestSpec(kernel=kernel, disk=guest_image.disk, accelerator=accelerator)
     workdir = logs / "test_lifecycle" / f"{kernel.release}-name-taken"
     tries = 3
-    with Guest.boot(spec, workdir=workdir, expected_taint=TAINT | WARN_TAINT) as guest:
+    with Guest.restore(kept, workdir=workdir, expected_taint=TAINT | WARN_TAINT) as guest:
         peek = PEEK.format(release=kernel.release)
         guest.run(["insmod", peek, f"name={MODULE}"], timeout_s=20, check=True)
         for _ in range(tries):
@@ -118,7 +110,7 @@ def test_the_name_is_taken(
         assert said.count(f"{PROCFILE} cannot be made: is the name taken, or no memory?") == tries
         assert guest.run(["test", "-e", PROCFILE], timeout_s=5).status == 0
         guest.run(["rmmod", "peek"], timeout_s=20, check=True)
-        # The way is free again.
+        # The name is free again.
         load(guest)
         assert listing(guest) == ()
         unload(guest)
@@ -144,16 +136,15 @@ def test_the_name_is_taken(
     ],
 )
 def test_nonsense_is_refused(guest: Guest, parameter: str, message: str) -> None:
-    """The original took any user, and a mode without a bit (KERNEL.md's number 17)."""
-    before = len(kernel_log(guest))
+    """The original module took any user, and a mode without a bit."""
     result = guest.run(["modprobe", MODULE, parameter], timeout_s=20)
     assert result.status != 0
-    assert message in kernel_log(guest)[before:]
+    assert message in kernel_log(guest)
     assert guest.run(["test", "-e", PROCFILE], timeout_s=5).status != 0
 
 
 def documented(text: str) -> set[str]:
-    """The parameters in the table below the heading of the same name."""
+    """Return the parameters in the table under the heading "Parameters"."""
     section = text.partition("\n## Parameters\n")[2].partition("\n## ")[0]
     return set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
 

@@ -1,7 +1,4 @@
-"""What a reading costs does not grow with what is shown: memory, and the length of a step.
-
-KERNEL.md's list of what was wrong with the original calls these 6 and 13.
-"""
+"""The costs of a reading that must not grow with the listing: memory, and the length of a step."""
 
 from __future__ import annotations
 
@@ -17,19 +14,19 @@ from kbuild.guest.guest import Background, Guest
 from kbuild.guest.programs import PLACE
 from tests.vm.module import PEEK, backends, kernel_log, load, loaded_with, topology
 
-MILLION = 1 << 20  # fs.nr_open, and so the largest table that there is by default
+MILLION = 1 << 20  # fs.nr_open, and so the size of the largest table by default
 CGROUP = "/sys/fs/cgroup/reader"
 # One reader: 64 KiB of text, 16 KiB for paths, the state, and an open file.
 READER_BYTES = 96 << 10
-# Charges are counted by the batch, of 64 pages for each CPU.
+# The kernel charges memory in batches of 64 pages for each CPU.
 BATCH_BYTES = 2 * 64 * 4096
-# What a reader has to do with, where the kernel does not tell the most that it had.
+# The limit for a reader on kernels without memory.peak.
 LIMIT_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class Counted:
-    """What reading a file whole came to; memory is what was in use beyond the beginning."""
+    """The result of reading the whole file; memory is the increase since the beginning."""
 
     bytes: int
     records: int
@@ -37,12 +34,12 @@ class Counted:
     highest: int
     slab_kib: int
     vmalloc_kib: int
-    peak_bytes: int  # of all memory of the reader's cgroup; LIMIT_BYTES: no more than that
+    peak_bytes: int  # of all memory of the reader's cgroup; LIMIT_BYTES: at most that
 
 
 @contextlib.contextmanager
 def cgroup(guest: Guest) -> Iterator[list[str]]:
-    """A memory cgroup that is empty at the beginning; gives what a command in it begins with."""
+    """Make an empty memory cgroup, and yield the words that run a command in it."""
     script = (
         f"echo +memory >/sys/fs/cgroup/cgroup.subtree_control && mkdir {CGROUP} && cat"
         f" {CGROUP}/memory.current"
@@ -57,8 +54,8 @@ def cgroup(guest: Guest) -> Iterator[list[str]]:
 def count(guest: Guest) -> Counted:
     """Read the whole file in a cgroup of its own."""
     with cgroup(guest) as inside:
-        # memory.peak came with Linux 5.19.  An earlier one can only be told a limit, with
-        # which a reader that needs more is killed.
+        # memory.peak came with Linux 5.19.  Earlier kernels get a limit instead, and kill a
+        # reader that needs more.
         known = guest.run(["test", "-e", f"{CGROUP}/memory.peak"], timeout_s=5).status == 0
         if not known:
             limit = f"echo {LIMIT_BYTES} >{CGROUP}/memory.max"
@@ -70,28 +67,28 @@ def count(guest: Guest) -> Counted:
     return Counted(total, records, descriptors, highest, slab, vmalloc, peak)
 
 
-def test_memory_does_not_grow_with_the_listing(loaded: Guest, armed: Guest) -> None:
-    """The original's memory was its output, and the output twice that, or nothing (6)."""
-    with topology(armed, "full-table", "1000"):
+def test_memory_does_not_grow_with_the_listing(loaded: Guest) -> None:
+    """The original module's buffer grew with its output."""
+    with topology(loaded, "full-table", "1000"):
         small = count(loaded)
-    with topology(armed, "full-table", str(MILLION)):
+    with topology(loaded, "full-table", str(MILLION)):
         large = count(loaded)
     print(f"{small}\n{large}")
     assert (small.records, small.descriptors, small.highest) == (1, 1000, 999)
     assert (large.records, large.descriptors, large.highest) == (1, MILLION, MILLION - 1)
     assert large.bytes > max(1000 * small.bytes, 10 * LIMIT_BYTES)
-    # It did count what the module takes: more than its buffer, and all of that in the cgroup.
+    # The module's own memory was counted: more than its buffer, and all of it in the cgroup.
     assert small.peak_bytes > 16 << 10
     assert large.peak_bytes <= small.peak_bytes + BATCH_BYTES
-    # And what was taken without a charge.
+    # Memory without a charge.
     assert large.slab_kib <= small.slab_kib + 1024
     assert large.vmalloc_kib <= small.vmalloc_kib + 1024
 
 
-def test_memory_of_a_reader(loaded: Guest, armed: Guest) -> None:
-    """Of the order of one buffer, also in the middle of a large table."""
+def test_memory_of_a_reader(loaded: Guest) -> None:
+    """A reader needs about one buffer, even in the middle of a large table."""
     readers = 64
-    with topology(armed, "full-table", "10000"), cgroup(loaded) as inside:
+    with topology(loaded, "full-table", "10000"), cgroup(loaded) as inside:
         argv = [*inside, f"{PLACE}/observe_reads", PROCFILE, "hold", str(readers)]
         holder: Background = loaded.start(argv)
         assert holder.read_line(20) == b"closed\n"
@@ -108,16 +105,16 @@ def test_memory_of_a_reader(loaded: Guest, armed: Guest) -> None:
 
 @dataclass(frozen=True)
 class Steps:
-    """How a reader went through the bitmap of a table, hold of a lock by hold of a lock."""
+    """A reader's steps through the bitmap of a table; each step is one hold of a lock."""
 
     holds: int
     searches: int  # for a next descriptor, the most under one hold
-    slots: int  # the most that one hold can have looked at
+    slots: int  # an upper limit of those searched under one hold
 
 
 def watch(guest: Guest) -> Steps:
-    """Read the file while the tests' own module watches the reader's locks and searches."""
-    before = len(kernel_log(guest))
+    """Read the file while the module peek watches the reader's locks and searches."""
+    before = kernel_log(guest)
     begin = int(guest.read(f"/sys/module/{MODULE}/sections/.text"), 16)
     end = begin + int(guest.read(f"/sys/module/{MODULE}/coresize"))
     options = ["watch=cat", f"text={begin:#x},{end:#x}"]
@@ -126,35 +123,34 @@ def watch(guest: Guest) -> Steps:
         guest.run(["sh", "-c", f"exec cat {PROCFILE} >/dev/null"], timeout_s=120, check=True)
     finally:
         guest.run(["rmmod", "peek"], timeout_s=20, check=True)
-    (found,) = re.findall(
-        r"peek: holds (\d+) searches (\d+) slots (\d+)", kernel_log(guest)[before:]
-    )
+    said = kernel_log(guest).removeprefix(before)
+    (found,) = re.findall(r"peek: holds (\d+) searches (\d+) slots (\d+)", said)
     return Steps(*(int(number) for number in found))
 
 
 @pytest.fixture
-def alone(armed: Guest) -> Iterator[Guest]:
-    """The guest with one of its processors, while peek's probes come and go.
+def alone(guest: Guest) -> Iterator[Guest]:
+    """The guest with one processor, for the time of peek's probes.
 
-    They are on the kernel's most frequent functions, and QEMU 7.2 is not to be trusted with
-    code that one processor changes and another runs: docs/results/qemu.md.
+    The probes change the kernel's most frequent functions, and QEMU 7.2 may run a stale
+    translation of code that another processor changes: docs/results/qemu.md.
     """
     script = 'for one in /sys/devices/system/cpu/cpu[1-9]*/online; do echo "$1" >"$one"; done'
-    armed.run(["sh", "-c", script, "sh", "0"], timeout_s=20, check=True)
-    assert armed.read("/sys/devices/system/cpu/online") == b"0\n"
-    yield armed
-    if armed.alive:
-        armed.run(["sh", "-c", script, "sh", "1"], timeout_s=20, check=True)
+    guest.run(["sh", "-c", script, "sh", "0"], timeout_s=20, check=True)
+    assert guest.read("/sys/devices/system/cpu/online") == b"0\n"
+    yield guest
+    if guest.alive:
+        guest.run(["sh", "-c", script, "sh", "1"], timeout_s=20, check=True)
 
 
 def test_no_step_grows_with_the_table(alone: Guest) -> None:
-    """The original looked at every slot, empty ones too, under one lock (13)."""
+    """The original module looked at every slot, even empty ones, under one lock."""
     config = alone.read(f"/boot/config-{alone.release}").decode()
     if "CONFIG_KPROBES=y" not in config:
         pytest.skip("this kernel has no kprobes; Debian's own and ours of its flavours have")
     functions = {line.split()[2] for line in alone.read("/proc/kallsyms").decode().splitlines()}
     if not functions >= {"_raw_spin_lock", "_raw_spin_unlock", "_find_next_bit"}:
-        # Linux 5.10 without preemption unlocks inline, and peek would see no hold end.
+        # Linux 5.10 without preemption unlocks inline, so peek would see no end of a hold.
         pytest.skip("this kernel compiles spin_unlock() into its callers")
     tables = [
         ("sparse-table", 1 << 16),
@@ -170,7 +166,7 @@ def test_no_step_grows_with_the_table(alone: Guest) -> None:
                     steps[backend, scenario, size] = watch(alone)
     for (backend, scenario, size), one in steps.items():
         print(f"{backend} {scenario} {size}: {one}")
-    # More table: more holds, and none that is longer.
+    # A larger table needs more holds, but no longer ones.
     for one in steps.values():
         assert 0 < one.slots <= 1 << 16
         assert 0 < one.searches <= 33
@@ -178,16 +174,15 @@ def test_no_step_grows_with_the_table(alone: Guest) -> None:
         assert steps[backend, "sparse-table", MILLION].holds >= MILLION >> 16
         assert steps[backend, "sparse-table", MILLION].slots == 1 << 16
         small, large = (steps[backend, "full-table", size] for size in (1 << 10, MILLION))
-        # 32 descriptors for each hold; a kprobe that is hit within another one is not counted.
+        # A hold has 32 descriptors.  A kprobe inside another one is not counted.
         assert large.holds > MILLION // 33 > small.holds
         assert large.searches == small.searches
 
 
-def test_a_long_read_ends_when_it_is_told_to(guest: Guest, armed: Guest) -> None:
-    """By a fatal signal, and by the unloading, which waits for no more than the step's end."""
+def test_a_long_read_ends_when_it_is_told_to(guest: Guest) -> None:
+    """A fatal signal ends it, and so does unloading, which waits only for the end of a step."""
     load(guest)
-    before = len(kernel_log(guest))
-    with topology(armed, "full-table", "200000"):
+    with topology(guest, "full-table", "200000"):
         argv = [f"{PLACE}/cut_short", PROCFILE, str(200_000 * 90)]
         result = guest.run(argv, timeout_s=120, check=True)
     print(result.text)
@@ -203,4 +198,4 @@ def test_a_long_read_ends_when_it_is_told_to(guest: Guest, armed: Guest) -> None
         assert cut < whole / 2
         assert used - cut < whole / 4
     assert guest.run(["test", "-e", PROCFILE], timeout_s=5).status != 0
-    assert "buggy" not in kernel_log(guest)[before:]
+    assert "buggy" not in kernel_log(guest)

@@ -1,7 +1,4 @@
-"""What the module shows is what the kernel itself says, however it is read.
-
-Numbers in brackets are those of KERNEL.md's list of what was wrong with the original.
-"""
+"""The file's content agrees with the kernel's own view, in every way of reading."""
 
 from __future__ import annotations
 
@@ -31,7 +28,8 @@ from tests.vm.module import (
     without_ids,
 )
 
-# The scenario "hostile" of kbuild/lab/programs/topology.c: its files, but for those in directories.
+# The files of the scenario "hostile" in kbuild/lab/programs/topology.c, except those in
+# directories.
 FILES = {
     b"tab\there",
     b"line\nhere\n\n",
@@ -51,7 +49,7 @@ FILES = {
     b"con\xe2\x80\xa8tains",
     b"con\xe2\x80\xa9tains",
     b"\xc2\x85\xe2\x80\xa8\xe2\x80\xa9\xc2\x85",
-    # Parts of them, and what begins alike.
+    # Parts of them, and sequences with the same first bytes.
     b"\xc2",
     b"\x85",
     b"\x85\xc2",
@@ -79,23 +77,23 @@ COMMANDS = {
     b"cut after one.\xc2",
 }
 
-# What is shown.
+# The content.
 
 
-def test_shows_what_the_kernel_says(loaded: Guest, armed: Guest) -> None:
-    with topology(armed) as inits:
+def test_shows_what_the_kernel_says(loaded: Guest) -> None:
+    with topology(loaded) as inits:
         shown = compare(loaded)
         assert len(inits) >= 13
         assert {process.pid for process in shown} >= set(inits.values())
     assert listing(loaded) == ()
 
 
-def test_particular_processes(loaded: Guest, armed: Guest) -> None:
-    """What the comparison cannot say: that the cases it is for were there.
+def test_particular_processes(loaded: Guest) -> None:
+    """The cases for the comparison are really there.
 
-    Names that would forge a record (3), long paths (9), a leader that has ended (11).
+    Among them are names that would forge a record, long paths, and a leader that has ended.
     """
-    with topology(armed) as inits:
+    with topology(loaded) as inits:
         shown = compare(loaded)
     record = {name: of_container(shown, init) for name, init in inits.items()}
 
@@ -119,9 +117,9 @@ def test_particular_processes(loaded: Guest, armed: Guest) -> None:
     assert procfile.PATH_TOO_LONG in {f.path for p in record["long-paths"] for f in p.files}
 
 
-def test_no_name_ends_a_line(loaded: Guest, armed: Guest) -> None:
-    """Also for who splits text as Python does, and as Node's readline, at U+2028 and the like."""
-    with topology(armed, "hostile") as inits:
+def test_no_name_ends_a_line(loaded: Guest) -> None:
+    """This includes readers that split at U+2028 and the like, as Python and Node's readline do."""
+    with topology(loaded, "hostile") as inits:
         shown = compare(loaded)
         text = loaded.read(PROCFILE)
     records = of_container(shown, inits["hostile"])
@@ -134,18 +132,18 @@ def test_no_name_ends_a_line(loaded: Guest, armed: Guest) -> None:
     )
 
 
-def test_close_on_exec_is_no_flag_of_a_file(loaded: Guest, armed: Guest) -> None:
-    """Some system calls leave O_CLOEXEC in the open file, whatever its descriptors are."""
-    with topology(armed, "cloexec-kept") as inits:
+def test_close_on_exec_is_no_flag_of_a_file(loaded: Guest) -> None:
+    """Some system calls leave O_CLOEXEC in the open file, which says nothing about descriptors."""
+    with topology(loaded, "cloexec-kept") as inits:
         shown = compare(loaded)
-        seen = oracle.parse(armed.run([f"{PLACE}/observe"], timeout_s=60, check=True).stdout)
-    # Where the open file has it, the kernel's view does not tell that of a descriptor.
+        seen = oracle.parse(loaded.run([f"{PLACE}/observe"], timeout_s=60, check=True).stdout)
+    # If the open file has O_CLOEXEC, the kernel's view does not show that of a descriptor.
     kept = {file.fd for process in seen for file in process.files if file.cloexec is None}
     (process,) = of_container(shown, inits["cloexec-kept"])
     assert not any(file.flags & O_CLOEXEC for file in process.files)
     peers = [file for file in process.files if file.path.endswith(b"/pts/0")]
     assert [(file.cloexec, file.flags) for file in peers] == [(True, os.O_RDWR), (False, os.O_RDWR)]
-    assert peers[0].fd in kept, "the case that this is about"
+    assert peers[0].fd in kept, "the case for this test is missing"
     others = {
         file.path.rpartition(b"/")[2]: file.cloexec
         for file in process.files
@@ -155,15 +153,15 @@ def test_close_on_exec_is_no_flag_of_a_file(loaded: Guest, armed: Guest) -> None
     print(f"TIOCGPTPEER and {sorted(others)}; kept by {len(kept)} descriptors")
 
 
-def test_many_files(loaded: Guest, armed: Guest) -> None:
-    with topology(armed, "many-files", "5000"):
+def test_many_files(loaded: Guest) -> None:
+    with topology(loaded, "many-files", "5000"):
         (process,) = compare(loaded)
     assert len(process.files) >= 5000
 
 
-def test_many_processes(loaded: Guest, armed: Guest) -> None:
-    """More than 4,096: where the original cut its list off (7)."""
-    with topology(armed, "many-processes", "4200"):
+def test_many_processes(loaded: Guest) -> None:
+    """The list has more than 4,096 processes, where the original module's ended."""
+    with topology(loaded, "many-processes", "4200"):
         shown = listing(loaded)
     first, *others = sorted(shown, key=lambda process: process.ns_pid)
     assert [process.ns_pid for process in others] == list(range(2, 4202))
@@ -172,9 +170,11 @@ def test_many_processes(loaded: Guest, armed: Guest) -> None:
     assert {process.files for process in others} == {first.files}
 
 
-def test_no_process_of_the_host_is_shown(loaded: Guest, armed: Guest) -> None:
-    """A dying task has no namespace any more, which is not to be taken for another one (1)."""
-    result = armed.run([f"{PLACE}/observe_reads", PROCFILE, "storm", "5"], timeout_s=30, check=True)
+def test_no_process_of_the_host_is_shown(loaded: Guest) -> None:
+    """A dying task has no namespace any more, and must not appear in another one."""
+    result = loaded.run(
+        [f"{PLACE}/observe_reads", PROCFILE, "storm", "5"], timeout_s=30, check=True
+    )
     head, _, text = result.stdout.partition(b"\n")
     reads, length, processes = (int(word) for word in head.split())
     assert text == b""
@@ -184,7 +184,7 @@ def test_no_process_of_the_host_is_shown(loaded: Guest, armed: Guest) -> None:
 
 
 def test_the_grammar_in_c_agrees_with_the_conformance_set(settings: Settings, suite: str) -> None:
-    """The readers of kbuild/guest/include/listing.h run in guests, and this one of them here."""
+    """kbuild/guest/include/listing.h, which readers in guests use, is tried here on the host."""
     reader = test_programs.compile_programs(settings, suite, ["reader"])["reader"]
 
     def accepts(path: Path) -> bool:
@@ -198,7 +198,7 @@ def test_the_grammar_in_c_agrees_with_the_conformance_set(settings: Settings, su
         return result.returncode == 0
 
     conformance = Path(__file__).parents[1] / "conformance"
-    # It knows no columns but the basic ones.
+    # This reader knows only the basic columns.
     accepted = set(conformance.glob("*.procfile")) - {conformance / "extended.procfile"}
     refused = set(conformance.glob("refused/*.procfile"))
     assert len(accepted) > 10
@@ -206,7 +206,7 @@ def test_the_grammar_in_c_agrees_with_the_conformance_set(settings: Settings, su
     assert {path for path in accepted | refused if accepts(path)} == accepted
 
 
-# However it is read.
+# The ways of reading.
 
 
 @pytest.mark.parametrize(
@@ -220,49 +220,46 @@ def test_the_grammar_in_c_agrees_with_the_conformance_set(settings: Settings, su
         ("lseek", 4096),
     ],
 )
-def test_every_way_of_reading_gives_the_same(
-    loaded: Guest, armed: Guest, way: str, size: int
-) -> None:
-    with topology(armed):
+def test_every_way_of_reading_gives_the_same(loaded: Guest, way: str, size: int) -> None:
+    with topology(loaded):
         expected = loaded.read(PROCFILE)
-        got = armed.run(
+        got = loaded.run(
             [f"{PLACE}/observe_reads", PROCFILE, way, str(size)], timeout_s=60, check=True
         ).stdout
     assert len(expected) > 65536, "it has to be longer than the module's buffer"
     assert got == expected
 
 
-def test_several_readers_at_once_see_the_same(loaded: Guest, armed: Guest) -> None:
-    with topology(armed):
+def test_several_readers_at_once_see_the_same(loaded: Guest) -> None:
+    with topology(loaded):
         expected = loaded.read(PROCFILE)
-        got = armed.run(
+        got = loaded.run(
             [f"{PLACE}/observe_reads", PROCFILE, "together", "6"], timeout_s=60, check=True
         )
     assert got.stdout == expected
 
 
-def test_an_id_cannot_be_computed_from_the_address(armed: Guest) -> None:
-    """It has a key, which is new with each load; the original's had none (4)."""
+def test_an_id_cannot_be_computed_from_the_address(guest: Guest) -> None:
+    """Ids have a key, which is new with each load; those of the original module had none."""
     inside = f"""
         exec 7</etc/passwd
         for load in 1 2; do
             modprobe {MODULE} || exit
-            insmod {PEEK.format(release=armed.release)} fd=7 2>/dev/null
+            insmod {PEEK.format(release=guest.release)} fd=7 2>/dev/null
             id=$(cut -f 1 {PROCFILE} | head -n 1)
             echo "id $id $(grep -m 1 '/etc/passwd$' {PROCFILE} | cut -f 3)"
             rmmod {MODULE} || exit
         done
     """
-    before = len(kernel_log(armed))
-    result = armed.run(["unshare", "--fork", "--pid", "sh", "-c", inside], timeout_s=30, check=True)
+    result = guest.run(["unshare", "--fork", "--pid", "sh", "-c", inside], timeout_s=30, check=True)
     ids = [line.split()[1:] for line in result.text.splitlines()]
     peeked = re.findall(
         r"peek: file (\w+) inode (\w+) number (\d+) namespace (\w+) start (\d+)",
-        kernel_log(armed)[before:],
+        kernel_log(guest),
     )
     assert len(ids) == 2
     assert len(peeked) == 2
-    assert peeked[0] == peeked[1], "the objects have to be the same ones in both loads"
+    assert peeked[0] == peeked[1], "the objects must be the same in both loads"
     file, inode, namespace = (int(peeked[0][column], 16) for column in (0, 1, 3))
     assert min(file, inode, namespace) > 1 << 63, "addresses of the kernel"
     tried = guesses(file, inode, int(peeked[0][2])) | guesses(namespace, int(peeked[0][4]))
@@ -275,15 +272,15 @@ def test_an_id_cannot_be_computed_from_the_address(armed: Guest) -> None:
     assert not set(ids[0]) & set(ids[1])
 
 
-def test_ids_are_new_with_each_load(armed: Guest) -> None:
-    with topology(armed):
-        load(armed)
-        first = armed.read(PROCFILE)
-        again = armed.read(PROCFILE)
-        unload(armed)
-        load(armed)
-        second = armed.read(PROCFILE)
-        unload(armed)
+def test_ids_are_new_with_each_load(guest: Guest) -> None:
+    with topology(guest):
+        load(guest)
+        first = guest.read(PROCFILE)
+        again = guest.read(PROCFILE)
+        unload(guest)
+        load(guest)
+        second = guest.read(PROCFILE)
+        unload(guest)
     ids = re.compile(rb"(?<![^\t\n])[0-9a-f]{64}(?=\t)")
     assert first == again
     assert not set(ids.findall(first)) & set(ids.findall(second))

@@ -1,4 +1,4 @@
-"""Random topologies: the module, the kernel's own view and the plan agree in every field."""
+"""Random topologies: the module, the kernel's own view and the plan agree in all fields."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from dataclasses import dataclass, field, replace
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from kbuild.core.model import PROCFILE, Settings
+from kbuild.core.model import PROCFILE
 from kbuild.core.run import describe_status
-from kbuild.guest import image, programs
+from kbuild.guest import image
 from kbuild.guest.guest import Background, Guest, GuestLost
 from kbuild.guest.programs import PLACE
 from kbuild.lab import procfile
-from tests import programs as test_programs
 from tests.topologies import TOPOLOGIES
 from tests.topology import topology as t
 from tests.topology.building import Builder, Built, NotBuiltError, compare
@@ -27,17 +26,17 @@ from tests.topology.topology import Container, End, Process, Signal, Topology
 from tests.vm.module import backends, loaded_with
 
 PROGRAM = "build_topology"
-# For one topology, on a fast machine; the program's own deadline is shorter.
+# The limit for one topology, on a fast machine.  The program's own deadline is shorter.
 BUILD_S = 60.0
 
 
 class GuestGoneError(BaseException):
-    """The guest has died; no exception, so that nobody tries the same in a dead guest."""
+    """The guest has died; hypothesis catches only Exception, and must not try a dead guest."""
 
 
 @dataclass
 class Workshop:
-    """The guest's builder, started anew when it has ended, and what was compared so far."""
+    """The guest's builder, restarted after its end, and the counts of comparisons so far."""
 
     guest: Guest
     extended: bool = True
@@ -51,14 +50,14 @@ class Workshop:
     def start(self) -> Builder:
         """Return the builder, running."""
         if self.builder is None:
-            # Not one that an earlier program may have left behind.
+            # An earlier program may have left its directory behind.
             place = f"/tmp/topologies.{secrets.token_hex(4)}"
             self.program = self.guest.start([f"{PLACE}/{PROGRAM}", place, PROCFILE], cwd="/tmp")
             self.builder = Builder(self.program, place.encode(), timeout_s=BUILD_S)
         return self.builder
 
     def build(self, topology: Topology) -> tuple[Plan, Built]:
-        """Build a topology; raises NotBuiltError with what the program said."""
+        """Build a topology; raises NotBuiltError with the program's messages."""
         try:
             builder = self.start()
             plan = builder.plan(topology)
@@ -73,7 +72,7 @@ class Workshop:
             raise NotBuiltError(f"{error}: {how}: {result.stderr.decode()}") from None
 
     def check(self, topology: Topology) -> None:
-        """Build a topology and fail with what is not as it must be."""
+        """Build a topology, and fail with the differences."""
         try:
             plan, built = self.build(topology)
         except GuestLost as lost:
@@ -84,28 +83,26 @@ class Workshop:
         self.descriptors += result.descriptors
         self.states.update(process.state for process in plan.processes)
         if result.differences:
-            # No pytest.fail(): that would not show the topology which hypothesis has found.
+            # With pytest.fail(), hypothesis would not show the topology.
             raise AssertionError("\n".join(result.differences[:40]))
 
     def close(self) -> None:
-        """End the program; it has to be able to unmount what it built upon."""
+        """End the program, which must be able to unmount its file systems."""
         if self.builder is not None and self.program is not None and self.guest.alive:
             self.program.close_stdin()
             self.program.wait(60, check=True)
 
 
 @pytest.fixture
-def workshop(guest: Guest, settings: Settings, suite: str) -> Iterator[Workshop]:
-    """The guest with the builder in it."""
-    if guest.run(["test", "-e", f"{PLACE}/{PROGRAM}"], timeout_s=5).status:
-        programs.install(guest, test_programs.compile_programs(settings, suite, [PROGRAM]))
+def workshop(guest: Guest) -> Iterator[Workshop]:
+    """The builder in the guest."""
     shop = Workshop(guest)
     yield shop
     shop.close()
 
 
 def try_topologies(shop: Workshop, count: int, number: int) -> None:
-    """Try ``count`` topologies drawn from a seed; fails with the smallest one that fails."""
+    """Try ``count`` random topologies from a seed, and fail with the smallest bad one."""
 
     @seed(number)
     @settings(
@@ -113,7 +110,7 @@ def try_topologies(shop: Workshop, count: int, number: int) -> None:
         deadline=None,
         database=None,
         print_blob=True,
-        # Nobody waits for what is drawn: the guest takes longer.
+        # The guest takes more time than the drawing.
         suppress_health_check=list(HealthCheck),
         phases=(Phase.generate, Phase.shrink),
     )
@@ -130,7 +127,7 @@ def try_topologies(shop: Workshop, count: int, number: int) -> None:
 def test_random_topologies(
     guest: Guest, workshop: Workshop, request: pytest.FixtureRequest
 ) -> None:
-    """Each backend in turn, with all fields, and then the default with those of the seed format."""
+    """Try each backend with all fields, and then the default backend with the basic fields."""
     count: int = request.config.getoption("topologies")
     number: int = request.config.getoption("topology_seed") or random.randrange(1 << 32)
     print(f"{count} topologies, --topology-seed {number}")
@@ -146,7 +143,7 @@ def test_random_topologies(
         f"{workshop.topologies} topologies, {workshop.processes} processes,"
         f" {workshop.descriptors} descriptors, {dict(workshop.states)}"
     )
-    # What would make the comparison mean nothing: that there was nothing to compare.
+    # Without enough processes and descriptors the comparison would prove nothing.
     assert workshop.topologies >= count // len(rounds) * len(rounds)
     assert workshop.processes >= 2 * workshop.topologies
     assert workshop.descriptors >= 10 * workshop.topologies
@@ -154,7 +151,7 @@ def test_random_topologies(
         assert set(workshop.states) == set("DSTtZ")
 
 
-# Each open file and each namespace is seen twice, so that no id stands alone.
+# Each open file and each namespace appears twice, so that no id is unique.
 SAMPLE = Topology(
     (b"a\tb\\", b"c"),
     (
@@ -181,7 +178,7 @@ SAMPLE = Topology(
 
 @pytest.mark.parametrize("fields", ["basic", "extended"])
 def test_no_byte_of_a_listing_can_be_another(guest: Guest, workshop: Workshop, fields: str) -> None:
-    """The comparison is not vacuous: whichever byte is changed, it is refused or found."""
+    """The comparison is not vacuous: it refuses or finds a change of any byte."""
     with loaded_with(guest, f"fields={fields}"):
         plan, built = workshop.build(SAMPLE)
     extended = fields == "extended"

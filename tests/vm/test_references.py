@@ -1,7 +1,4 @@
-"""Processes at the edges of their lives: each is shown as what it is, or not at all.
-
-Numbers in brackets are those of KERNEL.md's list of what was wrong with the original.
-"""
+"""Processes and threads that begin or end: each is shown correctly or not at all."""
 
 from __future__ import annotations
 
@@ -22,12 +19,12 @@ from tests.vm.module import (
     topology,
 )
 
-THREADS = 1500  # more than two of the module's bounded walks
+THREADS = 1500  # more than two of the module's bounded walks visit
 
 
-def test_nested_namespaces(loaded: Guest, armed: Guest) -> None:
+def test_nested_namespaces(loaded: Guest) -> None:
     """pid, ppid and pgid are those of the innermost namespace, at every depth."""
-    with topology(armed, "nested") as inits:
+    with topology(loaded, "nested") as inits:
         shown = compare(loaded)
     by_namespace: dict[str, list[Process]] = {}
     for process in shown:
@@ -43,9 +40,9 @@ def test_nested_namespaces(loaded: Guest, armed: Guest) -> None:
     assert inits["nested"] in {process.pid for process in shown}
 
 
-def test_a_namespace_whose_init_has_died(loaded: Guest, armed: Guest) -> None:
-    """It waits, without files, for a zombie that its parent outside does not wait for."""
-    with topology(armed, "dying-init"):
+def test_a_namespace_whose_init_has_died(loaded: Guest) -> None:
+    """The init waits, without files, for a zombie whose parent is outside and does not wait."""
+    with topology(loaded, "dying-init"):
         shown = compare(loaded)
         (init,) = (process for process in shown if process.ns_pid == 1 and not process.files)
         _, zombie = of_container(shown, init.pid)
@@ -53,9 +50,9 @@ def test_a_namespace_whose_init_has_died(loaded: Guest, armed: Guest) -> None:
     assert (zombie.ns_pid, zombie.ns_ppid, zombie.ns_pgid) == (2, 0, 0)
 
 
-def test_a_survivor_of_its_namespace(loaded: Guest, armed: Guest) -> None:
-    """One that sleeps uninterruptibly keeps its files, in a namespace without an init."""
-    with topology(armed, "frozen-survivor"):
+def test_a_survivor_of_its_namespace(loaded: Guest) -> None:
+    """A process that sleeps uninterruptibly keeps its files in a namespace without an init."""
+    with topology(loaded, "frozen-survivor"):
         shown = compare(loaded)
         (init,) = (process for process in shown if process.ns_pid == 1 and not process.files)
         _, survivor = of_container(shown, init.pid)
@@ -64,9 +61,9 @@ def test_a_survivor_of_its_namespace(loaded: Guest, armed: Guest) -> None:
     assert listing(loaded) == ()
 
 
-def test_dead_threads_before_the_one_with_the_table(loaded: Guest, armed: Guest) -> None:
-    """A dead leader and many dead threads: the files are those of the one that lives (11)."""
-    with topology(armed, "zombie-threads", str(THREADS)) as inits:
+def test_dead_threads_before_the_one_with_the_table(loaded: Guest) -> None:
+    """With a dead leader and many dead threads, the files are those of the living thread."""
+    with topology(loaded, "zombie-threads", str(THREADS)) as inits:
         shown = listing(loaded)
         _, process = of_container(shown, inits["zombie-threads"])
         threads = loaded.run(["ls", f"/proc/{process.pid}/task"], timeout_s=10, check=True)
@@ -74,10 +71,10 @@ def test_dead_threads_before_the_one_with_the_table(loaded: Guest, armed: Guest)
     assert any(file.path.endswith(b"/held by the last thread") for file in process.files)
 
 
-def test_no_kernel_thread_is_shown(loaded: Guest, armed: Guest) -> None:
-    """Neither the kernel's own, nor the one that polls a process's ring as its thread."""
+def test_no_kernel_thread_is_shown(loaded: Guest) -> None:
+    """This includes the thread of a process that polls its io_uring for the kernel."""
     script = "for s in /proc/[0-9]*/stat; do cat $s; done 2>/dev/null"
-    with topology(armed, "polled-ring") as inits:
+    with topology(loaded, "polled-ring") as inits:
         shown = compare(loaded)
         processes = loaded.run(["sh", "-c", script], timeout_s=20).text
         (ring,) = of_container(shown, inits["polled-ring"])
@@ -96,9 +93,9 @@ def test_no_kernel_thread_is_shown(loaded: Guest, armed: Guest) -> None:
 
 
 @pytest.mark.parametrize("where", ["header", "files"])
-def test_a_pid_that_is_given_to_another_process(loaded: Guest, armed: Guest, where: str) -> None:
-    """A record that was begun ends, and nothing of the new process is under its header (15)."""
-    result = armed.run([f"{PLACE}/recycle", PROCFILE, where], timeout_s=60, cwd="/tmp", check=True)
+def test_a_pid_that_is_given_to_another_process(loaded: Guest, where: str) -> None:
+    """The record that was begun ends, and has nothing of the new process under its header."""
+    result = loaded.run([f"{PLACE}/recycle", PROCFILE, where], timeout_s=60, cwd="/tmp", check=True)
     head, _, text = result.stdout.partition(b"\n")
     pid = int(head.split()[1])
     (process,) = procfile.parse(text)
@@ -108,20 +105,20 @@ def test_a_pid_that_is_given_to_another_process(loaded: Guest, armed: Guest, whe
 
 
 @pytest.mark.parametrize("piece", ["header", "1", "4096", "65536"])
-def test_descriptors_that_change_between_two_reads(loaded: Guest, armed: Guest, piece: str) -> None:
-    """A batch that was begun is from before the change, however it is read; the next is not."""
+def test_descriptors_that_change_between_two_reads(loaded: Guest, piece: str) -> None:
+    """In every way of reading, a batch that was begun is old, and the next one is new."""
     argv = [f"{PLACE}/moment", PROCFILE, piece]
-    result = armed.run(argv, timeout_s=60, cwd="/tmp", check=True)
+    result = loaded.run(argv, timeout_s=60, cwd="/tmp", check=True)
     (process,) = procfile.parse(result.stdout.partition(b"\n")[2])
     shown = {file.fd: file.path[-3:] for file in process.files if file.fd < 64}
-    # The longest read begins both batches.
+    # The longest read begins both batches before the change.
     begun = 64 if piece == "65536" else 32
     assert shown == {fd: b"old" if fd <= begun else b"new" for fd in range(1, 64)}
 
 
-def test_reading_leaves_nothing_in_the_log(loaded: Guest, armed: Guest) -> None:
-    """The original wrote three lines for each reader (14)."""
-    with topology(armed):
+def test_reading_leaves_nothing_in_the_log(loaded: Guest) -> None:
+    """The original module wrote three lines for each reader."""
+    with topology(loaded):
         before = kernel_log(loaded)
         for _ in range(3):
             loaded.read(PROCFILE)
@@ -137,19 +134,19 @@ def status(guest: Guest, pid: int) -> dict[str, str]:
 
 
 def mask(*sets: str) -> int:
-    """Bit n for signal n, up to 31; /proc has signal n as bit n-1, in hexadecimal."""
+    """Return a mask with bit n for signal n, up to 31; /proc has bit n-1, in hexadecimal."""
     return sum(1 << n for n in range(1, 32) if any(int(one, 16) >> (n - 1) & 1 for one in sets))
 
 
-def test_state_and_signals(armed: Guest) -> None:
-    """As /proc/PID/status says; the original shifted by -1 and lost signals (12)."""
-    with topology(armed):
-        with loaded_with(armed, "fields=basic"):
-            basic = listing(armed)
-        with loaded_with(armed, "fields=extended"):
-            shown = procfile.parse(armed.read(PROCFILE), extended=True)
+def test_state_and_signals(guest: Guest) -> None:
+    """State and signals agree with /proc/PID/status; the original module lost some signals."""
+    with topology(guest):
+        with loaded_with(guest, "fields=basic"):
+            basic = listing(guest)
+        with loaded_with(guest, "fields=extended"):
+            shown = procfile.parse(guest.read(PROCFILE), extended=True)
             for process in shown:
-                said = status(armed, process.pid)
+                said = status(guest, process.pid)
                 assert process.extended is not None
                 assert process.extended.state == said["State"][0], process
                 assert process.extended.blocked == mask(said["SigBlk"]), process
@@ -157,18 +154,18 @@ def test_state_and_signals(armed: Guest) -> None:
     assert [(p.pid, p.command) for p in shown] == [(p.pid, p.command) for p in basic]
     extended = [(p.command, p.extended) for p in shown if p.extended is not None]
     assert {signals.state for _, signals in extended} >= {"S", "Z", "T"}
-    # HUP and SYS, the first and the last that have a bit; 64 the original took for 0.
+    # HUP and SYS are the first and the last signals with a bit.  Signal 64 has none.
     both = 1 << 1 | 1 << 31
     (signals,) = (signals for command, signals in extended if command == b"signals")
     assert (signals.blocked, signals.pending) == (both, both)
 
 
-def test_each_backend_sees_the_edges_alike(armed: Guest) -> None:
-    """All of the above once more, with every backend that is built in."""
-    for backend in backends(armed):
-        with loaded_with(armed, f"backend={backend}"):
-            with topology(armed, "zombie-threads", str(THREADS)) as inits:
-                _, process = of_container(listing(armed), inits["zombie-threads"])
+def test_each_backend_sees_the_edges_alike(guest: Guest) -> None:
+    """The main cases above, with every built-in backend."""
+    for backend in backends(guest):
+        with loaded_with(guest, f"backend={backend}"):
+            with topology(guest, "zombie-threads", str(THREADS)) as inits:
+                _, process = of_container(listing(guest), inits["zombie-threads"])
                 assert process.files
-            with topology(armed, "dying-init", "dead-leader", "thread", "shared-table"):
-                compare(armed)
+            with topology(guest, "dying-init", "dead-leader", "thread", "shared-table"):
+                compare(guest)
