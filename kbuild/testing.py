@@ -185,6 +185,9 @@ def _vm_options(settings: Settings, target: Target, selection: Selection) -> lis
         options += ["--prebuilt", str(images.prebuilt_module(done))]
     options += ["--image", str(made.description), "--target", again]
     options += _place_options(settings, target, selection.accel)
+    if settings.jobs > 1 and not selection.keyword:
+        # A process for each kernel, because one kernel's guests keep less than one processor busy.
+        options += ["-n", "2", "--dist=loadgroup"]
     return [*options, "--kernel", selection.kernel]
 
 
