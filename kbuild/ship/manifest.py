@@ -188,7 +188,9 @@ def read(path: Path) -> Manifest:
     except OSError as error:
         raise BuildError(f"cannot read {path}: {error.strerror}", hint="package first") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BuildError(f"{path} is not a manifest: {error}", hint="package again") from error
+        raise BuildError(
+            f"{path} is not a manifest: {error}", hint="run ./inv package again"
+        ) from error
 
 
 def read_if_whole(path: Path) -> Manifest | None:
@@ -214,7 +216,7 @@ def verify(path: Path) -> Manifest:
             f"{len(differences)} of {len(manifest.outputs)} outputs differ from {path}",
             expected="\n".join(expected for expected, _ in differences),
             found="\n".join(found for _, found in differences),
-            hint="package again",
+            hint="run ./inv package again",
         )
     return manifest
 

@@ -117,6 +117,6 @@ def _checked(package: Package) -> Path:
             f"{package.path.name} has changed since it was built",
             expected=package.sha256,
             found=found,
-            hint="package again",
+            hint="run ./inv package again",
         )
     return package.path

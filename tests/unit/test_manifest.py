@@ -88,9 +88,9 @@ def test_package_from_elsewhere_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("", "no manifest"),
-        ("[]", "no manifest"),
-        ("{}", "no manifest"),
+        ("", "is not a manifest"),
+        ("[]", "is not a manifest"),
+        ("{}", "is not a manifest"),
         ('{"format": 99}', "another format"),
     ],
 )
