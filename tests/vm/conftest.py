@@ -57,6 +57,8 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+# Before xdist, which adds the group to each test's name.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     ours = [item for item in items if here in item.path.parents]
