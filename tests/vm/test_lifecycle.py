@@ -157,5 +157,6 @@ def test_each_parameter_is_said_and_documented(
     assert all(len(text) > 20 for text in described.values()), described
     assert all("(default: " in text for text in described.values()), described
     shown = loaded.run(["ls", f"/sys/module/{MODULE}/parameters"], timeout_s=5, check=True).text
-    page = (request.config.rootpath / "docs" / "procfile.md").read_text(encoding="utf-8")
-    assert set(described) == set(shown.split()) == documented(page)
+    page = request.config.rootpath / "docs" / "reference" / "procfile.md"
+    text = page.read_text(encoding="utf-8")
+    assert set(described) == set(shown.split()) == documented(text)
