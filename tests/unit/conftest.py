@@ -26,9 +26,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Make the tests' surroundings the same everywhere, and flushing files cheap."""
     if _has_room(_MEMORY):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
-    # A shell lets a background job ignore it, and programs that tests start would inherit that.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Programs that tests start must not inherit that a background run ignores these.
+    for one in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(one) is signal.SIG_IGN:
+            signal.signal(one, lambda signum, frame: None)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
