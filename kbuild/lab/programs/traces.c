@@ -90,6 +90,7 @@ static struct shared {
 	atomic_llong worst_us;
 	atomic_ulong by_readers, by_others;
 	atomic_uint undone;		/* rounds that a case left out, because it had seen enough */
+	atomic_bool resting;		/* readers begin no listing */
 } *shared;
 
 static const char *file, *running;
@@ -205,8 +206,11 @@ static void read_fdinfo(void)
 static void read_for_ever(struct reader *self)
 {
 	for (;;) {
-		long long began = now_us();
+		long long began;
 
+		while (atomic_load(&shared->resting))
+			usleep(200);
+		began = now_us();
 		if (strcmp(file, "/proc"))
 			read_listing(self);
 		else
@@ -297,6 +301,12 @@ static void wait_within(long long most_us)
 		;
 }
 
+/* Leave the processors to the observed processes until the next meeting. */
+static void rest(void)
+{
+	atomic_store(&shared->resting, true);
+}
+
 /* Return at a moment at which a reader may be anywhere in the caller's descriptors. */
 static void meet(void)
 {
@@ -304,6 +314,7 @@ static void meet(void)
 
 	if (!readers)
 		return;
+	atomic_store(&shared->resting, false);
 	/*
 	 * The next listing of each reader begins now, and shows all descriptors.  At first wait
 	 * for a second one, whose duration is that of a full listing.
@@ -319,15 +330,17 @@ static void judge(bool (*done)(void *), void *what)
 {
 	long long began = now_us();
 
-	if (done(what))
-		return;
-	atomic_fetch_add(&shared->late, 1);
-	while (!done(what)) {
-		if (now_us() - began > PATIENCE_US)
-			errx(1, "%s: it is not so after %d s", running, PATIENCE_US / 1000000);
-		usleep(50);
+	if (!done(what)) {
+		atomic_fetch_add(&shared->late, 1);
+		while (!done(what)) {
+			if (now_us() - began > PATIENCE_US)
+				errx(1, "%s: it is not so after %d s", running,
+				     PATIENCE_US / 1000000);
+			usleep(50);
+		}
+		raise_to(&shared->worst_us, now_us() - began);
 	}
-	raise_to(&shared->worst_us, now_us() - began);
+	rest();
 }
 
 /* Tell whether a case can end, with so many rounds left, because it has been late. */
@@ -926,6 +939,7 @@ static void ends_of(unsigned int rounds, void (*prepare)(int))
 		long long began;
 		int fds[2];
 
+		rest();
 		check(pipe2(fds, O_CLOEXEC), "pipe2");
 		one = begin(prepare, fds[1]);
 		close(fds[1]);
@@ -1056,8 +1070,10 @@ static void fuse(unsigned int rounds, char *more, size_t size)
 	}
 	close(fd);
 	while (rounds--) {
-		struct ending one = begin(open_served, -1);
+		struct ending one;
 
+		rest();
+		one = begin(open_served, -1);
 		meet();
 		end(one);
 		/* A worker that has been handed the table may need a moment. */
