@@ -187,7 +187,7 @@ def _vm_options(settings: Settings, target: Target, selection: Selection) -> lis
     options += _place_options(settings, target, selection.accel)
     if settings.jobs > 1 and not selection.keyword:
         # A process for each kernel, because one kernel's guests keep less than one processor busy.
-        options += ["-n", "2", "--dist=loadgroup"]
+        options += ["-n", "2", "--dist=loadscope"]
     return [*options, "--kernel", selection.kernel]
 
 

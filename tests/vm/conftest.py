@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from kbuild.core import fs, run, variants
 from kbuild.core.model import MODULE, Kernel, Settings
@@ -57,8 +58,6 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-# Before xdist, which adds the group to each test's name.
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     ours = [item for item in items if here in item.path.parents]
@@ -66,17 +65,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker("vm")
         # A guest has deadlines of its own, which depend on its speed.
         item.add_marker(pytest.mark.timeout(1800))
-        if config.pluginmanager.hasplugin("xdist"):
-            item.add_marker(pytest.mark.xdist_group(_group(item)))
     if config.getoption("image") is None:
         config.hook.pytest_deselected(items=ours)
         items[:] = [item for item in items if item not in ours]
 
 
-def _group(item: pytest.Item) -> str:
-    """Return the name of the tests that run in one process: those of a kernel, or of a file."""
-    kernel = item.callspec.params.get("kernel") if hasattr(item, "callspec") else None
-    return kernel.release if isinstance(kernel, Kernel) else item.path.stem
+class ByKernel(LoadScopeScheduling):  # type: ignore[misc]
+    """Give all tests of a kernel to one process, and all tests of any other file.
+
+    The groups of xdist 3.8 rename tests, which has no effect in pytest 9.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        releases = (kernel.release for kernel in _image(self.config).kernels)
+        file = nodeid.partition("::")[0]
+        return next((one for one in releases if one in nodeid), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByKernel:
+    return ByKernel(config, log)
 
 
 def _image(config: pytest.Config) -> GuestImage:
