@@ -19,7 +19,6 @@ import ssl
 import tarfile
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -403,6 +402,7 @@ class Server:
         self.scheme = "https" if tls else "http"
         self.requests: list[Request] = []
         self.endless = 0  # bytes of endless content that clients took
+        self.closed = threading.Event()
         self.faults: dict[str, list[Fault]] = {}  # by the path's end; the last one stays
         self._http = _Http(("127.0.0.1", 0), _Handler)
         self._http.owner = self
@@ -428,7 +428,8 @@ class Server:
         return [request for request in self.requests if request.path.endswith(end)]
 
     def close(self) -> None:
-        """Stop serving."""
+        """Stop serving, and end answers that are still being sent."""
+        self.closed.set()
         self._http.shutdown()
         self._http.server_close()
         self._thread.join(10)
@@ -521,7 +522,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._drip(body, fault.drip_s)
         else:
             self.wfile.write(body)
-        while fault.endless:
+        while fault.endless and not self.server.owner.closed.is_set():
             self.server.owner.endless += self.wfile.write(bytes(1 << 16))
 
     def _login(self, header: str) -> str:
@@ -531,7 +532,9 @@ class _Handler(BaseHTTPRequestHandler):
         for begin in range(len(content)):
             self.wfile.write(content[begin : begin + 1])
             self.wfile.flush()
-            time.sleep(seconds)
+            # Not time.sleep(), which the next test may replace.
+            if self.server.owner.closed.wait(seconds):
+                return
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep the tests' output free of requests; ``requests`` has them."""
