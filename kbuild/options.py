@@ -219,7 +219,7 @@ ACCEPT_EXPIRED = Option(
     key="accept_expired",
 )
 JOBS = Option(
-    "jobs", "parallel compiler processes", kind=int, usual="the number of CPUs", key="jobs"
+    "jobs", "processes of compilers and tests", kind=int, usual="the number of CPUs", key="jobs"
 )
 ACCEL = Option(
     "accel",
