@@ -34,7 +34,6 @@ class Lab:
     spec: GuestSpec
     headers: Headers
     packages: str  # digest of the kernel's packages, the headers among them
-    kernel_tree: Path  # the patched source, for decoding and for checkpatch
     root: Root  # in which modules are compiled
     programs: Mapping[str, Path]  # compiled programs of the quick suite
     snapshot: Snapshot | None  # to restore guests from; None: each guest is booted
@@ -85,9 +84,7 @@ def prepare(
     compiled = programs.compile_programs(settings, done.root, readying.sources(readying.PROGRAMS))
     kept = _snapshot(settings, target, spec, compiled) if booted else None
     packages = stamp.digest({one.path.name: one.sha256 for one in done.packages})
-    return Lab(
-        settings, target, spec, headers, packages, done.kernel.source, done.root, compiled, kept
-    )
+    return Lab(settings, target, spec, headers, packages, done.root, compiled, kept)
 
 
 def _snapshot(
