@@ -254,7 +254,7 @@ def say(text: str) -> None:
 def old_name(old: str, new: Mapping[str, Command], word: str = "") -> Command:
     """Return the command ``new`` under its old name; it tells the new one, for one release.
 
-    Of several commands, the positional argument ``word`` chooses one: bench build.
+    The positional argument ``word`` chooses one of several commands: bench build.
     """
     options = tuple(dict.fromkeys(option for one in new.values() for option in one.options))
 

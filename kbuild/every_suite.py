@@ -43,7 +43,7 @@ class Cell:
 
     @property
     def passed(self) -> bool:
-        """Whether the step ran and succeeded."""
+        """True if the step ran and succeeded."""
         return self.seconds is not None and self.error is None
 
 

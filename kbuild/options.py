@@ -136,7 +136,7 @@ def _texts(raw: object) -> tuple[str, ...]:
     return tuple(str(raw or "").split())
 
 
-# Of Linux's file systems; a temporary file next to a result has a longer name than the result.
+# Limits of Linux's file systems, less room for the names of temporary files next to a result.
 _NAME_LENGTH, _PATH_LENGTH = 200, 3000
 
 

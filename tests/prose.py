@@ -43,7 +43,7 @@ class Sentence:
 
     @property
     def hides_its_subject(self) -> bool:
-        """Whether the first word is one of OPENINGS, in a sentence that is no question."""
+        """True if the first word is one of OPENINGS, in a sentence that is no question."""
         first = re.match(r"\W*(\w+)", self.text)
         return bool(first and first[1] in OPENINGS and not self.text.rstrip(")\"'*_").endswith("?"))
 

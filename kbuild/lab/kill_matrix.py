@@ -22,7 +22,7 @@ PAGE_OF = Target(suites.USUAL_SUITE, "lab", "debug")
 def matrix(trials: Sequence[Trial]) -> str:
     """Render trials as a Markdown table: mutant, backend, runs, and seconds by detector.
 
-    Of several trials the slowest is shown.  The detectors of the mutant's header are in bold.
+    The slowest of several trials is shown.  The detectors of the mutant's header are in bold.
     """
     if not trials:
         return "No mutant has been tried.\n"

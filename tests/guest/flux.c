@@ -241,7 +241,7 @@ static _Noreturn void contain(uint64_t seed, int ready)
 	}
 }
 
-/* Of the host: they use up pids, and none of them may ever be shown. */
+/* Processes of the host: they use up pids, and none of them may ever be shown. */
 static _Noreturn void change_host(void)
 {
 	check(prctl(PR_SET_PDEATHSIG, SIGKILL), "prctl");

@@ -81,7 +81,7 @@ def test_a_dropped_connection_is_resumed_where_it_broke(tmp_path: Path, server: 
     first, second = server.requests
     begin = int(second.range.removeprefix("bytes=").rstrip("-"))
     assert (first.status, second.status) == (200, 206)
-    # What was in the reader's buffer when the connection broke is asked for again.
+    # Bytes in the reader's buffer when the connection broke are asked for again.
     assert 200_000 < begin <= 300_000
     assert second.sent == len(CONTENT) - begin
     assert len(waits.seconds) == 1

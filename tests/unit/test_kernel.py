@@ -256,7 +256,7 @@ def test_a_source_that_was_edited_is_not_compiled(bench: Bench) -> None:
     again = dataclasses.replace(bench, settings=dataclasses.replace(bench.settings, revision=2))
     again.build()
     assert victim.read_text() == (bench.distro.pristine / "fs/open.c").read_text()
-    # What may have been compiled from the other text is compiled again.
+    # Objects that may come from the other text are compiled again.
     assert again.compiled() == ["fs/open.o"]
 
 

@@ -780,7 +780,7 @@ static void wait_until_empty(void)
 }
 
 /*
- * Give the load its own mounts, as a container has.  What it leaves in /tmp disappears with
+ * Give the load its own mounts, as a container has.  Its files in /tmp disappear with
  * it, and a load that opens every device does not find the ports between host and guest.
  * /proc stays the host's, so a load that reads all of it reads our file too.
  */

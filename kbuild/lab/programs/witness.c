@@ -11,7 +11,7 @@
  *	  close-on-exec of 64 descriptors at once, and then closes them one by one without the
  *	  table's lock (do_close_on_exec() in fs/file.c).
  *	- No process called "host" is shown: turmoil.c gives this name outside of containers.
- *	- Of the processes that turmoil.c makes, only the first one of a namespace has no parent
+ *	- Only the first process of a namespace that turmoil.c makes has no parent
  *	  in it.
  *
  *	witness <file> <milliseconds> <seed> [readers]
