@@ -11,6 +11,7 @@ from kbuild.kernel.quilt import EXPORTS_FIELD
 
 
 def text_of(path: Path) -> str | None:
+    """Return the text of a regular file, its bytes kept as surrogates; None if it is none."""
     if path.is_symlink() or not path.is_file():
         return None
     return path.read_bytes().decode(errors="surrogateescape")

@@ -244,7 +244,7 @@ def _copy(origin: Path, target: Path) -> None:
         raise BuildError(
             f"the package with {target.name} cannot be built: {origin.name} is missing",
             expected=str(origin),
-            hint="build the kernel again",
+            hint="run ./inv build-kernel again",
         ) from None
 
 
