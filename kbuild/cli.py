@@ -10,6 +10,7 @@ import locale
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import textwrap
@@ -148,6 +149,7 @@ def _request(
     if "modules" in mine:
         own["modules"] = found["modules"]
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    data = _data_home() / "cplayground-kernel"
     settings = Settings(
         project=PROJECT,
         # Relative paths are resolved against the checkout.
@@ -161,6 +163,11 @@ def _request(
         accept_expired=found["accept_expired"],
         remote_cache=found["remote_cache"] or "",
         scheduler=found["scheduler"] or "",
+        archive=place("archive_dir", found["archive_dir"] or str(data / "archive"), PROJECT),
+        archive_url=found["archive_url"] or "",
+        keys=place("keys_dir", found["keys_dir"] or str(data / "keys"), PROJECT),
+        signing_key=found["signing_key"] or "",
+        sign_command=_words("sign_command", found["sign_command"] or ""),
     )
     helpers.check(settings)
     target = Target(
@@ -174,6 +181,21 @@ def _request(
         for path in target.fragments:
             kconfig.read(path)
     return settings, target, own
+
+
+def _data_home() -> Path:
+    """Return the directory of data that outlives a checkout; a service's user has no home."""
+    with contextlib.suppress(RuntimeError):
+        return Path(os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser())
+    return Path("/var/lib")
+
+
+def _words(key: str, text: str) -> tuple[str, ...]:
+    """Split a command as a shell would, without running one; raises UserError."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise UserError(f"{key} is not a command: {text}", found=str(error)) from error
 
 
 class _Formatter(logging.Formatter):

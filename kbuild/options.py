@@ -242,6 +242,11 @@ CONFIGURATION = {
         Option("revision", "N of +cplaygroundN", kind=int, default=1, least=1, key="revision"),
         Option("build_dir", "directory of the results", default="build", key="build_dir"),
         Option("cache_dir", "directory of the caches", key="cache_dir"),
+        Option("archive_dir", "directory of the published archive", key="archive_dir"),
+        Option("archive_url", "URL at which servers find the archive", key="archive_url"),
+        Option("keys_dir", "GnuPG's home with the archive's secret keys", key="keys_dir"),
+        Option("signing_key", "fingerprint of the key that signs", key="signing_key"),
+        Option("sign_command", "command that signs a Release file", key="sign_command"),
     )
 }
 # All are text, because Invoke casts an environment variable to the type of the default: a bad

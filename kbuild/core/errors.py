@@ -96,6 +96,34 @@ class GuardError(BuildError):
     kind = "guard"
 
 
+class EvidenceError(KbuildError):
+    """A release lacks the evidence that a step needs, or the evidence is for other bytes."""
+
+    exit_status = 40
+    kind = "evidence"
+
+
+class IrreproducibleError(KbuildError):
+    """A second build gave other bytes than the first."""
+
+    exit_status = 41
+    kind = "reproducibility"
+
+
+class SigningError(KbuildError):
+    """A key is missing, expired or another one, or a signature was not made or does not verify."""
+
+    exit_status = 42
+    kind = "signing"
+
+
+class PoolError(KbuildError):
+    """The archive has a package of that name and version with other bytes."""
+
+    exit_status = 43
+    kind = "pool"
+
+
 class TrustError(KbuildError):
     """A download differs from what the archive signed (``EX_DATAERR`` of sysexits(3))."""
 

@@ -32,6 +32,11 @@ class Settings:
     # URL of a server that ccache asks for objects missing from the local cache
     remote_cache: str = field(default="", repr=False)
     scheduler: str = ""  # host[:port] of an icecream scheduler
+    archive: Path = Path("/nonexistent")  # the published packages; never removed
+    archive_url: str = ""  # where servers find the archive; "" if nobody said
+    keys: Path = Path("/nonexistent")  # GnuPG's home with our secret keys
+    signing_key: str = ""  # fingerprint, 40 hex digits; "" for the only key in ``keys``
+    sign_command: tuple[str, ...] = ()  # reads a Release, writes an InRelease; () for gpg
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ PROJECT = Path(__file__).resolve().parents[2]
 # A room is a folder of kbuild: by name, the rooms that it may import.
 PARTS = {"core"}
 STAGES = PARTS | {"fetch", "kernel", "ship", "guest"}
-TRIALS = STAGES | {"pipeline"}
+TRIALS = STAGES | {"archive", "pipeline"}
 ROOMS: Mapping[str, set[str]] = {
     "core": set(),
     **dict.fromkeys(("fetch", "kernel", "ship", "guest"), PARTS),
+    "archive": {"core", "ship"},
     "pipeline": STAGES,
     **dict.fromkeys(("lab", "report"), TRIALS),
-    "measure": TRIALS | {"lab"},
+    **dict.fromkeys(("gate", "measure"), TRIALS | {"lab"}),
 }
 
 
