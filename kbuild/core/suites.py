@@ -133,9 +133,11 @@ ALL = "all"  # what --suite says for every suite
 # serve where a distro kernel is needed (comparison, headers).
 DEBIAN_FLAVOURS = ("cloud-amd64", "amd64")
 OWN_FLAVOURS = {"lab": "cloud-amd64"}
-# <upstream>-<ABI>-<flavour>, or since trixie <upstream>+deb13-<flavour>
-_RELEASE = re.compile(r"\d[\w.+~]*(?:-\d+)?(?:-cplayground)?-([a-z][a-z0-9-]*)")
-
+# <upstream>-<ABI>-<flavour>, or since trixie <upstream>+deb13-<flavour>.  Ours have a part more,
+# which kbuild/ship/versions.py writes.
+_RELEASE = re.compile(
+    r"\d[^-]*(?:-\d[^-]*)?(?P<ours>-cplayground(?:\.\d+)?)?-(?P<flavour>[a-z][a-z0-9-]*)"
+)
 
 USUAL_SUITE, _USUAL_FLAVOUR = "bookworm", "cloud-amd64"
 OS_RELEASE = Path("/etc/os-release")
@@ -160,8 +162,23 @@ def own_flavour(release: str | None = None) -> str:
     ``release`` is what ``uname -r`` prints: 6.1.0-56-cloud-amd64, or our own
     6.1.0-56-cplayground-amd64.
     """
-    found = _RELEASE.fullmatch(release or os.uname().release)
-    return found[1] if found and found[1] in DEBIAN_FLAVOURS else _USUAL_FLAVOUR
+    flavour = flavour_of(release or os.uname().release)
+    return flavour if flavour in DEBIAN_FLAVOURS else _USUAL_FLAVOUR
+
+
+def is_ours(release: str) -> bool:
+    """Return whether a kernel release is one of this project, not one of Debian's."""
+    found = _RELEASE.fullmatch(release)
+    return found is not None and found["ours"] is not None
+
+
+def flavour_of(release: str) -> str:
+    """Return the flavour in a kernel release: cloud-amd64 of 6.1.0-56-cplayground.2-cloud-amd64.
+
+    Another form of release is its own flavour.
+    """
+    found = _RELEASE.fullmatch(release)
+    return found["flavour"] if found else release
 
 
 def suite(name: str) -> Suite:

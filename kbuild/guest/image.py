@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kbuild.core import fs, results, run, sandbox
+from kbuild.core import fs, results, run, sandbox, suites
 from kbuild.core.errors import BuildError, InfrastructureError
 from kbuild.core.model import Kernel, Root
 from kbuild.core.progress import size
@@ -63,17 +63,7 @@ class GuestImage:
 
 def is_ours(kernel: Kernel) -> bool:
     """Return whether a kernel is one of this project, not one of Debian's."""
-    return "-cplayground-" in kernel.release
-
-
-# The part of a release before its flavour.  Since trixie, the ABI's number is missing:
-# 6.12.117+deb13-cloud-amd64.
-_BEFORE_FLAVOUR = re.compile(r"\d[^-]*-(?:\d[^-]*-)?(?:cplayground-)?")
-
-
-def flavour_of(release: str) -> str:
-    """Return the flavour in a Debian release string: cloud-amd64 of 6.1.0-56-cloud-amd64."""
-    return _BEFORE_FLAVOUR.sub("", release, count=1)
+    return suites.is_ours(kernel.release)
 
 
 def read(description: Path) -> GuestImage:
@@ -83,7 +73,9 @@ def read(description: Path) -> GuestImage:
         home = description.parent
         return GuestImage(
             disk=home / raw["disk"],
-            kernels=tuple(Kernel(k, flavour_of(k), home / "kernels") for k in raw["kernels"]),
+            kernels=tuple(
+                Kernel(k, suites.flavour_of(k), home / "kernels") for k in raw["kernels"]
+            ),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InfrastructureError(
@@ -277,7 +269,7 @@ def _releases(copy: Root) -> list[str]:
             )
     if not found:
         raise BuildError("no kernel was installed in the guest", expected="boot/vmlinuz-<release>")
-    return sorted(found, key=lambda release: ("-cplayground-" not in release, release))
+    return sorted(found, key=lambda release: (not suites.is_ours(release), release))
 
 
 def _compile(copy: Root, material: Path, releases: Sequence[str], log: Path) -> None:

@@ -19,6 +19,7 @@ from kbuild.core.model import Base, BuiltKernel, Package, Root, Settings, Target
 from kbuild.core.results import Result
 from kbuild.kernel.module import BuiltModule
 from kbuild.kernel.planning import Plan
+from kbuild.ship import versions
 
 _EARLIER = "an earlier stage runs first"
 _LATER: Any = None  # the stage has not run yet
@@ -43,7 +44,7 @@ class Places:
     """Where the results of a target lie."""
 
     home: Path  # of the target, for every version
-    version: Path  # of one version of its base
+    version: Path  # of one version of its base, and from 2 on of one revision
     logs: Path
     name: str
 
@@ -85,8 +86,10 @@ class Made:
     def where(self) -> Places:
         """Where the results lie, once the base is known."""
         build, suite, name = self.settings.build, self.target.suite, self.target.name
-        home = build / suite / name
-        return Places(home, home / self.base.version, build / "logs", f"{suite}-{name}")
+        home, base, revision = build / suite / name, self.base.version, self.settings.revision
+        # An older revision's debug information and packages stay.
+        version = base if revision == 1 else versions.package_version(base, revision)
+        return Places(home, home / version, build / "logs", f"{suite}-{name}")
 
 
 @dataclass(frozen=True)

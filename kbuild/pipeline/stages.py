@@ -100,7 +100,9 @@ def _prepare(
         settings,
         target,
         base,
-        release=versions.release(base.abi, target.flavour, target.variant),
+        release=versions.release(
+            base.abi, target.flavour, target.variant, revision=settings.revision
+        ),
         package_version=versions.package_version(base.version, settings.revision),
         distro_config=distro_headers / "usr/src" / f"linux-headers-{base.release}" / ".config",
         timestamp=epoch,

@@ -34,20 +34,28 @@ def package_version(base_version: str, revision: int) -> str:
             expected="<upstream>-<Debian revision>, such as 6.1.192-2",
             found=base_version,
         )
+    return f"{base_version}+{VENDOR}{_counted(revision)}"
+
+
+def _counted(revision: int) -> int:
     if revision < 1:
         raise UserError(
             "the revision of our packages counts from 1", expected="1 or more", found=str(revision)
         )
-    return f"{base_version}+{VENDOR}{revision}"
+    return revision
 
 
-def release(abi: str, flavour: str, variant: str = "release") -> str:
+def release(abi: str, flavour: str, variant: str = "release", revision: int = 1) -> str:
     """Return what ``uname -r`` prints on our kernel: 6.1.0-56-cplayground-cloud-amd64.
 
     It begins with its base's ABI name, so it sorts next to its base in the boot menu, and DKMS's
-    hooks read it as version-abi-flavour.  A variant is appended.  Raises UserError for a name
-    that package names or boot loaders do not accept.
+    hooks read it as version-abi-flavour.  A variant is appended.  From revision 2 on it has the
+    revision (6.1.0-56-cplayground.2-cloud-amd64), so that two revisions are installed side by
+    side.  Raises UserError for a name that package names or boot loaders do not accept.
     """
+    # A dot sorts above the dash that follows the vendor in revision 1.  A digit without a dot
+    # sorts below that dash, for dpkg and for sort -V, and GRUB would start the older kernel.
+    vendor = VENDOR if _counted(revision) == 1 else f"{VENDOR}.{revision}"
     for what, value, pattern in (
         ("ABI name", abi, _ABI),
         ("flavour", flavour, _FLAVOUR),
@@ -55,7 +63,7 @@ def release(abi: str, flavour: str, variant: str = "release") -> str:
     ):
         if not pattern.fullmatch(value):
             raise UserError(f"{value!r} is not a usable {what}", found=value)
-    return f"{abi}-{VENDOR}-{flavour_name(flavour, variant)}"
+    return f"{abi}-{vendor}-{flavour_name(flavour, variant)}"
 
 
 def flavour_name(flavour: str, variant: str = "release") -> str:

@@ -187,8 +187,8 @@ EDITS: Mapping[str, tuple[Callable[[Works], None], str, str, list[str]]] = {
     "revision": (
         revision,
         "kernel",
-        "package version changed from 6.1.192-2+cplayground1 to 6.1.192-2+cplayground2",
-        ["kernel", "kernel packages", "module packages", "repository"],
+        "it has not been done yet",
+        ["kernel", "kernel packages", "module", "module packages", "repository"],
     ),
     "kmod": (
         edited("kmod/cplayground.c", new="/* more */\n"),
@@ -260,6 +260,23 @@ def test_explain_says_before_an_edit_is_built_what_then_runs(works: Works, name:
     assert works.package() == made
     assert set(works.explain().values()) == {None}
     assert works.package() == []
+
+
+def test_two_revisions_have_results_of_their_own(works: Works) -> None:
+    """Also kernels of their own, so that a server can have both."""
+    other_target(works)
+    works.package()
+    first, result = works.last, works.result()
+    revision(works)
+    works.package()
+    assert first.kernel.release == "6.1.0-56-cplayground-cloud-amd64"
+    assert works.last.kernel.release == "6.1.0-56-cplayground.2-cloud-amd64"
+    listed = {one.name for one in manifest.read(works.settings.build / "manifest.json").outputs}
+    # Only the newest of this target, and the other target's packages.
+    assert listed == {one.name for one in works.last.packages} | {"image-lab"}
+    works.settings = dataclasses.replace(works.settings, revision=1)
+    assert works.package() == ["repository"]
+    assert works.result() == result
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,8 @@ def test_the_suite_is_the_machines_own_where_it_can_be(
         ("6.1.0-56-cloud-amd64", "cloud-amd64"),
         ("6.1.0-56-amd64", "amd64"),
         ("6.1.0-56-cplayground-amd64", "amd64"),
+        ("6.1.0-56-cplayground.10-amd64", "amd64"),
+        ("7.3.4+deb13-cplayground.2-cloud-amd64", "cloud-amd64"),
         ("6.12.117+deb13-amd64", "amd64"),
         ("7.3.4+deb13-cloud-amd64", "cloud-amd64"),
         ("6.1.0-56-rt-amd64", "cloud-amd64"),

@@ -7,6 +7,7 @@ import re
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from debian.debian_support import Version
@@ -36,27 +37,36 @@ ORDERED = (
     "7.1.8-1+cplayground1",
 )
 
-# Ascending, as a boot menu must have them: the last one is booted.
+# Ascending, as a boot menu must have them: the last one is booted.  Our revisions of one base come
+# right after it.
 BOOTED = (
     "6.1.0-55-cloud-amd64",
     "6.1.0-55-cplayground-cloud-amd64",
     "6.1.0-56-cloud-amd64",
     "6.1.0-56-cplayground-cloud-amd64",
+    "6.1.0-56-cplayground.2-cloud-amd64",
+    "6.1.0-56-cplayground.10-cloud-amd64",
     "6.1.0-57-cloud-amd64",
     "6.1.0-57-cplayground-cloud-amd64",
+    "6.1.0-57-cplayground.2-cloud-amd64",
     "6.1.0-100-cloud-amd64",
 )
 # The names since trixie; an ABI that changes without a new upstream version gets a number.
 BOOTED_SINCE_TRIXIE = (
     "6.12.115+deb13-cloud-amd64",
     "6.12.115+deb13-cplayground-cloud-amd64",
+    "6.12.115+deb13-cplayground.2-cloud-amd64",
+    "6.12.115+deb13-cplayground.10-cloud-amd64",
     "6.12.115+deb13.1-cloud-amd64",
     "6.12.115+deb13.1-cplayground-cloud-amd64",
+    "6.12.115+deb13.1-cplayground.2-cloud-amd64",
     "6.12.117+deb13-cloud-amd64",
     "6.12.117+deb13-cplayground-cloud-amd64",
     "7.3.4+deb13-cloud-amd64",
     "7.3.4+deb13-cplayground-cloud-amd64",
 )
+# A flavour whose name has no dash.
+BOOTED_LAB = tuple(f"6.1.0-56-cplayground{revision}-lab" for revision in ("", ".2", ".10"))
 
 
 def dpkg_less(left: str, right: str) -> bool:
@@ -110,9 +120,14 @@ def test_package_version_refuses_revision_zero() -> None:
         (("6.1.0-56", "lab", "kasan"), "6.1.0-56-cplayground-lab-kasan"),
         (("6.12.111+deb13", "amd64"), "6.12.111+deb13-cplayground-amd64"),
         (("6.12.115+deb13.1", "cloud-amd64"), "6.12.115+deb13.1-cplayground-cloud-amd64"),
+        (("6.1.0-56", "lab", "kasan", 2), "6.1.0-56-cplayground.2-lab-kasan"),
+        (
+            ("6.12.115+deb13.1", "cloud-amd64", "lockdep", 100),
+            "6.12.115+deb13.1-cplayground.100-cloud-amd64-lockdep",
+        ),
     ],
 )
-def test_release(arguments: tuple[str, ...], expected: str) -> None:
+def test_release(arguments: tuple[Any, ...], expected: str) -> None:
     assert versions.release(*arguments) == expected
     # The length that struct new_utsname leaves for it.
     assert len(expected) <= 64
@@ -128,9 +143,10 @@ def test_release(arguments: tuple[str, ...], expected: str) -> None:
         ("6.1.0-56", "lab", "kasan-lockdep"),
         ("6.1.0-56-cloud-amd64", "lab"),
         ("", "lab"),
+        ("6.1.0-56", "lab", "release", 0),
     ],
 )
-def test_release_refuses_parts_that_break_names(arguments: tuple[str, ...]) -> None:
+def test_release_refuses_parts_that_break_names(arguments: tuple[Any, ...]) -> None:
     with pytest.raises(UserError):
         versions.release(*arguments)
 
@@ -144,6 +160,7 @@ def test_release_parses_as_dkms_parses_it() -> None:
 
     assert version_and_abi("6.1.0-56-cplayground-cloud-amd64") == "6.1.0-56"
     assert version_and_abi("6.1.0-56-cplayground-lab-kasan") == "6.1.0-56"
+    assert version_and_abi("6.1.0-56-cplayground.2-cloud-amd64") == "6.1.0-56"
     for low, high in itertools.pairwise(BOOTED):
         assert not dpkg_less(version_and_abi(high), version_and_abi(low))
 
@@ -169,14 +186,14 @@ def test_names_of_packages() -> None:
     assert versions.image_meta("lab", "kasan") == "linux-image-cplayground-lab-kasan"
 
 
-@pytest.mark.parametrize("booted", [BOOTED, BOOTED_SINCE_TRIXIE])
+@pytest.mark.parametrize("booted", [BOOTED, BOOTED_SINCE_TRIXIE, BOOTED_LAB])
 def test_boot_order_as_dpkg_has_it(booted: tuple[str, ...]) -> None:
     """GRUB 2.06 of Debian 12 compares what follows vmlinuz- with dpkg (version_test_gt)."""
     for low, high in itertools.pairwise(booted):
         assert dpkg_less(low, high), (low, high)
 
 
-@pytest.mark.parametrize("booted", [BOOTED, BOOTED_SINCE_TRIXIE])
+@pytest.mark.parametrize("booted", [BOOTED, BOOTED_SINCE_TRIXIE, BOOTED_LAB])
 def test_boot_order_as_sort_has_it(booted: tuple[str, ...]) -> None:
     """GRUB since 2.12 sorts the paths with sort -V (version_sort)."""
     paths = [f"/boot/vmlinuz-{release}" for release in booted]

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from kbuild.core import suites
 from kbuild.core.errors import InfrastructureError, UserError
 from kbuild.core.model import Kernel, Settings
 from kbuild.guest import image, qemu, session
 from kbuild.guest.guest import Guest, GuestCommandError, GuestLost, GuestResult
 from kbuild.guest.outcome import Outcome
 from kbuild.guest.spec import KVM, TCG, Accelerator, GuestSpec
+from kbuild.ship import versions
 from tests.guests import judge_command
 
 # Short deadlines, because some tests wait for silence.
@@ -533,10 +535,13 @@ def test_the_users_word_is_taken_and_a_wrong_one_refused(tmp_path: Path) -> None
     ],
 )
 def test_kernels_are_told_apart_by_their_release(tmp_path: Path, base: str, flavour: str) -> None:
-    ours, stock = f"{base}-cplayground-{flavour}", f"{base}-{flavour}"
-    assert image.flavour_of(ours) == image.flavour_of(stock) == flavour
-    assert image.is_ours(Kernel(ours, "", tmp_path))
+    stock = f"{base}-{flavour}"
+    assert suites.flavour_of(stock) == flavour
     assert not image.is_ours(Kernel(stock, "", tmp_path))
+    for revision in (1, 2, 10):
+        ours = versions.release(base, flavour, revision=revision)
+        assert suites.flavour_of(ours) == flavour
+        assert image.is_ours(Kernel(ours, "", tmp_path))
 
 
 def test_an_image_that_is_not_there_says_how_to_get_one(tmp_path: Path) -> None:
