@@ -247,7 +247,8 @@ def module_packages(made: Made) -> Result[tuple[Package, ...]]:
 def dkms_packages(made: Made) -> Result[tuple[Package, ...]]:
     """Return the package with the module's source, which all targets of a suite share."""
     settings, root = made.settings, made.root
-    epoch = deb.changelog_epoch(unpack.unpack_image(settings, made.base), made.base.image.name)
+    # Not the base's time: kernels of several bases share the package, and its bytes.
+    epoch = versions.module_epoch(settings.project)
     inputs = {
         "module": fs.sha256_tree(settings.project / "kmod"),
         "dkms": fs.sha256_tree(settings.project / "dkms"),

@@ -7,6 +7,7 @@ chooses one to start.  Both orders have their own tests.
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from pathlib import Path
 
 from kbuild.core.errors import BuildError, UserError
@@ -118,6 +119,25 @@ def module_version(project: Path) -> str:
             "the module has no version", expected=f"one line in {path}, such as 0.1.0", found=text
         )
     return text
+
+
+def module_epoch(project: Path) -> int:
+    """Return the day of our module's version in the changelog, in seconds since 1970.
+
+    Raises BuildError if CHANGELOG.md has no dated heading of that version.
+    """
+    path, version = project / "CHANGELOG.md", module_version(project)
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    heading = rf"^## \[{re.escape(version)}\] - (\d{{4}}-\d\d-\d\d)$"
+    found = re.search(heading, text, re.MULTILINE)
+    try:
+        return int(datetime.fromisoformat(f"{found[1] if found else ''}T00:00Z").timestamp())
+    except ValueError:
+        raise BuildError(
+            f"the module's version {version} has no date",
+            expected=f"a heading in {path}, such as '## [{version}] - 2026-11-30'",
+            found=found[0] if found else "no such heading",
+        ) from None
 
 
 def prebuilt_version(module: str, kernel: str) -> str:

@@ -20,10 +20,10 @@ from kbuild.guest import image
 from kbuild.kernel import module
 from kbuild.pipeline import images, lint, stages
 from kbuild.pipeline.stage import Made
-from kbuild.ship import deb, manifest
+from kbuild.ship import deb, manifest, versions
 from kbuild.ship.manifest import Manifest, Output
 from tests.unit import damage, toy
-from tests.unit.works import COMPILER, NAMES, Works
+from tests.unit.works import COMPILER, NAMES, PROJECT, Works
 
 EARLIER = "an earlier stage runs first"
 
@@ -167,6 +167,7 @@ def other_target(works: Works) -> None:
     manifest.write(build / "bookworm/lab" / manifest.RECORD, made)
 
 
+MODULE = versions.module_version(PROJECT)
 PACKED = ["kernel packages", "repository"]
 # Name: the edit, the first stage that then runs, its reason, and all that run.
 EDITS: Mapping[str, tuple[Callable[[Works], None], str, str, list[str]]] = {
@@ -201,6 +202,19 @@ EDITS: Mapping[str, tuple[Callable[[Works], None], str, str, list[str]]] = {
         "DKMS packages",
         "dkms changed from ",
         ["DKMS packages", "repository"],
+    ),
+    "date of the module": (
+        edited("CHANGELOG.md", old=f"## [{MODULE}] - 20", new=f"## [{MODULE}] - 30"),
+        "DKMS packages",
+        "epoch changed from ",
+        ["DKMS packages"],
+    ),
+    # Without the DKMS packages, which have no part of the base.
+    "another build of the base": (
+        Works.rebased,
+        "fetch",
+        "not in the cache: linux-image-",
+        ["fetch", "unpack", "kernel", "kernel packages", "module packages", "repository"],
     ),
     "template of the kernel": (
         edited("debian/kernel/new.j2"),
@@ -449,7 +463,7 @@ def test_the_stock_disk_needs_no_kernel_of_ours(empty: Works, disks: list[dict[s
     images.stock_image(empty.settings, empty.target)
     (disk,) = disks
     assert disk["debs"][0].name == "cplayground-dkms.deb"
-    assert list(dict.fromkeys(empty.ran)) == ["fetch", "root", "unpack", "DKMS packages"]
+    assert list(dict.fromkeys(empty.ran)) == ["fetch", "root", "DKMS packages"]
 
 
 def test_module_and_packages_are_checked_again_after_a_change(

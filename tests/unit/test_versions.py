@@ -173,6 +173,36 @@ def test_the_project_has_one_version() -> None:
     assert versions.module_version(PROJECT) == project["version"] == released[0]
 
 
+@pytest.mark.parametrize(
+    ("heading", "epoch"),
+    [
+        ("## [0.2.0] - 2026-11-30", 1795996800),
+        ("## [0.2.0] - 2026-02-30", None),
+        ("## [0.2.0]", None),
+        ("## [Unreleased]", None),
+        ("## [0.2.0.1] - 2026-11-30", None),
+        ("## [0.1.0] - 2026-11-30", None),
+    ],
+)
+def test_the_date_of_the_module_is_that_of_its_heading(
+    tmp_path: Path, heading: str, epoch: int | None
+) -> None:
+    (tmp_path / "kmod").mkdir()
+    (tmp_path / "kmod/VERSION").write_text("0.2.0\n")
+    log = tmp_path / "CHANGELOG.md"
+    log.write_text(f"# Changelog\n\n## [0.3.0] - 2026-12-24\n\n{heading}\n\n- That.\n")
+    if epoch is not None:
+        assert versions.module_epoch(tmp_path) == epoch
+        log.unlink()
+    with pytest.raises(BuildError, match=r"0\.2\.0 has no date") as caught:
+        versions.module_epoch(tmp_path)
+    assert caught.value.expected == f"a heading in {log}, such as '## [0.2.0] - 2026-11-30'"
+
+
+def test_the_projects_own_module_has_a_date() -> None:
+    assert versions.module_epoch(PROJECT) % 86400 == 0
+
+
 def test_names_of_packages() -> None:
     release = versions.release("6.1.0-56", "cloud-amd64")
     assert versions.image_package(release) == "linux-image-6.1.0-56-cplayground-cloud-amd64"

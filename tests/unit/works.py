@@ -109,6 +109,7 @@ class Works:
         distro = toy.make(home / "project")
         for name in ("kmod", "dkms", "debian", "fragments"):
             shutil.copytree(PROJECT / name, home / "project" / name)
+        shutil.copy(PROJECT / "CHANGELOG.md", home / "project")
         tree = home / "scratch"
         (tree / "usr/src").mkdir(parents=True)
         with tarfile.open(tree / "usr/src/linux-source-6.1.tar.xz", "w:xz") as archive:
@@ -137,6 +138,20 @@ class Works:
 
         files = {name: file(getattr(toy_base, name)) for name in ("source", "image", "headers")}
         return dataclasses.replace(toy_base, **files)  # type: ignore[arg-type]
+
+    def rebased(self) -> None:
+        """Let the archive have another build of the base, of a later day."""
+        name = self.base().image.name
+        with tempfile.TemporaryDirectory() as tree:
+            subprocess.run(
+                ["dpkg-deb", "-R", self.home / "archive" / f"{name}.deb", tree], check=True
+            )
+            log = Path(tree, "usr/share/doc", name, "changelog.Debian.gz")
+            later = _CHANGELOG.replace("Mon, 16 Nov", "Tue, 17 Nov")
+            log.write_bytes(gzip.compress(later.encode(), mtime=0))
+            _pack(self.home / "archive", name, Path(tree))
+        for path in self.settings.cache.glob(f"files/{name}.deb"):
+            path.unlink()
 
     # Stand-ins for slow programs.
 
