@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import sys
 from dataclasses import replace
-from json import dumps as dump_json
 
 from invoke.collection import Collection
 
@@ -17,10 +16,11 @@ from kbuild import cleaning, dry_run, every_suite, testing
 from kbuild import doctor as doctor_checks
 from kbuild import verify as verification
 from kbuild import vm as guests
+from kbuild.answer import Answer
 from kbuild.cli import Command, command, old_name, say
 from kbuild.core import progress, suites, variants
 from kbuild.core.errors import LostDependencyError
-from kbuild.core.model import BACKENDS, Settings, Target
+from kbuild.core.model import BACKENDS, BuiltKernel, Settings, Target
 from kbuild.fetch import source
 from kbuild.lab import campaign, kill_matrix, stress_summary, trying, workloads
 from kbuild.lab import mutants as mutations
@@ -34,6 +34,7 @@ from kbuild.options import (
     BUILD,
     DEFAULTS,
     JOBS,
+    JSON,
     MODULES,
     RUN,
     SUITE,
@@ -56,58 +57,91 @@ BACKEND = Option(
 )
 
 
-@command(*TARGET, *RUN)
-def fetch(settings: Settings, target: Target) -> None:
+def _kernel(built: BuiltKernel) -> dict[str, object]:
+    return {
+        "release": built.release,
+        "suite": built.target.suite,
+        "flavour": built.target.flavour,
+        "variant": built.target.variant,
+        "base_version": built.base.version,
+        "method": built.method,
+    }
+
+
+@command(JSON, *TARGET, *RUN)
+def fetch(settings: Settings, target: Target) -> Answer:
     """Fetch and verify the source and packages of Debian's kernel.
 
     ./inv fetch --suite trixie
     """
     base = source.fetch(settings, target)
-    say(f"linux {base.version} ({base.release}), signed by {', '.join(base.signers)}")
+    names = ("suite", "flavour", "version", "release", "signers", "expired")
+    return Answer(
+        data={"base": {name: getattr(base, name) for name in names}},
+        text=f"linux {base.version} ({base.release}), signed by {', '.join(base.signers)}",
+    )
 
 
-@command(*BUILDER_OF_ALL, root=True)
-def build_kernel(settings: Settings, target: Target, *, modules: str) -> int:
+@command(JSON, *BUILDER_OF_ALL, root=True)
+def build_kernel(settings: Settings, target: Target, *, modules: str) -> Answer:
     """Fetch, patch, configure and compile a kernel.
 
     ./inv build-kernel --flavour amd64
     """
     if target.suite == suites.ALL:
-        return every_suite.build_kernels(settings, target, modules=modules, say=say)
+        return every_suite.build_kernels(settings, target, modules=modules)
     if settings.dry:
-        return dry_run.say_stages(settings, target, modules, say=say)
+        return dry_run.explain(settings, target, modules)
     built = stages.build_kernel(settings, target, modules=modules)
-    say(f"{built.release} ({built.method}): {built.output}")
-    return 0
+    return Answer(
+        data={"kernel": _kernel(built), "output": built.output},
+        text=f"{built.release} ({built.method}): {built.output}",
+    )
 
 
-@command(*BUILDER, root=True)
-def build_module(settings: Settings, target: Target, *, modules: str) -> int:
+@command(JSON, *BUILDER, root=True)
+def build_module(settings: Settings, target: Target, *, modules: str) -> Answer:
     """Compile the module against the headers package of the kernel.
 
     ./inv build-module --flavour lab
     """
     if settings.dry:
-        return dry_run.say_stages(settings, target, modules, say=say)
+        return dry_run.explain(settings, target, modules)
     made = stages.build_module(settings, target, modules=modules)
-    say(f"{made.path} for {made.release}, backends: {', '.join(made.backends)}")
-    return 0
+    return Answer(
+        data={"module": made},
+        text=f"{made.path} for {made.release}, backends: {', '.join(made.backends)}",
+    )
 
 
-@command(*BUILDER, root=True)
-def package(settings: Settings, target: Target, *, modules: str) -> int:
+@command(JSON, *BUILDER, root=True)
+def package(settings: Settings, target: Target, *, modules: str) -> Answer:
     """Build kernel, module and packages, and an apt repository.
 
     ./inv package --suite bookworm --flavour cloud-amd64
     """
     if settings.dry:
-        return dry_run.say_stages(settings, target, modules, say=say)
+        return dry_run.explain(settings, target, modules)
     done = stages.package(settings, target, modules=modules)
-    for one in done.packages:
-        say(f"{progress.size(one.path.stat().st_size):>9}  {one.path.name}")
-    say(f"repository: {done.repo}")
-    say(f"manifest:   {done.manifest}")
-    return 0
+    sizes = {one.path.name: one.path.stat().st_size for one in done.packages}
+    return Answer(
+        data={
+            "kernel": _kernel(done.kernel),
+            "packages": [{**vars(one), "size": sizes[one.path.name]} for one in done.packages],
+            "repository": done.repo,
+            "manifest": done.manifest,
+            "seconds": done.took,
+        },
+        text="\n".join(
+            (
+                *(f"{progress.size(size):>9}  {name}" for name, size in sizes.items()),
+                f"repository: {done.repo}",
+                f"manifest:   {done.manifest}",
+            )
+        ),
+        summary=f"packaged {done.kernel.release}: {len(sizes)} packages,"
+        f" {progress.size(sum(sizes.values()))}, {progress.duration(sum(done.took.values()))}",
+    )
 
 
 KEYWORD = Option("k", "pytest expression that selects tests, of unit and vm without --tier")
@@ -117,7 +151,7 @@ STOCK = Option("stock", "only Debian's own kernel is tested, and none is compile
 
 
 @command(
-    *(TIER, KEYWORD, STOCK, WHOLE, ACCEL, *BUILDER_OF_ALL),
+    *(TIER, KEYWORD, STOCK, WHOLE, ACCEL, JSON, *BUILDER_OF_ALL),
     ignores={
         "stock": BUILD,
         "tier=unit": (VARIANT, VERSION, WHOLE, ACCEL, *BUILD),
@@ -137,7 +171,7 @@ def test(
     all: bool,
     stock: bool,
     accel: str | None,
-) -> int:
+) -> Answer:
     """Run the unit tests, the VM tests and the mutants.
 
     ./inv test --tier vm --stock -k namespaces
@@ -146,7 +180,7 @@ def test(
         tier=tier, keyword=k, whole=all, stock=stock, accel=accel, modules=modules
     )
     run = every_suite.run_tests if target.suite == suites.ALL else testing.run
-    return run(settings, target, chosen, say=say)
+    return run(settings, target, chosen)
 
 
 COMMAND = Option("command", "command that the guest runs, instead of a shell")
@@ -180,34 +214,33 @@ ANY_SUITE = Option("suite", "Debian suite", default="all", choices=SUITE_OR_ALL.
 ANY_FLAVOUR = Option(
     "flavour", "Debian's kernel flavour", default="all", choices=(*suites.DEBIAN_FLAVOURS, "all")
 )
-JSON = Option("json", "JSON with all findings, instead of text", kind=bool)
 
 
 @command(ANY_SUITE, ANY_FLAVOUR, JSON, *ARCHIVE)
-def report(settings: Settings, target: Target, *, suite: str, flavour: str, json: bool) -> int:
+def report(settings: Settings, target: Target, *, suite: str, flavour: str) -> Answer:
     """Report for each kernel if the patch is needed and applies.
 
     ./inv report --suite trixie --json
     """
     found = reports.run(settings, target, suite=suite, flavour=flavour)
-    if json:
-        say(dump_json(report_text.to_json(found), indent=2))
-    else:
-        say(report_text.render(found, terminal=sys.stdout.isatty()).rstrip("\n"))
-    return reports.exit_status(found)
+    return Answer(
+        data={"kernels": report_text.to_json(found)},
+        text=report_text.render(found, terminal=sys.stdout.isatty()),
+        status=reports.exit_status(found),
+    )
 
 
-@command(*BUILDER, reads=True)
-def explain(settings: Settings, target: Target, *, modules: str) -> None:
+@command(JSON, *BUILDER, reads=True)
+def explain(settings: Settings, target: Target, *, modules: str) -> Answer:
     """Show which stages of package would run, and why.
 
     ./inv explain --flavour lab
     """
-    dry_run.say_stages(settings, target, modules, say=say)
+    return dry_run.explain(settings, target, modules)
 
 
-@command()
-def verify(settings: Settings, target: Target) -> None:
+@command(JSON)
+def verify(settings: Settings, target: Target) -> Answer:
     """Read all kept files and list the damaged ones.
 
     The next run replaces the damaged files.
@@ -215,26 +248,36 @@ def verify(settings: Settings, target: Target) -> None:
     ./inv verify
     """
     if settings.dry:
-        for path in verification.places(settings):
-            say(f"would read {path}")
-        return
+        paths = verification.places(settings)
+        return Answer(
+            data={"places": [{"path": path} for path in paths]},
+            text="\n".join(f"would read {path}" for path in paths),
+        )
     found = []
     for place in verification.check(settings):
         found.append(place)
         say(f"{place.path}: {place.checked} checked, {len(place.damaged)} damaged")
-    if (error := verification.error(found)) is not None:
-        raise error
+    return Answer(
+        data={"places": found},
+        summary=f"verified: {sum(place.checked for place in found)} checked, none damaged",
+        error=verification.error(found),
+    )
 
 
-@command(JOBS, repairs=True)
-def doctor(settings: Settings, target: Target) -> int:
+@command(JSON, JOBS, repairs=True)
+def doctor(settings: Settings, target: Target) -> Answer:
     """Check this machine, and show how to get what is missing.
 
     ./inv doctor
     """
     findings = doctor_checks.check(settings)
-    say(doctor_checks.render(findings).rstrip("\n"))
-    return 0 if doctor_checks.healthy(findings) else LostDependencyError.exit_status
+    bad = [one.name for one in findings if not one.ok]
+    return Answer(
+        data={"checks": findings},
+        text=doctor_checks.render(findings),
+        summary=f"not ready: {', '.join(bad)}" if bad else f"ready: {len(findings)} checks passed",
+        status=0 if doctor_checks.healthy(findings) else LostDependencyError.exit_status,
+    )
 
 
 ALL_CACHES = Option("cache", "caches too: downloads, roots, trees, compiled objects", kind=bool)
@@ -244,8 +287,8 @@ UNUSED = Option(
 )
 
 
-@command(ALL_CACHES, ROOTS, UNUSED, ignores={"unused": (ALL_CACHES, ROOTS)}, repairs=True)
-def clean(settings: Settings, target: Target, *, cache: bool, roots: bool, unused: int) -> None:
+@command(ALL_CACHES, ROOTS, UNUSED, JSON, ignores={"unused": (ALL_CACHES, ROOTS)}, repairs=True)
+def clean(settings: Settings, target: Target, *, cache: bool, roots: bool, unused: int) -> Answer:
     """Remove the results, and on request the caches.
 
     ./inv clean --unused 30
@@ -254,8 +297,8 @@ def clean(settings: Settings, target: Target, *, cache: bool, roots: bool, unuse
         removed = cleaning.clean_unused(settings, days=unused)
     else:
         removed = cleaning.clean(settings, cache=cache, roots=roots)
-    for path in removed:
-        say(f"{'would remove' if settings.dry else 'removed'} {path}")
+    done = "would remove" if settings.dry else "removed"
+    return Answer(data={"removed": removed}, text="\n".join(f"{done} {path}" for path in removed))
 
 
 WATCH = Option("watch", "module is judged again after each edit of kmod/", kind=bool)

@@ -29,6 +29,7 @@ from invoke.tasks import Task
 from invoke.terminals import pty_size
 
 from kbuild import configuration
+from kbuild.answer import Answer, document
 from kbuild.core import places, suites
 from kbuild.core.errors import DefectError, KbuildError, UserError, naming
 from kbuild.core.model import Settings, Target
@@ -36,11 +37,11 @@ from kbuild.core.run import Interrupted, interruptible
 from kbuild.core.secrets import redact
 from kbuild.fetch import roots
 from kbuild.kernel import helpers, kconfig
-from kbuild.options import CONFIGURATION, FRAGMENT, Option, flag, place
+from kbuild.options import CONFIGURATION, FRAGMENT, JSON, Option, flag, place
 
 PROJECT = Path(__file__).resolve().parents[1]
 
-Body = Callable[..., int | None]
+Body = Callable[..., Answer | int | None]
 
 
 class Command(Task[Callable[..., None]]):
@@ -77,9 +78,12 @@ def command(
     repairs: bool = False,
     root: bool | Callable[[Mapping[str, Any]], bool] = False,
 ) -> Callable[[Body], Command]:
-    """Make a task of ``body(settings, target, **own)``, which may return an exit status.
+    """Make a task of ``body(settings, target, **own)``, which may return an Answer or a status.
 
+    ``name`` is as typed, with its collection ("keys.list").
     ``own`` has the values of options without a key of the configuration, and ``modules``.
+    With the option JSON, ``--json`` writes the Answer, or the error, as one JSON document to
+    standard output; all other output of the body and its programs then goes to standard error.
     ``ignores`` has, by an option or an option with a value ("tier=unit"), the options that it
     makes meaningless.  A task that ``reads`` leaves build/ as it is; one that ``repairs`` runs
     in directories that other tasks refuse.  ``root`` says if root privileges are needed, as a
@@ -88,28 +92,38 @@ def command(
     """
 
     def decorate(body: Body) -> Command:
+        typed = name or body.__name__.replace("_", "-")
+
         @functools.wraps(body)
         def run(c: Context, **given: object) -> None:
             # Results have the same modes for every user; apt reads them as a user of its own.
             os.umask(0o022)
             _set_up_log(c)
             written = [Path(os.environ.get("TMPDIR", "/tmp"))]
-            with _exit_status(written):
+            task = typed if JSON in options and given[JSON.argument] else ""
+            with _exit_status(written, task) as data:
                 _set_up_output()
-                _check_ignored(options, given, ignores or {})
-                settings, target, own = _request(c.config, options, given)
-                written[:0] = [settings.build, settings.cache]
-                if not settings.dry and (root(own) if callable(root) else root):
-                    roots.check_privileges()
-                with interruptible(), contextlib.ExitStack() as stack:
-                    if not repairs:
-                        writes = not (reads or settings.dry)
-                        stack.enter_context(places.held(settings, build=writes))
-                    status = body(settings, target, **own)
+                with _standard_output_apart() if task else contextlib.nullcontext():
+                    _check_ignored(options, given, ignores or {})
+                    settings, target, own = _request(c.config, options, given)
+                    own.pop(JSON.argument, None)
+                    data["dry"] = settings.dry
+                    written[:0] = [settings.build, settings.cache]
+                    if not settings.dry and (root(own) if callable(root) else root):
+                        roots.check_privileges()
+                    with interruptible(), contextlib.ExitStack() as stack:
+                        if not repairs:
+                            writes = not (reads or settings.dry)
+                            stack.enter_context(places.held(settings, build=writes))
+                        status = body(settings, target, **own)
+                if isinstance(status, Answer):
+                    status = _reply(task, status, data)
+                elif task:
+                    say(document(task, status or 0, data))
             if status:
                 raise Exit(code=status)
 
-        return Command(run, name or body.__name__, options)
+        return Command(run, typed.rpartition(".")[2], options)
 
     return decorate
 
@@ -229,24 +243,67 @@ def _set_up_output() -> None:
 
 
 @contextlib.contextmanager
-def _exit_status(written: Sequence[Path]) -> Iterator[None]:
+def _standard_output_apart() -> Iterator[None]:
+    """Send to standard error what the block and the programs that it starts print."""
+    if sys.stdout is None:
+        raise UserError("--json writes to standard output, which is closed")
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _reply(task: str, answer: Answer, data: dict[str, Any]) -> int:
+    """Print an answer, of a ``task`` that was asked for JSON as a document; return its status.
+
+    Raises the answer's error, after its text or with its data in ``data``.
+    """
+    data.update(answer.data)
+    if not task:
+        for text in (answer.text, "" if answer.error else answer.summary):
+            if text:
+                say(text.rstrip("\n"))
+    if answer.error is not None:
+        raise answer.error
+    if task:
+        say(document(task, answer.status, data, summary=answer.summary))
+        if answer.summary:
+            _say_last(answer.summary)
+    return answer.status
+
+
+@contextlib.contextmanager
+def _exit_status(written: Sequence[Path], task: str = "") -> Iterator[dict[str, Any]]:
     """Turn an exception into its text on standard error and its exit status.
 
     ``written`` are the directories that a run writes to; the fullest is named for a full disk.
+    With a ``task``, a JSON document on standard output has the error, and the yielded data.
     """
+    data: dict[str, Any] = {}
     try:
-        yield
+        yield data
     except Exit:
         raise
     except KeyboardInterrupt as error:
         signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
-        _say_last("interrupted; the same command continues")
+        what = "interrupted; the same command continues"
+        _say_last(what)
+        if task:
+            stopped = {"kind": "interrupted", "what": what, "status": 128 + signum}
+            say(document(task, 128 + signum, data, error=stopped))
         raise Exit(code=128 + signum) from None
     except Exception as error:
         known = error if isinstance(error, KbuildError) else DefectError.of(error, written)
         if isinstance(known, DefectError) and known is not error:
             logging.getLogger("kbuild").error("unexpected exception", exc_info=error)
         _say_last(f"{known.kind} error: {known}")
+        if task:
+            say(document(task, known.exit_status, data, error=known))
         raise Exit(code=known.exit_status) from error
 
 

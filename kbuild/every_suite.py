@@ -8,8 +8,10 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kbuild import dry_run, testing
+from kbuild.answer import Answer
 from kbuild.core import progress, suites, table
 from kbuild.core.errors import DefectError, KbuildError, UserError
 from kbuild.core.model import Settings, Target
@@ -20,7 +22,6 @@ from kbuild.testing import MisusedTestsError, NoTestsError
 
 logger = logging.getLogger(__name__)
 
-Say = Callable[[str], None]
 COLUMNS = ("fetched", "patched", "built", "installed", "stock", "patched kernel", "variants")
 
 
@@ -55,44 +56,71 @@ class Row:
     cells: Mapping[str, Cell]  # by column; without the columns that were not asked for
 
 
-def build_kernels(settings: Settings, target: Target, *, modules: str, say: Say) -> int:
-    """Build the kernel of every suite, print the table, and return the exit status."""
+def build_kernels(settings: Settings, target: Target, *, modules: str) -> Answer:
+    """Build the kernel of every suite, and answer with the table."""
     check(target)
     if settings.dry:
-        return _say_stages(settings, target, modules, say)
-    return _say_rows(run(target, lambda one: build_steps(settings, one, modules=modules)), say)
+        return _dry_answer(settings, target, modules)
+    return answer(run(target, lambda one: build_steps(settings, one, modules=modules)))
 
 
-def run_tests(settings: Settings, target: Target, selection: testing.Selection, *, say: Say) -> int:
-    """Test every suite, print the table, and return the exit status."""
+def run_tests(settings: Settings, target: Target, selection: testing.Selection) -> Answer:
+    """Test every suite, and answer with the table."""
     check(target)
     if settings.dry:
-        testing.say_commands(settings, selection, say=say)
-        return 0 if selection.stock else _say_stages(settings, target, selection.modules, say)
+        commands = testing.dry_answer(settings, target, dataclasses.replace(selection, stock=True))
+        if selection.stock:
+            return commands
+        planned = _dry_answer(settings, target, selection.modules)
+        return dataclasses.replace(
+            planned,
+            data={**commands.data, **planned.data},
+            text=f"{commands.text}\n{planned.text}",
+        )
     failed = unit_tests(settings, target, selection)
-    status = _say_rows(run(target, lambda one: test_steps(settings, one, selection)), say)
-    if failed is not None:
-        say(f"unit tests: {failed}")
-        return failed.exit_status
-    return status
+    found = answer(run(target, lambda one: test_steps(settings, one, selection)))
+    if failed is None:
+        return found
+    return dataclasses.replace(
+        found,
+        data={**found.data, "unit": failed},
+        text=f"{found.text}unit tests: {failed}\n",
+        summary=f"{found.summary}; the unit tests failed",
+        status=failed.exit_status,
+    )
 
 
-def _say_rows(rows: Sequence[Row], say: Say) -> int:
-    say(render(rows))
-    return exit_status(rows)
+def answer(rows: Sequence[Row]) -> Answer:
+    """Answer with the table and the exit status of its first failure."""
+    failed = [
+        f"{row.suite} ({column})"
+        for row in rows
+        for column, cell in row.cells.items()
+        if cell.error is not None
+    ]
+    return Answer(
+        data={"suites": rows},
+        text=render(rows),
+        summary=f"failed: {', '.join(failed)}" if failed else f"passed: {len(rows)} suites",
+        status=exit_status(rows),
+    )
 
 
-def _say_stages(settings: Settings, target: Target, modules: str, say: Say) -> int:
-    status = 0
+def _dry_answer(settings: Settings, target: Target, modules: str) -> Answer:
+    found: dict[str, Any] = {}
+    text = []
     for name in suites.SUITES:
-        say(f"{name}:")
+        text.append(f"{name}:")
         try:
             one = dataclasses.replace(target, suite=name)
-            dry_run.say_stages(settings, one, modules, say=say)
+            planned = dry_run.explain(settings, one, modules)
+            found[name] = planned.data
+            text.append(planned.text)
         except KbuildError as error:
-            say(f"{error.kind} error: {error}")
-            status = status or error.exit_status
-    return status
+            found[name] = {"error": error}
+            text.append(f"{error.kind} error: {error}")
+    errors = [one["error"].exit_status for one in found.values() if "error" in one]
+    return Answer(data={"suites": found}, text="\n".join(text), status=errors[0] if errors else 0)
 
 
 def build_steps(settings: Settings, target: Target, *, modules: str) -> tuple[Step, ...]:

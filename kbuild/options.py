@@ -227,6 +227,7 @@ ACCEL = Option(
     choices=tuple(ACCELERATORS),
     usual="kvm if a guest has booted with it on this machine, else tcg",
 )
+JSON = Option("json", "one JSON document on standard output, instead of text", kind=bool)
 
 TARGET = (SUITE, FLAVOUR, VARIANT, VERSION)
 # Options that matter only if a kernel of ours is compiled.

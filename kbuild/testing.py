@@ -7,12 +7,13 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 from kbuild import dry_run
+from kbuild.answer import Answer
 from kbuild.core import progress
 from kbuild.core.errors import InfrastructureError, KbuildError, UserError
 from kbuild.core.model import Settings, Target
@@ -119,26 +120,32 @@ def select(
     )
 
 
-def run(
-    settings: Settings, target: Target, selection: Selection, *, say: Callable[[str], None]
-) -> int:
-    """Run tests on one kernel; a dry run only says what it would do.
+def run(settings: Settings, target: Target, selection: Selection) -> Answer:
+    """Run tests on one kernel, and answer with the results, also if tests failed.
 
-    Raises what :func:`run_tests` raises.
+    A dry run only says what it would do.  Raises what the pipeline raises.
     """
-    if not settings.dry:
-        run_tests(settings, target, selection)
-        return 0
-    say_commands(settings, selection, say=say)
-    if selection.stock:
-        return 0
-    return dry_run.say_stages(settings, target, selection.modules, say=say)
+    if settings.dry:
+        return dry_answer(settings, target, selection)
+    results = _run_tiers(settings, target, selection)
+    counts = ", ".join(f"{one.tests} {one.tier}" for one in results)
+    took = progress.duration(sum(one.seconds for one in results))
+    return Answer(
+        data={"tiers": results}, summary=f"passed: {counts} tests in {took}", error=judge(results)
+    )
 
 
-def say_commands(settings: Settings, selection: Selection, *, say: Callable[[str], None]) -> None:
-    """Print the command of each tier, without the options that lead to a guest's image."""
-    for tier in selection.tiers:
-        say(shlex.join(pytest_command(settings, tier, _keyword(selection))))
+def dry_answer(settings: Settings, target: Target, selection: Selection) -> Answer:
+    """Answer with the command of each tier and the stages of ``package``.
+
+    The commands are without the options that lead to a guest's image.
+    """
+    commands = [pytest_command(settings, one, _keyword(selection)) for one in selection.tiers]
+    plan = Answer() if selection.stock else dry_run.explain(settings, target, selection.modules)
+    return Answer(
+        data={"commands": commands, **plan.data},
+        text="\n".join([*map(shlex.join, commands), plan.text]),
+    )
 
 
 def run_tests(
@@ -149,6 +156,15 @@ def run_tests(
     ``name`` begins the names of the JUnit files.  The tiers after a failed one still run.
     Raises FailedTestsError if a test failed or no test was run, and what the pipeline raises.
     """
+    results = _run_tiers(settings, target, selection, name=name)
+    if (error := judge(results)) is not None:
+        raise error
+    return results
+
+
+def _run_tiers(
+    settings: Settings, target: Target, selection: Selection, *, name: str = ""
+) -> tuple[TierResult, ...]:
     results = []
     for tier in selection.tiers:
         options = _keyword(selection)
@@ -160,7 +176,6 @@ def run_tests(
         if selection.keyword and results[-1].status == _MISUSED:
             # The next tier would refuse the expression too, after all that it has built.
             break
-    _judge(results)
     return tuple(results)
 
 
@@ -285,7 +300,8 @@ def read_junit(path: Path) -> tuple[int, int]:
     return tests, sum(int(one.get("failures", 0)) + int(one.get("errors", 0)) for one in suites)
 
 
-def _judge(results: Sequence[TierResult]) -> None:
+def judge(results: Sequence[TierResult]) -> FailedTestsError | None:
+    """Log each result; return the error if a test failed or no test was run."""
     for one in results:
         logger.info(
             "%s: %d tests, %d failed, %s (%s)",
@@ -298,7 +314,7 @@ def _judge(results: Sequence[TierResult]) -> None:
     bad = [one for one in results if one.status not in (_PASSED, _NOTHING_SELECTED)]
     if bad:
         misused = any(one.status == _MISUSED for one in bad)
-        raise (MisusedTestsError if misused else FailedTestsError)(
+        return (MisusedTestsError if misused else FailedTestsError)(
             "; ".join(
                 f"{one.failed} of {one.tests} {one.tier} tests failed"
                 if one.failed
@@ -308,6 +324,7 @@ def _judge(results: Sequence[TierResult]) -> None:
             hint="the failures above show how to run a single test",
         )
     if not any(one.tests and one.status == _PASSED for one in results):
-        raise NoTestsError(
+        return NoTestsError(
             "no test was run", hint="no test matches -k, which takes pytest's expressions"
         )
+    return None

@@ -39,6 +39,7 @@ A task refuses an option that would have no effect next to another one.
 The [configuration](configuration.md) sets defaults for many options; the command line has
 precedence.
 Each [exit status](exit-status.md) tells whose failure it is.
+With `--json`, a task writes [one JSON document](json.md) to standard output.
 """
 
 

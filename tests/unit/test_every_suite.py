@@ -197,9 +197,9 @@ def test_all_suites_have_no_version_in_common(tmp_path: Path, dry: bool) -> None
     settings = Settings(project=tmp_path, build=tmp_path, cache=tmp_path, dry=dry)
     target = Target("all", "lab", version="6.1.192-2")
     with pytest.raises(UserError, match=r"only one suite has linux 6\.1\.192-2"):
-        every_suite.build_kernels(settings, target, modules="auto", say=print)
+        every_suite.build_kernels(settings, target, modules="auto")
     with pytest.raises(UserError, match=r"only one suite has linux 6\.1\.192-2"):
-        every_suite.run_tests(settings, target, testing.select(), say=print)
+        every_suite.run_tests(settings, target, testing.select())
 
 
 @pytest.mark.parametrize(

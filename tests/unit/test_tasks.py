@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kbuild import cli, dry_run, testing
+from kbuild.answer import Answer
 from kbuild.core import places
 from kbuild.core.errors import BuildError
 from kbuild.core.model import Settings, Target
@@ -269,12 +270,12 @@ def test_dry_test_names_both_commands_and_runs_neither(tmp_path: Path, here: Her
 def test_a_dry_run_of_all_suites_says_what_is_wrong_with_each(
     here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def say_stages(settings: Settings, target: Target, *_: object, **__: object) -> None:
+    def explain(settings: Settings, target: Target, modules: str) -> Answer:
         if target.suite != "bookworm":
             raise BuildError(f"no series applies to {target.suite}")
-        cli.say("kernel is current")
+        return Answer(text="kernel is current")
 
-    monkeypatch.setattr(dry_run, "say_stages", say_stages)
+    monkeypatch.setattr(dry_run, "explain", explain)
     status, out, _ = here("--dry", "build-kernel", "--suite", "all")
     assert status == 3
     assert out.count("build error: no series applies") == 3
@@ -334,7 +335,8 @@ def test_without_root_nothing_is_fetched_in_vain(
 
 def test_root_is_asked_for_where_it_is_needed(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(testing, "run_tests", lambda *_, **__: ())
+    passed = testing.TierResult("unit", 0, 1, 0, 1.0, Path("unit.xml"))
+    monkeypatch.setattr(testing, "_run_tier", lambda *_, **__: passed)
     assert here("test", "--tier", "unit")[0] == 0
     assert here("--dry", "bench.procfile")[0] == 0
     assert here("--dry", "lab.mutants")[0] == 0

@@ -13,7 +13,7 @@ from kbuild import testing
 from kbuild.core.errors import UserError
 from kbuild.core.model import Settings, Target
 from kbuild.lab import setup
-from kbuild.testing import FailedTestsError, Selection, TierResult, _judge, read_junit
+from kbuild.testing import FailedTestsError, Selection, TierResult, judge, read_junit
 
 TARGET = Target(suite="bookworm", flavour="cloud-amd64")
 
@@ -144,12 +144,13 @@ def result(status: int, tests: int, failed: int) -> TierResult:
     ],
 )
 def test_a_bad_tier_is_a_failure(results: list[TierResult], words: str) -> None:
-    with pytest.raises(FailedTestsError, match=words):
-        _judge(results)
+    error = judge(results)
+    assert isinstance(error, FailedTestsError)
+    assert words in str(error)
 
 
 def test_a_tier_without_a_matching_test_is_no_failure() -> None:
-    _judge([result(0, 9, 0), result(5, 0, 0)])
+    assert judge([result(0, 9, 0), result(5, 0, 0)]) is None
 
 
 def test_the_counts_come_from_the_junit_file(tmp_path: Path) -> None:
