@@ -271,8 +271,10 @@ def dkms_packages(made: Made) -> Result[tuple[Package, ...]]:
 
 def repository(made: Made) -> Result[Path]:
     """Return the repository with this target's packages and those of every other target."""
-    mine = manifest.describe(made.settings, [made.kernel], made.packages, made.seconds)
-    return publishing.repository(made.settings, made.where.home, mine)
+    settings, built = made.settings, made.kernel
+    build = manifest.build_record(settings, built, made.root, made.prepared.epoch)
+    mine = manifest.describe(settings, [built], made.packages, made.seconds, build=build)
+    return publishing.repository(settings, made.where.home, mine)
 
 
 STAGES = (

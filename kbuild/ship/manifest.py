@@ -15,7 +15,7 @@ from typing import Any
 
 from kbuild.core import fs
 from kbuild.core.errors import BuildError, KbuildError
-from kbuild.core.model import BuiltKernel, Package, Settings, VerifiedFile
+from kbuild.core.model import BuiltKernel, Package, Root, Settings, VerifiedFile
 from kbuild.core.run import run
 from kbuild.ship import versions
 
@@ -49,6 +49,25 @@ class PatchRecord:
 
 
 @dataclass(frozen=True)
+class FragmentRecord:
+    """Kernel options that the user added."""
+
+    name: str
+    sha256: str
+    text: str
+
+
+@dataclass(frozen=True)
+class BuildRecord:
+    """The inputs of a kernel's packages that another build needs to give the same bytes."""
+
+    revision: int  # N of +cplaygroundN
+    epoch: int  # SOURCE_DATE_EPOCH, in seconds since 1970
+    fragments: tuple[FragmentRecord, ...]  # in their order
+    root: Mapping[str, str]  # package -> version of everything in the compile root
+
+
+@dataclass(frozen=True)
 class KernelRecord:
     """A kernel and all inputs that decided it."""
 
@@ -71,6 +90,7 @@ class KernelRecord:
     method: str  # fast or rebuild
     digest: str
     seconds: float
+    build: BuildRecord | None = None  # None in a record of version 0.2
 
 
 @dataclass(frozen=True)
@@ -102,19 +122,58 @@ def describe(
     kernels: Sequence[BuiltKernel],
     packages: Sequence[Package],
     seconds: Mapping[str, float],
+    *,
+    build: BuildRecord | None = None,
 ) -> Manifest:
     """Return the manifest of packages that were made from kernels and the project's module.
 
-    Raises BuildError if a package lies outside the build directory.
+    ``build`` applies to each of the kernels.  Raises BuildError if a package lies outside the
+    build directory.
     """
     return Manifest(
         format=FORMAT,
         commit=project_commit(settings.project),
         module_version=versions.module_version(settings.project),
-        kernels=tuple(sorted(map(_kernel, kernels), key=lambda kernel: kernel.release)),
+        kernels=tuple(
+            sorted((_kernel(one, build) for one in kernels), key=lambda kernel: kernel.release)
+        ),
         outputs=outputs(settings, packages),
         seconds={stage: round(seconds[stage], 3) for stage in sorted(seconds)},
     )
+
+
+def build_record(settings: Settings, kernel: BuiltKernel, root: Root, epoch: int) -> BuildRecord:
+    """Return the inputs of a kernel's packages that its digest does not tell."""
+    return BuildRecord(
+        revision=settings.revision,
+        epoch=epoch,
+        fragments=tuple(
+            FragmentRecord(path.name, fs.sha256_file(path), path.read_text(encoding="utf-8"))
+            for path in kernel.target.fragments
+        ),
+        root=dict(sorted(root.versions.items())),
+    )
+
+
+def single(record: Manifest) -> tuple[KernelRecord, BuildRecord]:
+    """Return the kernel of a target's record, and how it was built.
+
+    Raises BuildError if there are several, or if version 0.2 wrote the record.
+    """
+    if len(record.kernels) != 1:
+        raise BuildError(
+            "this manifest is not the record of one target",
+            expected="one kernel",
+            found=", ".join(kernel.release for kernel in record.kernels) or "none",
+        )
+    (kernel,) = record.kernels
+    if kernel.build is None:
+        raise BuildError(
+            f"the record of {kernel.release} does not say how it was built",
+            expected="the field 'build', which versions since 0.3 write",
+            hint="run ./inv package again",
+        )
+    return kernel, kernel.build
 
 
 def outputs(settings: Settings, packages: Sequence[Package]) -> tuple[Output, ...]:
@@ -221,7 +280,7 @@ def verify(path: Path) -> Manifest:
     return manifest
 
 
-def _kernel(kernel: BuiltKernel) -> KernelRecord:
+def _kernel(kernel: BuiltKernel, build: BuildRecord | None) -> KernelRecord:
     base, series = kernel.base, kernel.series
     return KernelRecord(
         release=kernel.release,
@@ -246,6 +305,7 @@ def _kernel(kernel: BuiltKernel) -> KernelRecord:
         method=kernel.method,
         digest=kernel.digest,
         seconds=round(kernel.seconds, 3),
+        build=build,
     )
 
 
@@ -278,5 +338,11 @@ def _read_kernel(raw: dict[str, Any]) -> KernelRecord:
             "files": tuple(InputFile(**file) for file in raw["files"]),
             "patches": tuple(PatchRecord(**patch) for patch in raw["patches"]),
             "exports": tuple(raw["exports"]),
+            "build": _read_build(raw["build"]) if raw.get("build") else None,
         }
     )
+
+
+def _read_build(raw: dict[str, Any]) -> BuildRecord:
+    fragments = tuple(FragmentRecord(**fragment) for fragment in raw["fragments"])
+    return BuildRecord(**raw | {"fragments": fragments, "root": dict(raw["root"])})

@@ -99,6 +99,7 @@ def test_every_exit_status_is_documented() -> None:
     [
         ("Top level", manifest.Manifest),
         ("A kernel", manifest.KernelRecord),
+        ("A build", manifest.BuildRecord),
         ("An output", manifest.Output),
     ],
 )

@@ -13,18 +13,27 @@ import pytest
 
 from kbuild.core.errors import BuildError
 from kbuild.core.fs import sha256_file
+from kbuild.core.model import Root
 from kbuild.ship import manifest
 from kbuild.ship.manifest import Manifest
 from tests.unit import fake_kernel
 
 
 def describe(tmp_path: Path) -> tuple[Path, Manifest]:
-    settings = fake_kernel.settings(tmp_path)
+    settings = replace(fake_kernel.settings(tmp_path), revision=2)
+    kernel = fake_kernel.kernel(tmp_path)
+    fragment = fake_kernel.write(tmp_path / "own.config", "CONFIG_TRIM=y  # größer\n")
+    kernel = replace(kernel, target=replace(kernel.target, fragments=(fragment,)))
+    root = Root("bookworm", tmp_path / "root", "0" * 64, {"make": "4.3-4.1", "bc": "1.07.1-3"})
     packages = [
         fake_kernel.package(settings.build / "debs", name, "1", name) for name in ("b", "a")
     ]
     described = manifest.describe(
-        settings, [fake_kernel.kernel(tmp_path)], packages, {"compile": 12.34567, "fetch": 1}
+        settings,
+        [kernel],
+        packages,
+        {"compile": 12.34567, "fetch": 1},
+        build=manifest.build_record(settings, kernel, root, fake_kernel.EPOCH),
     )
     return settings.build / "manifest.json", described
 
@@ -34,6 +43,31 @@ def test_round_trip(tmp_path: Path) -> None:
     manifest.write(path, described)
     assert manifest.read(path) == described
     assert manifest.verify(path) == described
+
+
+def test_a_record_says_how_its_kernel_was_built(tmp_path: Path) -> None:
+    path, described = describe(tmp_path)
+    manifest.write(path, described)
+    _, build = manifest.single(manifest.read(path))
+    assert (build.revision, build.epoch) == (2, fake_kernel.EPOCH)
+    assert build.root == {"bc": "1.07.1-3", "make": "4.3-4.1"}
+    (fragment,) = build.fragments
+    assert (fragment.name, fragment.text) == ("own.config", "CONFIG_TRIM=y  # größer\n")
+    assert fragment.sha256 == sha256_file(tmp_path / "own.config")
+
+
+def test_a_record_of_an_earlier_version_is_read_and_says_less(tmp_path: Path) -> None:
+    path, described = describe(tmp_path)
+    manifest.write(path, described)
+    raw = json.loads(path.read_text())
+    del raw["kernels"][0]["build"]
+    path.write_text(json.dumps(raw))
+    found = manifest.read(path)
+    assert found.outputs == described.outputs
+    with pytest.raises(BuildError, match="does not say how it was built"):
+        manifest.single(found)
+    with pytest.raises(BuildError, match="not the record of one target"):
+        manifest.single(replace(described, kernels=described.kernels * 2))
 
 
 def test_outputs_are_tied_to_inputs(tmp_path: Path) -> None:
