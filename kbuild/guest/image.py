@@ -187,7 +187,7 @@ def _prepare(
     (material / "sources").mkdir(parents=True)
     (material / "debs").mkdir()
     if repo is not None:
-        line = f"deb [trusted=yes] file:/mnt/repo {suite} main\n"
+        line = f"deb [signed-by=/mnt/repo/cplayground.gpg] file:/mnt/repo {suite} main\n"
         (material / "sources" / "cplayground.list").write_text(line)
     for deb in debs:
         shutil.copyfile(deb, material / "debs" / deb.name)

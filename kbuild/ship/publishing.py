@@ -17,10 +17,12 @@ from kbuild.core import fs, recipe, results, suites
 from kbuild.core.errors import BuildError
 from kbuild.core.model import Package, Settings, Target
 from kbuild.core.results import Result
-from kbuild.ship import manifest, repo, versions
+from kbuild.ship import indexes, manifest, repo, signing, versions
 from kbuild.ship.manifest import KernelRecord, Manifest, Output
 
 logger = logging.getLogger(__name__)
+
+_RECIPE = (Path(repo.__file__), Path(indexes.__file__), Path(signing.__file__))
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def repository(settings: Settings, home: Path, mine: Manifest) -> Result[Path]:
 
         return results.kept(
             settings.build / "repo.json",
-            inputs | {"recipe": recipe.digest(Path(repo.__file__))},
+            inputs | {"recipe": recipe.digest(*_RECIPE)},
             make,
             lambda: settings.build / "repo",
             lock=None,

@@ -1,116 +1,76 @@
-"""Make the apt repository of our packages with reprepro(1)."""
+"""Make build/repo, an apt repository for a try on the spot, signed with a key of its own."""
 
 from __future__ import annotations
 
 import logging
-import tempfile
+import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from kbuild.core import fs
 from kbuild.core.errors import BuildError, UserError
 from kbuild.core.model import Package, Settings
-from kbuild.core.run import run
+from kbuild.ship import indexes, signing
+from kbuild.ship.indexes import Group
 
 logger = logging.getLogger(__name__)
 
-COMPONENT = "main"
-_TIMEOUT_S = 600
+# The public key, next to dists/ and pool/.
+KEY = "cplayground.gpg"
+# In each dists/<suite>; it finds the repository where it was made.
+SOURCES = "cplayground.sources"
 
 
 def publish(settings: Settings, suite_packages: Mapping[str, Sequence[Package]]) -> Path:
     """Make build/repo/ anew with the given packages of each suite, and return it.
 
     It contains exactly these packages.  A reader sees the old repository or the new one.
-    Raises BuildError if a package differs from its digest, or if reprepro refuses it.
+    Raises BuildError if a package differs from its digest or is none, and SigningError.
     """
     if not suite_packages:
         raise UserError("a repository needs a suite")
     target = settings.build / "repo"
-    log = settings.build / "logs" / "repo.log"
-    log.unlink(missing_ok=True)
+    everything = indexes.unique(one for many in suite_packages.values() for one in many)
+    for package in everything:
+        _check(package)
     with fs.lock(settings.build / "repo.lock"):
-        # reprepro's own database must not be in the directory that apt reads.
-        database = settings.build / "reprepro"
-        for path in (target, database):
-            fs.remove_leftovers(path)
+        fs.remove_leftovers(target)
         with (
             fs.fresh_directory(target) as fresh,
-            tempfile.TemporaryDirectory(dir=settings.build, prefix=f".{database.name}.") as work,
+            signing.throw_away(settings, fresh / KEY) as sign,
         ):
-            _make(fresh, Path(work), suite_packages, log)
-    logger.info(
-        "%s holds %d packages", target, sum(len(unique(p)) for p in suite_packages.values())
-    )
+            now = datetime.now(UTC)
+            for suite, packages in sorted(suite_packages.items()):
+                pooled = [_pool(fresh, package) for package in indexes.unique(packages)]
+                dist = fresh / "dists" / suite
+                group = Group(tuple(pooled))
+                indexes.write(dist, fresh, suite, [group], now=now, valid=None, sign=sign)
+                (dist / SOURCES).write_text(sources(f"file:{target}", suite, target / KEY))
+            for path in fresh.rglob("*"):
+                path.chmod(0o755 if path.is_dir() else 0o644)
+    logger.info("%s holds %d packages", target, len(everything))
     return target
 
 
-def _make(
-    fresh: Path, work: Path, suite_packages: Mapping[str, Sequence[Package]], log: Path
-) -> None:
-    configuration = work / "conf"
-    fs.write_atomic(configuration / "distributions", distributions(suite_packages))
-    command = [
-        "reprepro",
-        "--silent",
-        f"--basedir={fresh}",
-        f"--confdir={configuration}",
-        f"--dbdir={work / 'db'}",
-    ]
-    for suite, packages in sorted(suite_packages.items()):
-        files = [_checked(package) for package in unique(packages)]
-        if files:
-            run([*command, "includedeb", suite, *files], timeout_s=_TIMEOUT_S, log=log)
-    # A suite without packages also needs an index, which says so.
-    run([*command, "export"], timeout_s=_TIMEOUT_S, log=log)
+def sources(uri: str, suite: str, key: Path) -> str:
+    """Return the deb822 stanza with which apt finds a repository at ``uri``: file:/mnt/repo."""
+    return (
+        f"Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: {indexes.COMPONENT}\n"
+        f"Architectures: {indexes.ARCHITECTURE}\nSigned-By: {key}\n"
+    )
 
 
-def sources_line(repository: str, suite: str) -> str:
-    """Return the line for apt's sources.list; ``repository`` is its URI (file:/mnt/repo)."""
-    return f"deb [trusted=yes] {repository} {suite} {COMPONENT}\n"
+def _pool(root: Path, package: Package) -> Package:
+    """Copy a package into the pool: a second copy, from which a damaged one is replaced."""
+    path = root / "pool" / indexes.COMPONENT / package.name / package.path.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(package.path, path)
+    return replace(package, path=path)
 
 
-def distributions(suites: Mapping[str, Sequence[Package]]) -> str:
-    """Return reprepro's conf/distributions, one stanza for each suite."""
-    stanzas = []
-    for suite in sorted(suites):
-        stanzas.append(
-            "\n".join(
-                (
-                    "Origin: cplayground-kernel",
-                    "Label: cplayground-kernel",
-                    # unattended-upgrades names an archive by it: "cplayground-kernel:bookworm".
-                    f"Suite: {suite}",
-                    f"Codename: {suite}",
-                    "Architectures: amd64",
-                    f"Components: {COMPONENT}",
-                    "Description: Kernels with the cplayground exports, and the module",
-                )
-            )
-        )
-    return "\n\n".join(stanzas) + "\n"
-
-
-def unique(packages: Sequence[Package]) -> tuple[Package, ...]:
-    """Return packages sorted; a package that is in several sets is listed once.
-
-    Raises BuildError if two files claim to be the same version of a package.
-    """
-    seen: dict[tuple[str, str, str], Package] = {}
-    for package in packages:
-        key = (package.name, package.version, package.architecture)
-        other = seen.setdefault(key, package)
-        if other.sha256 != package.sha256:
-            raise BuildError(
-                f"there are two different packages {package.name} {package.version}",
-                expected=f"{other.sha256}  {other.path}",
-                found=f"{package.sha256}  {package.path}",
-                hint="raise the revision, or clean build/ and package again",
-            )
-    return tuple(seen[key] for key in sorted(seen))
-
-
-def _checked(package: Package) -> Path:
+def _check(package: Package) -> None:
     found = fs.sha256_file(package.path) if package.path.exists() else "no such file"
     if found != package.sha256:
         raise BuildError(
@@ -119,4 +79,3 @@ def _checked(package: Package) -> Path:
             found=found,
             hint="run ./inv package again",
         )
-    return package.path

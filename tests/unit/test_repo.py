@@ -18,6 +18,7 @@ from kbuild.core.errors import BuildError, UserError
 from kbuild.core.model import Package, Settings
 from kbuild.ship import repo
 from tests.unit import fake_kernel
+from tests.unit.own_apt import Apt
 
 DOCS = Path(__file__).parents[2] / "docs/howto/install-and-upgrade.md"
 
@@ -35,42 +36,8 @@ def packages(tmp_path: Path) -> tuple[Package, ...]:
     )
 
 
-class Apt:
-    """An apt of its own: no file of the machine's is read or written."""
-
-    def __init__(self, top: Path, line: str) -> None:
-        self.top = top
-        for name in ("lists/partial", "cache/archives/partial", "etc/preferences.d", "download"):
-            (top / name).mkdir(parents=True)
-        fake_kernel.write(top / "etc/sources.list", line)
-        for name in ("updates", "triggers", "info"):
-            (top / "dpkg" / name).mkdir(parents=True)
-        fake_kernel.write(top / "dpkg/status")
-        fake_kernel.write(
-            top / "apt.conf",
-            f'Dir::State "{top}"; Dir::State::lists "{top}/lists";\n'
-            f'Dir::State::status "{top}/dpkg/status"; Dir::Cache "{top}/cache";\n'
-            f'DPkg::Options {{ "--admindir={top}/dpkg"; }}; Dir::Log "{top}";\n'
-            f'Dir::Etc "{top}/etc"; Dir::Etc::parts "/dev/null"; Dir::Etc::main "/dev/null";\n'
-            f'Dir::Etc::sourceparts "/dev/null"; Dir::Etc::trusted "/dev/null";\n'
-            'APT::Architecture "amd64"; APT::Architectures "amd64"; APT::Sandbox::User "";\n'
-            'Acquire::Languages "none"; Debug::NoLocking "true";\n',
-        )
-
-    def __call__(self, *arguments: str, check: bool = True) -> str:
-        done = subprocess.run(
-            arguments,
-            cwd=self.top / "download",
-            env={"APT_CONFIG": str(self.top / "apt.conf"), "PATH": "/usr/bin:/bin", "LANG": "C"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0 or not check, done.stderr
-        return done.stdout + done.stderr
-
-
 def apt_of(tmp_path: Path, repository: Path) -> Apt:
-    apt = Apt(tmp_path / "apt", repo.sources_line(f"file:{repository}", "bookworm"))
+    apt = Apt(tmp_path / "apt", (repository / "dists/bookworm/cplayground.sources").read_text())
     apt("apt-get", "update")
     return apt
 
@@ -87,7 +54,7 @@ def test_apt_sees_and_downloads_the_packages(
         assert fs.sha256_file(file) == package.sha256
     assert "6.1.192-2+cplayground1" in apt("apt-cache", "policy", "linux-image-x")
     # Only what apt reads is there.
-    assert {path.name for path in repository.iterdir()} == {"dists", "pool"}
+    assert {path.name for path in repository.iterdir()} == {"dists", "pool", "cplayground.gpg"}
 
 
 NEWER, OLDER = "6.1.192-2+cplayground1", "6.1.187-1+cplayground1"
@@ -188,10 +155,10 @@ def test_modes_are_those_that_apt_needs_whatever_the_umask(
 def test_leftovers_of_a_killed_run_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings, packages: Sequence[Package]
 ) -> None:
-    """The scratch of the repository and of reprepro; what else lies there stays."""
+    """The scratch of the repository; what else lies there stays."""
     kept = fake_kernel.write(settings.build / ".report.json")
-    reprepro = tmp_path / "bin/reprepro"
-    fake_kernel.write(reprepro, "#!/bin/sh\nkill -9 $PPID\nsleep 60\n", mode=0o755)
+    program = tmp_path / "bin/apt-ftparchive"
+    fake_kernel.write(program, "#!/bin/sh\nkill -9 $PPID\nsleep 60\n", mode=0o755)
     script = (
         "import sys; from pathlib import Path; from tests.unit import fake_kernel; "
         "from kbuild.ship import repo; "
@@ -200,12 +167,11 @@ def test_leftovers_of_a_killed_run_are_removed(
     killed = subprocess.run(
         [sys.executable, "-c", script, tmp_path],
         cwd=settings.project,
-        env={"PATH": f"{reprepro.parent}:{os.environ['PATH']}"},
+        env={"PATH": f"{program.parent}:{os.environ['PATH']}"},
         timeout=60,
     )
     assert killed.returncode == -signal.SIGKILL
-    left = {path.name.split(".")[1] for path in settings.build.glob(".rep*/")}
-    assert left == {"repo", "reprepro"}
+    assert len(list(settings.build.glob(".repo.*/"))) == 1
     repo.publish(settings, {"bookworm": packages})
     assert list(settings.build.glob(".rep*")) == [kept]
 
@@ -227,21 +193,12 @@ def test_changed_package_is_refused_and_the_old_repository_stays(
     assert not list(settings.build.glob(".rep*"))
 
 
-def test_reprepro_refuses_a_file_that_is_no_package(tmp_path: Path, settings: Settings) -> None:
+def test_a_file_that_is_no_package_is_refused(tmp_path: Path, settings: Settings) -> None:
     path = fake_kernel.write(tmp_path / "x_1_amd64.deb", "not a package")
     package = Package("x", "1", "amd64", path, fs.sha256_file(path))
-    with pytest.raises(BuildError, match="reprepro"):
+    with pytest.raises(BuildError, match="apt-ftparchive"):
         repo.publish(settings, {"bookworm": [package]})
     assert not (settings.build / "repo").exists()
-
-
-def test_package_of_two_sets_is_taken_once(tmp_path: Path, packages: Sequence[Package]) -> None:
-    assert repo.unique([*packages, *packages]) == tuple(
-        sorted(packages, key=lambda package: package.name)
-    )
-    other = replace(packages[0], sha256="0" * 64, path=tmp_path / "other.deb")
-    with pytest.raises(BuildError, match="two different packages linux-image-x"):
-        repo.unique([*packages, other])
 
 
 def test_repository_needs_a_suite(settings: Settings) -> None:

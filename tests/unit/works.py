@@ -1,7 +1,7 @@
 """The whole pipeline on the toy distro: real stages, and toys in place of the slow programs.
 
 Unpacking, patching, planning, compiling (with a make of twenty lines), stamps, records and the
-manifest are real.  The archive, mmdebstrap, debhelper, the module's compiler and reprepro are
+manifest are real.  The archive, mmdebstrap, debhelper, the module's compiler and apt-ftparchive are
 functions here, which make small files out of what the real ones depend on.
 """
 
