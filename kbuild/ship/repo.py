@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 # The public key, next to dists/ and pool/.
 KEY = "cplayground.gpg"
 # In each dists/<suite>; it finds the repository where it was made.
-SOURCES = "cplayground.sources"
+SOURCES = "cplayground-build.sources"
 
 
 def publish(settings: Settings, suite_packages: Mapping[str, Sequence[Package]]) -> Path:

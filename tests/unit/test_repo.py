@@ -37,7 +37,9 @@ def packages(tmp_path: Path) -> tuple[Package, ...]:
 
 
 def apt_of(tmp_path: Path, repository: Path) -> Apt:
-    apt = Apt(tmp_path / "apt", (repository / "dists/bookworm/cplayground.sources").read_text())
+    apt = Apt(
+        tmp_path / "apt", (repository / "dists/bookworm/cplayground-build.sources").read_text()
+    )
     apt("apt-get", "update")
     return apt
 
