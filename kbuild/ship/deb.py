@@ -25,7 +25,7 @@ from debian.deb822 import Changes
 
 from kbuild.core import fs, sandbox, suites
 from kbuild.core.errors import BuildError
-from kbuild.core.model import BuiltKernel, Package, Root, Settings
+from kbuild.core.model import MODULE, BuiltKernel, Package, Root, Settings
 from kbuild.core.sandbox import Bind
 from kbuild.ship import headers, versions
 
@@ -184,8 +184,20 @@ def build_prebuilt(
     def collect(stage: Path) -> None:
         _copy(module_ko, stage / f"modules/lib/modules/{kernel.release}/extra/{module_ko.name}")
         _copy(settings.project / EXAMPLE, stage / EXAMPLE.name)
+        load_at_boot(stage / "modules", kernel.release)
 
     return build(root, source, collect, epoch=epoch, log=log, out=out)
+
+
+def load_at_boot(stage: Path, suffix: str) -> None:
+    """Collect the file by which a machine loads our module at each boot.
+
+    systemd reads it, and kmod's init script.  A kernel without the module boots as ever: systemd
+    has ignored a module that is missing since version 244, and so does kmod.  Two packages cannot
+    have the same file, so ``suffix`` is part of its name; the second one changes nothing.
+    """
+    path = stage / f"usr/lib/modules-load.d/{MODULE}-{suffix}.conf"
+    fs.write_atomic(path, f"{MODULE}\n")
 
 
 def stage_image(kernel: BuiltKernel, stage: Path) -> None:
@@ -338,8 +350,10 @@ def _merge_usr(stage: Path) -> None:
     """Move lib/ of each package below usr/, because /lib is a link there since trixie."""
     for role in stage.iterdir():
         if (role / "lib").is_dir():
-            (role / "usr").mkdir(exist_ok=True)
-            (role / "lib").rename(role / "usr/lib")
+            (role / "usr/lib").mkdir(parents=True, exist_ok=True)
+            for path in (role / "lib").iterdir():
+                path.rename(role / "usr/lib" / path.name)
+            (role / "lib").rmdir()
 
 
 def read_changes(path: Path) -> tuple[Package, ...]:

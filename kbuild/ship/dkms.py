@@ -67,5 +67,6 @@ def build_package(
         stage_sources(settings.project, stage / f"dkms/usr/src/cplayground-{version}")
         shutil.copyfile(settings.project / "dkms" / "dkms.conf", stage / "dkms.conf")
         shutil.copyfile(settings.project / deb.EXAMPLE, stage / deb.EXAMPLE.name)
+        deb.load_at_boot(stage / "dkms", "dkms")
 
     return deb.build(root, source, collect, epoch=epoch, log=log, out=out)

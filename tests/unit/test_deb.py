@@ -171,16 +171,8 @@ def test_headers_name_the_compiler_as_debian_s_own_do(compiler: str, lines: list
 def test_packages_install_where_their_suite_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suite: str, prefix: str
 ) -> None:
-    staged: set[str] = set()
     builder = FakeBuilder()
-
-    def enter(
-        root: Root, argv: Sequence[Arg], *, binds: Sequence[sandbox.Bind], **options: object
-    ) -> Completed:
-        staged.update(names_below(binds[0].source / "source/stage"))
-        return builder(root, argv, binds=binds, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(sandbox, "enter", enter)
+    monkeypatch.setattr(sandbox, "enter", builder)
     module = fake_kernel.write(tmp_path / "cplayground.ko", "module")
     deb.build_prebuilt(
         fake_kernel.settings(tmp_path),
@@ -191,8 +183,10 @@ def test_packages_install_where_their_suite_has_it(
         log=tmp_path / "log",
         out=tmp_path / "debs",
     )
-    assert staged == {
+    assert builder.files == {
         f"modules/{prefix}lib/modules/{RELEASE}/extra/cplayground.ko",
+        # Its name differs from that in another kernel's package, because both are installed.
+        f"modules/usr/lib/modules-load.d/cplayground-{RELEASE}.conf",
         "cplayground.conf",
     }
 
@@ -206,6 +200,7 @@ class FakeBuilder:
         self.output = output
         self.debian: dict[str, str] = {}
         self.staged = ""
+        self.files: set[str] = set()  # staged, by role
         self.environment: dict[str, str] = {}
 
     def __call__(
@@ -225,6 +220,7 @@ class FakeBuilder:
         self.environment = dict(env or {})
         tree = bind.source / "source"
         self.staged = fs.sha256_tree(tree)
+        self.files = names_below(tree / "stage")
         for path in sorted((tree / "debian").rglob("*")):
             if path.is_file():
                 self.debian[path.relative_to(tree / "debian").as_posix()] = path.read_text()

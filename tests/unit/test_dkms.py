@@ -423,6 +423,8 @@ def test_build_package(
     assert f"cplayground-dkms ({version}+{mark}) {distribution};" in builder.debian["changelog"]
     assert f"dh_dkms -V {version}" in builder.debian["rules"]
     assert builder.debian["cplayground-dkms.dkms"] == "stage/dkms.conf\n"
+    assert "dkms/usr/lib/modules-load.d/cplayground-dkms.conf" in builder.files
+    assert f"dkms/usr/src/cplayground-{version}/cplayground.c" in builder.files
 
 
 @dataclass

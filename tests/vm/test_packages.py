@@ -138,6 +138,27 @@ def test_the_prebuilt_module_loads_too(
     assert "/updates/dkms/" in chosen
 
 
+# systemd's program, or kmod's init script on a machine without systemd.
+LOADER = """
+for program in /lib/systemd/systemd-modules-load /etc/init.d/kmod; do
+    [ -x $program ] || continue
+    [ $program = /etc/init.d/kmod ] && set -- start
+    exec $program "$@"
+done
+exit 99
+"""
+
+
+def test_a_boot_loads_the_module(guest: Guest) -> None:
+    """Also if another module is missing, as ours is on a kernel for which nothing built it."""
+    place = "/run/modules-load.d"
+    guest.run(["mkdir", "-p", place], timeout_s=5, check=True)
+    guest.put(b"no-such-module\n", f"{place}/00-missing.conf")
+    guest.run(["sh", "-c", LOADER], timeout_s=60, check=True)
+    guest.run(["rmmod", "cplayground"], timeout_s=20, check=True)
+    guest.run(["rm", "-r", place], timeout_s=5, check=True)
+
+
 def test_the_example_is_what_c_playgrounds_server_needs(guest: Guest) -> None:
     """The server may open the file as its own user, and a header has nine columns."""
     place = "/etc/modprobe.d/cplayground.conf"
