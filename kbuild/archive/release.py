@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from kbuild.core.model import Package, Target
+from kbuild.ship.release import Release
 
 
 class State(StrEnum):
@@ -19,24 +19,6 @@ class State(StrEnum):
     PROMOTED = "promoted"
     SUPERSEDED = "superseded"
     WITHDRAWN = "withdrawn"
-
-
-@dataclass(frozen=True)
-class Release:
-    """The packages of one version of a kernel and of the module for it.
-
-    They are its image, headers and module, the metapackages of these three, and the DKMS package.
-    """
-
-    target: Target
-    kernel: str  # what uname -r prints
-    version: str  # of the kernel's packages: 6.1.192-3+cplayground1
-    packages: tuple[Package, ...]
-
-    @property
-    def id(self) -> str:
-        """Return its name in the archive: bookworm-cloud-amd64-6.1.192-3+cplayground1."""
-        return f"{self.target.suite}-{self.target.name}-{self.version}"
 
 
 @dataclass(frozen=True)
