@@ -161,12 +161,14 @@ def start(
     die_with_parent: bool = True,
     privileges: Sequence[str] = (),
     largest_file: int | None = None,
+    network: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a long-lived program in its own session; the caller ends it with :func:`stop`.
 
     ``die_with_parent`` adds setpriv(1), so that a killed pipeline leaves no QEMU or compiler
     behind.  ``privileges`` are further options of setpriv.  ``largest_file`` limits the size of
-    each file written, in bytes.  Raises LostDependencyError if the program does not exist.
+    each file written, in bytes.  ``network`` is the network namespace in which it runs.  Raises
+    LostDependencyError if the program does not exist.
     """
     command = [os.fspath(a) for a in argv]
     if largest_file is not None:
@@ -174,6 +176,7 @@ def start(
     options = [*privileges, *(("--pdeathsig", "KILL") if die_with_parent else ())]
     if options:
         command = ["setpriv", *options, "--", *command]
+    command = [*in_network(network), *command]
     # setpriv would report a missing program with an exit status of its own.
     program = need(os.fspath(argv[0]), cwd=cwd)
     logger.debug("run: %s", shlex.join(os.fspath(a) for a in argv))
@@ -195,6 +198,11 @@ def start(
             f"cannot start {program!r}: {error.strerror}: {error.filename}",
             hint="run './inv doctor', which names the package",
         ) from error
+
+
+def in_network(network: Path | None) -> tuple[str, ...]:
+    """Return the words before a command that runs in a network namespace; none for None."""
+    return () if network is None else ("nsenter", f"--net={network}", "--")
 
 
 def stop(process: subprocess.Popen[bytes], *, grace_s: float = _GRACE_S) -> int:

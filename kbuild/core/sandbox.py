@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kbuild.core.errors import BuildError
 from kbuild.core.model import Root
-from kbuild.core.run import Arg, Completed, need, run
+from kbuild.core.run import Arg, Completed, in_network, need, run
 
 # The kernel undoes a namespace's mounts when its last process is gone, killed or not.
 _OWN_MOUNTS = ("unshare", "--mount", "--propagation", "private", "--")
@@ -42,7 +42,7 @@ def enter(
     check: bool = True,
     on_line: Callable[[str], None] | None = None,
     writable: bool = False,
-    network: bool = False,
+    network: bool | Path = False,
     hint: str | None = None,
 ) -> Completed:
     """Run a command in a root: no network, its own processes, of the host only ``binds``.
@@ -69,10 +69,14 @@ def command(
     cwd: str = "/",
     env: Mapping[str, str] | None = None,
     writable: bool = False,
-    network: bool = False,
+    network: bool | Path = False,
 ) -> list[Arg]:
-    """Return the command line that :func:`enter` runs; ``network`` keeps the host's network."""
-    command: list[Arg] = [*_OWN_MOUNTS, *_SANDBOX]
+    """Return the command line that :func:`enter` runs.
+
+    ``network`` is the network namespace that the command sees; True keeps the host's.
+    """
+    other = network if isinstance(network, Path) else None
+    command: list[Arg] = [*in_network(other), *_OWN_MOUNTS, *_SANDBOX]
     command += ["--writable-root", "--"] if writable else ["--"]
     command += [need("bwrap"), "--bind" if writable else "--ro-bind", root.path, "/"]
     command += ["--dev", "/dev", "--proc", "/proc", "--remount-ro", "/proc"]
