@@ -16,6 +16,7 @@ from typing import Self
 
 from kbuild.core import fs
 from kbuild.core.errors import InfrastructureError, KbuildError
+from kbuild.core.model import Kernel
 from kbuild.core.progress import size
 from kbuild.core.run import describe_status
 from kbuild.guest import detectors, qemu, triage
@@ -35,7 +36,7 @@ from kbuild.guest.channel import (
 from kbuild.guest.console import banner, mark_line, oom_kill
 from kbuild.guest.detectors import Checked
 from kbuild.guest.outcome import Outcome
-from kbuild.guest.spec import GuestSpec, Snapshot
+from kbuild.guest.spec import GuestSpec, MachineSpec, Snapshot
 from kbuild.guest.verdict import Evidence, Verdict, judge
 
 logger = logging.getLogger(__name__)
@@ -276,8 +277,10 @@ class Guest:
     As a context manager it powers the guest off at the end.
     """
 
-    def __init__(self, spec: GuestSpec, machine: qemu.Machine, allowed_taint: int) -> None:
+    def __init__(self, spec: MachineSpec, machine: qemu.Machine, allowed_taint: int) -> None:
         self.spec = spec
+        self._began = time.monotonic()
+        self.first_line_s: float | None = None  # from the start to the kernel's first line
         self.machine = machine
         self.channel = Channel(machine.control, machine.bulk, watch=self._watch_console)
         self.release = ""  # the guest's uname -r
@@ -299,7 +302,7 @@ class Guest:
         self._restored_mark: str | None = None
 
     @classmethod
-    def boot(cls, spec: GuestSpec, *, workdir: Path, expected_taint: int = 0) -> Guest:
+    def boot(cls, spec: MachineSpec, *, workdir: Path, expected_taint: int = 0) -> Guest:
         """Start QEMU and wait for the agent.
 
         ``workdir`` receives console.log and qemu.log.  ``expected_taint`` is the mask of taint
@@ -315,7 +318,7 @@ class Guest:
         return cls._booted(snapshot.spec, machine, 0)
 
     @classmethod
-    def _booted(cls, spec: GuestSpec, machine: qemu.Machine, expected_taint: int) -> Guest:
+    def _booted(cls, spec: MachineSpec, machine: qemu.Machine, expected_taint: int) -> Guest:
         began = time.monotonic()
         guest = cls(spec, machine, expected_taint)
         try:
@@ -393,6 +396,12 @@ class Guest:
         trace: TracebackType | None,
     ) -> None:
         self.shutdown()
+
+    @property
+    def kernel(self) -> Kernel:
+        """The kernel that QEMU loaded; a server's own GRUB loads one."""
+        assert isinstance(self.spec, GuestSpec)
+        return self.spec.kernel
 
     # --- commands ---------------------------------------------------------------------
 
@@ -516,10 +525,11 @@ class Guest:
         """True if the guest can still be used."""
         return self._verdict is None and self.machine.status is None
 
-    def shutdown(self, *, status: int | None = 0) -> Verdict:
+    def shutdown(self, *, status: int | None = 0, faults: Sequence[str] = ()) -> Verdict:
         """Power the guest off in order and judge it; a second call returns the same verdict.
 
         ``status`` is that of the command for which the guest was started, if there was one.
+        ``faults`` are what else was wrong in it, each in a sentence.
         """
         if self._verdict is not None:
             return self._verdict
@@ -534,13 +544,13 @@ class Guest:
                 answer = self.channel.request(Kind.POWER_OFF, b"", _POWER_OFF_S * self.spec.scale)
                 self._farewell = int.from_bytes(answer.payload, "little")
                 self.machine.wait(_POWER_OFF_S * self.spec.scale)
-        return self._conclude(status)
+        return self._conclude(status, faults)
 
     def abandon(self) -> Verdict:
         """Stop QEMU at once, and judge by the evidence so far; for a guest of no further use."""
         return self._conclude(None)
 
-    def _conclude(self, status: int | None = 0) -> Verdict:
+    def _conclude(self, status: int | None = 0, faults: Sequence[str] = ()) -> Verdict:
         if self._verdict is None:
             self.machine.stop()
             text = self.machine.console.text()
@@ -563,6 +573,7 @@ class Guest:
                     taint=self._taint,
                     allowed_taint=self._allowed_taint,
                     status=status,
+                    faults=tuple(faults),
                 )
             )
             self.machine.close()
@@ -673,6 +684,8 @@ class Guest:
         return job
 
     def _watch_console(self) -> None:
+        if self.first_line_s is None and banner(self.console()):
+            self.first_line_s = time.monotonic() - self._began
         if self.machine.console.over_limit:
             raise _ConsoleFlooded
 

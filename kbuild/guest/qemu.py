@@ -23,7 +23,16 @@ from kbuild.core import fs, run, stamp
 from kbuild.core.errors import InfrastructureError, UserError
 from kbuild.core.model import Kernel
 from kbuild.guest.console import Console, banner
-from kbuild.guest.spec import ACCELERATORS, KVM, TCG, Accelerator, GuestSpec, Snapshot
+from kbuild.guest.spec import (
+    ACCELERATORS,
+    KVM,
+    TCG,
+    Accelerator,
+    GuestSpec,
+    MachineSpec,
+    ServerSpec,
+    Snapshot,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -91,41 +100,39 @@ def kernel_command_line(spec: GuestSpec) -> str:
 
 
 def command(
-    spec: GuestSpec,
+    spec: MachineSpec,
     wires: Wires,
     snapshot: Snapshot | None = None,
     *,
     restored: bool = True,
     opened: Callable[[Path], str] = str,
 ) -> list[str]:
-    """Return QEMU's command line for a guest, whose disk file is never written.
+    """Return QEMU's command line for a guest or a server, whose disk file is never written.
 
     With ``snapshot`` the guest's memory is that snapshot's file, and its disk that overlay.
     ``restored`` guests have private copies of both, which end with the guest.  ``opened`` returns
     the name under which QEMU opens a file.
     """
-    release = spec.kernel.release
-    boot = spec.kernel.root / "boot"
-    initrd = boot / f"initrd.img-{release}"
     accelerator = "tcg,thread=multi" if spec.accelerator is TCG else spec.accelerator.name
     machine, disk = "pc", f"file={_escape(opened(spec.disk))},format=raw"
     kept: list[str] = []
     if snapshot is not None:
         machine = "pc,memory-backend=memory"
-        # The overlay names its base by a path that QEMU's user may not be able to follow.
-        base = f"backing.driver=raw,backing.file.filename={_escape(opened(spec.disk))}"
-        disk = f"file={_escape(opened(snapshot.disk))},format=qcow2,{base}"
+        disk = _overlay(opened(snapshot.disk), opened(spec.disk))
         memory = f"id=memory,size={spec.memory_mib}M,mem-path={_escape(opened(snapshot.memory))}"
         kept = ["-object", f"memory-backend-file,{memory},share={'off' if restored else 'on'}"]
         if restored:
             kept += ["-incoming", "defer"]
+    changes = spec.changes if isinstance(spec, ServerSpec) else None
+    if changes is not None:
+        disk = _overlay(opened(changes), opened(spec.disk))
     drive = f"{disk},if=none,id=disk"
-    if snapshot is None or restored:
+    if changes is None and (snapshot is None or restored):
         drive += ",snapshot=on"
     return [
         QEMU,
         *("-sandbox", _SANDBOX),
-        *("-name", f"cplayground-{release}"),
+        *("-name", f"cplayground-{_name(spec)}"),
         *("-machine", machine),
         *("-accel", accelerator),
         *("-cpu", "max"),
@@ -135,13 +142,12 @@ def command(
         "-no-user-config",
         "-no-reboot",
         *("-display", "none"),
-        *("-kernel", opened(boot / f"vmlinuz-{release}")),
-        *(("-initrd", opened(initrd)) if spec.initrd and initrd.exists() else ()),
-        *("-append", kernel_command_line(spec)),
+        *(_kernel(spec, opened) if isinstance(spec, GuestSpec) else ()),
         *("-drive", drive),
         *("-device", "virtio-blk-pci,drive=disk"),
         *("-object", "rng-random,id=entropy,filename=/dev/urandom"),
         *("-device", "virtio-rng-pci,rng=entropy"),
+        *(_network(spec) if isinstance(spec, ServerSpec) else ()),
         *("-add-fd", f"fd={wires.console},set=1"),
         *("-chardev", "file,id=console,path=/dev/fdset/1,append=on"),
         *("-serial", "chardev:console"),
@@ -154,6 +160,40 @@ def command(
         *("-mon", "chardev=qmp,mode=control"),
         *kept,
     ]
+
+
+def _name(spec: MachineSpec) -> str:
+    return spec.kernel.release if isinstance(spec, GuestSpec) else "server"
+
+
+def _kernel(spec: GuestSpec, opened: Callable[[Path], str]) -> tuple[str, ...]:
+    boot = spec.kernel.root / "boot"
+    vmlinuz, initrd = (boot / f"{name}-{spec.kernel.release}" for name in ("vmlinuz", "initrd.img"))
+    return (
+        *("-kernel", opened(vmlinuz)),
+        *(("-initrd", opened(initrd)) if spec.initrd and initrd.exists() else ()),
+        *("-append", kernel_command_line(spec)),
+    )
+
+
+def _network(spec: ServerSpec) -> tuple[str, ...]:
+    """Return the options for a network card, even if nothing answers behind it.
+
+    QEMU's user-mode network connects to whatever the process itself can reach, which is the
+    namespace that it runs in.  Without one it is told to connect to nothing.
+    """
+    restricted = ",restrict=on" if spec.network is None else ""
+    return (
+        *("-netdev", f"user,id=net,ipv6=off{restricted}"),
+        # Without the firmware's own program for a boot from the network.
+        *("-device", "virtio-net-pci,netdev=net,romfile="),
+    )
+
+
+def _overlay(changes: str, base: str) -> str:
+    # The overlay names its base by a path that QEMU's user may not be able to follow.
+    backing = f"backing.driver=raw,backing.file.filename={_escape(base)}"
+    return f"file={_escape(changes)},format=qcow2,{backing}"
 
 
 def _escape(name: str) -> str:
@@ -383,7 +423,7 @@ class Machine:
 
 
 def start(
-    spec: GuestSpec, workdir: Path, snapshot: Snapshot | None = None, *, restored: bool = True
+    spec: MachineSpec, workdir: Path, snapshot: Snapshot | None = None, *, restored: bool = True
 ) -> Machine:
     """Start QEMU; ``workdir`` receives console.log and qemu.log of this run.
 
@@ -427,7 +467,7 @@ def _hold(workdir: Path) -> int:
 
 
 def _start(
-    spec: GuestSpec, workdir: Path, held: int, snapshot: Snapshot | None, *, restored: bool
+    spec: MachineSpec, workdir: Path, held: int, snapshot: Snapshot | None, *, restored: bool
 ) -> Machine:
     console, log, scratch = workdir / "console.log", workdir / "qemu.log", workdir / _SCRATCH
     for kept in (console, log):
@@ -471,6 +511,7 @@ def _start(
             privileges=() if groups is None else _unprivileged(groups),
             # The console's own limit is checked only while we wait for the guest.
             largest_file=spec.disk.stat().st_size + _MAP_BYTES,
+            network=spec.network if isinstance(spec, ServerSpec) else None,
         )
     with contextlib.suppress(OSError):
         Path(f"/proc/{process.pid}/oom_score_adj").write_text(_OOM_SCORE_ADJ)
@@ -501,6 +542,19 @@ def _unprivileged(groups: tuple[int, ...]) -> tuple[str, ...]:
         *("--reuid", str(USER), "--regid", str(USER), *supplementary),
         *("--inh-caps=-all", "--no-new-privs"),
     )
+
+
+def overlay(disk: Path, changes: Path) -> None:
+    """Make a qcow2 that keeps what a machine writes to ``disk``; raises InfrastructureError."""
+    run.run(
+        [
+            *("qemu-img", "create", "-q", "-f", "qcow2"),
+            *("-F", "raw", "-b", disk.resolve(), changes),
+        ],
+        timeout_s=60,
+        error=InfrastructureError,
+    )
+    lend(changes)
 
 
 def lend(path: Path) -> None:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kbuild.core import fs, results, run, stamp
-from kbuild.core.errors import InfrastructureError
 from kbuild.core.progress import size
 from kbuild.guest import qemu
 from kbuild.guest.channel import PROTOCOL
@@ -141,19 +140,11 @@ def _disk_identity(disk: Path) -> str:
 
 
 def _make(made: Snapshot, workdir: Path, provision: Provision) -> None:
-    run.run(
-        [
-            *("qemu-img", "create", "-q", "-f", "qcow2"),
-            *("-F", "raw", "-b", made.spec.disk.resolve(), made.disk),
-        ],
-        timeout_s=60,
-        error=InfrastructureError,
-    )
+    qemu.overlay(made.spec.disk, made.disk)
     # QEMU's user may neither create a file here nor extend one to the size of a guest's memory.
     with made.memory.open("wb") as stream:
         stream.truncate(made.spec.memory_mib << 20)
-    for path in (made.memory, made.disk):
-        qemu.lend(path)
+    qemu.lend(made.memory)
     guest = Guest.boot_to_save(made, workdir=workdir)
     try:
         provision.apply(guest)

@@ -29,25 +29,46 @@ ACCELERATORS = {a.name: a for a in (KVM, TCG)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuestSpec:
-    """One guest: a kernel, a disk, and the machine that runs them."""
+class MachineSpec:
+    """A machine with a disk."""
 
-    kernel: Kernel
-    disk: Path  # raw ext4 image; never written
+    disk: Path  # raw image; never written
     accelerator: Accelerator = TCG
     memory_mib: int = 1024
-    cpus: int = 2  # never 1, because the races that we look for need two
-    console: str = "ttyS0"  # the kernel's console; "" is for tests of the harness
-    init: str = AGENT
-    initrd: bool = True  # False for a kernel with the drivers for the disk built in
-    append: tuple[str, ...] = ()  # further kernel parameters
-    slowness: float = 1.0  # of the kernel itself; above 1 for one with KASAN
+    cpus: int = 2
+    slowness: float = 1.0  # of the system itself; above 1 for a kernel with KASAN
     checkers: frozenset[str] = frozenset()  # those of lockdep, kmemleak, kcsan that must be alive
 
     @property
     def scale(self) -> float:
         """The factor on every deadline."""
         return self.accelerator.scale * self.slowness
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuestSpec(MachineSpec):
+    """One guest: a kernel that QEMU loads, a disk with an ext4, and the machine that runs them.
+
+    It never has one processor, because the races that we look for need two.
+    """
+
+    kernel: Kernel
+    console: str = "ttyS0"  # the kernel's console; "" is for tests of the harness
+    init: str = AGENT
+    initrd: bool = True  # False for a kernel with the drivers for the disk built in
+    append: tuple[str, ...] = ()  # further kernel parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSpec(MachineSpec):
+    """A server: a disk from which the firmware boots, and the machine that runs it.
+
+    Its programs are those of a whole Debian, so it is given twice the time of a guest.
+    """
+
+    changes: Path | None = None  # a qcow2 that keeps what it writes to its disk; else that is lost
+    network: Path | None = None  # the network namespace that QEMU runs in; else it has no network
+    slowness: float = 2.0
 
 
 def suited(spec: GuestSpec, variant_name: str) -> GuestSpec:

@@ -50,6 +50,7 @@ class Evidence:
     taint: int | None = None  # /proc/sys/kernel/tainted, from the last result frame
     allowed_taint: int = 0  # mask of the bits that may be set
     status: int | None = None  # of the judged command; 0 when only the guest is judged
+    faults: tuple[str, ...] = ()  # what else was wrong in the guest: a service that failed
 
 
 def judge(seen: Evidence) -> Verdict:
@@ -134,6 +135,7 @@ def judge(seen: Evidence) -> Verdict:
         if seen.status is None
         else f"the command ended with {describe_status(seen.status)}",
     )
+    missing += [(Outcome.FAILED, fault) for fault in seen.faults]
     if not missing:
         return Verdict(Outcome.PASSED)
     return Verdict(missing[0][0], tuple(reason for _, reason in missing))

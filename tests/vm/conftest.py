@@ -253,7 +253,7 @@ def _again(item: pytest.Item) -> str:
 def _modules(config: pytest.Config, machine: Guest) -> dict[str, Path]:
     """Return the module of our kernel from its package, for its line numbers."""
     package: Path | None = config.getoption("prebuilt")
-    if package is None or not image.is_ours(machine.spec.kernel):
+    if package is None or not image.is_ours(machine.kernel):
         return {}
     place = machine.machine.console.path.parent / "prebuilt"
     run.run(["dpkg-deb", "--extract", package, place], timeout_s=60)
