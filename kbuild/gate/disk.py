@@ -1,0 +1,94 @@
+"""A disk that boots through GRUB, made of a tree without a loop device.
+
+The disk has a partition table of the MBR and one ext4.  GRUB lies where grub-install puts it: its
+first stage in sector 0, the rest between that and the partition.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from pathlib import Path
+
+from kbuild.core import fs
+from kbuild.core.errors import BuildError, InfrastructureError
+from kbuild.core.progress import size
+from kbuild.core.run import run
+from kbuild.gate.server import GRUB_IMAGES, LABEL, UUID
+
+logger = logging.getLogger(__name__)
+
+_SECTOR = 512
+# The partition's first byte; all of Debian's tools leave the first MiB to the boot loader.
+_START = 1 << 20
+# The first stage ends where the MBR's disk signature and partition table begin.
+_BOOT_CODE = 440
+_SIGNATURE, _LINUX, _ACTIVE = b"\x55\xaa", 0x83, 0x80
+# A partition table's oldest kind of address; this one says "look at the newer kind".
+_NO_CYLINDER = b"\xfe\xff\xff"
+_DISK_ID = b"cpg\x01"
+# Room for kernels, their initrds, and modules that a server builds.
+_FREE_BYTES = 1 << 30
+_TIMEOUT_S = 600.0
+
+
+def write(tree: Path, disk: Path, *, log: Path, free_bytes: int = _FREE_BYTES) -> Path:
+    """Write a server's tree to a bootable raw disk, sparse and by rename, and return ``disk``.
+
+    Every user may read the disk, as QEMU must.  Raises BuildError if the tree lacks GRUB's images
+    or its menu, InfrastructureError if mke2fs fails.
+    """
+    boot, core = _grub(tree)
+    if len(core) > _START - _SECTOR:
+        raise BuildError(
+            "GRUB does not fit in front of the first partition",
+            expected=f"a core.img of at most {_START - _SECTOR} bytes",
+            found=f"{len(core)} bytes",
+        )
+    used = int(run(["du", "-s", "-B1", "--", tree], timeout_s=_TIMEOUT_S).stdout.split()[0])
+    # ext4's own tables take some of the room.
+    length = (int(used * 1.1) + free_bytes) >> 20 << 20
+    disk.parent.mkdir(parents=True, exist_ok=True)
+    made = disk.with_name(f".{disk.name}.new")
+    try:
+        with made.open("wb") as stream:
+            stream.truncate(_START + length)
+            stream.write(boot[:_BOOT_CODE] + _partition_table(length))
+            stream.write(core)
+        made.chmod(0o644)
+        run(
+            [
+                *("mke2fs", "-q", "-F", "-t", "ext4", "-L", LABEL, "-U", UUID),
+                # GRUB of bullseye and bookworm cannot read a file system with such a seed.
+                *("-O", "^metadata_csum_seed", "-E", f"offset={_START},lazy_itable_init=1"),
+                *("-d", tree, made, f"{length >> 10}k"),
+            ],
+            timeout_s=_TIMEOUT_S,
+            log=log,
+            error=InfrastructureError,
+        )
+        fs.sync(made)
+        fs.rename(made, disk)
+    finally:
+        made.unlink(missing_ok=True)
+    logger.info("disk %s: %s of files", disk.name, size(used))
+    return disk
+
+
+def _grub(tree: Path) -> list[bytes]:
+    try:
+        (tree / "boot/grub/grub.cfg").stat()
+        return [(tree / name).read_bytes() for name in GRUB_IMAGES]
+    except FileNotFoundError as error:
+        raise BuildError(
+            "the tree has no boot loader, so no disk is made of it", expected=error.filename
+        ) from None
+
+
+def _partition_table(length: int) -> bytes:
+    """Return the end of sector 0, from the disk's id on, with one active partition of Linux."""
+    entry = struct.pack(
+        "<B3sB3sII", _ACTIVE, _NO_CYLINDER, _LINUX, _NO_CYLINDER, _START // _SECTOR,
+        length // _SECTOR,
+    )  # fmt: skip
+    return _DISK_ID + bytes(2) + entry.ljust(4 * len(entry), b"\0") + _SIGNATURE
