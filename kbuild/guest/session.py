@@ -13,14 +13,8 @@ import tty
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from kbuild.core.errors import (
-    BuildError,
-    DefectError,
-    InfrastructureError,
-    KbuildError,
-    TrustError,
-    UserError,
-)
+from kbuild.core import errors
+from kbuild.core.errors import KbuildError, UserError
 from kbuild.core.model import Settings
 from kbuild.core.run import describe_status
 from kbuild.guest import image, qemu
@@ -44,14 +38,8 @@ _TAKEN = frozenset(
         *(outcome.exit_status for outcome in Outcome if outcome is not Outcome.PASSED),
         *(
             kind.exit_status
-            for kind in (
-                KbuildError,
-                UserError,
-                BuildError,
-                TrustError,
-                InfrastructureError,
-                DefectError,
-            )
+            for kind in vars(errors).values()
+            if isinstance(kind, type) and issubclass(kind, KbuildError)
         ),
         # SIGPIPE is left out: 141 means the same for a command as for ./inv.
         *(_BY_SIGNAL + one for one in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)),
