@@ -614,7 +614,7 @@ static void flush_for(struct port *port, int64_t limit_ms)
 		tcdrain(port->fd);
 }
 
-/* Return 0 if systemd has begun to stop everything; it stops us soon, too. */
+/* Return 0 if systemd has begun to stop everything. */
 static int ask_systemd(void)
 {
 	int status;
@@ -635,9 +635,11 @@ static void power_off(struct port *port, uint32_t id)
 	int error = 0;
 
 	if (getpid() != 1) {
+		/* systemd may want to stop us before the answer is out. */
+		signal(SIGTERM, SIG_IGN);
 		send_u32(port, FAREWELL, id, ask_systemd());
 		flush_for(port, 5000);
-		return;
+		_exit(0);
 	}
 	for (int64_t end = now_ms() + KILL_GRACE_MS; now_ms() < end;) {
 		pid_t pid;

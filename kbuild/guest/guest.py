@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 # Deadlines in seconds of a fast machine; each is multiplied by the guest's scale.
 _BOOT_S = 30.0
+_FIRST_LINE_S = 10.0  # from QEMU's start; a boot loader that stops would wait for ever
 _ANSWER_S = 5.0  # for the agent's answer to a request that takes no time itself
 _SCAN_S = 60.0
 _POWER_OFF_S = 10.0
@@ -98,6 +99,10 @@ class GuestLost(KbuildError):  # noqa: N818 - the name describes the event, as i
 
 class _ConsoleFlooded(Exception):  # noqa: N818 - an event
     """The console is over its limit."""
+
+
+class _NoFirstLine(Exception):  # noqa: N818
+    """The kernel has written nothing in time."""
 
 
 class GuestCommandError(KbuildError):
@@ -596,6 +601,10 @@ class Guest:
         except _ConsoleFlooded:
             self._conclude(None)
             raise self._lost(f"the console is over its limit while we wait for {what}") from None
+        except _NoFirstLine:
+            self._answered = False
+            self._conclude(None)
+            raise self._lost("no kernel has written its first line in time") from None
         except ChannelClosed:
             self._answered = False
             # QEMU closed its sockets, so it is about to end.
@@ -684,8 +693,12 @@ class Guest:
         return job
 
     def _watch_console(self) -> None:
-        if self.first_line_s is None and banner(self.console()):
-            self.first_line_s = time.monotonic() - self._began
+        if self.first_line_s is None:
+            past = time.monotonic() - self._began
+            if banner(self.console()):
+                self.first_line_s = past
+            elif not self._hello and past > _FIRST_LINE_S * self.spec.scale:
+                raise _NoFirstLine
         if self.machine.console.over_limit:
             raise _ConsoleFlooded
 
