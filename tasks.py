@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from invoke.collection import Collection
 
-from kbuild import cleaning, dry_run, every_suite, testing
+from kbuild import cleaning, dry_run, every_suite, reproducing, testing
 from kbuild import doctor as doctor_checks
 from kbuild import verify as verification
 from kbuild import vm as guests
@@ -33,6 +33,7 @@ from kbuild.options import (
     ARCHIVE,
     BUILD,
     DEFAULTS,
+    FLAVOUR,
     JOBS,
     JSON,
     MODULES,
@@ -142,6 +143,28 @@ def package(settings: Settings, target: Target, *, modules: str) -> Answer:
         summary=f"packaged {done.kernel.release}: {len(sizes)} packages,"
         f" {progress.size(sum(sizes.values()))}, {progress.duration(sum(done.took.values()))}",
     )
+
+
+RELEASE = Option("release", "ID of a release in the archive")
+RECORD = Option("manifest", "manifest.json of a release, of this archive or another")
+
+
+@command(
+    *(JSON, RELEASE, RECORD, SUITE, FLAVOUR, VARIANT, *RUN),
+    ignores={"release": (RECORD, SUITE, FLAVOUR, VARIANT), "manifest": (SUITE, FLAVOUR, VARIANT)},
+    root=True,
+)
+def reproduce(
+    settings: Settings, target: Target, *, release: str | None, manifest: str | None
+) -> Answer:
+    """Build packages again elsewhere, and compare them bit for bit.
+
+    Without a release or a manifest, they are those of the target's last 'package'.
+
+    ./inv reproduce --flavour lab
+    """
+    path = reproducing.find(settings, target, release=release or "", manifest_file=manifest or "")
+    return reproducing.run(settings, path)
 
 
 KEYWORD = Option("k", "pytest expression that selects tests, of unit and vm without --tier")
@@ -493,7 +516,7 @@ def measure_reading(
 
 
 VERBS: tuple[Command, ...] = (
-    *(fetch, build_kernel, build_module, package, test, vm),
+    *(fetch, build_kernel, build_module, package, reproduce, test, vm),
     *(report, explain, verify, doctor, clean),
 )
 TRIALS = {"lab.try": try_, "lab.stress": stress, "lab.mutants": mutants}

@@ -82,7 +82,8 @@ def _cached(cache: Path) -> Iterator[Path]:
 
 
 def _built(build: Path) -> Iterator[Path]:
-    """Yield the patched sources, and the kernels whose version is no longer in a record."""
+    """Yield patched sources, failed reproductions, and kernels whose version is in no record."""
+    yield from sorted((build / "reproduce").glob("[!.]*"))
     for suite in suites.SUITES:
         yield from sorted((build / suite).glob("source-*"))
         for home in sorted(path for path in (build / suite).glob("*") if path.is_dir()):

@@ -189,8 +189,8 @@ def project_commit(project: Path) -> str | None:
     untracked file.
     """
     try:
-        head = _git(project, "rev-parse", "--verify", "HEAD").strip()
-        changes = _git(project, "status", "--porcelain", "-z", "--untracked-files=normal")
+        head = git(project, "rev-parse", "--verify", "HEAD").strip()
+        changes = git(project, "status", "--porcelain", "-z", "--untracked-files=normal")
     except KbuildError as error:
         logger.warning("no commit is recorded: %s", error.found or error)
         return None
@@ -203,7 +203,7 @@ def project_commit(project: Path) -> str | None:
     return head + "-dirty" * dirty
 
 
-def _git(project: Path, *arguments: str) -> str:
+def git(project: Path, *arguments: str) -> str:
     """Ask git about exactly this checkout, also if another user owns it.
 
     With an explicit repository, git neither searches the directories above nor checks the owner.
@@ -345,4 +345,6 @@ def _read_kernel(raw: dict[str, Any]) -> KernelRecord:
 
 def _read_build(raw: dict[str, Any]) -> BuildRecord:
     fragments = tuple(FragmentRecord(**fragment) for fragment in raw["fragments"])
-    return BuildRecord(**raw | {"fragments": fragments, "root": dict(raw["root"])})
+    root = {str(name): str(version) for name, version in raw["root"].items()}
+    numbers = {name: int(raw[name]) for name in ("revision", "epoch")}
+    return BuildRecord(**raw | numbers | {"fragments": fragments, "root": root})

@@ -73,6 +73,13 @@ def test_entries_with_a_limit_of_their_own_stay(settings: Settings) -> None:
     assert cleaning.clean_unused(settings, days=DAYS) == ()
 
 
+def test_a_second_build_that_failed_long_ago_is_removed(settings: Settings) -> None:
+    old = entry(settings.build / "reproduce" / "bookworm-lab-6.1.192-3+cplayground1")
+    young = entry(settings.build / "reproduce" / "young", age_days=DAYS - 1)
+    assert cleaning.clean_unused(settings, days=DAYS) == (old,)
+    assert young.exists()
+
+
 def test_a_dry_run_removes_nothing(settings: Settings) -> None:
     old = entry(settings.cache / "trees" / "old")
     before = content(settings.project)
