@@ -45,7 +45,7 @@ from kbuild.options import (
     VERSION,
     Option,
 )
-from kbuild.pipeline import stages
+from kbuild.pipeline import papers, stages
 from kbuild.report import kernels as reports
 from kbuild.report import text as report_text
 
@@ -143,6 +143,18 @@ def package(settings: Settings, target: Target, *, modules: str) -> Answer:
         summary=f"packaged {done.kernel.release}: {len(sizes)} packages,"
         f" {progress.size(sum(sizes.values()))}, {progress.duration(sum(done.took.values()))}",
     )
+
+
+@command(JSON, *BUILDER, root=True)
+def sbom(settings: Settings, target: Target, *, modules: str) -> Answer:
+    """Write the bill of materials and the provenance of packages.
+
+    ./inv sbom --flavour lab
+    """
+    if settings.dry:
+        return dry_run.explain(settings, target, modules)
+    found = papers.write(stages.package(settings, target, modules=modules))
+    return Answer(data={"papers": found}, text="\n".join(map(str, found)))
 
 
 RELEASE = Option("release", "ID of a release in the archive")
@@ -516,7 +528,7 @@ def measure_reading(
 
 
 VERBS: tuple[Command, ...] = (
-    *(fetch, build_kernel, build_module, package, reproduce, test, vm),
+    *(fetch, build_kernel, build_module, package, sbom, reproduce, test, vm),
     *(report, explain, verify, doctor, clean),
 )
 TRIALS = {"lab.try": try_, "lab.stress": stress, "lab.mutants": mutants}

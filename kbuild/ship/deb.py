@@ -13,7 +13,7 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
@@ -386,6 +386,31 @@ def read_changes(path: Path) -> tuple[Package, ...]:
             )
         )
     return tuple(sorted(packages, key=lambda package: package.name))
+
+
+def records(packages: Iterable[Package]) -> tuple[Path, ...]:
+    """Return the .changes and .buildinfo files of packages, which :func:`build` kept, sorted.
+
+    Raises BuildError unless each package is in a .changes file next to it, which also lists a
+    .buildinfo file.
+    """
+    wanted = {package.path: package.sha256 for package in packages}
+    found: set[Path] = set()
+    for directory in {path.parent for path in wanted}:
+        for changes in directory.glob("*.changes"):
+            listed = {one.path: one.sha256 for one in read_changes(changes)}
+            infos = [name for name in _listed(changes) if name.endswith(".buildinfo")]
+            if infos and listed.items() & wanted.items():
+                wanted = dict(wanted.items() - listed.items())
+                found |= {changes, *(directory / name for name in infos)}
+    if wanted:
+        raise BuildError(
+            "packages lack the record of their build",
+            expected="a .changes and a .buildinfo file next to each",
+            found=", ".join(sorted(path.name for path in wanted)),
+            hint="run ./inv package again",
+        )
+    return tuple(sorted(found))
 
 
 def _listed(changes: Path) -> list[str]:
