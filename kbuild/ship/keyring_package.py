@@ -1,0 +1,128 @@
+"""Build cplayground-archive-keyring, with which servers find and verify the archive."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from kbuild.core import fs, suites
+from kbuild.core.errors import BuildError, UserError
+from kbuild.core.model import Package, Settings
+from kbuild.core.run import run
+from kbuild.ship import deb, indexes, signing
+
+NAME = "cplayground-archive-keyring"
+KEYRING = Path("usr/share/keyrings/cplayground-archive-keyring.gpg")
+SOURCES = Path("etc/apt/sources.list.d/cplayground.sources")
+
+# The date of its content; a number after it for a second change on that day; the suite's mark.
+_VERSION = re.compile(r"(\d{4})\.(\d\d)\.(\d\d)(?:\.(\d+))?\+(\w+)")
+_TIMEOUT_S = 60
+
+
+def build(
+    settings: Settings, suite: str, out: Path, *, now: datetime, last: Package | None = None
+) -> Package:
+    """Build the package of a suite into the directory ``out``, or return ``last``.
+
+    ``last`` is the newest one in the archive.  It stays if a package of its version would have
+    the same bytes.  Otherwise the new version is above it: the date of the newest key, or the
+    date of ``now``.  The same keys, address, suite and version give the same bytes.
+    Raises SigningError as :func:`signing.signers` does, and UserError for an unusable archive_url.
+    """
+    keyring = signing.keyring(settings)
+    _check_url(settings.archive_url)
+    if last is not None:
+        with tempfile.TemporaryDirectory(prefix="cplayground-keyring-") as name:
+            again = _build(settings, suite, keyring, last.version, Path(name))
+            if again.sha256 == last.sha256:
+                return last
+    made = max(key.made for key in signing.signers(settings))
+    version = _above(last.version if last else None, [made, now], suites.suite(suite).mark)
+    return _build(settings, suite, keyring, version, out)
+
+
+def _above(last: str | None, dates: list[datetime], mark: str) -> str:
+    """Return the version of the first of ``dates`` that is above ``last``, or the next number."""
+    versions = [f"{date.astimezone(UTC):%Y.%m.%d}+{mark}" for date in dates]
+    if last is None:
+        return versions[0]
+    for version in versions:
+        if _ordered(version) > _ordered(last):
+            return version
+    year, month, day, number = _ordered(last)
+    return f"{year:04}.{month:02}.{day:02}.{number + 1}+{mark}"
+
+
+def _ordered(version: str) -> tuple[int, int, int, int]:
+    found = _VERSION.fullmatch(version)
+    if found is None:
+        raise BuildError(f"{NAME} has the strange version {version}", expected="2026.11.30+deb12")
+    return int(found[1]), int(found[2]), int(found[3]), int(found[4] or 0)
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if url and (parts.scheme not in ("http", "https", "file") or re.search(r"\s", url)):
+        raise UserError(
+            f"archive_url is no address for apt: {url}", expected="http://<host>/<path>"
+        )
+    if parts.username or parts.password:
+        raise UserError(
+            "archive_url has a login, which every server's users could read",
+            hint="leave it out, and give it to the servers in /etc/apt/auth.conf.d",
+        )
+
+
+def _build(settings: Settings, suite: str, keyring: bytes, version: str, out: Path) -> Package:
+    row = suites.suite(suite)
+    year, month, day, _ = _ordered(version)
+    epoch = int(datetime(year, month, day, tzinfo=UTC).timestamp())
+    context = {
+        "suite": row.codename,
+        "dist": row.name,
+        "url": settings.archive_url,
+        "component": indexes.COMPONENT,
+        "architecture": indexes.ARCHITECTURE,
+        "keyring": f"/{KEYRING}",
+    }
+    with tempfile.TemporaryDirectory(prefix="cplayground-keyring-") as name:
+        work = Path(name)
+        tree = work / "tree"
+        templates = settings.project / "debian" / "keyring"
+        source = deb.SourcePackage(NAME, version, templates, {}, context)
+        deb.render(source, work, epoch=epoch)
+        docs = Path("usr/share/doc", NAME)
+        files = {
+            KEYRING: keyring,
+            SOURCES: (work / SOURCES.name).read_bytes(),
+            docs / "copyright": (work / "copyright").read_bytes(),
+            docs / "changelog.gz": gzip.compress((work / "changelog").read_bytes(), mtime=0),
+            Path("usr/share/lintian/overrides", NAME): (work / "lintian-overrides").read_bytes(),
+        }
+        sums = [f"{hashlib.md5(raw).hexdigest()}  {path}\n" for path, raw in files.items()]
+        files |= {
+            Path("DEBIAN/md5sums"): "".join(sums).encode(),
+            **{Path("DEBIAN", one): (work / one).read_bytes() for one in ("control", "conffiles")},
+        }
+        for path, raw in files.items():
+            (tree / path).parent.mkdir(parents=True, exist_ok=True)
+            (tree / path).write_bytes(raw)
+        for path in (tree, *tree.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        file = f"{NAME}_{version}_all.deb"
+        run(
+            ["dpkg-deb", "--root-owner-group", "-Zxz", "--build", tree, work / file],
+            env={"SOURCE_DATE_EPOCH": str(epoch)},
+            timeout_s=_TIMEOUT_S,
+        )
+        fs.write_atomic(out / file, (work / file).read_bytes())
+    return Package(NAME, version, "all", out / file, fs.sha256_file(out / file))
