@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from invoke.collection import Collection
 
-from kbuild import cleaning, dry_run, every_suite, reproducing, testing
+from kbuild import cleaning, dry_run, every_suite, reproducing, signing_keys, testing
 from kbuild import doctor as doctor_checks
 from kbuild import verify as verification
 from kbuild import vm as guests
@@ -527,16 +527,65 @@ def measure_reading(
         say(f"result: {path}")
 
 
+@command(JSON, name="keys.make", reads=True)
+def make_key(settings: Settings, target: Target) -> Answer:
+    """Make the key that signs the archive.
+
+    ./inv keys.make
+    """
+    return signing_keys.make(settings)
+
+
+OUTPUT = Option("output", "file to write, as text if it ends in .asc", usual="standard output")
+
+
+@command(JSON, OUTPUT, name="keys.export", reads=True)
+def export_keys(settings: Settings, target: Target, *, output: str | None) -> Answer:
+    """Export the public keys that servers must know.
+
+    ./inv keys.export --output cplayground-archive-keyring.gpg
+    """
+    return signing_keys.export(settings, output)
+
+
+FINISH = Option("finish", "older key retires now, and no key is made", kind=bool)
+
+
+@command(JSON, FINISH, name="keys.rotate", reads=True)
+def rotate_keys(settings: Settings, target: Target, *, finish: bool) -> Answer:
+    """Make a new key; the one before signs too for 60 days.
+
+    ./inv keys.rotate
+    """
+    return signing_keys.rotate(settings, finish=finish)
+
+
+@command(JSON, name="keys.list", reads=True)
+def list_keys(settings: Settings, target: Target) -> Answer:
+    """List the archive's keys, and tell which of them sign.
+
+    ./inv keys.list
+    """
+    return signing_keys.show(settings)
+
+
 VERBS: tuple[Command, ...] = (
     *(fetch, build_kernel, build_module, package, sbom, reproduce, test, vm),
     *(report, explain, verify, doctor, clean),
 )
+KEYS = {
+    "keys.make": make_key,
+    "keys.export": export_keys,
+    "keys.rotate": rotate_keys,
+    "keys.list": list_keys,
+}
 TRIALS = {"lab.try": try_, "lab.stress": stress, "lab.mutants": mutants}
 BENCHES = {"bench.build": measure_building, "bench.procfile": measure_reading}
 
 bench = Collection("bench", *BENCHES.values())
 bench.add_task(old_name("bench", BENCHES, word="what"), default=True)
-ns = Collection(*VERBS, Collection("lab", *TRIALS.values()), bench)
+keys = Collection("keys", *KEYS.values())
+ns = Collection(*VERBS, Collection("lab", *TRIALS.values()), keys, bench)
 for name, one in TRIALS.items():
     ns.add_task(old_name(one.name, {name: one}))
 ns.configure(DEFAULTS)

@@ -46,7 +46,7 @@ With `--json`, a task writes [one JSON document](json.md) to standard output.
 def commands() -> Iterator[tuple[str, Command]]:
     """Yield each task as it is typed, in the order of tasks.py."""
     yield from ((one.name.replace("_", "-"), one) for one in tasks.VERBS)
-    yield from (*tasks.TRIALS.items(), *tasks.BENCHES.items())
+    yield from (*tasks.KEYS.items(), *tasks.TRIALS.items(), *tasks.BENCHES.items())
 
 
 def table(options: Iterable[Option]) -> list[str]:

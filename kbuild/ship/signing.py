@@ -62,6 +62,13 @@ class Key:
     role: Role = Role.SIGNS
     until: datetime | None = None  # end of the rotation, for a key that also signs
 
+    def __str__(self) -> str:
+        """Describe it in a line."""
+        role = f"{self.role} until {self.until:%Y-%m-%d}" if self.until else self.role
+        end = f"expires {self.expires:%Y-%m-%d}" if self.expires else "does not expire"
+        where = "" if self.secret else ", its secret part is not here"
+        return f"{self.fingerprint} {role}, made {self.made:%Y-%m-%d}, {end}{where}"
+
 
 # The keys.
 
@@ -132,7 +139,7 @@ def signers(settings: Settings) -> tuple[Key, ...]:
         raise SigningError(
             f"the archive's key is not in {settings.keys}",
             expected=f"signing_key {wanted}" if wanted else "a key",
-            found="\n".join(map(_line, found)) or "no key",
+            found="\n".join(map(str, found)) or "no key",
             hint="set keys_dir and signing_key in the configuration, or make a key with "
             "./inv keys.make",
         )
@@ -140,7 +147,7 @@ def signers(settings: Settings) -> tuple[Key, ...]:
         raise SigningError(
             f"the key {named[-1].fingerprint} is {named[-1].role}",
             expected="a key that signs",
-            found="\n".join(map(_line, found)),
+            found="\n".join(map(str, found)),
             hint="make a new one with ./inv keys.rotate"
             if named[-1] == found[-1]
             else f"set signing_key to {found[-1].fingerprint} in the configuration",
@@ -155,14 +162,8 @@ def signers(settings: Settings) -> tuple[Key, ...]:
             )
     last = active[-1]
     if last.expires is not None and last.expires - datetime.now(UTC) < _NOTICE:
-        logger.warning("the key that signs expires soon: ./inv keys.rotate; %s", _line(last))
+        logger.warning("the key that signs expires soon: ./inv keys.rotate; %s", last)
     return active
-
-
-def _line(key: Key) -> str:
-    end = f"expires {key.expires:%Y-%m-%d}" if key.expires else "does not expire"
-    until = f" until {key.until:%Y-%m-%d}" if key.until else ""
-    return f"{key.fingerprint} {key.role}{until}, made {key.made:%Y-%m-%d}, {end}"
 
 
 def keyring(settings: Settings, *, armor: bool = False, retired: bool = False) -> bytes:
@@ -193,7 +194,7 @@ def make_key(settings: Settings, *, lifetime: str = _LIFETIME) -> Key:
         if found := keys(settings):
             raise UserError(
                 f"{settings.keys} already has a key",
-                found="\n".join(map(_line, found)),
+                found="\n".join(map(str, found)),
                 hint="./inv keys.rotate adds one",
             )
         return _generate(settings, lifetime)
@@ -250,7 +251,7 @@ def _check_single(found: Sequence[Key]) -> None:
     if two := [key for key in found if key.role is Role.ALSO]:
         raise UserError(
             "a rotation is under way",
-            found="\n".join(map(_line, [*two, found[-1]])),
+            found="\n".join(map(str, [*two, found[-1]])),
             hint="wait for its end, or end it with ./inv keys.rotate --finish",
         )
 

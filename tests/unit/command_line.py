@@ -26,6 +26,7 @@ def environment(home: Path, **env: str) -> dict[str, str]:
     return {
         "PATH": os.environ["PATH"],
         "HOME": str(home),
+        "XDG_DATA_HOME": str(home / "data"),
         "INVOKE_BUILD_DIR": str(home / "build"),
         "INVOKE_CACHE_DIR": str(home / "cache"),
         **env,
