@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -183,14 +182,18 @@ def test_suite_without_packages_has_an_index(tmp_path: Path, settings: Settings)
     apt_of(tmp_path, repository)
 
 
+@pytest.mark.parametrize("way", ["changed", "gone"])
 def test_changed_package_is_refused_and_the_old_repository_stays(
-    settings: Settings, packages: Sequence[Package]
+    settings: Settings, packages: Sequence[Package], way: str
 ) -> None:
     repository = repo.publish(settings, {"bookworm": packages})
     before = fs.sha256_tree(repository)
-    broken = replace(packages[0], sha256="0" * 64)
-    with pytest.raises(BuildError, match="has changed since"):
-        repo.publish(settings, {"bookworm": [broken]})
+    if way == "gone":
+        packages[0].path.unlink()
+    else:
+        fake_kernel.package(packages[0].path.parent, packages[0].name, packages[0].version, "new")
+    with pytest.raises(BuildError, match=r"has changed since|is gone"):
+        repo.publish(settings, {"bookworm": packages})
     assert fs.sha256_tree(repository) == before
     assert not list(settings.build.glob(".rep*"))
 
