@@ -136,7 +136,9 @@ OWN_FLAVOURS = {"lab": "cloud-amd64"}
 # <upstream>-<ABI>-<flavour>, or since trixie <upstream>+deb13-<flavour>.  Ours have a part more,
 # which kbuild/ship/versions.py writes.
 _RELEASE = re.compile(
-    r"\d[^-]*(?:-\d[^-]*)?(?P<ours>-cplayground(?:\.\d+)?)?-(?P<flavour>[a-z][a-z0-9-]*)"
+    r"\d[^-]*(?:-\d[^-]*)?"
+    r"(?P<ours>-cplayground(?:\.(?P<revision>\d+))?)?"
+    r"-(?P<flavour>[a-z][a-z0-9-]*)"
 )
 
 USUAL_SUITE, _USUAL_FLAVOUR = "bookworm", "cloud-amd64"
@@ -170,6 +172,12 @@ def is_ours(release: str) -> bool:
     """Return whether a kernel release is one of this project, not one of Debian's."""
     found = _RELEASE.fullmatch(release)
     return found is not None and found["ours"] is not None
+
+
+def revision_of(release: str) -> int:
+    """Return the revision in a release of ours: 2 of 6.1.0-56-cplayground.2-cloud-amd64."""
+    found = _RELEASE.fullmatch(release)
+    return int((found and found["revision"]) or 1)
 
 
 def flavour_of(release: str) -> str:

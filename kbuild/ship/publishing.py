@@ -226,8 +226,12 @@ def _hint(kernels: Sequence[KernelRecord], home: Path) -> str:
 def _command(kernels: Sequence[KernelRecord], home: Path) -> str:
     """Return the command that makes a target's packages and record again."""
     for one in kernels:
-        target = Target(one.suite, one.flavour, one.variant)
-        return f"./inv package {target.options('suite', 'flavour', 'variant')}"
+        target, revision = (
+            Target(one.suite, one.flavour, one.variant),
+            suites.revision_of(one.release),
+        )
+        setting = f"INVOKE_REVISION={revision} " if revision > 1 else ""
+        return f"{setting}./inv package {target.options('suite', 'flavour', 'variant')}"
     flavours = [*suites.DEBIAN_FLAVOURS, *suites.OWN_FLAVOURS]
     flavour = next((one for one in flavours if f"{home.name}-".startswith(f"{one}-")), home.name)
     variant = home.name.removeprefix(flavour).removeprefix("-") or "release"

@@ -13,7 +13,7 @@ import pytest
 from kbuild.core import fs
 from kbuild.core.errors import BuildError
 from kbuild.core.model import Settings
-from kbuild.ship import manifest, publishing
+from kbuild.ship import manifest, publishing, versions
 from kbuild.ship.manifest import KernelRecord, Manifest, Output
 from tests.unit import damage, fake_kernel
 
@@ -34,7 +34,9 @@ class Targets:
     def home(self, target: str, suite: str = "bookworm") -> Path:
         return self.settings.build / suite / target
 
-    def publish(self, target: str, suite: str = "bookworm", *, dkms: str = "0.1.0") -> list[str]:
+    def publish(
+        self, target: str, suite: str = "bookworm", *, dkms: str = "0.1.0", revision: int = 1
+    ) -> list[str]:
         """Publish a target; returns the names of the packages in the repository afterwards."""
         flavour = "lab" if target.startswith("lab") else "cloud-amd64"
         variant = target.removeprefix(flavour).removeprefix("-") or "release"
@@ -43,7 +45,7 @@ class Targets:
             suite=suite,
             flavour=flavour,
             variant=variant,
-            release=f"6.1.0-56-cplayground-{target}",
+            release=versions.release("6.1.0-56", target, revision=revision),
         )
         home = self.home(target, suite)
         outputs = [
@@ -158,6 +160,15 @@ def test_a_kernel_that_is_nowhere_whole_stops_the_others_and_nothing_is_publishe
     victim.unlink()
     assert targets.publish("lab") == BOTH
     assert targets.publish("cloud-amd64") == BOTH
+
+
+def test_the_command_that_helps_names_the_revision(
+    targets: Targets, caplog: pytest.LogCaptureFixture
+) -> None:
+    targets.publish("lab", revision=2)
+    damage.emptied(targets.victim("lab"))
+    targets.publish("cloud-amd64")
+    assert "INVOKE_REVISION=2 ./inv package --suite bookworm --flavour lab" in caplog.text
 
 
 @pytest.mark.parametrize("harm", [damage.emptied, damage.edited, damage.lost])

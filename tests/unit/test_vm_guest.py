@@ -540,7 +540,7 @@ def test_kernels_are_told_apart_by_their_release(tmp_path: Path, base: str, flav
     assert not image.is_ours(Kernel(stock, "", tmp_path))
     for revision in (1, 2, 10):
         ours = versions.release(base, flavour, revision=revision)
-        assert suites.flavour_of(ours) == flavour
+        assert (suites.flavour_of(ours), suites.revision_of(ours)) == (flavour, revision)
         assert image.is_ours(Kernel(ours, "", tmp_path))
 
 
