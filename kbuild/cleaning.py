@@ -13,7 +13,7 @@ from kbuild.core import fs, places, suites
 from kbuild.core.errors import BuildError, UserError
 from kbuild.core.model import Settings
 from kbuild.core.places import Place
-from kbuild.ship import manifest
+from kbuild.ship import manifest, versions
 
 _DAY_S = 86400.0
 
@@ -92,12 +92,15 @@ def _built(build: Path) -> Iterator[Path]:
             except BuildError:
                 # Keep the kernels of a damaged record; the next run that reads it reports it.
                 continue
-            versions = (path for path in home.glob("[0-9]*-*") if path.is_dir())
-            yield from sorted(path for path in versions if path.name not in kept)
+            found = (path for path in home.glob("[0-9]*-*") if path.is_dir())
+            yield from sorted(path for path in found if path.name not in kept)
 
 
 def _recorded(home: Path) -> frozenset[str]:
     record = home / manifest.RECORD
     if not record.exists():
         return frozenset()
-    return frozenset(kernel.base_version for kernel in manifest.read(record).kernels)
+    return frozenset(
+        versions.directory(kernel.base_version, suites.revision_of(kernel.release))
+        for kernel in manifest.read(record).kernels
+    )

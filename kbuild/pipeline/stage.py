@@ -86,9 +86,8 @@ class Made:
     def where(self) -> Places:
         """Where the results lie, once the base is known."""
         build, suite, name = self.settings.build, self.target.suite, self.target.name
-        home, base, revision = build / suite / name, self.base.version, self.settings.revision
-        # An older revision's debug information and packages stay.
-        version = base if revision == 1 else versions.package_version(base, revision)
+        home = build / suite / name
+        version = versions.directory(self.base.version, self.settings.revision)
         return Places(home, home / version, build / "logs", f"{suite}-{name}")
 
 

@@ -38,6 +38,14 @@ def package_version(base_version: str, revision: int) -> str:
     return f"{base_version}+{VENDOR}{_counted(revision)}"
 
 
+def directory(base_version: str, revision: int) -> str:
+    """Return the name of the directory in build/ with the results of one revision.
+
+    Each revision has its own, so an older one's debug information and packages stay.
+    """
+    return base_version if revision == 1 else package_version(base_version, revision)
+
+
 def _counted(revision: int) -> int:
     if revision < 1:
         raise UserError(

@@ -16,7 +16,7 @@ from kbuild import cleaning
 from kbuild.core import fs, places
 from kbuild.core.errors import UserError
 from kbuild.core.model import Settings
-from kbuild.ship import manifest
+from kbuild.ship import manifest, versions
 from tests.unit import fake_kernel
 from tests.unit.mounts import UNSHARE
 
@@ -193,20 +193,25 @@ def test_nothing_is_removed_under_a_mount(settings: Settings, name: str, refused
     assert all(path.exists() for path in old) == (refused == 6)
 
 
-def test_versions_that_no_record_names_go(settings: Settings) -> None:
+@pytest.mark.parametrize("revision", [1, 2])
+def test_versions_that_no_record_names_go(settings: Settings, revision: int) -> None:
     suite = settings.build / "bookworm"
     flavour = suite / "cloud-amd64"
     source, version = entry(suite / "source-6.1.187-1"), entry(flavour / "6.1.187-1")
-    current, guest = entry(flavour / "6.1.192-2"), entry(flavour / "guest")
+    one, two = entry(flavour / "6.1.192-2"), entry(flavour / "6.1.192-2+cplayground2")
+    current, other = (one, two) if revision == 1 else (two, one)
+    guest = entry(flavour / "guest")
     used = entry(flavour / "6.1.190-1", age_days=1)
     elsewhere = entry(settings.build / "repo")
     kernel = fake_kernel.kernel(settings.project)
     assert kernel.base.version == "6.1.192-2"
+    release = versions.release(kernel.base.abi, "cloud-amd64", revision=revision)
+    kernel = dataclasses.replace(kernel, release=release)
     manifest.write(
         flavour / manifest.RECORD,
         manifest.describe(fake_kernel.settings(settings.project), [kernel], [], {}),
     )
-    assert set(cleaning.clean_unused(settings, days=DAYS)) == {source, version}
+    assert set(cleaning.clean_unused(settings, days=DAYS)) == {source, version, other}
     assert all(path.exists() for path in (current, guest, used, elsewhere))
 
 
