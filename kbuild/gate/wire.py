@@ -61,7 +61,7 @@ def serve(directory: Path, requests: Path) -> Iterator[Wire]:
         server.socket.close()
         server.socket = listening
         stack.callback(server.server_close)
-        thread = threading.Thread(target=server.serve_forever, name="http", daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="http")
         thread.start()
         stack.callback(thread.join)
         stack.callback(server.shutdown)

@@ -51,7 +51,7 @@ def main() -> None:
     assert passed is not None
     console = int(passed.group(1))
     restored = "-incoming" in sys.argv
-    if not restored and behaviour != "silent console":
+    if not restored and behaviour not in ("silent console", "waits in the boot loader"):
         os.write(console, BANNER.encode())
     if behaviour == "oops":
         os.write(console, b"[    1.0] BUG: kernel NULL pointer dereference, address: 0\r\n")
@@ -60,7 +60,7 @@ def main() -> None:
         Path(memory.group(1)).write_text("the guest's memory")
     runs = threading.Event()
     threading.Thread(target=_monitor, args=(qmp, control, behaviour, runs), daemon=True).start()
-    if behaviour in ("hang", "ignores SIGTERM"):
+    if behaviour in ("hang", "ignores SIGTERM", "waits in the boot loader"):
         if behaviour == "ignores SIGTERM":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(60)
@@ -170,6 +170,12 @@ def _command(control: socket.socket, frame: Frame, behaviour: str, console: int)
     elif script == b"cat":
         ECHOES.add(frame.id)
         return
+    elif argv[0] == b"systemctl":
+        broken = behaviour == "failed unit"
+        if b"is-system-running" in argv:
+            status, output = (1, b"degraded\n") if broken else (0, b"running\n")
+        else:
+            output = b"ssh.service loaded failed failed OpenBSD Secure Shell\n" if broken else b""
     elif argv[0] == b"work" or script:
         did = _misbehave(control, frame, behaviour, console)
         if did is None:
@@ -233,6 +239,7 @@ def _files(behaviour: str) -> dict[str, tuple[int, bytes]]:
     watched = b"\nused_watchpoints: 0\nsetup_watchpoints: 9\n"
     races = {"kcsan alive": b"enabled: 1", "kcsan off": b"enabled: 0"}.get(behaviour)
     return {
+        "/proc/cmdline": (0, b"BOOT_IMAGE=/boot/vmlinuz root=UUID=1\n"),
         "/proc/sys/kernel/tainted": (
             0,
             {"tainted": b"512\n", "garbled taint": b"a lot\n"}.get(behaviour, b"0\n"),
