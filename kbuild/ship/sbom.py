@@ -19,6 +19,7 @@ from cyclonedx.model.bom import Bom, BomMetaData
 from cyclonedx.model.component import Component, ComponentScope, ComponentType
 from cyclonedx.model.dependency import Dependency
 from cyclonedx.model.license import LicenseExpression
+from cyclonedx.model.tool import ToolRepository
 from cyclonedx.output import make_outputter
 from cyclonedx.schema import OutputFormat, SchemaVersion
 from debian.deb822 import BuildInfo, PkgRelation
@@ -104,7 +105,7 @@ def describe(record: Manifest, packagings: Sequence[Packaging]) -> str:
         metadata=BomMetaData(
             component=whole,
             timestamp=datetime.fromtimestamp(build.epoch, UTC),
-            properties=[_property("commit", record.commit or "unknown")],
+            tools=ToolRepository(components=[_pipeline(record)]),
         ),
         components=[*ours.values(), root, *tools, *files, *patches],
         dependencies=depends,
@@ -169,6 +170,17 @@ def _release(kernel: KernelRecord, build: BuildRecord, record: Manifest) -> Comp
             _property("config_sha256", kernel.config_sha256),
             *(_property(f"fragment:{one.name}", f"sha256:{one.sha256}") for one in build.fragments),
         ],
+    )
+
+
+def _pipeline(record: Manifest) -> Component:
+    return Component(
+        name="cplayground-kernel",
+        version=record.module_version,
+        type=ComponentType.APPLICATION,
+        bom_ref="pipeline",
+        licenses=[LicenseExpression("GPL-2.0-or-later")],
+        properties=[_property("commit", record.commit or "unknown")],
     )
 
 
