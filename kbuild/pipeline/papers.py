@@ -16,14 +16,14 @@ from kbuild.pipeline.stage import Made
 from kbuild.ship import deb, manifest, provenance, sbom
 
 MANIFEST = "manifest.json"
-SIGNATURE = f"{provenance.NAME}.asc"
 
 
 def write(made: Made, *, sign: Callable[[bytes], bytes] | None = None) -> tuple[Path, ...]:
     """Write the papers of a target's packages, and return them, sorted by name.
 
-    ``sign`` makes the detached signature of the provenance; without it there is none.  Raises
-    BuildError if the packages, their record and their .buildinfo files do not agree.
+    ``sign`` makes the detached signature of the provenance, as ``signing.sign_detached`` does;
+    without it there is none.  Raises BuildError if the packages, their record and their
+    .buildinfo files do not agree.
     """
     record = manifest.read(made.where.home / manifest.RECORD)
     if {one.sha256 for one in record.outputs} != {one.sha256 for one in made.packages}:
@@ -40,7 +40,9 @@ def write(made: Made, *, sign: Callable[[bytes], bytes] | None = None) -> tuple[
         statement = provenance.describe(record, started=started, finished=finished)
         provenance.write(fresh / provenance.NAME, statement)
         if sign is not None:
-            fs.write_atomic(fresh / SIGNATURE, sign((fresh / provenance.NAME).read_bytes()))
+            fs.write_atomic(
+                fresh / provenance.SIGNATURE, sign((fresh / provenance.NAME).read_bytes())
+            )
     return tuple(sorted((made.where.version / "papers").iterdir()))
 
 

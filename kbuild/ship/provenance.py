@@ -19,10 +19,11 @@ from typing import Any
 from kbuild.core import fs, suites
 from kbuild.core.errors import EvidenceError
 from kbuild.core.model import Package
-from kbuild.ship import manifest, sbom
+from kbuild.ship import manifest, sbom, signing
 from kbuild.ship.manifest import BuildRecord, KernelRecord, Manifest
 
 NAME = "provenance.intoto.json"
+SIGNATURE = f"{NAME}.asc"
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
 # RFC 2606 reserves the host name for names that do not resolve: the repository, which has the
@@ -132,20 +133,24 @@ def write(path: Path, statement: Mapping[str, Any]) -> None:
     fs.write_json(path, statement)
 
 
-def verify(path: Path, packages: Iterable[Package]) -> None:
+def verify(path: Path, packages: Iterable[Package], *, keyring: Path | None = None) -> None:
     """Check that a statement is about exactly these packages; reads each of them.
 
-    The caller checks its signature.  Raises EvidenceError that names every difference.
+    With a ``keyring``, one of its keys must have signed the statement, in a file next to it.
+    Raises EvidenceError that names every difference, and SigningError for the signature.
     """
     try:
-        statement = json.loads(path.read_text(encoding="utf-8"))
+        raw = path.read_bytes()
+        if keyring is not None:
+            signing.verify_detached(keyring, raw, path.with_name(SIGNATURE).read_bytes())
+        statement = json.loads(raw)
         build_type = statement["predicate"]["buildDefinition"]["buildType"]
         kinds = (statement["_type"], statement["predicateType"], build_type)
         subjects = {str(one["name"]): str(one["digest"]["sha256"]) for one in statement["subject"]}
         whole = len(subjects) == len(statement["subject"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise EvidenceError(
-            f"{path} is not a statement about packages",
+            f"{path} is not a statement about packages, or not a signed one",
             found=f"{type(error).__name__}: {error}",
         ) from error
     expected = (STATEMENT, PREDICATE, BUILD_TYPE)

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from kbuild.core import fs, stamp
-from kbuild.core.errors import BuildError, SigningError
+from kbuild.core.errors import BuildError, EvidenceError, SigningError
 from kbuild.core.model import Target
 from kbuild.pipeline import papers
 from kbuild.pipeline.stage import Made
-from kbuild.ship import deb, manifest, provenance
+from kbuild.ship import deb, manifest, provenance, signing
 from tests.unit import fake_kernel
 from tests.unit import papers as fakes
 
@@ -51,9 +51,26 @@ def test_they_are_everything_but_the_packages(made: Made) -> None:
     by_name = {path.name: path for path in found}
     statement = by_name[provenance.NAME]
     provenance.verify(statement, made.packages)
-    signature = by_name[papers.SIGNATURE].read_text()
+    signature = by_name[provenance.SIGNATURE].read_text()
     assert signature == f"signed: {len(statement.read_bytes())}"
     assert manifest.read(by_name["manifest.json"]).commit == "c" * 40
+
+
+def test_the_provenance_is_checked_by_its_signature(made: Made, tmp_path: Path) -> None:
+    settings = replace(made.settings, keys=tmp_path / "keys")
+    signing.make_key(settings)
+    found = papers.write(made, sign=lambda data: signing.sign_detached(settings, data))
+    (path,) = (one for one in found if one.name == provenance.NAME)
+    ring = tmp_path / "ring.gpg"
+    ring.write_bytes(signing.keyring(settings))
+    provenance.verify(path, made.packages, keyring=ring)
+    path.write_text(path.read_text().replace("own-machine", "my-machine"))
+    provenance.verify(path, made.packages)
+    with pytest.raises(SigningError):
+        provenance.verify(path, made.packages, keyring=ring)
+    path.with_name(provenance.SIGNATURE).unlink()
+    with pytest.raises(EvidenceError, match="not a signed one"):
+        provenance.verify(path, made.packages, keyring=ring)
 
 
 def test_the_times_are_those_of_the_build(made: Made) -> None:
