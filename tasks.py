@@ -157,7 +157,7 @@ def sbom(settings: Settings, target: Target, *, modules: str) -> Answer:
     return Answer(data={"papers": found}, text="\n".join(map(str, found)))
 
 
-RELEASE = Option("release", "ID of a release in the archive")
+RELEASE = Option("release", "ID of a release in the archive", first=True)
 RECORD = Option("manifest", "manifest.json of a release, of this archive or another")
 
 

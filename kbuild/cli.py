@@ -14,7 +14,7 @@ import shlex
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -367,6 +367,10 @@ class _Program(Program):
         # Completion scripts pass the program as it was typed, with a directory: ./inv.
         self.core.remainder = re.sub(r"^\S*/", "", self.core.remainder)
 
+    def parse_tasks(self) -> None:
+        self.core.unparsed = list(_named(self.core.unparsed, self.collection))
+        super().parse_tasks()
+
     def parse_cleanup(self) -> None:
         # The help of a collection is the list of its tasks.
         name = self.args.help.value
@@ -389,6 +393,21 @@ class _Program(Program):
             wrapper.initial_indent = f"  {name:<{width}}  "
             print(wrapper.fill(text or "") or wrapper.initial_indent.rstrip())
         print()
+
+
+def _named(words: Iterable[str], collection: Collection) -> Iterator[str]:
+    """Yield the words of a command line, with the name of each option that has been left out.
+
+    Invoke itself only knows positional arguments that may not be left out.
+    """
+    names = collection.task_names
+    task = ""
+    for word in words:
+        options = getattr(collection[task], "options", ()) if task in names else ()
+        if word not in names and not word.startswith("-"):
+            yield from (option.typed for option in options if option.first)
+        yield word
+        task = word
 
 
 def _current(collection: Collection) -> Collection:

@@ -40,6 +40,7 @@ class Option:
     least: int = 0  # of a number
     usual: str = ""  # the default in words, where it is no fixed value
     key: str = ""  # in the configuration
+    first: bool = False  # its value may follow the task directly: promote ID
 
     @property
     def typed(self) -> str:

@@ -70,7 +70,8 @@ def page() -> str:
         own = [option for option in one.options if option not in common]
         shared = [option.typed for option in one.options if option in common]
         lines += [f"## {name}", "", *(line for part in (summary, *text) for line in (part, ""))]
-        options = " [options]" if one.options else ""
+        options = "".join(f" [{option.name.upper()}]" for option in one.options if option.first)
+        options += " [options]" if one.options else ""
         lines += ["```", *dict.fromkeys((f"./inv {name}{options}", example)), "```", ""]
         lines += table(own) if own else []
         if shared:

@@ -246,3 +246,45 @@ def test_a_run_that_ignores_sighup_goes_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 128 + signal.SIGTERM
     assert is_over(tmp_path, child)
+
+
+ID = Option("release", "ID of a release", first=True)
+PERCENT = Option("percent", "percentage", kind=int, default=10, least=1)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["one-1+x1", "--percent", "50"],
+        ["--percent", "50", "--release", "one-1+x1"],
+        ["--release=one-1+x1", "--percent=50"],
+    ],
+)
+def test_an_id_may_follow_its_task(here: Here, words: list[str]) -> None:
+    asked: list[dict[str, object]] = []
+
+    @command(ID, PERCENT)
+    def promote(settings: Settings, target: Target, **own: object) -> None:
+        """Promote a release."""
+        asked.append(own)
+
+    assert here(*words, of=promote)[0] == 0
+    assert asked == [{"release": "one-1+x1", "percent": 50}]
+
+
+def test_an_id_may_be_left_out(here: Here) -> None:
+    asked: list[dict[str, object]] = []
+
+    @command(ID, PERCENT)
+    def reproduce(settings: Settings, target: Target, **own: object) -> None:
+        """Reproduce a release."""
+        asked.append(own)
+
+    assert here(of=reproduce)[0] == here("--percent=20", of=reproduce)[0] == 0
+    assert [one["release"] for one in asked] == [None, None]
+    # A second word is neither an option's value nor a task.
+    assert here("one", "two", of=reproduce)[0] == 1
+
+
+def test_a_word_after_a_task_without_an_id_is_refused(here: Here) -> None:
+    assert here("--dry", "doctor", "one")[0] == 1
