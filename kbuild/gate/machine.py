@@ -11,22 +11,18 @@ import logging
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from kbuild.core.run import describe_status
 from kbuild.guest import qemu
 from kbuild.guest.guest import Guest, GuestCommandError, GuestLost, GuestResult
-from kbuild.guest.outcome import MODULE_TAINT
+from kbuild.guest.outcome import MODULE_TAINT, Outcome
 from kbuild.guest.spec import ServerSpec
 from kbuild.guest.verdict import Verdict
 
 logger = logging.getLogger(__name__)
 
-# Seconds of a fast machine, as in kbuild/guest/guest.py.
-_SETTLED_S = 30.0
-_ASKED_S = 5.0
 # The end of a failed command's output that its fault repeats.
 _SAID_BYTES = 2048
 
@@ -39,6 +35,11 @@ class Command:
     timeout_s: float = 30.0  # of a fast machine
     # What its status must be; None if any will do.
     status: int | None = 0
+
+
+# Its status is not 0 for a degraded system.
+_STATE = Command(("systemctl", "is-system-running", "--wait"), status=None)
+_FAILED = Command(("systemctl", "list-units", "--failed", "--plain", "--no-legend"))
 
 
 @dataclass(frozen=True)
@@ -76,44 +77,62 @@ class Running:
 
     def __init__(self, spec: ServerSpec, workdir: Path, expected_taint: int) -> None:
         self._began = time.monotonic()
-        self._workdir = workdir
-        self._seen: dict[str, Any] = {}
-        self._results: list[GuestResult] = []
+        # Until the end nothing is known that would make it pass.
+        self._seen = Boot(Verdict(Outcome.NO_OUTPUT), workdir / "console.log")
         self._faults: list[str] = []
         self._guest: Guest | None = None
-        self._lost: Verdict | None = None
         try:
             self._guest = Guest.boot(spec, workdir=workdir, expected_taint=expected_taint)
-            self._look(self._guest)
         except GuestLost as lost:
-            self._lost = lost.verdict
+            self._note(verdict=lost.verdict)
+
+    def settle(self) -> None:
+        """Wait until systemd has done all that it has to, and note what came of it."""
+        guest = self._guest
+        if guest is None:
+            return
+        with contextlib.suppress(GuestLost):
+            cmdline = guest.read("/proc/cmdline").decode(errors="replace").strip()
+            self._note(release=guest.release, cmdline=cmdline)
+            state = self._ask(guest, _STATE)
+            self._note(state=state.text.strip() if state else "", report_s=self._now())
+            listed = self._ask(guest, _FAILED)
+            lines = listed.text.splitlines() if listed else []
+            failed = tuple(line.split()[0] for line in lines if line.strip())
+            self._note(failed=failed)
+            if self._seen.state != "running" or failed:
+                self._faults.append(
+                    f"systemd is {self._seen.state or 'silent'}, not running;"
+                    f" failed units: {', '.join(failed) or 'none'}"
+                )
 
     def run(self, command: Command) -> GuestResult | None:
-        """Run a command; None if the server is lost, which its boot then says."""
-        if self._guest is None or self._lost is not None:
+        """Run a command; None if it was not started or the server is lost, as its boot says."""
+        guest = self._guest
+        if guest is None or not guest.alive:
             return None
         try:
-            done = self._ask(self._guest, command)
-        except GuestLost as lost:
-            self._lost = lost.verdict
+            done = self._ask(guest, command)
+        except GuestLost:
             return None
-        self._seen["done_s"] = self._now()
+        if done is not None:
+            self._note(results=(*self._seen.results, done), done_s=self._now())
         return done
 
     def finish(self) -> Boot:
         """Power the server off, and return what was seen of it."""
-        guest, verdict = self._guest, self._lost
+        guest = self._guest
         if guest is not None:
-            with contextlib.suppress(GuestLost, GuestCommandError):
-                if verdict is None:
-                    self._seen["taint"] = guest.taint()
+            if guest.alive:
+                with contextlib.suppress(GuestLost, GuestCommandError):
+                    self._note(taint=guest.taint())
             verdict = guest.shutdown(faults=self._faults)
-            self._seen |= {"off_s": self._now(), "first_line_s": guest.first_line_s}
-        assert verdict is not None
-        console = self._workdir / "console.log"
-        made = Boot(verdict, console, results=tuple(self._results), **self._seen)
-        logger.info("server %s: %s", made.release or "without an answer", verdict.outcome.label)
-        return made
+            self._note(verdict=verdict, off_s=self._now(), first_line_s=guest.first_line_s)
+        seen = self._seen
+        logger.info(
+            "server %s: %s", seen.release or "without an answer", seen.verdict.outcome.label
+        )
+        return seen
 
     def abandon(self) -> None:
         """End QEMU, if it still runs."""
@@ -123,32 +142,16 @@ class Running:
     def _now(self) -> float:
         return time.monotonic() - self._began
 
-    def _look(self, guest: Guest) -> None:
-        """Wait until systemd has done all that it has to, and note what came of it."""
-        self._seen["release"] = guest.release
-        self._seen["cmdline"] = guest.read("/proc/cmdline").decode(errors="replace").strip()
-        state = guest.run(["systemctl", "is-system-running", "--wait"], timeout_s=_SETTLED_S)
-        self._seen |= {"state": state.text.strip(), "report_s": self._now()}
-        listed = guest.run(
-            ["systemctl", "list-units", "--failed", "--plain", "--no-legend"], timeout_s=_ASKED_S
-        )
-        failed = tuple(line.split()[0] for line in listed.text.splitlines() if line.strip())
-        self._seen["failed"] = failed
-        if self._seen["state"] != "running" or listed.status != 0 or failed:
-            self._faults.append(
-                f"systemd is {self._seen['state'] or 'silent'}, not running;"
-                f" failed units: {', '.join(failed) or 'none'}"
-            )
+    def _note(self, **found: object) -> None:
+        self._seen = replace(self._seen, **found)  # type: ignore[arg-type]
 
     def _ask(self, guest: Guest, command: Command) -> GuestResult | None:
+        """Run a command, and note what is wrong with its end; None if it was not started."""
         try:
             done = guest.run(command.argv, timeout_s=command.timeout_s)
         except GuestCommandError as error:
             self._faults.append(error.what)
-            if error.result is not None:
-                self._results.append(error.result)
             return error.result
-        self._results.append(done)
         if command.status is not None and done.status != command.status:
             said = (done.stderr or done.stdout)[-_SAID_BYTES:].decode(errors="replace").strip()
             self._faults.append(
@@ -168,6 +171,7 @@ def running(
     """
     server = Running(spec, workdir, expected_taint)
     try:
+        server.settle()
         yield server
     finally:
         server.abandon()

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kbuild.core import fs, results, sandbox, suites
+from kbuild.core import fs, results, sandbox, stamp, suites
 from kbuild.core.errors import InfrastructureError
 from kbuild.core.model import Base, Root, Settings
 from kbuild.core.run import Arg, Completed, run
@@ -48,7 +48,6 @@ PACKAGES = (
 # For a server that builds its modules itself.
 DKMS_PACKAGES = ("dkms", "gcc", "libc6-dev", "libelf1", "libssl3", "make")
 
-# Packages for the kernel's own needs and compilers of the suite: kbuild/core/suites.py.
 _FORMAT = "1"
 _AGENT_SOURCE = Path(programs.__file__).with_name("agent.c")
 # Stand-ins for programs of GRUB that look for the device of a tree.
@@ -245,7 +244,7 @@ def stock(settings: Settings, base: Base, *, dkms: bool = False) -> Root:
         doing=f"making a server of {base.suite} with {base.release}",
         fresh=True,
     ).ensure()
-    return Root(base.suite, made, root.digest, root.versions)
+    return Root(base.suite, made, stamp.digest(inputs), root.versions)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import ctypes
 import fcntl
 import functools
 import http.server
+import logging
 import os
 import socket
 import struct
@@ -23,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kbuild.core.errors import InfrastructureError
+
+logger = logging.getLogger(__name__)
 
 # QEMU's user-mode network passes connections to this address on to its own loopback.
 ADDRESS = "10.0.2.2"
@@ -56,8 +59,7 @@ def serve(directory: Path, requests: Path) -> Iterator[Wire]:
         stack.callback(os.close, namespace)
         log = stack.enter_context(requests.open("w", buffering=1))
         handler = functools.partial(_Handler, directory=os.fspath(directory), log=log)
-        server = http.server.ThreadingHTTPServer((ADDRESS, _PORT), handler, False)
-        server.daemon_threads = True
+        server = _Server((ADDRESS, _PORT), handler, False)
         server.socket.close()
         server.socket = listening
         stack.callback(server.server_close)
@@ -66,6 +68,14 @@ def serve(directory: Path, requests: Path) -> Iterator[Wire]:
         stack.callback(thread.join)
         stack.callback(server.shutdown)
         yield Wire(Path(f"/proc/{os.getpid()}/fd/{namespace}"), requests)
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Log what is wrong with a connection; a server that goes off may break one."""
+        logger.debug("http: %s", client_address, exc_info=True)
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):

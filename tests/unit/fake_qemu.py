@@ -171,6 +171,9 @@ def _command(control: socket.socket, frame: Frame, behaviour: str, console: int)
         ECHOES.add(frame.id)
         return
     elif argv[0] == b"systemctl":
+        if behaviour == "never settles":
+            _end(control, frame, -9, flags=1)
+            return
         broken = behaviour == "failed unit"
         if b"is-system-running" in argv:
             status, output = (1, b"degraded\n") if broken else (0, b"running\n")
@@ -189,8 +192,8 @@ def _command(control: socket.socket, frame: Frame, behaviour: str, console: int)
     _end(control, frame, status)
 
 
-def _end(control: socket.socket, frame: Frame, status: int) -> None:
-    end = status.to_bytes(4, "little", signed=True) + bytes(4)
+def _end(control: socket.socket, frame: Frame, status: int, *, flags: int = 0) -> None:
+    end = status.to_bytes(4, "little", signed=True) + flags.to_bytes(4, "little")
     control.sendall(encode(Frame(Kind.EXIT, frame.id, end)))
 
 

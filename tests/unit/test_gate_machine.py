@@ -72,6 +72,7 @@ def test_a_good_server_passes(behave: Path, tmp_path: Path) -> None:
         ("reset", Outcome.NO_POWER_OFF, "did not power itself off"),
         ("tainted", Outcome.TAINTED, r"tainted \(W\)"),
         ("failed unit", Outcome.FAILED, "systemd is degraded, not running; .*: ssh.service"),
+        ("never settles", Outcome.FAILED, "is-system-running --wait did not end in"),
         ("no process", Outcome.BLIND, "Resource temporarily unavailable"),
         ("garbled exit", Outcome.GARBLED, "a frame EXIT"),
     ],
