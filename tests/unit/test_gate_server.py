@@ -101,7 +101,7 @@ def ask(program: str, *words: str) -> run.Completed:
         (("--device", "/dev/vda1", "--target=fs_uuid"), server.UUID),
         (("-t", "fs", "/boot"), "ext2"),
         (("--device", "/dev/vda1", "--target=partmap"), "msdos"),
-        (("--device", "/dev/vda1", "--target=compatibility_hint"), "hd0,msdos1"),
+        (("--device", "/dev/vda1", "--target=hints_string"), ""),
         (("--target=abstraction", "--device", "/dev/vda1"), ""),
     ],
 )
