@@ -346,6 +346,58 @@ def test_maintainer_scripts_are_shell(tmp_path: Path, monkeypatch: pytest.Monkey
         assert f"release={RELEASE}" in text
 
 
+def test_a_withdrawn_kernel_enters_no_menu_and_leaves_no_diversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = FakeBuilder()
+    build(tmp_path, builder, monkeypatch)
+    image, log = tmp_path / f"boot/vmlinuz-{RELEASE}", tmp_path / "log"
+    admin = fake_kernel.write(tmp_path / "dpkg/diversions").parent
+    for name in ("linux-update-symlinks", "depmod"):
+        fake_kernel.write(tmp_path / "bin" / name, f'#!/bin/sh\necho "$0" >> {log}\n', mode=0o755)
+    hook = f'#!/bin/sh\necho "$0" >> {log}\n'
+    for name in ("postinst.d/hook", "postrm.d/hook"):
+        fake_kernel.write(tmp_path / "hooks" / name, hook, mode=0o755)
+
+    def run(script: str, action: str) -> list[str]:
+        text = builder.debian[f"linux-image-{RELEASE}.{script}"]
+        for path, ours in {
+            "/lib/modules": "modules",
+            "/boot": "boot",
+            "/etc/kernel": "hooks",
+        }.items():
+            text = text.replace(path, f"{tmp_path}/{ours}")
+        env = {
+            "PATH": f"{tmp_path}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "DPKG_ADMINDIR": f"{admin}",
+            "DPKG_MAINTSCRIPT_PACKAGE": f"linux-image-{RELEASE}",
+        }
+        fake_kernel.write(log)
+        subprocess.run(["sh", "-c", text, script, action], env=env, check=True)
+        return [Path(line).name for line in log.read_text().splitlines()]
+
+    def divert(owner: str) -> str:
+        command = ["dpkg-divert", "--admindir", f"{admin}", "--no-rename", "--quiet"]
+        away = f"{image.parent}/withdrawn-{image.name}"
+        added = [*command, "--package", owner, "--divert", away, "--add", f"{image}"]
+        subprocess.run(added, check=True)
+        return f"{image}\n{away}\n{owner}\n"
+
+    whole = ["depmod", "linux-update-symlinks", "hook"]
+    assert run("postinst", "configure") == whole
+    divert("linux-image-cplayground-cloud-amd64")
+    assert run("postinst", "configure") == whole[:1]
+    before = (admin / "diversions").read_text()
+    assert run("postrm", "upgrade") == ["hook"]
+    assert (admin / "diversions").read_text() == before
+    assert run("postrm", "remove") == whole[1:]
+    assert (admin / "diversions").read_text() == ""
+    # An administrator's own diversion is not ours to remove, and no error.
+    other = divert("other")
+    assert run("postrm", "remove") == whole[1:]
+    assert (admin / "diversions").read_text() == other
+
+
 def test_purge_leaves_nothing_that_depmod_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
