@@ -10,6 +10,7 @@ There is no Release.gpg: every apt since 1.0 reads the InRelease.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gzip
 import logging
 import lzma
@@ -71,6 +72,9 @@ class Group:
 
     packages: tuple[Package, ...]
     percentage: int | None = None  # Phased-Update-Percentage; None for every server
+    # The field Source.  apt takes it with the machine-id to choose the servers, so packages with
+    # the same one reach the same servers.  "" for that of each package.
+    source: str = ""
 
 
 def write(
@@ -122,7 +126,7 @@ def merged(groups: Iterable[Group]) -> list[Group]:
     for group in groups:
         rest = [one for one in unique(group.packages) if _identity(one) not in taken]
         taken.update(map(_identity, rest))
-        result.append(Group(tuple(rest), group.percentage))
+        result.append(dataclasses.replace(group, packages=tuple(rest)))
     return result
 
 
@@ -157,13 +161,15 @@ def _packages(work: Path, root: Path, groups: Sequence[Group]) -> bytes:
         if group.percentage is not None and files:
             override, extra = f"{number}.override", f"{number}.extra"
             # Without it, apt-ftparchive would leave out the priority of an overridden package.
-            fields = "--showformat=${Package} ${Priority} ${Section}\\n"
-            show = ["dpkg-deb", "--show", fields]
+            shown = "--showformat=${Package} ${Priority} ${Section}\\n"
+            show = ["dpkg-deb", "--show", shown]
             texts = [_run([*show, f"root/{one}"], work).stdout for one in files]
             (work / override).write_text("".join(texts))
             names = {one.name for one in group.packages}
-            field = f"Phased-Update-Percentage {group.percentage}"
-            (work / extra).write_text("".join(f"{one} {field}\n" for one in sorted(names)))
+            fields = [f"Phased-Update-Percentage {group.percentage}"]
+            fields += [f"Source {group.source}"] if group.source else []
+            lines = [f"{one} {field}\n" for one in sorted(names) for field in fields]
+            (work / extra).write_text("".join(lines))
         sections.append(_SECTION % {"name": number, "override": override, "extra": extra})
     (work / "generate.conf").write_text("".join(sections))
     _run(["apt-ftparchive", "--quiet", "generate", "generate.conf"], work, says="Done. ")

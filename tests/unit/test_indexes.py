@@ -166,6 +166,28 @@ def test_a_package_of_two_groups_reaches_the_most_servers(archive: Archive) -> N
         assert sorted(found) == [("cplayground-dkms", widest), (META, "10")]
 
 
+@pytest.mark.parametrize("source", ["linux-cplayground (2)", ""])
+def test_packages_of_one_source_reach_the_same_servers(
+    archive: Archive, tmp_path: Path, source: str
+) -> None:
+    """Otherwise a server could get a new kernel without the module for it."""
+    names = (META, "cplayground-modules-cloud-amd64")
+    new = tuple(archive.package(name, "2") for name in names)
+    archive.write(Group(new, 50, source))
+    apt = archive.apt(tmp_path / "apt")
+    apt("apt-get", "update")
+    installed = "Package: {}\nVersion: 1\nArchitecture: amd64\nStatus: install ok installed\n"
+    lines = f"{installed}Maintainer: x\nDescription: x\n"
+    (apt.top / "dpkg/status").write_text("\n".join(lines.format(name) for name in names))
+    chosen = []
+    for number in range(24):
+        machine = f"APT::Machine-ID={number:032x}"
+        said = apt("apt-get", "--simulate", "--option", machine, "upgrade")
+        chosen.append(tuple(f"Inst {name} " in said for name in names))
+    assert {(True, True), (False, False)} <= set(chosen)
+    assert (len(set(chosen)) == 2) == bool(source), chosen
+
+
 def test_the_same_arguments_give_the_same_bytes(archive: Archive) -> None:
     packages = tuple(archive.package(name, "1") for name in ("c", "a", "b"))
     first = archive.write(Group(packages), at="one", sign=lambda release: release)
