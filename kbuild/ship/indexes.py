@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import gzip
 import logging
 import lzma
@@ -26,7 +27,7 @@ from debian.deb822 import Packages
 from debian.deb822 import Release as ReleaseFile
 
 from kbuild.core import fs
-from kbuild.core.errors import BuildError
+from kbuild.core.errors import BuildError, FullDiskError
 from kbuild.core.model import Package
 from kbuild.core.run import Completed, run
 
@@ -182,10 +183,13 @@ def _packages(work: Path, root: Path, groups: Sequence[Group]) -> bytes:
 def _run(argv: Sequence[str], work: Path, *, says: str = "") -> Completed:
     """Run a program in ``work``; it fails if it says more on standard error than ``says``.
 
-    apt-ftparchive exits with 0 when it has left out a file that is no package.
+    apt-ftparchive exits with 0 when it has left out a file that is no package, or a copy for which
+    there was no room.
     """
     done = run(argv, cwd=work, env={"APT_CONFIG": "apt.conf"}, timeout_s=_TIMEOUT_S)
     words = [line for line in done.stderr.splitlines() if not says or not line.startswith(says)]
+    if any(os.strerror(errno.ENOSPC) in line for line in words):
+        raise FullDiskError(f"{argv[0]} found no room for an index", found="\n".join(words))
     if words:
         raise BuildError(
             f"{argv[0]} could not read the packages of an index",

@@ -1,0 +1,114 @@
+"""Read the gate's verdict, and say why it is no evidence for a release."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kbuild.archive.required import NEED_OLDER, NOTHING_OLDER, REQUIRED
+from kbuild.core.errors import EvidenceError
+
+FORMAT = 1
+GATE = "gate.json"
+PASSED = "passed"
+MISSING = "no such file"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case of the gate, with its own verdict."""
+
+    name: str
+    outcome: str
+    seconds: float
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What the gate judged, and how: gate.json."""
+
+    id: str  # of the release
+    passed: bool
+    packages: Mapping[str, str]  # file name -> SHA-256
+    cases: tuple[Case, ...]
+    commit: str
+    when: str
+
+
+def read(path: Path) -> Gate:
+    """Read gate.json; raises EvidenceError if it is missing, damaged, or of another format."""
+    try:
+        raw = json.loads(path.read_bytes())
+        if raw["format"] != FORMAT:
+            raise ValueError(f"format {raw['format']}")
+        if not isinstance(raw["passed"], bool):
+            raise TypeError("passed is neither true nor false")
+        return Gate(
+            id=str(raw["id"]),
+            passed=raw["passed"],
+            packages={str(name): str(digest) for name, digest in raw["packages"].items()},
+            cases=tuple(
+                Case(
+                    name=str(one["name"]),
+                    outcome=str(one["outcome"]),
+                    seconds=float(one["seconds"]),
+                    reasons=tuple(map(str, one["reasons"])),
+                )
+                for one in raw["cases"]
+            ),
+            commit=str(raw["commit"]),
+            when=str(raw["when"]),
+        )
+    except FileNotFoundError:
+        found = MISSING
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        found = str(error) or type(error).__name__
+    raise EvidenceError(
+        f"there is no verdict of the gate in {path}",
+        expected=f"{GATE}, format {FORMAT}",
+        found=found,
+        hint="run './inv gate'",
+    )
+
+
+def complaints(gate: Gate, id: str, packages: Mapping[str, str], *, older: bool) -> tuple[str, ...]:
+    """Return why a verdict is no evidence for a release; nothing if it is.
+
+    ``packages`` has, by file name, the SHA-256 of each package as it is now.  ``older`` says that
+    servers have an older release of that target, so the cases that start from it must have run.
+    """
+    return tuple(_complaints(gate, id, packages, older=older))
+
+
+def _complaints(gate: Gate, id: str, packages: Mapping[str, str], *, older: bool) -> Iterator[str]:
+    if gate.id != id:
+        yield f"the verdict is for {gate.id}"
+    if not gate.passed:
+        yield "the gate did not pass"
+    names = [one.name for one in gate.cases]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"the case {name} is there twice"
+    for name in REQUIRED:
+        if name not in names:
+            yield f"the case {name} was not run"
+    for one in gate.cases:
+        excused = one.outcome == NOTHING_OLDER and one.name in NEED_OLDER
+        if excused and older:
+            yield f"the case {one.name} did not start from the older release that there is now"
+        elif one.outcome != PASSED and not excused:
+            yield f"the case {one.name}: {one.outcome}: {'; '.join(one.reasons)}"
+    if not packages:
+        yield "the release has no packages"
+    for name, digest in sorted(packages.items()):
+        judged = gate.packages.get(name)
+        if digest == MISSING:
+            yield f"{name} is missing"
+        elif judged is None:
+            yield f"{name} was not judged"
+        elif judged != digest:
+            yield f"{name} was judged with sha256 {judged}, and has {digest}"
+    for name in sorted(gate.packages.keys() - packages.keys()):
+        yield f"{name} was judged, and is not in the release"

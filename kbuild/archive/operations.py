@@ -1,0 +1,398 @@
+"""Bring releases to the servers and take them back: preview, stage, promote, rollback.
+
+Each operation changes the records in memory, then writes and signs a whole snapshot for them, then
+writes the records, and switches dists/ last.  So an error leaves what servers see as it was.
+After a kill, the same command does what is left: a step that is done changes nothing again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from kbuild.archive import contents, evidence, place, pool, records, snapshots
+from kbuild.archive.contents import ALL, Plan
+from kbuild.archive.release import Record, Release, State, View, package
+from kbuild.archive.states import Event, Happening, next_state
+from kbuild.core import fs
+from kbuild.core.errors import EvidenceError, PoolError, UserError
+from kbuild.core.model import Settings
+from kbuild.ship import keyring_package, manifest
+from kbuild.ship import rollback as going_back
+from kbuild.ship.manifest import Output
+
+logger = logging.getLogger(__name__)
+
+_SCRATCH = ".work."
+
+
+@dataclass
+class _Archive:
+    """The archive and its records, while its lock is held."""
+
+    settings: Settings
+    root: Path
+    now: datetime
+    records: dict[str, Record]
+
+    @functools.cached_property
+    def commit(self) -> str:
+        """The commit of the checkout, for the histories."""
+        return manifest.project_commit(self.settings.project) or ""
+
+    def record(self, id: str) -> Record:
+        """Return the record of a release; raises UserError if there is none."""
+        return self.records.get(id) or records.read(self.root, id)
+
+    def of_target(self, record: Record) -> list[Record]:
+        """Return the records of the same target, the newest version first."""
+        return contents.of_target(self.records.values(), record)
+
+    def has_older(self, record: Record) -> bool:
+        """Return whether servers may have an older release of the same target."""
+        return bool(contents.older(self.records.values(), record))
+
+    def change(
+        self,
+        record: Record,
+        event: Event,
+        complaints: Sequence[str] = (),
+        *,
+        reason: str = "",
+        percent: int = 0,
+    ) -> Record:
+        """Let an event happen to a release in memory, and return its record."""
+        when = self.now.isoformat()
+        happening = Happening(event, when, self.commit, reason, percent)
+        after = next_state(record, happening, complaints)
+        self.records[record.id] = after
+        return after
+
+    def judge(self, record: Record) -> tuple[str, ...]:
+        """Return why the evidence next to a record does not hold for the pool as it is now."""
+        path = records.home(self.root, record.id) / evidence.GATE
+        try:
+            gate = evidence.read(path)
+        except EvidenceError as error:
+            return (str(error),)
+        changed = fs.sha256_file(path) != record.evidence.get(evidence.GATE)
+        found = pool.found(self.root, record.packages)
+        return (
+            *((f"{path} has changed since the release was staged",) if changed else ()),
+            *evidence.complaints(gate, record.id, found, older=self.has_older(record)),
+        )
+
+    def publish(self, *, again: bool = False) -> Plan:
+        """Make dists/ show what the records in memory say, and write those that changed.
+
+        ``again`` writes and signs a new snapshot even if the present one shows it.
+        """
+        with self.scratch() as scratch:
+            every = self.records.values()
+            keyrings = _keyrings(self.settings, self.root, every, self.now, scratch)
+            made = dict(keyrings.values())
+            pool.check(self.root, made, {})
+            pool.add(self.root, made)
+        plan = contents.plan(
+            self.records.values(), {suite: output for suite, (output, _) in keyrings.items()}
+        )
+        number = 0
+        if again or not snapshots.is_current(self.root, plan):
+            number = snapshots.write(self.settings, self.root, plan, self.now)
+        for id, record in sorted(self.records.items()):
+            if records.read(self.root, id) != record:
+                records.write(self.root, record)
+                logger.info("%s is %s", id, describe(record))
+        if number:
+            snapshots.switch(self.root, number)
+            logger.info("%s shows snapshot %d", self.root / snapshots.DISTS, number)
+        snapshots.prune(self.root)
+        return plan
+
+    def prune(self, plan: Plan) -> None:
+        """Remove the packages that no index, kept snapshot or coming release needs."""
+        kept = contents.kept(self.records.values(), plan) | snapshots.kept(self.root)
+        for path in pool.prune(self.root, kept):
+            logger.info("removed %s, which is no longer in an index", path)
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Yield a directory on the archive's file system; a kill may leave it behind."""
+        with tempfile.TemporaryDirectory(dir=self.root, prefix=_SCRATCH) as name:
+            yield Path(name)
+
+
+@contextlib.contextmanager
+def _opened(settings: Settings) -> Iterator[_Archive]:
+    """Yield the archive for one writer, without the remains of killed ones.
+
+    Raises UserError, EvidenceError, TrustError or InfrastructureError, before it changes anything,
+    if the directory, a record or a link is not as it should be, or if the clock is wrong.
+    """
+    with place.writing(settings) as root:
+        now = datetime.now(UTC).replace(microsecond=0)
+        records.read_all(root)
+        snapshots.check_clock(root, now)
+        for scratch in root.glob(f"{_SCRATCH}*"):
+            fs.remove_tree(scratch)
+        for recover in (records.recover, pool.recover, snapshots.recover):
+            recover(root)
+        yield _Archive(settings, root, now, records.read_all(root))
+
+
+def preview(settings: Settings, release: Release, into: Path) -> View:
+    """Write what servers will see once ``release`` is staged; the archive stays as it is.
+
+    The view replaces ``into`` when it is complete.  It is signed by the archive's key, and its
+    packages are hard links where that is possible.  Raises PoolError if the archive has other
+    bytes of a package, UserError for a withdrawn release, and SigningError.
+    """
+    packages = {pool.describe(one): one.path for one in release.packages}
+    suite, now = release.target.suite, datetime.now(UTC).replace(microsecond=0)
+    with place.reading(settings) as root, fs.fresh_directory(into) as fresh:
+        known = records.read_all(root) if root else {}
+        candidate = _candidate(root, known, release, packages)
+        for event in (Event.JUDGED, Event.STAGED):
+            if not candidate.published:
+                candidate = next_state(candidate, Happening(event, now.isoformat()), ())
+        mine = [one for one in (known | {candidate.id: candidate}).values() if one.suite == suite]
+        with tempfile.TemporaryDirectory(dir=into.parent, prefix=f".{into.name}.") as scratch:
+            keyrings = _keyrings(settings, root, mine, now, Path(scratch))
+            plan = contents.plan(mine, {name: output for name, (output, _) in keyrings.items()})
+            files = packages | dict(keyrings.values())
+            for output in {entry.output for entries in plan.values() for entry in entries}:
+                there = files.get(output) or (root or into) / output.path
+                pool.link(there, fresh / output.path)
+        for name, entries in plan.items():
+            snapshots.write_dist(settings, fresh, fresh / snapshots.DISTS / name, entries, now)
+    return View(
+        root=into,
+        stable=suite,
+        staging=contents.staging(suite),
+        keyring=into / keyrings[suite][0].path,
+        candidate=candidate.release(into),
+        promoted=tuple(
+            one.release(into)
+            for one in contents.shown(contents.of_target(mine, candidate))
+            if one.id != candidate.id
+        ),
+    )
+
+
+def stage(settings: Settings, release: Release, files: Iterable[Path]) -> Record:
+    """Put a release that the gate passed into its suite's staging, and return its record.
+
+    ``files`` are the evidence: gate.json, and whatever else describes the release.  They are kept
+    next to the record.  Raises EvidenceError if the gate did not pass exactly these packages; a
+    verdict that refused them is recorded.  Raises PoolError if the archive has other bytes.
+    """
+    packages = {pool.describe(one): one.path for one in release.packages}
+    named = {path.name: path for path in files}
+    gate = evidence.read(named.get(evidence.GATE, Path(evidence.GATE)))
+    found = {Path(one.path).name: fs.sha256_file(path) for one, path in packages.items()}
+    with _opened(settings) as archive:
+        record = _candidate(archive.root, archive.records, release, packages)
+        older = archive.has_older(record)
+        complaints = evidence.complaints(gate, release.id, found, older=older)
+        if not record.published:
+            record = archive.change(record, Event.JUDGED, complaints)
+        if not (record.published and complaints):
+            digests = {name: fs.sha256_file(path) for name, path in sorted(named.items())}
+            record = dataclasses.replace(record, evidence=digests)
+            records.create(archive.root, record, named)
+        record = archive.change(record, Event.STAGED, complaints)
+        pool.add(archive.root, packages)
+        archive.publish()
+        return record
+
+
+def promote(settings: Settings, id: str, percent: int) -> Record:
+    """Let apt upgrade ``percent`` of the servers to a staged release, and return its record.
+
+    At 100 % the older releases are superseded.  Packages that no index needs any more are removed.
+    Raises EvidenceError if the evidence is incomplete, or is for other bytes than the pool has now.
+    """
+    with _opened(settings) as archive:
+        record = archive.record(id)
+        same = archive.of_target(record)
+        for newer in contents.reached(same)[:1]:
+            if record.state is State.STAGED and newer.order > record.order:
+                raise UserError(
+                    f"every server has a newer release than {id}",
+                    expected=f"a version above {newer.version}",
+                    found=record.version,
+                )
+        record = archive.change(record, Event.PROMOTED, archive.judge(record), percent=percent)
+        for older in same:
+            if older.state is State.PROMOTED and older.order < record.order and percent == ALL:
+                archive.change(older, Event.SUPERSEDED, reason=f"by {record.id}")
+        archive.prune(archive.publish())
+        return record
+
+
+@dataclass(frozen=True)
+class Withdrawal:
+    """A withdrawn release, and what happens to the servers that have it."""
+
+    record: Record
+    older: Record | None  # to which the rollback packages lead
+    notes: tuple[str, ...]  # for the person who withdrew it
+
+
+def rollback(settings: Settings, id: str, reason: str) -> Withdrawal:
+    """Withdraw a release, and bring servers that have it back to an older one by apt's own means.
+
+    The rollback packages are the older metapackages under a version above all that servers may
+    have.  Without an older release, and with a newer one, there are none; a note says so.
+    """
+    with _opened(settings) as archive:
+        before = archive.record(id)
+        record = archive.change(before, Event.WITHDRAWN, reason=reason)
+        older: Record | None = None
+        notes: tuple[str, ...] = ()
+        if record is not before and record.published:
+            older, notes = _way_back(archive, record)
+        archive.publish()
+        return Withdrawal(archive.records[id], older, notes)
+
+
+def _way_back(archive: _Archive, record: Record) -> tuple[Record | None, tuple[str, ...]]:
+    """Make the packages that lead away from a withdrawn release, and note them in its record.
+
+    Returns the release to which they lead, and notes for people.
+    """
+    same = archive.of_target(record)
+    good = [one for one in same if one.state in (State.PROMOTED, State.SUPERSEDED)]
+    for newer in good:
+        if newer.order > record.order:
+            said = f"servers with {record.version} are upgraded to {newer.version}"
+            if newer.percent < ALL:
+                said += f", but it is {describe(newer)}: promote it further, or withdraw it too"
+            return None, (said,)
+    # A release that only some servers have is the second choice.
+    older = next(iter([*contents.reached(good), *good]), None)
+    if older is None:
+        return None, (
+            f"there is no older release of {record.target.name} in {record.suite}, so apt CANNOT"
+            f" bring servers with {record.version} back: release a newer version",
+        )
+    withdrawn = [
+        one
+        for one in same
+        if one.state is State.WITHDRAWN and one.published and one.order > older.order
+    ]
+    # Servers may have the rollback packages of an earlier time: these need a higher version.
+    number = 1 + sum(bool(one.rollback) for one in withdrawn)
+    with archive.scratch() as scratch:
+        made = going_back.packages(
+            withdrawn[0].release(archive.root),
+            older.release(archive.root),
+            scratch,
+            number=number,
+            also=[one.release(archive.root) for one in withdrawn[1:]],
+        )
+        packages = {pool.describe(one): one.path for one in made}
+        pool.check(archive.root, packages, _seen(archive.records.values()))
+        pool.add(archive.root, packages)
+    outputs = tuple(sorted(packages, key=lambda one: one.path))
+    archive.records[record.id] = dataclasses.replace(record, rollback=outputs)
+    if older.state is State.SUPERSEDED:
+        archive.change(older, Event.RESTORED, reason=f"{record.id} was withdrawn")
+    return older, (f"servers with {record.version} go back to {older.version}",)
+
+
+def resign(settings: Settings) -> None:
+    """Write and sign all indexes again, so that they stay valid."""
+    with _opened(settings) as archive:
+        archive.publish(again=True)
+
+
+def releases(settings: Settings) -> tuple[Record, ...]:
+    """Return all records, by suite and target, the newest version first."""
+    with place.reading(settings) as root:
+        known = records.read_all(root) if root else {}
+    newest = sorted(known.values(), key=lambda one: one.order, reverse=True)
+    return tuple(sorted(newest, key=lambda one: (one.suite, one.target.name)))
+
+
+def describe(record: Record) -> str:
+    """Return the state of a release in words."""
+    percent = f" to {record.percent} %" if record.state is State.PROMOTED else ""
+    return f"{record.state.value}{percent}"
+
+
+def _candidate(
+    root: Path | None,
+    known: Mapping[str, Record],
+    release: Release,
+    packages: Mapping[Output, Path],
+) -> Record:
+    """Return the record of a release to publish: that of an earlier attempt, or a new one.
+
+    Raises PoolError if servers may have seen other bytes of a package, and UserError for a
+    withdrawn release.
+    """
+    outputs = tuple(sorted(packages, key=lambda one: one.path))
+    old = known.get(release.id)
+    if old is not None and old.state is State.WITHDRAWN:
+        raise UserError(
+            f"{release.id} is withdrawn",
+            hint="its version is used up: raise 'revision', and package again",
+        )
+    if root is not None:
+        pool.check(root, outputs, _seen(known.values()))
+    if old is not None and old.packages == outputs:
+        return old
+    if old is not None and old.published:
+        raise PoolError(
+            f"{release.id} is published with other packages",
+            expected="\n".join(one.path for one in old.packages),
+            found="\n".join(one.path for one in outputs),
+            hint="raise 'revision', and package again",
+        )
+    return Record(
+        suite=release.target.suite,
+        flavour=release.target.flavour,
+        variant=release.target.variant,
+        kernel=release.kernel,
+        version=release.version,
+        packages=outputs,
+        history=() if old is None else old.history,
+    )
+
+
+def _seen(known: Iterable[Record]) -> dict[str, str]:
+    """Return the SHA-256 of each path in the pool that servers may have seen."""
+    return {
+        one.path: one.sha256
+        for record in known
+        if record.published
+        for one in (*record.packages, *record.rollback)
+    }
+
+
+def _keyrings(
+    settings: Settings, root: Path | None, known: Iterable[Record], now: datetime, scratch: Path
+) -> dict[str, tuple[Output, Path]]:
+    """Return the package with the archive's keys, and its file, for each suite with a release.
+
+    It is that of the present index, as long as it has the same content.
+    """
+    links = {} if root is None else snapshots.linked(root)
+    found = {}
+    for suite in sorted({one.suite for one in known if one.published}):
+        last = None
+        if root is not None and suite in links:
+            for entry in snapshots.read(root, links[suite]).plan[suite]:
+                if entry.output.name == keyring_package.NAME:
+                    last = package(root, entry.output)
+        made = keyring_package.build(settings, suite, scratch / suite, now=now, last=last)
+        found[suite] = (pool.describe(made), made.path)
+    return found
