@@ -158,7 +158,7 @@ def check(settings: Settings) -> None:
     """
     _check_positions(settings)
     for place in both(settings):
-        _check_owners(place)
+        check_owners(place)
         _check_ours(place, place.look())
         check_entries(place)
 
@@ -204,7 +204,7 @@ def taken(settings: Settings, wanted: Sequence[Place]) -> Iterator[list[Place]]:
             # Nothing to remove: another process is writing or removing the mark.
             continue
         there.append(place)
-        _check_owners(place)
+        check_owners(place)
         _check_ours(place, state)
         _check_alone(place, place.files)
         if not state.marked:
@@ -245,7 +245,7 @@ def mark(place: Place) -> None:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         state = place.look()
-    _check_owners(place)
+    check_owners(place)
     if not state.marked:
         _check_ours(place, state)
         earlier = bool(state.entries) and not state.locked
@@ -300,7 +300,7 @@ def _drop_unused(place: Place) -> None:
 def _check_positions(settings: Settings) -> None:
     build, cache = both(settings)
     for place in (build, cache):
-        _check_position(place)
+        check_position(place)
     if build.path.is_relative_to(cache.path) or cache.path.is_relative_to(build.path):
         raise UserError(
             "build_dir and cache_dir overlap, so 'clean' would remove both",
@@ -309,8 +309,11 @@ def _check_positions(settings: Settings) -> None:
         )
 
 
-def _check_position(place: Place) -> None:
-    """Raise UserError if the directory's position is not allowed, whatever its content."""
+def check_position(place: Place, never: str = "which 'clean' would remove") -> None:
+    """Raise UserError if the directory's position is not allowed, whatever its content.
+
+    ``never`` says why neither the checkout nor the user's home may lie in it.
+    """
     valued = [place.project]
     with contextlib.suppress(RuntimeError):
         # Some users have no home.
@@ -318,7 +321,7 @@ def _check_position(place: Place) -> None:
     for precious in valued:
         if precious.resolve().is_relative_to(place.path):
             raise UserError(
-                f"{place.key} is {place.path}, which 'clean' would remove",
+                f"{place.key} is {place.path}, {never}",
                 expected="a directory that holds nothing else",
                 found=f"{precious} lies in it" if precious != place.path else None,
                 hint=place.hint,
@@ -366,7 +369,7 @@ def _check_ours(place: Place, state: State) -> None:
         )
 
 
-def _check_owners(place: Place) -> None:
+def check_owners(place: Place) -> None:
     """Raise UserError if other users may change the directory or replace it."""
     trusted = _trusted(place)
     for path in (place.path, *place.path.parents):
