@@ -12,7 +12,15 @@ from dataclasses import replace
 
 from invoke.collection import Collection
 
-from kbuild import cleaning, dry_run, every_suite, reproducing, signing_keys, testing
+from kbuild import (
+    archive_tasks,
+    cleaning,
+    dry_run,
+    every_suite,
+    reproducing,
+    signing_keys,
+    testing,
+)
 from kbuild import doctor as doctor_checks
 from kbuild import verify as verification
 from kbuild import vm as guests
@@ -527,6 +535,52 @@ def measure_reading(
         say(f"result: {path}")
 
 
+PERCENT = Option(
+    "percent", "percentage of the servers that upgrade to it: 10, 50 or 100", kind=int, default=10
+)
+
+
+@command(JSON, RELEASE, PERCENT, reads=True)
+def promote(settings: Settings, target: Target, *, release: str | None, percent: int) -> Answer:
+    """Let servers upgrade to a staged release.
+
+    ./inv releases lists the releases.  At 100 %, older ones are superseded.
+
+    ./inv promote bookworm-cloud-amd64-6.1.192-3+cplayground1 --percent 50
+    """
+    return archive_tasks.promote(settings, release or "", percent)
+
+
+REASON = Option("reason", "reason, for the release's history", default="")
+
+
+@command(JSON, RELEASE, REASON, reads=True)
+def rollback(settings: Settings, target: Target, *, release: str | None, reason: str) -> Answer:
+    """Withdraw a release, and bring its servers back.
+
+    ./inv rollback bookworm-cloud-amd64-6.1.192-3+cplayground2 --reason 'hangs at boot'
+    """
+    return archive_tasks.rollback(settings, release or "", reason)
+
+
+@command(JSON, reads=True)
+def releases(settings: Settings, target: Target) -> Answer:
+    """List the releases in the archive, with their states.
+
+    ./inv releases
+    """
+    return archive_tasks.releases(settings)
+
+
+@command(JSON, reads=True)
+def verify_archive(settings: Settings, target: Target) -> Answer:
+    """Check the archive: signatures, hashes, records and evidence.
+
+    ./inv verify-archive
+    """
+    return archive_tasks.verify_archive(settings)
+
+
 @command(JSON, name="keys.make", reads=True)
 def make_key(settings: Settings, target: Target) -> Answer:
     """Make the key that signs the archive.
@@ -571,6 +625,7 @@ def list_keys(settings: Settings, target: Target) -> Answer:
 
 VERBS: tuple[Command, ...] = (
     *(fetch, build_kernel, build_module, package, sbom, reproduce, test, vm),
+    *(promote, rollback, releases, verify_archive),
     *(report, explain, verify, doctor, clean),
 )
 KEYS = {

@@ -58,7 +58,7 @@ class Verification:
     packages: int
     bytes: int  # of the packages
     releases: int
-    suites: tuple[str, ...]  # names in dists/
+    dists: tuple[str, ...]  # names in dists/
     findings: tuple[Finding, ...]
 
 
@@ -107,7 +107,7 @@ def check(settings: Settings) -> Verification:
             packages=len(reader.hashes),
             bytes=sum((root / one).stat().st_size for one in reader.hashes),
             releases=len(reader.records),
-            suites=tuple(sorted(path.name for path in _listed(root / snapshots.DISTS))),
+            dists=tuple(sorted(path.name for path in _listed(root / snapshots.DISTS))),
             findings=tuple(reader.findings),
         )
 

@@ -105,8 +105,7 @@ def release(
     """
     target = Target(suite, flavour)
     version = versions.package_version(base, revision)
-    part = f"-{versions.VENDOR}{revision}-" if revision > 1 else f"-{versions.VENDOR}-"
-    kernel = f"{base.partition('-')[0]}-57{part}{flavour}"
+    kernel = versions.release(f"{base.partition('-')[0]}-57", flavour, revision=revision)
     source = versions.source_package(flavour)
     built = versions.prebuilt_version(module, version)
     modules = versions.modules_meta(flavour)

@@ -66,7 +66,7 @@ def test_a_whole_archive_has_no_findings(given: Settings) -> None:
     found = verify.check(given)
     assert found.findings == ()
     assert (found.packages, found.releases) == (5, 2)
-    assert found.suites == ("bookworm", "bookworm-staging")
+    assert found.dists == ("bookworm", "bookworm-staging")
     assert verify.error(found) is None
 
 
