@@ -34,8 +34,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove the keys and packages that tests of archives share."""
-    if "tests.unit.signed_archive" in sys.modules:
-        sys.modules["tests.unit.signed_archive"].clean_up()
+    for name in ("tests.unit.signed_archive", "tests.unit.releases"):
+        if name in sys.modules:
+            sys.modules[name].clean_up()
 
 
 def _has_room(place: Path) -> bool:
