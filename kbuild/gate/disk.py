@@ -7,6 +7,7 @@ first stage in sector 0, the rest between that and the partition.
 from __future__ import annotations
 
 import logging
+import re
 import struct
 from pathlib import Path
 
@@ -30,6 +31,8 @@ _DISK_ID = b"cpg\x01"
 # Room for kernels, their initrds, and modules that a server builds.
 _FREE_BYTES = 1 << 30
 _TIMEOUT_S = 600.0
+# The line of a menu entry that loads a kernel.
+_OFFERED = re.compile(r"^\s*linux\s+\S*/vmlinuz-", re.MULTILINE)
 
 
 def write(tree: Path, disk: Path, *, log: Path, free_bytes: int = _FREE_BYTES) -> Path:
@@ -76,8 +79,15 @@ def write(tree: Path, disk: Path, *, log: Path, free_bytes: int = _FREE_BYTES) -
 
 
 def _grub(tree: Path) -> list[bytes]:
+    menu = tree / "boot/grub/grub.cfg"
     try:
-        (tree / "boot/grub/grub.cfg").stat()
+        if not _OFFERED.search(menu.read_text()):
+            raise BuildError(
+                "the boot menu has no kernel, so no disk is made of this tree",
+                expected="an entry for a kernel in /boot",
+                found=str(menu),
+                hint="read the log of the installation: its hooks call update-grub",
+            )
         return [(tree / name).read_bytes() for name in GRUB_IMAGES]
     except FileNotFoundError as error:
         raise BuildError(

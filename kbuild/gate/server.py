@@ -50,10 +50,14 @@ DKMS_PACKAGES = ("dkms", "gcc", "libc6-dev", "libelf1", "libssl3", "make")
 
 _FORMAT = "1"
 _AGENT_SOURCE = Path(programs.__file__).with_name("agent.c")
-# Stand-ins for programs of GRUB that look for the device of a tree.
+# Stand-ins for programs that look for the device of a tree, or at the sandbox around it.
 _STAND_INS = {
-    "/usr/sbin/grub-probe": Path(__file__).with_name("in_root") / "grub-probe",
-    "/usr/bin/grub-mkrelpath": Path(__file__).with_name("in_root") / "grub-mkrelpath",
+    place: Path(__file__).with_name("in_root") / Path(place).name
+    for place in (
+        "/usr/sbin/grub-probe",
+        "/usr/bin/grub-mkrelpath",
+        "/usr/bin/systemd-detect-virt",
+    )
 }
 _POLICY = "#!/bin/sh\nexit 101\n"
 _COPY_TIMEOUT_S = 600.0

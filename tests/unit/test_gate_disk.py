@@ -11,6 +11,7 @@ from kbuild.core.errors import BuildError, InfrastructureError
 from kbuild.gate import disk, server
 
 MIB = 1 << 20
+MENU = "menuentry 'Debian' {\n\tlinux\t/boot/vmlinuz-6.1.0-57-amd64 ro\n}\n"
 
 
 def tree(tmp_path: Path, *, core: bytes = b"CORE" * 1000) -> Path:
@@ -19,7 +20,7 @@ def tree(tmp_path: Path, *, core: bytes = b"CORE" * 1000) -> Path:
     for name, content in {
         server.GRUB_IMAGES[0]: b"B" * 512,
         server.GRUB_IMAGES[1]: core,
-        "boot/grub/grub.cfg": b"menuentry",
+        "boot/grub/grub.cfg": MENU.encode(),
         "etc/hostname": b"server\n",
     }.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +52,7 @@ def test_the_partition_has_the_tree(tmp_path: Path) -> None:
     partition.write_bytes(made.read_bytes()[MIB:])
     checked = subprocess.run(["e2fsck", "-fn", partition], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
-    for name, content in (("/etc/hostname", "server\n"), ("/boot/grub/grub.cfg", "menuentry")):
+    for name, content in (("/etc/hostname", "server\n"), ("/boot/grub/grub.cfg", MENU)):
         said = subprocess.run(
             ["debugfs", "-R", f"cat {name}", partition], capture_output=True, text=True
         )
@@ -79,6 +80,13 @@ def test_a_tree_that_cannot_boot_becomes_no_disk(tmp_path: Path, name: str) -> N
         write(tmp_path, root)
     assert caught.value.expected is not None
     assert caught.value.expected.endswith(name)
+
+
+def test_a_menu_without_a_kernel_becomes_no_disk(tmp_path: Path) -> None:
+    root = tree(tmp_path)
+    (root / "boot/grub/grub.cfg").write_text("menuentry 'UEFI Firmware Settings' {\n}\n")
+    with pytest.raises(BuildError, match="the boot menu has no kernel"):
+        write(tmp_path, root)
 
 
 def test_a_boot_loader_that_would_overwrite_the_partition_is_refused(tmp_path: Path) -> None:
