@@ -12,7 +12,7 @@ from kbuild.archive.release import Record, State
 from kbuild.ship import versions
 from kbuild.ship.manifest import Output
 
-# Of each target: the versions that servers can install.
+# Versions of each target that servers can install.
 KEPT = 3
 ALL = 100  # percent
 _STAGING = "-staging"
@@ -85,7 +85,7 @@ def going_back(records: Iterable[Record]) -> Record | None:
     """Return the withdrawn one whose rollback packages servers still need, or None.
 
     ``records`` are those of one target.  A newer release that reached every server makes them
-    unnecessary.  Of several, the last has the highest versions.
+    unnecessary.  The last of several has the highest versions.
     """
     every = list(records)
     withdrawn = [one for one in every if one.state is State.WITHDRAWN and one.rollback]

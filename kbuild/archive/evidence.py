@@ -28,7 +28,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Gate:
-    """What the gate judged, and how: gate.json."""
+    """The gate's verdict on one release: gate.json."""
 
     id: str  # of the release
     passed: bool

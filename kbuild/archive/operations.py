@@ -130,12 +130,15 @@ class _Archive:
 
 
 @contextlib.contextmanager
-def _opened(settings: Settings) -> Iterator[_Archive]:
+def _opened(settings: Settings, *, make: bool = False) -> Iterator[_Archive]:
     """Yield the archive for one writer, without the remains of killed ones.
 
+    Without ``make`` there must be an archive.
     Raises UserError, EvidenceError, TrustError or InfrastructureError, before it changes anything,
     if the directory, a record or a link is not as it should be, or if the clock is wrong.
     """
+    if not (place.check(settings) or make):
+        raise place.none(settings)
     with place.writing(settings) as root:
         now = datetime.now(UTC).replace(microsecond=0)
         records.read_all(root)
@@ -197,14 +200,14 @@ def stage(settings: Settings, release: Release, files: Iterable[Path]) -> Record
     named = {path.name: path for path in files}
     gate = evidence.read(named.get(evidence.GATE, Path(evidence.GATE)))
     found = {Path(one.path).name: fs.sha256_file(path) for one, path in packages.items()}
-    with _opened(settings) as archive:
+    with _opened(settings, make=True) as archive:
         record = _candidate(archive.root, archive.records, release, packages)
         older = archive.has_older(record)
         complaints = evidence.complaints(gate, release.id, found, older=older)
         if not record.published:
             record = archive.change(record, Event.JUDGED, complaints)
-        if not (record.published and complaints):
-            digests = {name: fs.sha256_file(path) for name, path in sorted(named.items())}
+        digests = {name: fs.sha256_file(path) for name, path in sorted(named.items())}
+        if not record.published or (record.evidence != digests and not complaints):
             record = dataclasses.replace(record, evidence=digests)
             records.create(archive.root, record, named)
         record = archive.change(record, Event.STAGED, complaints)

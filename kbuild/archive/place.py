@@ -63,6 +63,14 @@ def reading(settings: Settings) -> Iterator[Path | None]:
         yield settings.archive
 
 
+def none(settings: Settings) -> UserError:
+    """Return the error of a task that needs an archive where there is none yet."""
+    return UserError(
+        f"there is no archive in {settings.archive}",
+        hint="'./inv release' makes it; or correct archive_dir",
+    )
+
+
 def check(settings: Settings) -> bool:
     """Return whether there is an archive; raises UserError unless a run may use its directory."""
     place = Place("archive_dir", settings.archive, settings.project)

@@ -90,7 +90,14 @@ def create(root: Path, record: Record, files: Mapping[str, Path]) -> None:
 
 
 def recover(root: Path) -> None:
-    """Remove the scratch directories of killed writers; the caller holds the archive's lock."""
+    """Remove the scratch directories of killed writers; the caller holds the archive's lock.
+
+    A record that was about to be replaced gets its name back (see fs.replace_directory).
+    """
+    for replaced in (root / HOME).glob(".*.old.*/content"):
+        name = replaced.parent.name.removeprefix(".").rpartition(".old.")[0]
+        if not (root / HOME / name).exists():
+            fs.rename(replaced, root / HOME / name)
     for scratch in (root / HOME).glob(".*"):
         fs.remove_tree(scratch)
     for scratch in (root / HOME).glob("*/.*"):

@@ -179,11 +179,20 @@ def release(dist: Path) -> ReleaseFile:
 def check_clock(root: Path, now: datetime) -> None:
     """Raise InfrastructureError if a Release file is dated later than ``now``.
 
-    apt would ignore a new one with an earlier date as a replay of an old one.
+    apt would ignore a new one with an earlier date as a replay of an old one.  Raises TrustError
+    for a Release file without a date.
     """
     for name in linked(root):
         file = root / DISTS / name / "Release"
-        date = parsedate_to_datetime(str(release(file.parent)["Date"]))
+        try:
+            date = parsedate_to_datetime(str(release(file.parent)["Date"]))
+        except (OSError, LookupError, ValueError, TypeError) as error:
+            raise TrustError(
+                f"{file} is damaged",
+                expected="a Release file with a date",
+                found=str(error),
+                hint="'./inv verify-archive' lists all damage",
+            ) from error
         if date > now:
             raise InfrastructureError(
                 "this machine's clock is wrong: the archive was signed in the future",

@@ -13,7 +13,7 @@ PERCENTS = (10, 50, 100)
 
 
 class Event(StrEnum):
-    """What may happen to a release."""
+    """The events in the life of a release."""
 
     JUDGED = "judged"  # by the gate: the evidence says how
     STAGED = "staged"

@@ -1,6 +1,6 @@
 """Read the whole archive, and say what is wrong in it, where, and what was expected.
 
-Nothing is changed.  What a killed writer left is no damage: the next writer removes it.
+Nothing is changed.  The remains of a killed writer are no damage: the next writer removes them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kbuild.archive.contents import ALL, Entry, Plan
 from kbuild.archive.evidence import MISSING
 from kbuild.archive.release import Record, State
 from kbuild.core import fs, progress
-from kbuild.core.errors import EvidenceError, KbuildError, SigningError, TrustError, UserError
+from kbuild.core.errors import EvidenceError, KbuildError, SigningError, TrustError
 from kbuild.core.model import Settings
 from kbuild.ship import keyring_package, signing
 
@@ -52,7 +52,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was checked, and what was found."""
+    """The numbers of things that were read, and the findings."""
 
     root: Path
     packages: int
@@ -93,12 +93,9 @@ def check(settings: Settings) -> Verification:
     """
     with place.reading(settings) as root, tempfile.TemporaryDirectory() as name:
         if root is None:
-            raise UserError(
-                f"there is no archive in {settings.archive}",
-                hint="'./inv release' makes it; or correct archive_dir",
-            )
+            raise place.none(settings)
         reader = _Reader(settings, root, datetime.now(UTC), *_rings(settings, Path(name)))
-        if reader.ring is None:
+        if reader.ring is None and _listed(root / snapshots.DISTS):
             reader.find(root / snapshots.DISTS, "no signature can be verified without a key")
         for part in (_pool, _records, _dists, _top):
             part(reader)
@@ -121,7 +118,7 @@ def error(found: Verification) -> KbuildError | None:
         return None
     kind = EvidenceError if all(one.evidence for one in found.findings) else TrustError
     return kind(
-        f"{len(found.findings)} things are wrong in {found.root}",
+        f"{found.root} is damaged: {len(found.findings)} findings",
         expected="what the records, the indexes and their signatures say",
         found="\n".join(map(str, found.findings)),
         hint="if a task was interrupted, run it again; copy damaged files from a backup;"
@@ -222,7 +219,7 @@ def _verdict(reader: _Reader, record: Record) -> None:
         reader.find(path, "it is no verdict", failed.expected or "", failed.found or "")
         return
     packages = {Path(one.path).name: one.sha256 for one in record.packages}
-    # What was older when it was judged may be gone, and the other way round: promote decides.
+    # Another release may have been the older one at that time, so only promote asks for it.
     for one in evidence.complaints(gate, record.id, packages, older=False):
         reader.find(path, one)
 

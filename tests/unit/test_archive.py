@@ -498,6 +498,17 @@ def test_a_link_that_leads_elsewhere_stops_every_change(given: Settings) -> None
     refused(given, TrustError, "does not lead to", lambda: stage(given, release(2)))
 
 
+@pytest.mark.parametrize("text", [None, "", "Date: x\n", "Suite: bookworm\n"])
+def test_a_release_without_a_date_stops_every_change(given: Settings, text: str | None) -> None:
+    promoted(given, 1)
+    path = given.archive / "dists/bookworm/Release"
+    if text is None:
+        path.unlink()
+    else:
+        path.write_text(text)
+    refused(given, TrustError, "Release is damaged", lambda: stage(given, release(2)))
+
+
 def test_half_a_snapshot_is_removed_and_never_shown(given: Settings) -> None:
     promoted(given, 1)
     half = given.archive / "snapshots/9"

@@ -104,7 +104,7 @@ def test_a_full_disk_leaves_what_servers_see(results: list[list[Any]]) -> None:
         assert (kind, status) == ("FullDiskError", 69), (room, text)
         assert unchanged, room
         said += text
-    # Of the evidence, the packages, and the indexes.
+    # The evidence, the packages and the indexes found no room in turn.
     assert all(name in said for name in ("gate.json", "cp found no room", "for an index"))
 
 

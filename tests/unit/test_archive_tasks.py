@@ -72,7 +72,9 @@ def test_the_list_for_people(here: Here) -> None:
 def test_without_an_archive(here: Here, tmp_path: Path) -> None:
     status, out, _ = here("releases")
     assert (status, "no release in" in out) == (0, True)
-    assert asked(here, "verify-archive", status=2)["error"]["kind"] == "usage"
+    for words in (("verify-archive",), ("promote", ONE.id), ("rollback", ONE.id)):
+        found = asked(here, *words, status=2)
+        assert found["error"]["what"].startswith("there is no archive in ")
     assert not (tmp_path / "data").exists()
 
 
