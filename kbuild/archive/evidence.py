@@ -66,8 +66,13 @@ def read(path: Path) -> Gate:
         found = MISSING
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         found = str(error) or type(error).__name__
-    raise EvidenceError(
-        f"there is no verdict of the gate in {path}",
+    raise lacking(str(path), found)
+
+
+def lacking(where: str, found: str) -> EvidenceError:
+    """Return the error for a verdict that is missing, or that cannot be read."""
+    return EvidenceError(
+        f"there is no verdict of the gate: {where}",
         expected=f"{GATE}, format {FORMAT}",
         found=found,
         hint="run './inv gate'",

@@ -198,7 +198,9 @@ def stage(settings: Settings, release: Release, files: Iterable[Path]) -> Record
     """
     packages = {pool.describe(one): one.path for one in release.packages}
     named = {path.name: path for path in files}
-    gate = evidence.read(named.get(evidence.GATE, Path(evidence.GATE)))
+    if evidence.GATE not in named:
+        raise evidence.lacking(release.id, ", ".join(sorted(named)) or "no evidence")
+    gate = evidence.read(named[evidence.GATE])
     found = {Path(one.path).name: fs.sha256_file(path) for one, path in packages.items()}
     with _opened(settings, make=True) as archive:
         record = _candidate(archive.root, archive.records, release, packages)

@@ -338,8 +338,13 @@ def test_a_verdict_that_is_not_for_this_release_keeps_it_out(
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", '{"format": 2}'])
-def test_no_verdict_and_no_record(given: Settings, text: str | None) -> None:
+def test_no_verdict_and_no_record(
+    given: Settings, text: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate, manifest = releases.files(given.build, release(1))
+    # A verdict that lies about does not count.
+    (given.build / "gate.json").write_bytes(gate.read_bytes())
+    monkeypatch.chdir(given.build)
     if text is None:
         gate.unlink()
     else:
