@@ -17,6 +17,7 @@ from kbuild import (
     cleaning,
     dry_run,
     every_suite,
+    gating,
     reproducing,
     signing_keys,
     testing,
@@ -224,6 +225,24 @@ def test(
     )
     run = every_suite.run_tests if target.suite == suites.ALL else testing.run
     return run(settings, target, chosen)
+
+
+CASES = Option("k", "words that select cases; the others are then missing in the evidence")
+
+
+@command(
+    *(RELEASE, CASES, ACCEL, JSON, SUITE, FLAVOUR, VARIANT, *ARCHIVE),
+    ignores={"release": (SUITE, FLAVOUR, VARIANT)},
+    root=True,
+)
+def gate(
+    settings: Settings, target: Target, *, release: str | None, k: str | None, accel: str | None
+) -> Answer:
+    """Install and boot packages on a server, and judge them.
+
+    ./inv gate --flavour lab
+    """
+    return gating.run(settings, target, release=release, k=k, accel=accel)
 
 
 COMMAND = Option("command", "command that the guest runs, instead of a shell")
@@ -624,7 +643,7 @@ def list_keys(settings: Settings, target: Target) -> Answer:
 
 
 VERBS: tuple[Command, ...] = (
-    *(fetch, build_kernel, build_module, package, sbom, reproduce, test, vm),
+    *(fetch, build_kernel, build_module, package, sbom, reproduce, test, gate, vm),
     *(promote, rollback, releases, verify_archive),
     *(report, explain, verify, doctor, clean),
 )

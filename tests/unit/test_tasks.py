@@ -27,6 +27,7 @@ def test_the_verbs_are_flat_and_the_rest_is_in_collections(here: Here) -> None:
     listed = json.loads(here("--list", "--list-format=json")[1])
     assert {task["name"] for task in listed["tasks"]} == {
         *("fetch", "build-kernel", "build-module", "package", "sbom", "reproduce", "test", "vm"),
+        "gate",
         *("promote", "rollback", "releases", "verify-archive"),
         *("report", "explain", "verify", "doctor", "clean"),
     }

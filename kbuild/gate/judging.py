@@ -1,0 +1,209 @@
+"""Judge a release: run the gate's cases, two at a time, and write gate.json."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+from kbuild.archive.release import Release, View
+from kbuild.archive.required import NEED_OLDER, NOTHING_OLDER, REQUIRED
+from kbuild.core import fs, progress
+from kbuild.core.errors import DefectError, KbuildError, UserError
+from kbuild.core.model import Kernel, Settings
+from kbuild.fetch import roots, source
+from kbuild.gate import server, wire
+from kbuild.gate.cases import CASES, Case
+from kbuild.gate.report import FAILED, NOT_RUN, PASSED, CaseResult, Report
+from kbuild.gate.round import Round, Trial
+from kbuild.guest import programs, qemu
+from kbuild.lab import readying
+from kbuild.ship import manifest
+
+logger = logging.getLogger(__name__)
+
+# A guest under TCG keeps about one processor busy.
+_AT_ONCE = 2
+_PROGRAMS = ("observe", "topology")
+_NO_OLDER = "the archive has no promoted release of this target"
+
+
+def run(
+    settings: Settings, view: View, *, k: str | None = None, accel: str | None = None
+) -> Report:
+    """Run the cases on a release, and return the report.
+
+    ``k`` selects cases by words of their names.  The others are "not run" in the report, which then
+    never passes.  Raises UserError if ``k`` selects nothing, and what making a server raises.
+    """
+    wanted = choose(k)
+    began = time.monotonic()
+    with opened(settings, view, accel=accel) as made, started(made, wanted) as futures:
+        results = [future.result() for future in futures.values()]
+        return finish(made, results, seconds=time.monotonic() - began)
+
+
+def finish(made: Round, results: Iterable[CaseResult], *, seconds: float) -> Report:
+    """Return the report of a round with these results."""
+    release = made.candidate
+    known = {one.name: one for one in results}
+    return Report(
+        id=release.id,
+        packages={one.path.name: one.sha256 for one in release.packages},
+        cases=tuple(known.get(name) or CaseResult(name, NOT_RUN) for name in REQUIRED),
+        commit=manifest.project_commit(made.settings.project) or "",
+        when=datetime.now(UTC).isoformat(timespec="seconds"),
+        accelerator=made.accelerator.name,
+        seconds=round(seconds, 1),
+    )
+
+
+def choose(k: str | None) -> tuple[Case, ...]:
+    """Return the cases that the words of ``k`` name, in whole or in part; all without it.
+
+    A word that is the whole name of a case selects no other.
+    """
+    words = (k or "").split()
+    found = tuple(
+        one
+        for one in CASES
+        if not words
+        or any(
+            word in one.names if word in REQUIRED else word in name
+            for word in words
+            for name in one.names
+        )
+    )
+    if not found:
+        raise UserError(
+            f"no case matches {k!r}", expected="a part of one of: " + ", ".join(REQUIRED)
+        )
+    return found
+
+
+def home(settings: Settings, release: Release) -> Path:
+    """Return the directory of a release's gate.json."""
+    return settings.build / "gate" / release.id
+
+
+@contextlib.contextmanager
+def opened(settings: Settings, view: View, *, accel: str | None = None) -> Iterator[Round]:
+    """Yield a round: the view is served, and the programs and the server are made."""
+    target = view.candidate.target
+    place = home(settings, view.candidate)
+    place.mkdir(parents=True, exist_ok=True)
+    logs = settings.build / "logs" / "gate" / view.candidate.id
+    with fs.lock(place.with_name(f".{place.name}.lock")):
+        work = place / "work"
+        fs.remove_tree(work)
+        fs.remove_tree(logs)
+        logs.mkdir(parents=True)
+        base = source.fetch(settings, dataclasses.replace(target, version=_base_version(view)))
+        trees = {dkms: server.stock(settings, base, dkms=dkms) for dkms in (False, True)}
+        kernel = Kernel(base.release, base.flavour, trees[False].path)
+        accelerator = qemu.choose_accelerator(settings.cache, kernel, accel).accelerator
+        compiled = programs.compile_programs(
+            settings,
+            roots.compile_root(settings, target.suite),
+            readying.sources(_PROGRAMS),
+        )
+        try:
+            with wire.serve(view.root, logs / "requests.log") as connected:
+                yield Round(
+                    settings=settings,
+                    view=view,
+                    base=base,
+                    accelerator=accelerator,
+                    network=connected.namespace,
+                    trees=trees,
+                    programs=compiled,
+                    home=work,
+                    logs=logs,
+                )
+        finally:
+            fs.remove_tree(work)
+
+
+def _base_version(view: View) -> str:
+    """Return the Debian version that the candidate is a rebuild of."""
+    return view.candidate.version.partition("+cplayground")[0]
+
+
+@contextlib.contextmanager
+def started(made: Round, wanted: Sequence[Case]) -> Iterator[dict[str, Future[CaseResult]]]:
+    """Judge cases, two at a time and in their order, and yield the future result of each name.
+
+    Those that have not begun at the end of the block are not run.
+    """
+    with ThreadPoolExecutor(_AT_ONCE, "gate") as pool:
+        try:
+            futures: dict[str, Future[CaseResult]] = {}
+            for case in wanted:
+                whole = pool.submit(judge, made, case)
+                futures |= {name: _part(whole, name) for name in case.names}
+            yield futures
+        except BaseException:
+            made.end()
+            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _part(whole: Future[tuple[CaseResult, ...]], name: str) -> Future[CaseResult]:
+    part: Future[CaseResult] = Future()
+
+    def pass_on(done: Future[tuple[CaseResult, ...]]) -> None:
+        if done.cancelled():
+            part.cancel()
+        elif (error := done.exception()) is not None:
+            part.set_exception(error)
+        else:
+            part.set_result(next(one for one in done.result() if one.name == name))
+
+    whole.add_done_callback(pass_on)
+    return part
+
+
+def judge(made: Round, case: Case) -> tuple[CaseResult, ...]:
+    """Judge the cases of one function; an error of a step is a reason of each."""
+    began = time.monotonic()
+    older = bool(made.view.promoted)
+    ready = [name for name in case.names if older or name not in NEED_OLDER]
+    trials = {name: Trial(name) for name in case.names}
+    error: KbuildError | None = None
+    if ready:
+        logger.info("gate: %s", ", ".join(ready))
+        try:
+            case.run(made, trials)
+        except KbuildError as caught:
+            error = caught
+        except Exception as caught:
+            logger.exception("unexpected exception in the case %s", case.names[0])
+            error = DefectError.of(caught)
+    seconds = round(time.monotonic() - began, 1)
+    return tuple(_results(trials.values(), ready, error, seconds))
+
+
+def _results(
+    trials: Iterable[Trial], ready: Sequence[str], error: KbuildError | None, seconds: float
+) -> Iterator[CaseResult]:
+    for trial in trials:
+        if trial.name not in ready:
+            yield CaseResult(trial.name, NOTHING_OLDER, 0.0, (_NO_OLDER,))
+            continue
+        reasons = [*trial.reasons, *([] if error is None else [str(error)])]
+        made = CaseResult(
+            trial.name,
+            FAILED if reasons else PASSED,
+            seconds,
+            tuple(reasons),
+            tuple(trial.boots),
+            tuple(trial.notes),
+        )
+        logger.info("gate: %s: %s (%s)", made.name, made.outcome, progress.duration(seconds))
+        yield made
