@@ -189,8 +189,10 @@ def reproduce(
 
 
 KEYWORD = Option("k", "pytest expression that selects tests, of unit and vm without --tier")
-TIER = Option("tier", "the only tier to run", choices=testing.TIERS, usual="unit, vm and mutants")
-WHOLE = Option("all", "all tests of unit, vm and lab, which take hours", kind=bool)
+TIER = Option(
+    "tier", "the only tier to run", choices=testing.TIERS, usual="unit, vm, gate and mutants"
+)
+WHOLE = Option("all", "all tests of unit, vm, gate and lab, which take hours", kind=bool)
 STOCK = Option("stock", "only Debian's own kernel is tested, and none is compiled", kind=bool)
 
 
@@ -200,6 +202,7 @@ STOCK = Option("stock", "only Debian's own kernel is tested, and none is compile
         "stock": BUILD,
         "tier=unit": (VARIANT, VERSION, WHOLE, ACCEL, *BUILD),
         "tier=vm": (WHOLE,),
+        "tier=gate": (WHOLE,),
         "tier=mutants": (MODULES,),
         "tier=lab": (MODULES,),
     },
@@ -216,7 +219,7 @@ def test(
     stock: bool,
     accel: str | None,
 ) -> Answer:
-    """Run the unit tests, the VM tests and the mutants.
+    """Run the unit tests, the VM tests, the gate and the mutants.
 
     ./inv test --tier vm --stock -k namespaces
     """

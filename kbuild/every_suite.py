@@ -22,7 +22,9 @@ from kbuild.testing import MisusedTestsError, NoTestsError
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("fetched", "patched", "built", "installed", "stock", "patched kernel", "variants")
+COLUMNS = (
+    *("fetched", "patched", "built", "installed", "stock", "patched kernel", "gate", "variants"),
+)
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,11 @@ def test_steps(
                 Step("installed", ("built",), install),
                 Step("patched kernel", ("installed",), lambda: judge("vm", kernel="ours")),
             ]
+    if "gate" in selection.tiers:
+        # A kernel that cannot be built is not tried a second time.
+        built = any(one.column == "built" for one in steps)
+        needs = ("built",) if built else ("patched",)
+        steps.append(Step("gate", needs, lambda: judge("gate")))
     for tier in ("mutants", "lab"):
         if tier in selection.tiers:
             steps.append(Step("variants", ("patched",), functools.partial(judge, tier)))

@@ -18,22 +18,23 @@ from kbuild.core import progress
 from kbuild.core.errors import InfrastructureError, KbuildError, UserError
 from kbuild.core.model import Settings, Target
 from kbuild.core.run import start, stop
+from kbuild.gate import candidate, server
 from kbuild.lab import setup
 from kbuild.pipeline import images, lint, stages
 
 logger = logging.getLogger(__name__)
 
-TIERS = ("unit", "vm", "mutants", "lab")
+TIERS = ("unit", "vm", "gate", "mutants", "lab")
 # The mutants are a sample of the lab: they show that the suite notices bugs.
-USUAL_TIERS = ("unit", "vm", "mutants")
+USUAL_TIERS = ("unit", "vm", "gate", "mutants")
 # The mutants are among the lab's tests.
-ALL_TIERS = ("unit", "vm", "lab")
+ALL_TIERS = ("unit", "vm", "gate", "lab")
 _CHOSEN_TIERS = ("unit", "vm")
 _FILES = {"mutants": "tests/lab/test_mutants.py"}
 # The kernel of the lab's tests: all detectors that work in one kernel.
 LAB_FLAVOUR, LAB_VARIANT = "lab", "debug"
 
-_TIER_TIMEOUT_S = {"unit": 1200.0, "vm": 3600.0, "mutants": 3600.0, "lab": 3600.0}
+_TIER_TIMEOUT_S = {"unit": 1200.0, **dict.fromkeys(("vm", "gate", "mutants", "lab"), 3600.0)}
 # For everything that the lab has, each ten times.
 _WHOLE_TIMEOUT_S = 8 * 3600.0
 # pytest's own exit statuses (pytest.ExitCode).
@@ -107,13 +108,13 @@ def select(
     unknown = [one for one in tiers if one not in TIERS]
     if unknown:
         raise UserError(f"no such tier: {unknown[0]}", expected=", ".join(TIERS))
-    ours = [one for one in tiers if one in ("mutants", "lab")]
+    ours = [one for one in tiers if one in ("gate", "mutants", "lab")]
     if stock and ours:
         raise UserError(
-            f"--stock compiles no kernel, and the tier {ours[0]} needs a debug kernel of ours",
+            f"--stock compiles no kernel, and the tier {ours[0]} needs a kernel of ours",
             expected="--stock with the tiers unit and vm only",
             found=", ".join(tiers),
-            hint="leave --stock out, or use --tier vm instead of --tier lab, mutants or --all",
+            hint="leave --stock out, or use --tier vm",
         )
     return Selection(
         tiers=tiers, keyword=keyword, whole=whole, stock=stock, accel=accel, modules=modules
@@ -170,6 +171,8 @@ def _run_tiers(
         options = _keyword(selection)
         if tier == "vm":
             options += _vm_options(settings, target, selection)
+        if tier == "gate":
+            options += _gate_options(settings, target, selection)
         if tier in ("mutants", "lab"):
             options += _lab_options(settings, target, accel=selection.accel, whole=selection.whole)
         results.append(_run_tier(settings, tier, options, whole=selection.whole, name=name))
@@ -204,6 +207,24 @@ def _vm_options(settings: Settings, target: Target, selection: Selection) -> lis
         # A process for each kernel, because one kernel's guests keep less than one processor busy.
         options += ["-n", "2", "--dist=loadscope"]
     return [*options, "--kernel", selection.kernel]
+
+
+def _gate_options(settings: Settings, target: Target, selection: Selection) -> list[str]:
+    """Package two revisions, and return the options that lead the tests to both.
+
+    The older one is the target's own.  The next one is the candidate, so there is something to
+    upgrade from.
+    """
+    options = []
+    newer = replace(settings, revision=settings.revision + 1)
+    # The target's own comes last, because it stays in the repository and in the record.
+    for name, one in (("candidate", newer), ("promoted", settings)):
+        made = stages.package(one, target, modules=selection.modules)
+        path = settings.build / "test" / f"gate-{name}.json"
+        candidate.write(path, candidate.of(made))
+        options += [f"--{name}", str(path)]
+    options += ["--server", str(server.stock(settings, made.base).path)]
+    return [*options, *_place_options(settings, target, selection.accel)]
 
 
 def _place_options(settings: Settings, target: Target, accel: str | None) -> list[str]:

@@ -1,25 +1,40 @@
-"""A server's disk for the tests that boot one."""
+"""Servers for the gate's tests: one with a disk of its own, and those of a whole round.
+
+A round has a scratch archive with a throw-away key.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from kbuild.archive import operations
+from kbuild.archive.release import Release, View
+from kbuild.core import fs
 from kbuild.core.model import Kernel, Root, Settings
-from kbuild.gate import disk, server, wire
+from kbuild.gate import candidate, disk, judging, rehearsal, report, server, wire
+from kbuild.gate.cases import CASES
+from kbuild.gate.report import CaseResult
+from kbuild.gate.round import Round
 from kbuild.gate.wire import Wire
 from kbuild.guest import qemu
 from kbuild.guest.spec import ServerSpec
+from kbuild.ship import signing
 
 # A unit that fails each time it is started, and that a test enables.
 BROKEN = "broken.service"
+_TABLE = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("gate", "tests that boot a server")
+    group = parser.getgroup("gate", "tests that install packages on servers and boot them")
     group.addoption("--server", type=Path, help="tree that kbuild.gate.server.stock returned")
+    group.addoption("--candidate", type=Path, help="file with the release to judge")
+    group.addoption("--promoted", type=Path, help="file with an older release of the same target")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -28,10 +43,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in ours:
         item.add_marker("gate")
         # A server has deadlines of its own, which depend on its speed.
-        item.add_marker(pytest.mark.timeout(1800))
-    if config.getoption("server") is None:
+        item.add_marker(pytest.mark.timeout(3600))
+    if None in map(config.getoption, ("server", "candidate", "promoted")):
         config.hook.pytest_deselected(items=ours)
         items[:] = [item for item in items if item not in ours]
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if table := config.stash.get(_TABLE, ""):
+        terminalreporter.section("the gate")
+        terminalreporter.write(table)
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +85,65 @@ def stock(
     release = next((tree / "boot").glob("vmlinuz-*")).name.removeprefix("vmlinuz-")
     choice = qemu.choose_accelerator(settings.cache, Kernel(release, "", tree), accel)
     return ServerSpec(disk=image, network=network.namespace, accelerator=choice.accelerator)
+
+
+@pytest.fixture(scope="session")
+def older(request: pytest.FixtureRequest) -> Release:
+    """The release that servers have already."""
+    return candidate.read(request.config.getoption("promoted"))
+
+
+@pytest.fixture(scope="session")
+def newer(request: pytest.FixtureRequest) -> Release:
+    """The release that is judged."""
+    return candidate.read(request.config.getoption("candidate"))
+
+
+@pytest.fixture(scope="session")
+def signed(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings with a key that only these tests use."""
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    made = dataclasses.replace(settings, keys=keys, signing_key="", sign_command=(), offline=False)
+    signing.make_key(made)
+    return dataclasses.replace(made, archive_url=made.archive_url or "https://archive.example")
+
+
+@pytest.fixture(scope="session")
+def place(settings: Settings) -> Iterator[Path]:
+    """A directory next to the packages, so that archives can be made of hard links."""
+    path = settings.build / "gate" / "tests"
+    fs.remove_tree(path)
+    path.mkdir(parents=True)
+    yield path
+    fs.remove_tree(path)
+
+
+@pytest.fixture(scope="session")
+def view(signed: Settings, place: Path, older: Release, newer: Release) -> View:
+    """The scratch archive as servers see it when the candidate is staged."""
+    scratch = rehearsal.archive(signed, place / "promoted", [older])
+    return operations.preview(scratch, newer, place / "view")
+
+
+@pytest.fixture(scope="session")
+def round(signed: Settings, view: View, accel: str | None) -> Iterator[Round]:
+    """The round that all cases of this session share."""
+    with judging.opened(signed, view, accel=accel) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def judged(request: pytest.FixtureRequest, round: Round) -> Iterator[Callable[[str], CaseResult]]:
+    """The function that waits for the verdict of a case; those of all selected tests run now."""
+    asked = {
+        item.callspec.params["case"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and "case" in getattr(item, "fixturenames", ())
+    }
+    wanted = [one for one in CASES if asked & {*one.names}]
+    began = time.monotonic()
+    with judging.started(round, wanted) as futures:
+        yield lambda name: futures[name].result()
+        done = [one.result() for one in futures.values() if one.done() and not one.cancelled()]
+    made = judging.finish(round, done, seconds=time.monotonic() - began)
+    request.config.stash[_TABLE] = report.render(made)

@@ -208,10 +208,11 @@ def test_all_suites_have_no_version_in_common(tmp_path: Path, dry: bool) -> None
         (("unit", "vm"), False, ["stock", "built", "installed", "patched kernel"]),
         (("vm",), True, ["stock"]),
         (("lab",), False, ["variants"]),
+        (("gate",), False, ["gate"]),
         (
-            ("unit", "vm", "lab"),
+            ("unit", "vm", "gate", "lab"),
             False,
-            ["stock", "built", "installed", "patched kernel", "variants"],
+            ["stock", "built", "installed", "patched kernel", "gate", "variants"],
         ),
     ],
 )

@@ -132,7 +132,7 @@ def test_a_bad_helper_is_refused_even_with_nothing_to_compile(option: str, here:
         ("explain --suite sid", "--suite must be one of bullseye, bookworm, trixie"),
         ("explain --jobs=many", "--jobs must be a whole number, 0 or more"),
         ("explain --jobs=-1", "--jobs must be a whole number, 0 or more"),
-        ("test --tier foo", "--tier must be one of unit, vm, mutants, lab"),
+        ("test --tier foo", "--tier must be one of unit, vm, gate, mutants, lab"),
         ("test --accel foo", "--accel must be one of kvm, tcg"),
         ("test --stock --all", "--stock compiles no kernel"),
         ("test --suite all --version 6.1.192-2", "only one suite has linux 6.1.192-2"),

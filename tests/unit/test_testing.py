@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ import pytest
 from kbuild import testing
 from kbuild.core.errors import UserError
 from kbuild.core.model import Settings, Target
+from kbuild.gate import candidate, server
 from kbuild.lab import setup
+from kbuild.pipeline import stages
 from kbuild.testing import FailedTestsError, Selection, TierResult, judge, read_junit
 
 TARGET = Target(suite="bookworm", flavour="cloud-amd64")
@@ -62,19 +65,45 @@ def test_an_unknown_tier_is_refused() -> None:
         testing.select(tier="laboratory")
 
 
-@pytest.mark.parametrize("options", [{"tier": "mutants"}, {"whole": True}])
-def test_the_debug_kernels_tiers_need_a_kernel_of_ours(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{"tier": "mutants"}, {"tier": "gate"}, {"whole": True}])
+def test_some_tiers_need_a_kernel_of_ours(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="--stock compiles no kernel"):
         testing.select(stock=True, **options)
 
 
 def test_the_usual_tiers() -> None:
-    assert "mutants" in testing.select().tiers
+    assert testing.select().tiers == ("unit", "vm", "gate", "mutants")
     # Tiers that build a kernel of their own are not part of a choice.
     assert testing.select(keyword="one").tiers == ("unit", "vm")
     assert testing.select(stock=True).tiers == ("unit", "vm")
-    assert testing.select(whole=True, keyword="one").tiers == ("unit", "vm", "lab")
+    assert testing.select(whole=True, keyword="one").tiers == ("unit", "vm", "gate", "lab")
     assert testing.select(tier="lab", whole=True).tiers == ("lab",)
+
+
+def test_the_gate_judges_the_next_revision_and_leaves_the_targets_own_in_place(
+    project: Settings, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packaged: list[int] = []
+
+    def package(settings: Settings, target: Target, **rest: object) -> object:
+        packaged.append(settings.revision)
+        kernel = SimpleNamespace(release=f"6.1.0-57-{settings.revision}")
+        base = SimpleNamespace(version="6.1.192-3")
+        return SimpleNamespace(
+            settings=settings, target=target, base=base, kernel=kernel, packages=()
+        )
+
+    tree = SimpleNamespace(path=project.build / "tree")
+    monkeypatch.setattr(stages, "package", package)
+    monkeypatch.setattr(server, "stock", lambda *_: tree)
+    testing.run_tests(project, TARGET, Selection(tiers=("gate",), accel="tcg"))
+    assert packaged == [2, 1]
+    ((tier, *options),) = commands
+    said = dict(zip(options[::2], options[1::2], strict=True))
+    assert (tier, said["--accel"]) == ("gate", "tcg")
+    judged = candidate.read(Path(said["--candidate"]))
+    assert judged.id == "bookworm-cloud-amd64-6.1.192-3+cplayground2"
+    assert candidate.read(Path(said["--promoted"])).version == "6.1.192-3+cplayground1"
 
 
 @pytest.mark.parametrize(("keyword", "asked"), [("((", 1), (None, 2)])

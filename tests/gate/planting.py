@@ -1,0 +1,63 @@
+"""Releases with a defect, made of a good one by changing single packages."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from kbuild.archive.release import Release
+from kbuild.core import fs
+from kbuild.core.run import run
+
+_TIMEOUT_S = 300
+
+
+def plant(release: Release, name: str, change: Callable[[Path], None], into: Path) -> Release:
+    """Return a release whose package ``name`` was unpacked, changed and packed again."""
+    package = next(one for one in release.packages if one.name == name)
+    tree = into / "tree"
+    run(["dpkg-deb", "--raw-extract", package.path, tree], timeout_s=_TIMEOUT_S)
+    change(tree)
+    path = into / package.path.name
+    run(
+        ["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", tree, path],
+        timeout_s=_TIMEOUT_S,
+    )
+    fs.remove_tree(tree)
+    bad = dataclasses.replace(package, path=path, sha256=fs.sha256_file(path))
+    packages = tuple(bad if one is package else one for one in release.packages)
+    return dataclasses.replace(release, packages=packages)
+
+
+def write(name: str, content: bytes) -> Callable[[Path], None]:
+    """Return the change that gives a file another content."""
+
+    def change(tree: Path) -> None:
+        (found,) = tree.glob(name)
+        found.write_bytes(content)
+
+    return change
+
+
+def failing_postinst(tree: Path) -> None:
+    """Let the package's configuration fail."""
+    script = tree / "DEBIAN/postinst"
+    script.write_text("#!/bin/sh\necho 'planted: this postinst fails'\nexit 1\n")
+    script.chmod(0o755)
+
+
+def missing_dependency(tree: Path) -> None:
+    """Let the package depend on something that no archive has."""
+    control = tree / "DEBIAN/control"
+    text = re.sub(r"^(Depends: .*)$", r"\1, gate-nowhere", control.read_text(), flags=re.M)
+    control.write_text(text)
+
+
+def not_loadable(tree: Path) -> None:
+    """Let only the loading of the module fail: it says that it is for another kind of kernel."""
+    (module,) = tree.glob("**/cplayground.ko")
+    content, changes = re.subn(rb"(vermagic=\S+) SMP ", rb"\1 XMP ", module.read_bytes())
+    assert changes == 1
+    module.write_bytes(content)
