@@ -603,6 +603,15 @@ def verify_archive(settings: Settings, target: Target) -> Answer:
     return archive_tasks.verify_archive(settings)
 
 
+@command(JSON, reads=True)
+def sign_archive(settings: Settings, target: Target) -> Answer:
+    """Sign the archive's indexes again, for another 30 days.
+
+    ./inv sign-archive
+    """
+    return archive_tasks.sign_archive(settings)
+
+
 @command(JSON, name="keys.make", reads=True)
 def make_key(settings: Settings, target: Target) -> Answer:
     """Make the key that signs the archive.
@@ -647,7 +656,7 @@ def list_keys(settings: Settings, target: Target) -> Answer:
 
 VERBS: tuple[Command, ...] = (
     *(fetch, build_kernel, build_module, package, sbom, reproduce, test, gate, vm),
-    *(promote, rollback, releases, verify_archive),
+    *(promote, rollback, releases, verify_archive, sign_archive),
     *(report, explain, verify, doctor, clean),
 )
 KEYS = {

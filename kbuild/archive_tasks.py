@@ -1,4 +1,4 @@
-"""The tasks on the archive: promote, rollback, releases and verify-archive, as text and as data."""
+"""The tasks on the archive, from promote to sign-archive, as text and as data."""
 
 from __future__ import annotations
 
@@ -70,6 +70,19 @@ def verify_archive(settings: Settings) -> Answer:
 def _check(id: str) -> None:
     if not id:
         raise UserError("no release is named", hint="./inv releases lists their IDs")
+
+
+def sign_archive(settings: Settings) -> Answer:
+    """Sign all indexes again, and say until when servers accept them."""
+    if settings.dry:
+        return Answer(text=f"would sign the indexes in {settings.archive}")
+    until = operations.resign(settings)
+    names = ", ".join(until) or "nothing"
+    return Answer(
+        data={"archive": settings.archive, "until": {n: d.isoformat() for n, d in until.items()}},
+        summary=f"signed: {names}"
+        + (f", valid until {min(until.values()):%Y-%m-%d}" if until else ""),
+    )
 
 
 def _since(record: Record) -> str:

@@ -24,7 +24,7 @@ from kbuild.archive.states import Event, Happening, next_state
 from kbuild.core import fs
 from kbuild.core.errors import EvidenceError, PoolError, UserError
 from kbuild.core.model import Settings
-from kbuild.ship import keyring_package, manifest
+from kbuild.ship import indexes, keyring_package, manifest
 from kbuild.ship import rollback as going_back
 from kbuild.ship.manifest import Output
 
@@ -313,10 +313,19 @@ def _way_back(archive: _Archive, record: Record) -> tuple[Record | None, tuple[s
     return older, (f"servers with {record.version} go back to {older.version}",)
 
 
-def resign(settings: Settings) -> None:
-    """Write and sign all indexes again, so that they stay valid."""
+def resign(settings: Settings) -> dict[str, datetime]:
+    """Write and sign all indexes again; return until when each name in dists/ is valid now.
+
+    Raises UserError if there is no archive, and SigningError.
+    """
+    if not place.check(settings):
+        raise UserError(
+            f"there is no archive in {settings.archive}",
+            hint="'./inv release' makes it; or correct archive_dir",
+        )
     with _opened(settings) as archive:
-        archive.publish(again=True)
+        plan = archive.publish(again=True)
+        return dict.fromkeys(sorted(plan), archive.now + indexes.VALID)
 
 
 def releases(settings: Settings) -> tuple[Record, ...]:
