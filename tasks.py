@@ -18,6 +18,7 @@ from kbuild import (
     dry_run,
     every_suite,
     gating,
+    releasing,
     reproducing,
     signing_keys,
     testing,
@@ -164,6 +165,15 @@ def sbom(settings: Settings, target: Target, *, modules: str) -> Answer:
         return dry_run.explain(settings, target, modules)
     found = papers.write(stages.package(settings, target, modules=modules))
     return Answer(data={"papers": found}, text="\n".join(map(str, found)))
+
+
+@command(ACCEL, JSON, *BUILDER, root=True)
+def release(settings: Settings, target: Target, *, modules: str, accel: str | None) -> Answer:
+    """Package, test, judge and stage a kernel.
+
+    ./inv release --suite bookworm --flavour cloud-amd64
+    """
+    return releasing.run(settings, target, modules=modules, accel=accel)
 
 
 RELEASE = Option("release", "ID of a release in the archive", first=True)
@@ -656,7 +666,7 @@ def list_keys(settings: Settings, target: Target) -> Answer:
 
 VERBS: tuple[Command, ...] = (
     *(fetch, build_kernel, build_module, package, sbom, reproduce, test, gate, vm),
-    *(promote, rollback, releases, verify_archive, sign_archive),
+    *(release, promote, rollback, releases, verify_archive, sign_archive),
     *(report, explain, verify, doctor, clean),
 )
 KEYS = {

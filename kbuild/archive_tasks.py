@@ -17,7 +17,7 @@ def promote(settings: Settings, id: str, percent: int) -> Answer:
         return Answer(text=f"would promote {id} to {percent} % in {settings.archive}")
     record = operations.promote(settings, id, percent)
     return Answer(
-        data={"release": _data(record)}, summary=f"{operations.describe(record)}: {record.id}"
+        data={"release": describe(record)}, summary=f"{operations.describe(record)}: {record.id}"
     )
 
 
@@ -29,7 +29,7 @@ def rollback(settings: Settings, id: str, reason: str) -> Answer:
     done = operations.rollback(settings, id, reason)
     older = done.older and done.older.id
     return Answer(
-        data={"release": _data(done.record), "older": older, "notes": [*done.notes]},
+        data={"release": describe(done.record), "older": older, "notes": [*done.notes]},
         text="\n".join(done.notes),
         summary=f"withdrawn: {id}{f', back to {older}' if older else ''}",
     )
@@ -41,7 +41,7 @@ def releases(settings: Settings) -> Answer:
     rows = [(one.id, operations.describe(one), _since(one)) for one in found]
     text = table.text(("release", "state", "since"), rows, unbroken=3) if rows else ""
     return Answer(
-        data={"archive": settings.archive, "releases": [*map(_data, found)]},
+        data={"archive": settings.archive, "releases": [*map(describe, found)]},
         text=text or f"no release in {settings.archive}",
     )
 
@@ -89,7 +89,7 @@ def _since(record: Record) -> str:
     return record.history[-1].when if record.history else ""
 
 
-def _data(record: Record) -> dict[str, object]:
+def describe(record: Record) -> dict[str, object]:
     """Return a record as docs/reference/json.md describes it."""
     names = ("id", "suite", "flavour", "variant", "kernel", "version", "state", "percent")
     fields = {name: getattr(record, name) for name in names}

@@ -28,7 +28,7 @@ def test_the_verbs_are_flat_and_the_rest_is_in_collections(here: Here) -> None:
     assert {task["name"] for task in listed["tasks"]} == {
         *("fetch", "build-kernel", "build-module", "package", "sbom", "reproduce", "test", "vm"),
         "gate",
-        *("promote", "rollback", "releases", "verify-archive", "sign-archive"),
+        *("release", "promote", "rollback", "releases", "verify-archive", "sign-archive"),
         *("report", "explain", "verify", "doctor", "clean"),
     }
     names = {one["name"]: {task["name"] for task in one["tasks"]} for one in listed["collections"]}

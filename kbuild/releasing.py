@@ -1,0 +1,139 @@
+"""The ``release`` command: from Debian's source to the staging suite of our archive, unattended.
+
+Nothing reaches an index of the archive before a VM and the gate have passed exactly its bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from kbuild import archive_tasks, dry_run, testing
+from kbuild.answer import Answer
+from kbuild.archive import operations, place, verify
+from kbuild.archive.release import Record, Release, State, View
+from kbuild.core import fs, progress
+from kbuild.core.errors import EvidenceError
+from kbuild.core.model import Settings, Target
+from kbuild.gate import candidate, judging, report
+from kbuild.pipeline import papers, stages
+from kbuild.pipeline.stage import Made
+from kbuild.ship import signing
+
+logger = logging.getLogger(__name__)
+
+STEPS = ("archive", "package", "preview", "test", "papers", "gate", "stage")
+
+
+@dataclass
+class _Clock:
+    """The seconds that each step took, of one run."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Measure the block, and log which step of how many it is."""
+        logger.info("release, step %d of %d: %s", STEPS.index(name) + 1, len(STEPS), name)
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.monotonic() - began, 1)
+
+
+def run(settings: Settings, target: Target, *, modules: str, accel: str | None) -> Answer:
+    """Package a target, test and judge it, and put it into the staging of its suite.
+
+    A release that is staged already stays as it is.  Raises SigningError before anything is built
+    if no key can sign, what the stages raise, FailedTestsError, PoolError, and GateError if the
+    gate refuses the packages.  The archive then shows servers what it showed before.
+    """
+    if settings.dry:
+        return dry_run.explain(settings, target, modules)
+    clock = _Clock()
+    with clock.step("archive"):
+        signing.signers(settings)
+        check(settings)
+    with clock.step("package"):
+        made = stages.package(settings, target, modules=modules)
+    release = candidate.of(made)
+    record = published(settings, release)
+    if record is None:
+        record = _publish(settings, made, release, clock, modules=modules, accel=accel)
+        check(settings)
+    took = progress.duration(sum(clock.seconds.values()))
+    return Answer(
+        data={
+            "release": archive_tasks.describe(record),
+            "archive": settings.archive,
+            "seconds": clock.seconds,
+        },
+        text="".join(
+            f"{name:<10}{progress.duration(s):>12}\n" for name, s in clock.seconds.items()
+        ),
+        summary=f"{operations.describe(record)}: {record.id}, after {took}",
+    )
+
+
+def check(settings: Settings) -> None:
+    """Raise the error of verify-archive if anything in an archive is not as it should be."""
+    if place.check(settings) and (error := verify.error(verify.check(settings))) is not None:
+        raise error
+
+
+def published(settings: Settings, release: Release) -> Record | None:
+    """Return the record of a release that servers may see with exactly these packages."""
+    wanted = {one.sha256 for one in release.packages}
+    for record in operations.releases(settings):
+        same = record.id == release.id and {one.sha256 for one in record.packages} == wanted
+        if same and record.state in (State.STAGED, State.PROMOTED, State.SUPERSEDED):
+            return record
+    return None
+
+
+def _publish(
+    settings: Settings,
+    made: Made,
+    release: Release,
+    clock: _Clock,
+    *,
+    modules: str,
+    accel: str | None,
+) -> Record:
+    """Test, judge and stage packages."""
+    with clock.step("preview"), _view(settings, release):
+        # Whatever the archive or the keys refuse, they refuse before the tests take their time.
+        pass
+    with clock.step("test"):
+        chosen = testing.select(tier="vm", accel=accel, modules=modules)
+        tests = testing.run_tests(settings, made.target, chosen)
+    with clock.step("papers"):
+        sign = functools.partial(signing.sign_detached, settings)
+        files = (*papers.write(made, sign=sign), *(one.junit for one in tests))
+    with clock.step("gate"), _view(settings, release) as view:
+        judged = judging.run(settings, view, accel=accel)
+    verdict = judging.home(settings, release) / report.FILE
+    with clock.step("stage"):
+        try:
+            return operations.stage(settings, release, [verdict, *files])
+        except EvidenceError:
+            # The record says now that it was refused; the gate's own error says more.
+            if (error := report.error(judged)) is not None:
+                raise error from None
+            raise
+
+
+@contextlib.contextmanager
+def _view(settings: Settings, release: Release) -> Iterator[View]:
+    """Yield the archive as servers will see it, and remove it at the end."""
+    place = judging.home(settings, release) / "view"
+    fs.remove_tree(place)
+    try:
+        yield operations.preview(settings, release, place)
+    finally:
+        fs.remove_tree(place)

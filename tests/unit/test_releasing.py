@@ -1,0 +1,167 @@
+"""``release``: the order of its steps, and nothing in the archive that the gate did not pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from kbuild import releasing, testing
+from kbuild.archive import evidence, operations
+from kbuild.archive.release import State, View
+from kbuild.archive.required import REQUIRED
+from kbuild.core.errors import PoolError, SigningError
+from kbuild.core.model import Settings
+from kbuild.gate import candidate, judging, report
+from kbuild.gate.report import CaseResult, GateError, Report
+from kbuild.pipeline import papers, stages
+from kbuild.ship import provenance
+from kbuild.testing import FailedTestsError
+from tests.unit import releases
+
+
+class Line:
+    """The steps of a release, as fakes that note that they ran; the archive and keys are real."""
+
+    def __init__(self, home: Path) -> None:
+        self.settings = releases.settings(home)
+        self.ran: list[str] = []
+        self.packaged = releases.release()
+        self.refuses: tuple[str, ...] = ()  # cases that the gate finds failed
+        self.tests_fail = False
+
+    def package(self, *_: object, **__: object) -> object:
+        self.ran.append("package")
+        return SimpleNamespace(target=self.packaged.target, settings=self.settings)
+
+    def run_tests(self, *_: object, **__: object) -> tuple[object, ...]:
+        self.ran.append("test")
+        if self.tests_fail:
+            raise FailedTestsError("1 of 2 vm tests failed")
+        path = self.settings.build / "test/vm.xml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("<testsuites/>\n")
+        return (SimpleNamespace(junit=path),)
+
+    def papers(self, *_: object, sign: Callable[[bytes], bytes]) -> tuple[Path, ...]:
+        self.ran.append("papers")
+        path = self.settings.build / provenance.NAME
+        path.write_bytes(b"{}\n")
+        signature = self.settings.build / provenance.SIGNATURE
+        signature.write_bytes(sign(path.read_bytes()))
+        return path, signature
+
+    def gate(self, settings: Settings, view: View, **_: object) -> object:
+        self.ran.append("gate")
+        # The packages are there, under their names in the archive, and signed.
+        assert all(one.path.is_file() for one in view.candidate.packages)
+        assert (view.root / "dists" / view.staging / "InRelease").is_file()
+        cases = tuple(
+            CaseResult(
+                name,
+                "failed" if name in self.refuses else evidence.PASSED,
+                reasons=("it did not boot",) if name in self.refuses else (),
+            )
+            for name in REQUIRED
+        )
+        made = Report(
+            id=view.candidate.id,
+            packages={one.path.name: one.sha256 for one in view.candidate.packages},
+            cases=cases,
+            commit="0" * 40,
+            when="2026-11-30T12:00:00+00:00",
+            accelerator="tcg",
+            seconds=1.0,
+        )
+        report.write(judging.home(settings, view.candidate) / report.FILE, made)
+        return made
+
+    def run(self) -> dict[str, object]:
+        """Release; returns the data of the answer."""
+        self.ran.clear()
+        answer = releasing.run(self.settings, self.packaged.target, modules="auto", accel=None)
+        return dict(answer.data)
+
+    def states(self) -> dict[str, State]:
+        return {one.id: one.state for one in operations.releases(self.settings)}
+
+
+@pytest.fixture
+def line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Line:
+    made = Line(tmp_path)
+    for owner, name, fake in (
+        (stages, "package", made.package),
+        (candidate, "of", lambda _: made.packaged),
+        (testing, "run_tests", made.run_tests),
+        (papers, "write", made.papers),
+        (judging, "run", made.gate),
+    ):
+        monkeypatch.setattr(owner, name, fake)
+    return made
+
+
+def test_a_release_is_packaged_tested_judged_and_staged(line: Line) -> None:
+    said = line.run()
+    assert line.ran == ["package", "test", "papers", "gate"]
+    assert line.states() == {line.packaged.id: State.STAGED}
+    assert set(said) == {"release", "archive", "seconds"}
+    (record,) = operations.releases(line.settings)
+    assert {"gate.json", provenance.SIGNATURE, "vm.xml"} <= set(record.evidence)
+    releasing.check(line.settings)
+
+
+def test_a_staged_release_is_neither_tested_nor_judged_again(line: Line) -> None:
+    line.run()
+    line.run()
+    assert line.ran == ["package"]
+
+
+def test_nothing_is_judged_that_failed_its_tests(line: Line) -> None:
+    line.tests_fail = True
+    with pytest.raises(FailedTestsError):
+        line.run()
+    assert line.ran == ["package", "test"]
+    assert line.states() == {}
+
+
+def test_servers_see_nothing_of_a_refused_release(line: Line) -> None:
+    line.run()
+    stable = (line.settings.archive / "dists").resolve()
+    before = {path: path.readlink() for path in stable.iterdir()}
+    line.packaged, line.refuses = releases.release(2), ("upgrade",)
+    with pytest.raises(GateError, match="refuses") as caught:
+        line.run()
+    assert "upgrade" in str(caught.value)
+    assert line.states()[line.packaged.id] is State.REFUSED
+    assert {path: path.readlink() for path in stable.iterdir()} == before
+    line.refuses = ()
+    line.run()
+    assert line.states()[line.packaged.id] is State.STAGED
+
+
+def test_without_a_key_nothing_is_built(line: Line, tmp_path: Path) -> None:
+    line.settings = dataclasses.replace(line.settings, keys=tmp_path / "none")
+    with pytest.raises(SigningError):
+        line.run()
+    assert line.ran == []
+
+
+def test_other_bytes_are_refused_before_the_tests(line: Line) -> None:
+    line.run()
+    line.packaged = releases.release(salt="other")
+    with pytest.raises(PoolError):
+        line.run()
+    assert line.ran == ["package"]
+
+
+def test_a_damaged_archive_gets_no_release(line: Line) -> None:
+    line.run()
+    (record, *_) = (line.settings.archive / "releases").rglob("release.json")
+    record.write_text(json.dumps({"format": 1}))
+    with pytest.raises(Exception, match=r"release\.json"):
+        line.run()
+    assert line.ran == []
