@@ -58,6 +58,7 @@ def run(settings: Settings, target: Target, *, modules: str, accel: str | None) 
     clock = _Clock()
     with clock.step("archive"):
         signing.signers(settings)
+        operations.refresh(settings)
         check(settings)
     with clock.step("package"):
         made = stages.package(settings, target, modules=modules)

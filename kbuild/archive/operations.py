@@ -14,7 +14,7 @@ import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from kbuild.archive import contents, evidence, place, pool, records, snapshots
@@ -30,6 +30,8 @@ from kbuild.ship.manifest import Output
 
 logger = logging.getLogger(__name__)
 
+# So long before they expire, a release signs the indexes of all suites again.
+RENEWAL = timedelta(days=10)
 _SCRATCH = ".work."
 
 
@@ -326,6 +328,19 @@ def resign(settings: Settings) -> dict[str, datetime]:
     with _opened(settings) as archive:
         plan = archive.publish(again=True)
         return dict.fromkeys(sorted(plan), archive.now + indexes.VALID)
+
+
+def refresh(settings: Settings) -> None:
+    """Finish what a killed task began, and sign again if the indexes expire within :data:`RENEWAL`.
+
+    Does nothing if there is no archive.
+    """
+    if not place.check(settings):
+        return
+    with _opened(settings) as archive:
+        until = snapshots.expiry(archive.root)
+        soon = until is not None and until - archive.now < RENEWAL
+        archive.prune(archive.publish(again=soon))
 
 
 def releases(settings: Settings) -> tuple[Record, ...]:

@@ -176,6 +176,14 @@ def release(dist: Path) -> ReleaseFile:
     return ReleaseFile((dist / "Release").read_bytes())
 
 
+def expiry(root: Path) -> datetime | None:
+    """Return when servers begin to refuse the first of the indexes; None without an index.
+
+    Raises TrustError for a Release file without that date.
+    """
+    return min((_date(root, name, "Valid-Until") for name in linked(root)), default=None)
+
+
 def check_clock(root: Path, now: datetime) -> None:
     """Raise InfrastructureError if a Release file is dated later than ``now``.
 
@@ -183,23 +191,28 @@ def check_clock(root: Path, now: datetime) -> None:
     for a Release file without a date.
     """
     for name in linked(root):
-        file = root / DISTS / name / "Release"
-        try:
-            date = parsedate_to_datetime(str(release(file.parent)["Date"]))
-        except (OSError, LookupError, ValueError, TypeError) as error:
-            raise TrustError(
-                f"{file} is damaged",
-                expected="a Release file with a date",
-                found=str(error),
-                hint="'./inv verify-archive' lists all damage",
-            ) from error
+        date = _date(root, name, "Date")
         if date > now:
             raise InfrastructureError(
                 "this machine's clock is wrong: the archive was signed in the future",
-                expected=f"{date:%Y-%m-%d %H:%M:%S} UTC or later, the date in {file}",
+                expected=f"{date:%Y-%m-%d %H:%M:%S} UTC or later, the date in"
+                f" {root / DISTS / name / 'Release'}",
                 found=f"{now:%Y-%m-%d %H:%M:%S} UTC",
                 hint="set the clock (timedatectl), and run the same command again",
             )
+
+
+def _date(root: Path, name: str, field: str) -> datetime:
+    directory = root / DISTS / name
+    try:
+        return parsedate_to_datetime(str(release(directory)[field]))
+    except (OSError, LookupError, ValueError, TypeError) as error:
+        raise TrustError(
+            f"{directory / 'Release'} is damaged",
+            expected=f"a Release file with a {field}",
+            found=str(error),
+            hint="'./inv verify-archive' lists all damage",
+        ) from error
 
 
 def recover(root: Path) -> None:

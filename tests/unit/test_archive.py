@@ -26,6 +26,7 @@ from kbuild.core.errors import (
     UserError,
 )
 from kbuild.core.model import Settings
+from kbuild.ship import indexes
 from tests.unit import releases
 from tests.unit.releases import release
 
@@ -535,6 +536,21 @@ def test_signing_again_gives_new_dates(given: Settings) -> None:
         operations.resign(given)
     assert len(list((given.archive / "snapshots").iterdir())) <= 6
     assert verify.check(given).findings == ()
+
+
+def test_indexes_that_expire_soon_are_signed_again(
+    given: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operations.refresh(given)
+    assert not given.archive.exists()
+    promoted(given, 1)
+    link = given.archive / "dists/bookworm"
+    first = link.readlink()
+    operations.refresh(given)
+    assert link.readlink() == first
+    monkeypatch.setattr(operations, "RENEWAL", indexes.VALID + timedelta(days=1))
+    operations.refresh(given)
+    assert link.readlink() != first
 
 
 def test_two_writers_at_once_both_finish(given: Settings) -> None:
