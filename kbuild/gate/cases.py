@@ -127,6 +127,11 @@ def _next_to_a_failing_module(
     elif half:
         trial.reasons.append(f"apt succeeded, and {', '.join(half)} is unconfigured")
     trial.require(dkms.PACKAGE not in half, f"{dkms.PACKAGE} is unconfigured")
+    tried = made.root.path / "var/lib/dkms" / _FOREIGN
+    trial.require(
+        any(_COMPLAINT in one.read_text(errors="replace") for one in tried.rglob("make.log")),
+        "DKMS did not try to build the other module, so nothing was shown",
+    )
     built = made.root.path / f"lib/modules/{round.candidate.kernel}/{BUILT}"
     trial.require(
         any(built.glob("cplayground.ko*")), f"our module was not built for {round.candidate.kernel}"
@@ -142,7 +147,7 @@ def _next_to_a_failing_module(
     ]
 
 
-_FOREIGN = "gate-foreign"
+_FOREIGN, _COMPLAINT = "gate-foreign", "this module knows no kernel"
 # An initrd has times in it, and DKMS signs modules with a key of the server's own.
 _OTHER_RUN = (
     r"boot/initrd\.img-.*",
@@ -170,7 +175,7 @@ _FOREIGN_FILES = {
         'MAKE[0]="make -C $kernel_source_dir M=$dkms_tree/$PACKAGE_NAME/$PACKAGE_VERSION/build"\n'
     ),
     f"usr/src/{_FOREIGN}-1.0/Makefile": f"obj-m := {_FOREIGN}.o\n",
-    f"usr/src/{_FOREIGN}-1.0/{_FOREIGN}.c": "#error this module knows no kernel\n",
+    f"usr/src/{_FOREIGN}-1.0/{_FOREIGN}.c": f"#error {_COMPLAINT}\n",
 }
 
 
