@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from kbuild import archive_tasks, dry_run, testing
+from kbuild import archive_tasks, dry_run, gating, testing
 from kbuild.answer import Answer
 from kbuild.archive import operations, place, verify
 from kbuild.archive.release import Record, Release, State, View
@@ -116,9 +116,8 @@ def _publish(
     with clock.step("papers"):
         sign = functools.partial(signing.sign_detached, settings)
         files = (*papers.write(made, sign=sign), *(one.junit for one in tests))
-    with clock.step("gate"), _view(settings, release) as view:
-        judged = judging.run(settings, view, accel=accel)
-    verdict = judging.home(settings, release) / report.FILE
+    with clock.step("gate"):
+        judged, verdict = gating.judge(settings, release, accel=accel)
     with clock.step("stage"):
         try:
             return operations.stage(settings, release, [verdict, *files])
