@@ -14,7 +14,7 @@ from pathlib import Path
 from kbuild.archive.release import Release, View
 from kbuild.archive.required import NEED_OLDER, NOTHING_OLDER, REQUIRED
 from kbuild.core import fs, progress
-from kbuild.core.errors import DefectError, KbuildError, UserError
+from kbuild.core.errors import BuildError, DefectError, KbuildError, UserError
 from kbuild.core.model import Kernel, Settings
 from kbuild.fetch import roots, source
 from kbuild.gate import server, wire
@@ -22,6 +22,7 @@ from kbuild.gate.cases import CASES, Case
 from kbuild.gate.report import FAILED, NOT_RUN, PASSED, CaseResult, Report
 from kbuild.gate.round import Round, Trial
 from kbuild.guest import programs, qemu
+from kbuild.guest.guest import GuestCommandError, GuestLost
 from kbuild.lab import readying
 from kbuild.ship import manifest
 
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 # A guest under TCG keeps about one processor busy.
 _AT_ONCE = 2
 _PROGRAMS = ("observe", "topology")
+# Errors of the packages' own steps, in a tree and in a booted server.
+_VERDICTS = (BuildError, GuestLost, GuestCommandError)
 _NO_OLDER = "the archive has no promoted release of this target"
 
 
@@ -170,7 +173,10 @@ def _part(whole: Future[tuple[CaseResult, ...]], name: str) -> Future[CaseResult
 
 
 def judge(made: Round, case: Case) -> tuple[CaseResult, ...]:
-    """Judge the cases of one function; an error of a step is a reason of each."""
+    """Judge the cases of one function; the error of a step is a reason of each.
+
+    Raises any other error: a full disk or a lost key is no verdict on a release.
+    """
     began = time.monotonic()
     older = bool(made.view.promoted)
     ready = [name for name in case.names if older or name not in NEED_OLDER]
@@ -180,11 +186,15 @@ def judge(made: Round, case: Case) -> tuple[CaseResult, ...]:
         logger.info("gate: %s", ", ".join(ready))
         try:
             case.run(made, trials)
-        except KbuildError as caught:
+        except _VERDICTS as caught:
             error = caught
+        except KbuildError:
+            raise
         except Exception as caught:
-            logger.exception("unexpected exception in the case %s", case.names[0])
             error = DefectError.of(caught)
+            if not isinstance(error, DefectError):
+                raise error from caught
+            logger.exception("unexpected exception in the case %s", case.names[0])
     seconds = round(time.monotonic() - began, 1)
     return tuple(_results(trials.values(), ready, error, seconds))
 

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -198,16 +199,15 @@ class Round:
 
     def _sources(self, suite: str) -> tuple[str, str]:
         """Return path and text of apt's source in the keyring's package, with the gate's URL."""
-        with contextlib.ExitStack() as stack:
-            place = self.home / "keyring"
-            stack.callback(fs.remove_tree, place)
+        with tempfile.TemporaryDirectory(prefix="cplayground-gate-") as name:
+            place = Path(name)
             run(["dpkg-deb", "--extract", self.view.keyring, place], timeout_s=_READ_TIMEOUT_S)
             (found,) = place.rglob("*.sources")
             fields = {"URIs": wire.URL, "Suites": suite}
             # Without an address, the package's source is off.
             text = re.sub(r"^Enabled:.*\n", "", found.read_text(), flags=re.MULTILINE)
-            for name, value in fields.items():
-                text = re.sub(rf"^{name}:.*$", f"{name}: {value}", text, flags=re.MULTILINE)
+            for field_, value in fields.items():
+                text = re.sub(rf"^{field_}:.*$", f"{field_}: {value}", text, flags=re.MULTILINE)
             return f"/{found.relative_to(place)}", text
 
     # --- boots ------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ class Round:
                 seen = running.finish()
             finally:
                 self.booted.discard(running)
-        if seen.release and seen.release != release:
+        if seen.release != release and (seen.release or seen.verdict.passed):
             found.insert(0, f"the kernel {seen.release} runs, not {release}")
         trial.reasons += [f"{what}: {one}" for one in (*seen.verdict.reasons, *found)]
         if not seen.verdict.passed and not seen.verdict.reasons:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -17,7 +18,13 @@ from kbuild import gating
 from kbuild.archive import evidence, operations
 from kbuild.archive.release import Release
 from kbuild.archive.required import NEED_OLDER, NOTHING_OLDER, REQUIRED
-from kbuild.core.errors import BuildError, UserError
+from kbuild.core.errors import (
+    BuildError,
+    FullDiskError,
+    InfrastructureError,
+    SigningError,
+    UserError,
+)
 from kbuild.core.model import Package, Settings, Target
 from kbuild.gate import candidate, cases, judging, listing, report
 from kbuild.gate.cases import CASES, Case
@@ -327,6 +334,22 @@ def test_an_error_of_a_step_fails_the_case_after_its_reasons() -> None:
     assert result.outcome == FAILED
     assert result.reasons[0] == "first"
     assert "E: Unable to locate package" in result.reasons[1]
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen"),
+    [
+        (InfrastructureError("QEMU did not start"), InfrastructureError),
+        (SigningError("the key has expired"), SigningError),
+        (OSError(errno.ENOSPC, "No space left on device"), FullDiskError),
+    ],
+)
+def test_a_failure_of_the_machine_is_no_verdict(raised: Exception, seen: type[Exception]) -> None:
+    def run(*_: object) -> None:
+        raise raised
+
+    with pytest.raises(seen):
+        judged(run)
 
 
 def test_an_unexpected_exception_fails_the_case() -> None:
