@@ -24,7 +24,7 @@ from kbuild.archive.release import Record, State
 from kbuild.core import fs, progress
 from kbuild.core.errors import EvidenceError, KbuildError, SigningError, TrustError
 from kbuild.core.model import Settings
-from kbuild.ship import keyring_package, signing
+from kbuild.ship import keyring_package, provenance, signing
 
 logger = logging.getLogger(__name__)
 
@@ -203,9 +203,25 @@ def _evidence(reader: _Reader, home: Path, record: Record) -> None:
                 signing.verify_detached(reader.old_ring, signed.read_bytes(), path.read_bytes())
             except (SigningError, OSError) as failed:
                 reader.find(path, f"the signature does not verify: {failed}")
+    if provenance.NAME in record.evidence:
+        _provenance(reader, home / provenance.NAME, record)
     for path in _listed(home):
         if path.name not in (records.NAME, *record.evidence):
             reader.stray(path)
+
+
+def _provenance(reader: _Reader, path: Path, record: Record) -> None:
+    """Check that the packages of a release are the subjects of its provenance."""
+    try:
+        found = provenance.subjects(path)
+    except EvidenceError as failed:
+        reader.find(path, failed.what, failed.expected or "", failed.found or "")
+        return
+    recorded = {Path(one.path).name: one.sha256 for one in record.packages}
+    for name in sorted(recorded.keys() | found.keys()):
+        here, there = recorded.get(name, "no package"), found.get(name, "no subject")
+        if here != there:
+            reader.find(path, f"it is not about {name} of the record", here, there)
 
 
 def _verdict(reader: _Reader, record: Record) -> None:

@@ -133,11 +133,11 @@ def write(path: Path, statement: Mapping[str, Any]) -> None:
     fs.write_json(path, statement)
 
 
-def verify(path: Path, packages: Iterable[Package], *, keyring: Path | None = None) -> None:
-    """Check that a statement is about exactly these packages; reads each of them.
+def subjects(path: Path, *, keyring: Path | None = None) -> dict[str, str]:
+    """Return the SHA-256 of each package that a statement is about, by its file name.
 
     With a ``keyring``, one of its keys must have signed the statement, in a file next to it.
-    Raises EvidenceError that names every difference, and SigningError for the signature.
+    Raises EvidenceError for anything but a statement of ours, and SigningError for the signature.
     """
     try:
         raw = path.read_bytes()
@@ -146,8 +146,8 @@ def verify(path: Path, packages: Iterable[Package], *, keyring: Path | None = No
         statement = json.loads(raw)
         build_type = statement["predicate"]["buildDefinition"]["buildType"]
         kinds = (statement["_type"], statement["predicateType"], build_type)
-        subjects = {str(one["name"]): str(one["digest"]["sha256"]) for one in statement["subject"]}
-        whole = len(subjects) == len(statement["subject"])
+        found = {str(one["name"]): str(one["digest"]["sha256"]) for one in statement["subject"]}
+        whole = len(found) == len(statement["subject"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise EvidenceError(
             f"{path} is not a statement about packages, or not a signed one",
@@ -160,13 +160,21 @@ def verify(path: Path, packages: Iterable[Package], *, keyring: Path | None = No
             expected="\n".join(expected),
             found="\n".join(map(str, kinds)) if whole else "two subjects with one name",
         )
+    return found
+
+
+def verify(path: Path, packages: Iterable[Package], *, keyring: Path | None = None) -> None:
+    """Check that a statement is about exactly these packages; reads each of them.
+
+    Raises EvidenceError that names every difference, and the errors of :func:`subjects`.
+    """
+    listed = subjects(path, keyring=keyring)
     there = {one.path.name: _digest(one.path) for one in packages}
-    names = sorted(subjects.keys() | there.keys())
-    differing = [name for name in names if subjects.get(name) != there.get(name)]
+    differing = [one for one in sorted({*listed, *there}) if listed.get(one) != there.get(one)]
     if differing or not there:
         raise EvidenceError(
             f"{path} is about other packages",
-            expected="\n".join(f"{subjects.get(one, 'no subject')}  {one}" for one in differing),
+            expected="\n".join(f"{listed.get(one, 'no subject')}  {one}" for one in differing),
             found="\n".join(f"{there.get(one, 'no package')}  {one}" for one in differing)
             or "no package",
         )

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from kbuild.archive import operations, records, snapshots, verify
+from kbuild.archive.release import Release
 from kbuild.archive.verify import Finding
 from kbuild.core import fs
 from kbuild.core.errors import EvidenceError, TrustError, UserError
 from kbuild.core.model import Settings
-from kbuild.ship import indexes, signing
+from kbuild.ship import indexes, provenance, signing
 from tests.unit import releases
 from tests.unit.releases import release
 
@@ -29,6 +30,19 @@ IMAGE = Path(
 )
 
 
+def about(one: Release) -> dict[str, Any]:
+    """Return the smallest statement about the packages of a release."""
+    return {
+        "_type": provenance.STATEMENT,
+        "predicateType": provenance.PREDICATE,
+        "predicate": {"buildDefinition": {"buildType": provenance.BUILD_TYPE}},
+        "subject": [
+            {"name": package.path.name, "digest": {"sha256": package.sha256}}
+            for package in one.packages
+        ],
+    }
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """An archive with one promoted and one staged release."""
@@ -36,7 +50,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     for one in (FIRST, SECOND):
         files = releases.files(given.build, one)
         statement = files[1].with_name("provenance.intoto.json")
-        statement.write_text("{}\n")
+        statement.write_text(json.dumps(about(one)))
         signature = statement.with_name(f"{statement.name}.asc")
         signature.write_bytes(signing.sign_detached(given, statement.read_bytes()))
         operations.stage(given, one, [*files, statement, signature])
@@ -308,11 +322,21 @@ def evidence_stray(root: Path) -> str:
 def evidence_signature(root: Path) -> str:
     path = home(root) / "provenance.intoto.json.asc"
     other = releases.settings(root.parent / "other", releases.keys("foreign"))
-    path.write_bytes(signing.sign_detached(other, b"{}\n"))
+    signed = path.with_suffix("").read_bytes()
+    path.write_bytes(signing.sign_detached(other, signed))
     record = records.read(root, FIRST.id)
     digests = {**record.evidence, path.name: fs.sha256_file(path)}
     edit(home(root) / records.NAME, lambda raw: raw.update(evidence=digests))
     return "provenance.intoto.json.asc: the signature does not verify"
+
+
+def provenance_of_other_bytes(root: Path) -> str:
+    path = home(root) / "provenance.intoto.json"
+    edit(path, lambda raw: raw["subject"][0]["digest"].update(sha256="0" * 64))
+    name = json.loads(path.read_text())["subject"][0]["name"]
+    digests = {**records.read(root, FIRST.id).evidence, path.name: fs.sha256_file(path)}
+    edit(home(root) / records.NAME, lambda raw: raw.update(evidence=digests))
+    return f"provenance.intoto.json: it is not about {name} of the record; expected "
 
 
 def verdict_of_other_bytes(root: Path) -> str:
@@ -338,7 +362,7 @@ def record_stray(root: Path) -> str:
 
 RECORDS = (
     *(evidence_bytes, evidence_missing, evidence_stray, evidence_signature),
-    *(verdict_of_other_bytes, no_verdict, record_stray),
+    *(provenance_of_other_bytes, verdict_of_other_bytes, no_verdict, record_stray),
 )
 
 
