@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kbuild.answer import Answer
+from kbuild.archive import records
 from kbuild.core import fs, places, progress, suites, variants
 from kbuild.core.errors import (
     BuildError,
@@ -34,6 +35,7 @@ from kbuild.core.run import Arg, need
 from kbuild.core.run import run as run_program
 from kbuild.fetch import roots, source
 from kbuild.options import place
+from kbuild.pipeline import papers
 from kbuild.ship import manifest, versions
 from kbuild.ship.manifest import BuildRecord, KernelRecord, Manifest, Output
 
@@ -123,7 +125,7 @@ def find(settings: Settings, target: Target, *, release: str, manifest_file: str
     if manifest_file:
         path = place("manifest", manifest_file, Path.cwd())
     elif release:
-        path = place("release", f"releases/{release}/manifest.json", settings.archive)
+        path = records.home(settings.archive, release) / papers.MANIFEST
     else:
         path = settings.build / target.suite / target.name / manifest.RECORD
     if not path.is_file() and not settings.dry:
