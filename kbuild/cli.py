@@ -83,7 +83,7 @@ def command(
     ``name`` is as typed, with its collection ("keys.list").
     ``own`` has the values of options without a key of the configuration, and ``modules``.
     With the option JSON, ``--json`` writes the Answer, or the error, as one JSON document to
-    standard output; all other output of the body and its programs then goes to standard error.
+    standard output.  All other output of the body and its programs then goes to standard error.
     ``ignores`` has, by an option or an option with a value ("tier=unit"), the options that it
     makes meaningless.  A task that ``reads`` leaves build/ as it is; one that ``repairs`` runs
     in directories that other tasks refuse.  ``root`` says if root privileges are needed, as a

@@ -52,7 +52,7 @@ _UNPACK_TIMEOUT_S = 600.0
 _DIFF_TIMEOUT_S = 1800.0
 _NAMED = 12  # packages of the root that an error names
 _SHOWN = 30  # lines of a difference that an error shows
-# Of a full build of Debian's flavours (docs/results/reproducible.md).
+# A hint for full builds of Debian's flavours (docs/results/reproducible.md).
 _ALWAYS = (
     "a full build of Debian's flavour always differs: it signs its modules with a new key, and"
     " encodes BTF in several threads"

@@ -135,9 +135,9 @@ class _Archive:
 def _opened(settings: Settings, *, make: bool = False) -> Iterator[_Archive]:
     """Yield the archive for one writer, without the remains of killed ones.
 
-    Without ``make`` there must be an archive.
-    Raises UserError, EvidenceError, TrustError or InfrastructureError, before it changes anything,
-    if the directory, a record or a link is not as it should be, or if the clock is wrong.
+    Without ``make`` there must be an archive.  Raises UserError, EvidenceError, TrustError or
+    InfrastructureError for a directory, a record or a link that is not as it should be, and for a
+    wrong clock.  Nothing is changed then.
     """
     if not (place.check(settings) or make):
         raise place.none(settings)

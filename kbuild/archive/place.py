@@ -33,8 +33,8 @@ NEWER = "update this checkout, and run the same command again; nothing was chang
 def writing(settings: Settings) -> Iterator[Path]:
     """Yield the archive's directory for one writer; makes it, and waits for its other users.
 
-    Raises UserError, before it changes anything, for a directory that is not ours, that others
-    may change, or that a newer version of this project made.
+    Raises UserError for a directory that is not ours, that others may change, or that a newer
+    version of this project made.  Nothing is changed then.
     """
     check(settings)
     root = settings.archive

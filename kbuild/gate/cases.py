@@ -110,9 +110,9 @@ def _next_to_a_failing_module(
     """Judge an installation next to a module of a third party that cannot be compiled.
 
     DKMS of some suites makes the installation of every kernel fail then, Debian's own kernels
-    included.  That failure must name the other module, ours must be built all the same, the boot
-    menu must offer no kernel that cannot start, and without the other package all must be
-    configured.  The tree is then the one that ``install-dkms`` boots.
+    included.  That failure must name the other module, and ours must be built all the same.  The
+    boot menu must offer no kernel that cannot start.  Without the other package all must be
+    configured; the tree is then the one that ``install-dkms`` boots.
     """
     _install_foreign(round, made, round.home / "foreign")
     round.follow(made, round.view.staging)

@@ -33,7 +33,7 @@ class Command:
 
     argv: tuple[str, ...]
     timeout_s: float = 30.0  # of a fast machine
-    # What its status must be; None if any will do.
+    # Its status must be this one; None if any will do.
     status: int | None = 0
 
 
@@ -44,7 +44,7 @@ _FAILED = Command(("systemctl", "list-units", "--failed", "--plain", "--no-legen
 
 @dataclass(frozen=True)
 class Boot:
-    """What was seen of one boot."""
+    """The observations of one boot."""
 
     verdict: Verdict
     console: Path
@@ -186,9 +186,9 @@ def boot(
 ) -> Boot:
     """Boot a server, run commands in it one after the other, power it off, and judge all of it.
 
-    It passes if the kernel wrote its first line and no report, systemd came up without a failed
-    unit, each command ended in time with its status, the taint is within ``expected_taint``, and
-    the server powered itself off.  Raises what :func:`running` raises.
+    It passes if the kernel wrote its first line and no report, and systemd came up without a
+    failed unit.  Each command must end in time with its status.  The taint must be within
+    ``expected_taint``, and the server must power itself off.  Raises what :func:`running` raises.
     """
     with running(spec, workdir, expected_taint=expected_taint) as server:
         for command in commands:

@@ -236,8 +236,8 @@ class Round:
 
         ``what`` names the server in reasons.  It must come up with the kernel ``release`` of
         GRUB's choice.  With ``module`` (:data:`PREBUILT`, :data:`BUILT`) the module must have been
-        loaded by itself from there, and its file must agree with /proc; with None, this server has
-        no module of ours.  ``commands`` come after that.
+        loaded by itself from there, and its file must agree with /proc.  With None, this server
+        has no module of ours.  ``commands`` come after that.
         """
         spec = ServerSpec(
             disk=image, accelerator=self.accelerator, network=self.network, changes=changes

@@ -69,7 +69,7 @@ _ADDRESS, _GATEWAY = "10.0.2.15/24", "10.0.2.2"
 _CORE_MODULES = ("biosdisk", "part_msdos", "ext2", "normal")
 _GRUB = "i386-pc"
 _GRUB_HOME = f"boot/grub/{_GRUB}"
-# What goes to the disk in front of the partition: the first stage, and the rest.
+# Both lie on the disk before the partition: the first stage, and the rest.
 GRUB_IMAGES = (f"{_GRUB_HOME}/boot.img", f"{_GRUB_HOME}/core.img")
 
 # The files of a server that are ours, each with its content.
@@ -83,8 +83,8 @@ _FILES = {
         "GRUB_DEFAULT=0\n"
         "GRUB_TIMEOUT=0\n"
         "GRUB_DISTRIBUTOR=Debian\n"
-        # The console is judged, so the kernel writes its messages there, and ends the machine
-        # after an oops or a lockup: kbuild/guest/qemu.py has the same words.
+        # The console is judged, so the kernel writes its messages there.  An oops or a lockup ends
+        # the machine: kbuild/guest/qemu.py has the same words.
         'GRUB_CMDLINE_LINUX="console=ttyS0,115200 quiet loglevel=7 printk.devkmsg=on'
         ' panic=-1 oops=panic softlockup_panic=1"\n'
         "GRUB_CMDLINE_LINUX_DEFAULT=\n"
@@ -125,7 +125,7 @@ _ENABLED = ("systemd-networkd.service", "cplayground-gate.service")
 # A login on the console would write to what is judged.
 _MASKED = ("serial-getty@ttyS0.service",)
 
-# What the sandbox shows in place of the tree's own files.
+# The sandbox shows these in place of the tree's own files.
 _FOR_THE_SANDBOX = {
     # "dep" asks the running system for its root device.
     "driver-policy": ("etc/initramfs-tools/conf.d/driver-policy", "MODULES=list\n"),

@@ -1,10 +1,9 @@
 """The only network of a server in the gate: a namespace in which nothing answers but our archive.
 
 The namespace is one of the kernel's, with a loopback and nothing else.  QEMU and commands of the
-sandbox run in it, and the HTTP server's socket lies in it, while the HTTP server itself is a
-thread of this process.  A server reaches it at the same URL when it is booted (QEMU's user-mode
-network passes :data:`ADDRESS` on to the loopback) and when it is a tree (the loopback has that
-address, too).
+sandbox run in it.  The HTTP server is a thread of this process, and its socket lies in the
+namespace.  A booted server and a tree reach it at the same URL.  QEMU's user-mode network passes
+:data:`ADDRESS` on to the loopback, which has that address, too.
 """
 
 from __future__ import annotations

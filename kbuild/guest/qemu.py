@@ -77,7 +77,7 @@ def kernel_command_line(spec: GuestSpec) -> str:
 
     Under TCG the kernel boots with one processor, and the agent starts the others afterwards.
     QEMU 7.2 may keep an old translation of code that one processor changes while another one runs
-    it (docs/results/qemu.md), and a kernel patches itself mostly during the boot.
+    it (docs/results/qemu.md).  A kernel patches itself mostly during the boot.
     """
     words = [
         *([f"console={spec.console},115200"] if spec.console else []),

@@ -1,8 +1,8 @@
 """Keep the archive's keys, sign with them or by a command, and verify with gpgv.
 
 GnuPG's home is ``Settings.keys``.  Only :func:`make_key`, :func:`rotate` and :func:`finish` write
-to it.  gpg works in a scratch home with links to the keys, so each call has an agent of its own:
-two processes do not end each other's agent, and the path of the agent's socket is short.
+to it.  gpg works in a scratch home with links to the keys, so each call has an agent of its own.
+Two processes do not end each other's agent, and the path of the agent's socket is short.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the gate's cases conclude from servers, without one."""
+"""The conclusions of the gate's cases from servers, without one."""
 
 from __future__ import annotations
 
@@ -400,7 +400,7 @@ def made(*results: CaseResult) -> Report:
 
 
 def complaints(report_: Report, tmp_path: Path, *, older: bool = True) -> tuple[str, ...]:
-    """What the archive says of a report that was written."""
+    """The archive's opinion of a report that was written."""
     report.write(tmp_path / report.FILE, report_)
     gate = evidence.read(tmp_path / report.FILE)
     packages = {one.path.name: one.sha256 for one in NEWER.packages}

@@ -33,7 +33,7 @@ def test_a_server_boots_from_its_disk_and_has_one_way_out(tmp_path: Path) -> Non
     assert "-no-reboot" in words
     assert words[words.index("-netdev") + 1] == "user,id=net,ipv6=off"
     assert words[words.index("-smp") + 1] == "1"
-    # What the server writes is lost.
+    # The server's own changes are lost.
     assert words[words.index("-drive") + 1].endswith(",snapshot=on")
 
 

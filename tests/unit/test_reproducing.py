@@ -129,7 +129,7 @@ class Toy:
 
     @property
     def left(self) -> list[str]:
-        """What second builds have left, besides the lock."""
+        """The remains of second builds, besides the lock."""
         place = self.settings.build / "reproduce"
         return [path.name for path in place.glob("[!.]*")]
 

@@ -201,7 +201,7 @@ def test_the_keyring_has_the_same_bytes_in_a_restored_home(
     assert signing.keyring(again) == signing.keyring(signed)
 
 
-# What must not sign.
+# Keys that must not sign.
 
 
 def refused(settings: Settings, match: str) -> SigningError:
@@ -332,7 +332,7 @@ def test_each_key_of_a_rotation_must_have_signed(
     assert signed_archive.key("other").fingerprint in (error.expected or "")
 
 
-# What gpgv accepts.
+# Texts that gpgv accepts.
 
 
 def test_what_is_not_signed_as_given_is_refused(signed: Settings, tmp_path: Path) -> None:
