@@ -16,7 +16,7 @@ from kbuild.archive.required import REQUIRED
 from kbuild.core import fs
 from kbuild.core.model import Package, Settings, Target
 from kbuild.core.run import run
-from kbuild.ship import signing, versions
+from kbuild.ship import provenance, signing, versions
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -140,6 +140,19 @@ def verdict(release: Release, **other: object) -> dict[str, Any]:
         "commit": "0" * 40,
         "when": "2026-11-30T12:00:00+00:00",
     } | other
+
+
+def statement(one: Release) -> dict[str, Any]:
+    """Return the smallest statement about the packages of a release."""
+    return {
+        "_type": provenance.STATEMENT,
+        "predicateType": provenance.PREDICATE,
+        "predicate": {"buildDefinition": {"buildType": provenance.BUILD_TYPE}},
+        "subject": [
+            {"name": package.path.name, "digest": {"sha256": package.sha256}}
+            for package in one.packages
+        ],
+    }
 
 
 def files(home: Path, release: Release, verdict: Mapping[str, Any] | None = None) -> list[Path]:

@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 
 from kbuild.archive import operations, records, snapshots, verify
-from kbuild.archive.release import Release
 from kbuild.archive.verify import Finding
 from kbuild.core import fs
 from kbuild.core.errors import EvidenceError, TrustError, UserError
 from kbuild.core.model import Settings
-from kbuild.ship import indexes, provenance, signing
+from kbuild.ship import indexes, signing
 from tests.unit import releases
 from tests.unit.releases import release
 
@@ -30,19 +29,6 @@ IMAGE = Path(
 )
 
 
-def about(one: Release) -> dict[str, Any]:
-    """Return the smallest statement about the packages of a release."""
-    return {
-        "_type": provenance.STATEMENT,
-        "predicateType": provenance.PREDICATE,
-        "predicate": {"buildDefinition": {"buildType": provenance.BUILD_TYPE}},
-        "subject": [
-            {"name": package.path.name, "digest": {"sha256": package.sha256}}
-            for package in one.packages
-        ],
-    }
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """An archive with one promoted and one staged release."""
@@ -50,7 +36,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     for one in (FIRST, SECOND):
         files = releases.files(given.build, one)
         statement = files[1].with_name("provenance.intoto.json")
-        statement.write_text(json.dumps(about(one)))
+        statement.write_text(json.dumps(releases.statement(one)))
         signature = statement.with_name(f"{statement.name}.asc")
         signature.write_bytes(signing.sign_detached(given, statement.read_bytes()))
         operations.stage(given, one, [*files, statement, signature])

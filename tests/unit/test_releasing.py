@@ -50,7 +50,7 @@ class Line:
     def papers(self, *_: object, sign: Callable[[bytes], bytes]) -> tuple[Path, ...]:
         self.ran.append("papers")
         path = self.settings.build / provenance.NAME
-        path.write_bytes(b"{}\n")
+        path.write_text(json.dumps(releases.statement(self.packaged)))
         signature = self.settings.build / provenance.SIGNATURE
         signature.write_bytes(sign(path.read_bytes()))
         return path, signature
