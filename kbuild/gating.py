@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from kbuild.answer import Answer
 from kbuild.archive import operations
-from kbuild.archive.release import Release
+from kbuild.archive.release import Release, View
 from kbuild.core import fs, progress
 from kbuild.core.errors import UserError
 from kbuild.core.model import Settings, Target
@@ -47,17 +49,29 @@ def judge(
 
     Raises what :func:`operations.preview` and :func:`judging.run` raise.
     """
-    home = judging.home(settings, release)
-    place, path = home / "view", home / report.FILE
+    path = judging.home(settings, release) / report.FILE
     # An earlier verdict must not outlive a round that is interrupted.
     path.unlink(missing_ok=True)
-    fs.remove_tree(place)
-    try:
-        made = judging.run(settings, operations.preview(settings, release, place), k=k, accel=accel)
-    finally:
+    with view(settings, release) as made:
+        found = judging.run(settings, made, k=k, accel=accel)
+    report.write(path, found)
+    return found, path
+
+
+@contextlib.contextmanager
+def view(settings: Settings, release: Release) -> Iterator[View]:
+    """Yield the archive as servers will see it with a release, and remove it at the end.
+
+    Raises what :func:`operations.preview` raises.
+    """
+    place = judging.home(settings, release) / "view"
+    # Another run would remove the view while its packages are judged.
+    with fs.lock(place.with_name(".view.lock")):
         fs.remove_tree(place)
-    report.write(path, made)
-    return made, path
+        try:
+            yield operations.preview(settings, release, place)
+        finally:
+            fs.remove_tree(place)
 
 
 def _known(settings: Settings, id: str) -> Release:

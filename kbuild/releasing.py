@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from kbuild import archive_tasks, dry_run, gating, testing
 from kbuild.answer import Answer
 from kbuild.archive import operations, place, verify
-from kbuild.archive.release import Record, Release, State, View
+from kbuild.archive.release import Record, Release, State
 from kbuild.core import fs, progress
 from kbuild.core.errors import EvidenceError
 from kbuild.core.model import Settings, Target
-from kbuild.gate import candidate, judging, report
+from kbuild.gate import candidate, report
 from kbuild.pipeline import papers, stages
 from kbuild.pipeline.stage import Made
 from kbuild.ship import signing
@@ -56,17 +56,19 @@ def run(settings: Settings, target: Target, *, modules: str, accel: str | None) 
     if settings.dry:
         return dry_run.explain(settings, target, modules)
     clock = _Clock()
-    with clock.step("archive"):
-        signing.signers(settings)
-        operations.refresh(settings)
-        check(settings)
-    with clock.step("package"):
-        made = stages.package(settings, target, modules=modules)
-    release = candidate.of(made)
-    record = published(settings, release)
-    if record is None:
-        record = _publish(settings, made, release, clock, modules=modules, accel=accel)
-        check(settings)
+    # A second run waits, and then finds most of its work done.
+    with fs.lock(settings.build / ".release.lock"):
+        with clock.step("archive"):
+            signing.signers(settings)
+            operations.refresh(settings)
+            check(settings)
+        with clock.step("package"):
+            made = stages.package(settings, target, modules=modules)
+        release = candidate.of(made)
+        record = published(settings, release)
+        if record is None:
+            record = _publish(settings, made, release, clock, modules=modules, accel=accel)
+            check(settings)
     took = progress.duration(sum(clock.seconds.values()))
     return Answer(
         data={
@@ -107,7 +109,7 @@ def _publish(
     accel: str | None,
 ) -> Record:
     """Test, judge and stage packages."""
-    with clock.step("preview"), _view(settings, release):
+    with clock.step("preview"), gating.view(settings, release):
         # Whatever the archive or the keys refuse, they refuse before the tests take their time.
         pass
     with clock.step("test"):
@@ -126,14 +128,3 @@ def _publish(
             if (error := report.error(judged)) is not None:
                 raise error from None
             raise
-
-
-@contextlib.contextmanager
-def _view(settings: Settings, release: Release) -> Iterator[View]:
-    """Yield the archive as servers will see it, and remove it at the end."""
-    place = judging.home(settings, release) / "view"
-    fs.remove_tree(place)
-    try:
-        yield operations.preview(settings, release, place)
-    finally:
-        fs.remove_tree(place)
