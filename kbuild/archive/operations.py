@@ -320,11 +320,6 @@ def resign(settings: Settings) -> dict[str, datetime]:
 
     Raises UserError if there is no archive, and SigningError.
     """
-    if not place.check(settings):
-        raise UserError(
-            f"there is no archive in {settings.archive}",
-            hint="'./inv release' makes it; or correct archive_dir",
-        )
     with _opened(settings) as archive:
         plan = archive.publish(again=True)
         return dict.fromkeys(sorted(plan), archive.now + indexes.VALID)

@@ -32,10 +32,10 @@ class Settings:
     # URL of a server that ccache asks for objects missing from the local cache
     remote_cache: str = field(default="", repr=False)
     scheduler: str = ""  # host[:port] of an icecream scheduler
-    archive: Path = Path("/nonexistent")  # the published packages; never removed
-    archive_url: str = ""  # where servers find the archive; "" if nobody said
+    archive: Path = Path("/nonexistent")  # the published packages; clean leaves it alone
+    archive_url: str = ""  # where servers find the archive; "" if it is not set
     keys: Path = Path("/nonexistent")  # GnuPG's home with our secret keys
-    signing_key: str = ""  # fingerprint, 40 hex digits; "" for the only key in ``keys``
+    signing_key: str = ""  # fingerprint, 40 hex digits; "" for the newest key in ``keys``
     sign_command: tuple[str, ...] = ()  # reads a Release, writes an InRelease; () for gpg
 
 

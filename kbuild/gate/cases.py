@@ -29,6 +29,8 @@ _UPDATE_S, _INSTALL_S, _AUDIT_S = 60.0, 300.0, 20.0
 _BUILD_TIMEOUT_S = 120
 
 _AUDIT = Command(("dpkg", "--audit"), _AUDIT_S)
+# Prints each package that dpkg knows, with its state.
+_STATES = ("dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n")
 
 Trials = Mapping[str, Trial]
 
@@ -310,11 +312,12 @@ def boot_next(round: Round, made: Server, release: str) -> None:
 _UNWANTED = "0.0.1-1-cplayground-unwanted"
 AUTOREMOVE = (
     Command(("apt-get", "autoremove", "--yes"), _INSTALL_S),
-    Command(("dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n"), _AUDIT_S),
+    Command(_STATES, _AUDIT_S),
 )
 
 
 def unwanted() -> tuple[str, str]:
+    """Return the names of the empty packages that apt must remove."""
     return versions.image_package(_UNWANTED), versions.modules_package(_UNWANTED)
 
 
@@ -336,7 +339,7 @@ def judge_autoremove(trial: Trial, seen: machine.Boot, releases: Sequence[Releas
     done = [one for one in seen.results if one.argv == AUTOREMOVE[-1].argv]
     if not trial.require(bool(done), "apt-get autoremove did not run in the server"):
         return
-    states = dict(line.split(" ", 1) for line in done[0].text.splitlines() if " " in line)
+    states = _by_name(done[0].text)
     kept = {name for name, state in states.items() if state == "installed"}
     for release in releases:
         for wanted in (
@@ -545,8 +548,11 @@ def _unfinished(round: Round, made: Server, wanted: Sequence[str]) -> bool:
 
 def _states(round: Round, made: Server) -> dict[str, str]:
     """Return dpkg's state of each package that it knows."""
-    query = ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n"]
-    listed = round.run(made, query).stdout
+    return _by_name(round.run(made, _STATES).stdout)
+
+
+def _by_name(listed: str) -> dict[str, str]:
+    """Return what dpkg-query printed after the name of each package."""
     return dict(line.split(" ", 1) for line in listed.splitlines() if " " in line)
 
 
@@ -583,8 +589,7 @@ def _require_versions(
     """Require that packages are installed in the versions of a release, else the candidate's."""
     expected = names(release or round.candidate).versions
     query = ["dpkg-query", "-W", "-f", "${Package} ${Version} ${db:Status-Status}\n"]
-    listed = round.run(made, query).stdout
-    there = dict(line.split(" ", 1) for line in listed.splitlines() if " " in line)
+    there = _by_name(round.run(made, query).stdout)
     for name in wanted:
         trial.require(
             there.get(name) == f"{expected[name]} installed",

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from kbuild.archive import evidence
 from kbuild.archive.required import NOTHING_OLDER
 from kbuild.core import fs, progress, table
 from kbuild.core.errors import KbuildError
 
-FORMAT = 1
-FILE = "gate.json"
-
-PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
-
+# The archive reads the file.
+FILE = evidence.GATE
+PASSED = evidence.PASSED
+FAILED, NOT_RUN = "failed", "not run"
 
 _HEADS = ("case", "verdict", "time", "boots", "reasons")
 _SHOWN_REASONS = 6
@@ -89,7 +89,7 @@ def write(path: Path, report: Report) -> None:
 
 def to_json(report: Report) -> dict[str, object]:
     """Return the content of gate.json."""
-    return {"format": FORMAT, "passed": report.passed, **asdict(report)}
+    return {"format": evidence.FORMAT, "passed": report.passed, **asdict(report)}
 
 
 def render(report: Report) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,7 +152,6 @@ class Server:
         *,
         timeout_s: float = _RUN_TIMEOUT_S,
         binds: Sequence[Bind] = (),
-        env: Mapping[str, str] | None = None,
         check: bool = True,
         network: Path | None = None,
     ) -> Completed:
@@ -167,7 +166,7 @@ class Server:
         shown += [
             Bind(self.material / name, f"/{place}") for name, (place, _) in _FOR_THE_SANDBOX.items()
         ]
-        base = {
+        env = {
             "DEBIAN_FRONTEND": "noninteractive",
             "APT_CONFIG": f"{_MATERIAL}/apt.conf",
             "SERVER_UUID": UUID,
@@ -184,7 +183,7 @@ class Server:
                 ["sh", "-c", prepare, "sh", *argv],
                 timeout_s=timeout_s,
                 binds=[*shown, *binds],
-                env=base | dict(env or {}),
+                env=env,
                 writable=True,
                 network=network or False,
                 log=self.log,
@@ -263,7 +262,11 @@ def copy(root: Root, path: Path, *, log: Path) -> Iterator[Server]:
     """Yield a copy of a tree below ``path`` that can be changed, and remove it at the end."""
     path.mkdir(parents=True)
     try:
-        _do("cp", "-a", "--reflink=auto", "--", root.path, path / "root")
+        run(
+            ["cp", "-a", "--reflink=auto", "--", root.path, path / "root"],
+            timeout_s=_COPY_TIMEOUT_S,
+            error=InfrastructureError,
+        )
         material = path / "material"
         material.mkdir()
         for name, content in {
@@ -299,7 +302,3 @@ def _set_up(server: Server, agent: Path) -> None:
     server.run(["grub-editenv", "/boot/grub/grubenv", "create"])
     # The kernel's hook updates the menu only if there is one.
     server.run(["grub-mkconfig", "-o", "/boot/grub/grub.cfg"])
-
-
-def _do(*argv: Arg) -> str:
-    return run(argv, timeout_s=_COPY_TIMEOUT_S, error=InfrastructureError).stdout
