@@ -67,7 +67,6 @@ def metapackage(release: Release) -> str:
 )
 def test_a_planted_defect_is_found(
     signed: Settings,
-    place: Path,
     older: Release,
     newer: Release,
     accel: str | None,
@@ -81,7 +80,6 @@ def test_a_planted_defect_is_found(
     scratch = rehearsal.archive(signed, tmp_path / "promoted", [older])
     view = operations.preview(scratch, bad, tmp_path / "view")
     made = judging.run(signed, view, k=case, accel=accel)
-    assert not made.passed
     assert report.error(made) is not None
     (result,) = (one for one in made.cases if one.name == case)
     assert result.outcome == FAILED
