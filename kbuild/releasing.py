@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from kbuild import archive_tasks, dry_run, gating, testing
 from kbuild.answer import Answer
 from kbuild.archive import operations, place, verify
-from kbuild.archive.release import Record, Release, State
+from kbuild.archive.release import VISIBLE, Record, Release
 from kbuild.core import fs, progress
 from kbuild.core.errors import EvidenceError
 from kbuild.core.model import Settings, Target
@@ -94,7 +94,7 @@ def published(settings: Settings, release: Release) -> Record | None:
     wanted = {one.sha256 for one in release.packages}
     for record in operations.releases(settings):
         same = record.id == release.id and {one.sha256 for one in record.packages} == wanted
-        if same and record.state in (State.STAGED, State.PROMOTED, State.SUPERSEDED):
+        if same and record.state in VISIBLE:
             return record
     return None
 

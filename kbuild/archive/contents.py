@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from debian.debian_support import Version
 
-from kbuild.archive.release import Record, State
+from kbuild.archive.release import SERVED, Record, State
 from kbuild.ship import versions
 from kbuild.ship.manifest import Output
 
@@ -16,7 +16,6 @@ from kbuild.ship.manifest import Output
 KEPT = 3
 ALL = 100  # percent
 _STAGING = "-staging"
-_SHOWN = (State.PROMOTED, State.SUPERSEDED)
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,13 @@ def shown(records: Iterable[Record]) -> list[Record]:
 
     ``records`` are those of one target.
     """
-    found = (one for one in records if one.state in _SHOWN)
+    found = (one for one in records if one.state in SERVED)
     return sorted(found, key=lambda record: record.order, reverse=True)[:KEPT]
 
 
 def reached(records: Iterable[Record]) -> list[Record]:
     """Return the records of releases that every server was upgraded to, the newest first."""
-    found = (one for one in records if one.state in _SHOWN and one.percent == ALL)
+    found = (one for one in records if one.state in SERVED and one.percent == ALL)
     return sorted(found, key=lambda record: record.order, reverse=True)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from kbuild.archive import contents, evidence, place, pool, records, snapshots
 from kbuild.archive.contents import ALL, Plan
-from kbuild.archive.release import Record, Release, State, View, package
+from kbuild.archive.release import SERVED, Record, Release, State, View, package
 from kbuild.archive.states import Event, Happening, next_state
 from kbuild.core import fs
 from kbuild.core.errors import EvidenceError, PoolError, UserError
@@ -276,7 +276,7 @@ def _way_back(archive: _Archive, record: Record) -> tuple[Record | None, tuple[s
     Returns the release to which they lead, and notes for people.
     """
     same = archive.of_target(record)
-    good = [one for one in same if one.state in (State.PROMOTED, State.SUPERSEDED)]
+    good = [one for one in same if one.state in SERVED]
     for newer in good:
         if newer.order > record.order:
             said = f"servers with {record.version} are upgraded to {newer.version}"

@@ -13,7 +13,7 @@ from kbuild.core.model import Package, Target
 from kbuild.ship.manifest import Output
 from kbuild.ship.release import Release
 
-__all__ = ["Change", "Record", "Release", "State", "View", "package"]
+__all__ = ["SERVED", "VISIBLE", "Change", "Record", "Release", "State", "View", "package"]
 
 
 class State(StrEnum):
@@ -26,6 +26,11 @@ class State(StrEnum):
     PROMOTED = "promoted"
     SUPERSEDED = "superseded"
     WITHDRAWN = "withdrawn"
+
+
+# States of a release that servers can install from the suite, and those that staging shows too.
+SERVED = (State.PROMOTED, State.SUPERSEDED)
+VISIBLE = (State.STAGED, *SERVED)
 
 
 @dataclass(frozen=True)

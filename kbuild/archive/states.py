@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from kbuild.archive.release import Change, Record, State
+from kbuild.archive.release import VISIBLE, Change, Record, State
 from kbuild.core.errors import EvidenceError, UserError
 
 PERCENTS = (10, 50, 100)
@@ -36,7 +36,7 @@ class Happening:
 
 # Event -> states in which it changes nothing, because it or a later one has happened already.
 _PAST = {
-    Event.STAGED: {State.STAGED, State.PROMOTED, State.SUPERSEDED},
+    Event.STAGED: set(VISIBLE),
     Event.SUPERSEDED: {State.SUPERSEDED},
     Event.RESTORED: {State.PROMOTED},
     Event.WITHDRAWN: {State.WITHDRAWN},

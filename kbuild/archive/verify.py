@@ -20,7 +20,7 @@ from debian.deb822 import Release as ReleaseFile
 from kbuild.archive import contents, evidence, place, pool, records, snapshots
 from kbuild.archive.contents import ALL, Entry, Plan
 from kbuild.archive.evidence import MISSING
-from kbuild.archive.release import Record, State
+from kbuild.archive.release import VISIBLE, Record
 from kbuild.core import fs, progress
 from kbuild.core.errors import EvidenceError, KbuildError, SigningError, TrustError
 from kbuild.core.model import Settings
@@ -29,7 +29,6 @@ from kbuild.ship import keyring_package, provenance, signing
 logger = logging.getLogger(__name__)
 
 _TOP = {place.MARK, pool.HOME, records.HOME, snapshots.HOME, snapshots.DISTS, *place.OTHERS}
-_JUDGED = (State.STAGED, State.PROMOTED, State.SUPERSEDED)
 _SIGNATURE = ".asc"
 
 
@@ -186,7 +185,7 @@ def _records(reader: _Reader) -> None:
         reader.records[home.name] = record
         _evidence(reader, home, record)
     for record in reader.records.values():
-        if record.state in _JUDGED:
+        if record.state in VISIBLE:
             _verdict(reader, record)
 
 
