@@ -209,7 +209,8 @@ def _words(key: str, text: str) -> tuple[str, ...]:
     try:
         return tuple(shlex.split(text))
     except ValueError as error:
-        raise UserError(f"{key} is not a command: {text}", found=str(error)) from error
+        # Its words may have a secret.
+        raise UserError(f"{key} is not a command", found=str(error)) from error
 
 
 class _Formatter(logging.Formatter):

@@ -36,7 +36,8 @@ class Settings:
     archive_url: str = ""  # where servers find the archive; "" if it is not set
     keys: Path = Path("/nonexistent")  # GnuPG's home with our secret keys
     signing_key: str = ""  # fingerprint, 40 hex digits; "" for the newest key in ``keys``
-    sign_command: tuple[str, ...] = ()  # reads a Release, writes an InRelease; () for gpg
+    # reads a Release, writes an InRelease; () for gpg; like remote_cache, may hold passwords
+    sign_command: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)

@@ -162,13 +162,14 @@ def start(
     privileges: Sequence[str] = (),
     largest_file: int | None = None,
     network: Path | None = None,
+    secret: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start a long-lived program in its own session; the caller ends it with :func:`stop`.
 
     ``die_with_parent`` adds setpriv(1), so that a killed pipeline leaves no QEMU or compiler
     behind.  ``privileges`` are further options of setpriv.  ``largest_file`` limits the size of
-    each file written, in bytes.  ``network`` is the network namespace in which it runs.  Raises
-    LostDependencyError if the program does not exist.
+    each file written, in bytes.  ``network`` is the network namespace in which it runs.  With
+    ``secret``, the log names only the program.  Raises LostDependencyError if it does not exist.
     """
     command = [os.fspath(a) for a in argv]
     if largest_file is not None:
@@ -179,7 +180,7 @@ def start(
     command = [*in_network(network), *command]
     # setpriv would report a missing program with an exit status of its own.
     program = need(os.fspath(argv[0]), cwd=cwd)
-    logger.debug("run: %s", shlex.join(os.fspath(a) for a in argv))
+    logger.debug("run: %s", shlex.join(_shown(argv, secret)))
     try:
         return subprocess.Popen(
             command,
@@ -198,6 +199,11 @@ def start(
             f"cannot start {program!r}: {error.strerror}: {error.filename}",
             hint="run './inv doctor', which names the package",
         ) from error
+
+
+def _shown(argv: Sequence[Arg], secret: bool) -> tuple[str, ...]:
+    """Return a command as messages have it."""
+    return tuple(os.fspath(one) for one in (argv[:1] if secret else argv))
 
 
 def in_network(network: Path | None) -> tuple[str, ...]:
@@ -284,6 +290,7 @@ def run(
     on_line: Callable[[str], None] | None = None,
     error: type[KbuildError] = BuildError,
     hint: str | None = None,
+    secret: bool = False,
 ) -> Completed:
     """Run a program to its end and return its output.
 
@@ -292,8 +299,9 @@ def run(
     With ``check``, a status other than 0 raises ``error`` with the tail of the output.
     A program that exceeds ``timeout_s`` seconds is ended with its children, and raises ``error``.
     A program that failed because a disk is full always raises FullDiskError.
+    With ``secret``, errors, logs and the result name only the program, not its arguments.
     """
-    text = tuple(os.fspath(a) for a in argv)
+    text = _shown(argv, secret)
     merged = log is not None or on_line is not None
     began = time.monotonic()
     out, err = bytearray(), bytearray()
@@ -311,6 +319,7 @@ def run(
             stdin=subprocess.DEVNULL if data is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if merged else subprocess.PIPE,
+            secret=secret,
         )
         try:
             selector = stack.enter_context(selectors.DefaultSelector())

@@ -242,7 +242,7 @@ def _check_own(settings: Settings) -> None:
         raise UserError(
             "the keys of sign_command are made where that command signs",
             expected="no sign_command in the configuration",
-            found=shlex.join(settings.sign_command),
+            found=_named(settings.sign_command),
             hint=f"import the public key: gpg --homedir {shlex.quote(str(settings.keys))} --import",
         )
 
@@ -342,10 +342,11 @@ def sign_detached(settings: Settings, data: bytes) -> bytes:
 def _signed(settings: Settings, data: bytes, *how: str, detached: bool) -> bytes:
     chosen = signers(settings)
     users = [word for key in chosen for word in ("--local-user", key.fingerprint)]
-    by_hand = ["gpg", "--homedir", str(settings.keys), *users, *how]
+    by_hand = f"{shlex.join(['gpg', '--homedir', str(settings.keys), *users, *how])} < Release"
     if settings.sign_command:
-        by_hand = [*settings.sign_command, *(["--detach-sign"] if detached else [])]
-        made = _commanded(by_hand, data)
+        command = [*settings.sign_command, *(["--detach-sign"] if detached else [])]
+        by_hand = f"{_named(command)} < Release"
+        made = _commanded(command, data)
     else:
         made = _secret(settings.keys, *users, *how, data=data).stdout.encode()
     with tempfile.TemporaryDirectory(prefix="cplayground-gpg-") as name:
@@ -371,15 +372,27 @@ def _signed(settings: Settings, data: bytes, *how: str, detached: bool) -> bytes
                 or f"{'a signature' if detached else 'an InRelease'} by "
                 + " and ".join(key.fingerprint for key in chosen),
                 found=error.found,
-                hint=f"run it by hand: {shlex.join(by_hand)} < Release",
+                hint=f"run it by hand: {by_hand}",
             ) from error
     return made
 
 
+def _named(command: Sequence[str]) -> str:
+    """Return the name of a signing command, without its arguments, which may have a secret."""
+    return shlex.quote(command[0]) + (" with its arguments" if command[1:] else "")
+
+
 def _commanded(argv: Sequence[str], data: bytes) -> bytes:
-    hint = f"correct sign_command; to run it by hand: {shlex.join(argv)} < Release"
+    hint = f"correct sign_command; to run it by hand: {_named(argv)} < Release"
     try:
-        done = run(argv, data=data, timeout_s=_COMMAND_TIMEOUT_S, error=SigningError, hint=hint)
+        done = run(
+            argv,
+            data=data,
+            timeout_s=_COMMAND_TIMEOUT_S,
+            error=SigningError,
+            hint=hint,
+            secret=True,
+        )
     except LostDependencyError as error:
         raise SigningError(f"sign_command: {error.what}", hint=hint) from error
     return done.stdout.encode()

@@ -37,6 +37,16 @@ def test_a_bad_configuration_is_refused(
     assert words in err
 
 
+def test_a_message_about_the_signing_command_has_none_of_its_words(
+    monkeypatch: pytest.MonkeyPatch, here: Here
+) -> None:
+    monkeypatch.setenv("INVOKE_SIGN_COMMAND", "sign --pin 's3cret")
+    status, _, err = here("--dry", "clean")
+    assert status == 2
+    assert "sign_command is not a command" in err
+    assert "s3cret" not in err
+
+
 @pytest.mark.parametrize("key", DEFAULTS)
 def test_a_null_is_the_default(key: str, tmp_path: Path, here: Here) -> None:
     """So is a key without a value."""

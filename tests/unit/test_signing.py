@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -17,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from kbuild.core import fs
-from kbuild.core.errors import SigningError, UserError
+from kbuild.core.errors import KbuildError, SigningError, UserError
 from kbuild.core.model import Settings
 from kbuild.ship import signing
 from kbuild.ship.signing import Role
@@ -319,6 +321,44 @@ def test_a_command_that_does_not_exist_is_refused(commanded: Callable[[str], Set
     settings = dataclasses.replace(commanded(""), sign_command=("/nonexistent/signer",))
     with pytest.raises(SigningError, match="/nonexistent/signer"):
         signing.sign(settings, RELEASE)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "exit 3",
+        "sleep 60",
+        "cat",
+        "exec $other --clearsign",
+        "echo 'No space left on device'; exit 1",
+    ],
+    ids=["fails", "hangs", "copies", "other-key", "full"],
+)
+def test_no_message_has_an_argument_of_the_command(
+    commanded: Callable[[str], Settings],
+    body: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr(signing, "_COMMAND_TIMEOUT_S", 1)
+    settings = commanded(body)
+    (program,) = settings.sign_command
+    settings = dataclasses.replace(
+        settings, sign_command=(program, "--magic-word", "--", "/s3cret")
+    )
+    said = []
+    for act in (signing.sign, signing.sign_detached):
+        with pytest.raises(KbuildError) as caught:
+            act(settings, RELEASE)
+        assert "sign it" in str(caught.value)
+        said += traceback.format_exception(caught.value)
+    with pytest.raises(UserError, match="sign it") as refused:
+        signing.rotate(settings)
+    for text in (*said, str(refused.value), caplog.text, repr(settings)):
+        assert "s3cret" not in text
+        assert "--magic-word" not in text
+    assert "sign it" in caplog.text
 
 
 def test_each_key_of_a_rotation_must_have_signed(
