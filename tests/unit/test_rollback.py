@@ -249,11 +249,16 @@ class Server:
     top: Path
 
     def configure(self) -> int:
+        return self.configured().returncode
+
+    def configured(self) -> subprocess.CompletedProcess[str]:
         text = rollback._SCRIPT.read_text()
         for path in ("/boot", "/usr/share/cplayground", "/etc/kernel", "/run/"):
             text = text.replace(path, f"{self.top}{path}")
-        done = subprocess.run(
+        return subprocess.run(
             ["sh", "-c", text, "postinst", "configure"],
+            stderr=subprocess.PIPE,
+            text=True,
             env={
                 "PATH": f"{self.top}/bin:{os.environ['PATH']}",
                 "TOP": str(self.top),
@@ -261,7 +266,6 @@ class Server:
                 "DPKG_MAINTSCRIPT_PACKAGE": META,
             },
         )
-        return done.returncode
 
     @property
     def boot(self) -> set[str]:
@@ -360,3 +364,44 @@ def test_a_server_without_the_withdrawn_kernel_is_left_alone(server: Server) -> 
     assert server.configure() == 0
     assert not (server.top / "said").exists()
     assert server.diversions() == ""
+
+
+@pytest.mark.parametrize("other", ["nothing", "a link", "an empty file", "an unpacked file"])
+def test_the_last_kernel_is_never_hidden(server: Server, other: str) -> None:
+    boot = server.top / "boot"
+    good = boot / f"vmlinuz-{GOOD}"
+    # The other one of the list is no kernel to start either.
+    (boot / "vmlinuz-6.1.0-55-cplayground-cloud-amd64").write_text("withdrawn too")
+    text = good.read_text()
+    good.unlink()
+    if other == "a link":
+        good.symlink_to(boot / f"vmlinuz-{BAD}")
+    elif other == "an empty file":
+        good.touch()
+    elif other == "an unpacked file":
+        good.with_name(f"{good.name}.dpkg-new").write_text(text)
+    before = server.boot, server.menu
+    done = server.configured()
+    assert done.returncode == 0
+    assert f"vmlinuz-{BAD}" in done.stderr
+    assert (server.boot, server.menu) == before
+    assert server.diversions() == ""
+    assert not (server.top / "said").exists()
+    # With a kernel to start, the next run withdraws it.
+    good.unlink(missing_ok=True)
+    good.write_text(text)
+    assert server.configured().stderr.count("stay in the boot menu") == 0
+    assert f"withdrawn-vmlinuz-{BAD}" in server.boot
+    assert server.menu[0] == f"vmlinuz-{GOOD}"
+
+
+def test_debians_kernel_is_one_to_start(server: Server) -> None:
+    (server.top / f"boot/vmlinuz-{GOOD}").rename(server.top / "boot/vmlinuz-6.1.0-57-cloud-amd64")
+    assert server.configure() == 0
+    assert server.boot == {"vmlinuz-6.1.0-57-cloud-amd64", f"withdrawn-vmlinuz-{BAD}"}
+
+
+def test_a_name_that_only_begins_like_a_withdrawn_one_is_another(server: Server) -> None:
+    (server.top / f"boot/vmlinuz-{GOOD}").rename(server.top / f"boot/vmlinuz-{BAD}-2")
+    assert server.configure() == 0
+    assert server.boot == {f"vmlinuz-{BAD}-2", f"withdrawn-vmlinuz-{BAD}"}
