@@ -14,8 +14,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from debian.debian_support import Version
+
 from kbuild.archive import operations
 from kbuild.archive.release import Release
+from kbuild.core.errors import BuildError
 from kbuild.core.run import Arg, run
 from kbuild.core.sandbox import Bind
 from kbuild.gate import listing, machine, rehearsal, wire
@@ -214,7 +217,7 @@ def upgrade(round: Round, trials: Trials) -> None:
     trial, removal = trials["upgrade"], trials["autoremove"]
     for older in round.view.promoted:
         with round.server(f"{trial.name}-{older.version}") as made:
-            _install_older(round, made, older)
+            install_older(round, made, older)
             _upgrade(round, made)
             _require_versions(trial, round, made, names(round.candidate).prebuilt)
             _require_kernels(trial, round, made, older, round.candidate)
@@ -262,10 +265,11 @@ def downgrade(round: Round, trials: Trials) -> None:
     (trial,) = trials.values()
     for older in round.view.promoted[:1]:
         with round.server(trial.name) as made:
-            _install_older(round, made, older)
+            install_older(round, made, older)
+            remove_newer_stock(round, trial, made, older)
             _upgrade(round, made)
             old = names(older)
-            for argv in going_back(old, round.candidate):
+            for argv in going_back(older, round.candidate):
                 round.run(made, argv)
             # The next upgrade must not bring the newer version back.
             _upgrade(round, made)
@@ -280,19 +284,69 @@ def downgrade(round: Round, trials: Trials) -> None:
                 )
 
 
-def going_back(older: Names, newer: Release) -> Iterator[tuple[str, ...]]:
+def going_back(older: Release, newer: Release) -> Iterator[tuple[str, ...]]:
     """Yield the commands of docs/howto/install-and-upgrade.md for going back to a version."""
-    yield ("apt-get", "install", "--allow-downgrades", *older.pinned(older.prebuilt))
-    yield ("apt-mark", "hold", *older.prebuilt)
-    yield ("apt-get", "purge", versions.image_package(newer.kernel))
+    wanted = names(older)
+    chosen = wanted.prebuilt
+    if older.kernel == newer.kernel:
+        chosen += _of_kernel(older)
+    yield ("apt-get", "install", "--allow-downgrades", *wanted.pinned(chosen))
+    yield ("apt-mark", "hold", *wanted.prebuilt)
+    if older.kernel != newer.kernel:
+        yield ("apt-get", "purge", versions.image_package(newer.kernel))
 
 
-def _install_older(round: Round, made: Server, older: Release) -> None:
+def _of_kernel(release: Release) -> tuple[str, str]:
+    """Return the kernel and its module, on which the metapackages depend.
+
+    apt takes another version of them than its candidate only if they are named.  So they are named
+    where two releases have the same kernel, because Debian kept its ABI.
+    """
+    return versions.image_package(release.kernel), versions.modules_package(release.kernel)
+
+
+def install_older(round: Round, made: Server, older: Release) -> None:
     """Install a promoted release from the stable suite, then follow staging."""
     wanted = names(older)
+    kernel = _of_kernel(older)
+    shared = [one.kernel for one in round.view.promoted].count(older.kernel) > 1
     round.follow(made, round.view.stable)
-    round.apt(made, "install", *wanted.pinned(wanted.prebuilt))
+    round.apt(made, "install", *wanted.pinned((*wanted.prebuilt, *(kernel if shared else ()))))
+    if shared:
+        # As if only the metapackages had been named.
+        round.run(made, ["apt-mark", "auto", *kernel])
     round.follow(made, round.view.staging)
+
+
+def comes_before(stock: str, ours: str) -> bool:
+    """Return whether GRUB's menu has Debian's kernel before a kernel of ours.
+
+    The arguments are what ``uname -r`` prints.  GRUB 2.06 compares these as dpkg does, and
+    tests/unit/test_versions.py shows that later ones come to the same order.
+    """
+    return Version(stock) > Version(ours)
+
+
+def remove_newer_stock(round: Round, trial: Trial, made: Server, older: Release) -> None:
+    """Remove Debian's kernel, as documented, if it would be started instead of the older one.
+
+    A tree has Debian's kernel of the candidate.  If the older release has a lower ABI, its servers
+    had Debian's kernel of that time, which Debian's archive may have no more.  Raises BuildError
+    if the kernel is still there.
+    """
+    stock = round.base
+    if not comes_before(stock.release, older.kernel):
+        return
+    files = [one.path.name for one in (stock.image, *stock.parts)]
+    # Since 7.0 the kernel's file is in another package than the image.
+    found = [name.partition("_")[0] for name in files if stock.release in name]
+    round.apt(made, "purge", *found)
+    left = made.root.path / f"boot/vmlinuz-{stock.release}"
+    if left.exists():
+        raise BuildError("Debian's kernel cannot be removed", found=str(left), log=made.log)
+    trial.notes.append(
+        f"Debian's {stock.release} was removed, because the boot menu has it before {older.kernel}"
+    )
 
 
 def _upgrade(round: Round, made: Server) -> None:
@@ -342,10 +396,7 @@ def judge_autoremove(trial: Trial, seen: machine.Boot, releases: Sequence[Releas
     states = _by_name(done[0].text)
     kept = {name for name, state in states.items() if state == "installed"}
     for release in releases:
-        for wanted in (
-            versions.image_package(release.kernel),
-            versions.modules_package(release.kernel),
-        ):
+        for wanted in _of_kernel(release):
             trial.require(wanted in kept, f"apt-get autoremove removed {wanted}")
     for name in names(releases[-1]).prebuilt:
         trial.require(name in kept, f"apt-get autoremove removed {name}")
@@ -381,6 +432,7 @@ def rollback(round: Round, trials: Trials) -> None:
             wanted = names(candidate).prebuilt
             there.follow(made, round.view.stable)
             there.apt(made, "install", *wanted)
+            remove_newer_stock(there, trial, made, older)
             rehearsal.stage(scratch, candidate, place)
             operations.promote(scratch, candidate.id, _PERCENT)
             there.apt(made, "update")
@@ -601,10 +653,7 @@ def _require_kernels(trial: Trial, round: Round, made: Server, *releases: Releas
     """Require that each kernel is there with its initrd and its module, and is in the menu."""
     states = _states(round, made)
     for release in releases:
-        for name in (
-            versions.image_package(release.kernel),
-            versions.modules_package(release.kernel),
-        ):
+        for name in _of_kernel(release):
             trial.require(states.get(name) == "installed", f"{name} is not installed any more")
         for name in (f"boot/vmlinuz-{release.kernel}", f"boot/initrd.img-{release.kernel}"):
             trial.require((made.root.path / name).exists(), f"/{name} is missing")

@@ -32,6 +32,14 @@ from kbuild.gate.machine import Boot
 from kbuild.gate.report import FAILED, NOT_RUN, PASSED, BootSeen, CaseResult, Report
 from kbuild.gate.round import Round, Trial, around_the_error, names
 from kbuild.gate.server import Server
+from tests import grub
+from tests.unit.test_versions import (
+    BOOTED,
+    BOOTED_SINCE_TRIXIE,
+    NEW_GRUB,
+    OLD_GRUB,
+    grub_library,
+)
 from tests.unit.works import Works
 
 PROJECT = Path(__file__).parents[2]
@@ -272,12 +280,114 @@ def test_the_downgrade_is_the_documented_one() -> None:
     blocks = re.findall(r"```\n(.*?)```", section, re.DOTALL)
     text = "".join(blocks).replace("\\\n", " ")
     documented = [" ".join(line.split()).replace("apt ", "apt-get ") for line in text.splitlines()]
-    older = names(release(OLD, "6.1.192-3+cplayground1", module="0.2.0+"))
+    older = release(OLD, "6.1.192-3+cplayground1", module="0.2.0+")
     ours = [
         " ".join(argv).replace(NEW, "<release that fails>").replace("-lab", "-cloud-amd64")
         for argv in cases.going_back(older, NEWER)
     ]
     assert [argv for argv in documented if argv in ours] == ours
+
+
+def test_the_kernel_that_both_releases_have_is_replaced_and_not_removed() -> None:
+    """Debian's security updates keep the ABI, so the kernel of both has one name."""
+    newer = release(OLD, "6.1-2+cplayground1")
+    install, hold, *more = cases.going_back(OLDER, newer)
+    assert {
+        f"linux-image-{OLD}=6.1-1+cplayground1",
+        f"cplayground-modules-{OLD}=6.1-1+cplayground1",
+    } <= {*install}
+    assert hold[-2:] == names(OLDER).prebuilt
+    assert more == []
+
+
+def test_an_older_version_of_a_kernel_is_named_when_a_newer_one_has_its_name() -> None:
+    """apt takes the newest version of what the metapackages depend on, and then refuses them."""
+    ran: list[tuple[str, ...]] = []
+    first, second = release(OLD, "6.1-1+cplayground1"), release(OLD, "6.1-2+cplayground1")
+    kernel = (f"linux-image-{OLD}", f"cplayground-modules-{OLD}")
+    for promoted in ((second, first), (first,)):
+        round = SimpleNamespace(
+            view=SimpleNamespace(promoted=promoted, stable="stable", staging="staging"),
+            follow=lambda made, suite: ran.append((suite,)),
+            apt=lambda made, *arguments: ran.append(arguments),
+            run=lambda made, argv: ran.append(tuple(argv)),
+        )
+        cases.install_older(cast(Round, round), SERVER, first)
+    pinned = [f"{name}=6.1-1+cplayground1" for name in (*WANTED, *kernel)]
+    assert ran == [
+        ("stable",),
+        ("install", *pinned),
+        ("apt-mark", "auto", *kernel),
+        ("staging",),
+        ("stable",),
+        ("install", *pinned[:2]),
+        ("staging",),
+    ]
+
+
+@pytest.mark.parametrize("library", [OLD_GRUB, NEW_GRUB], ids=["grub-2.06", "grub-2.12"])
+@pytest.mark.parametrize("booted", [BOOTED, BOOTED_SINCE_TRIXIE])
+def test_debians_kernel_comes_first_as_grub_has_it(
+    tmp_path: Path, booted: tuple[str, ...], library: str
+) -> None:
+    root = grub_library(tmp_path, library)
+    theirs = [one for one in booted if "cplayground" not in one]
+    ours = [one for one in booted if "cplayground" in one]
+    first = {
+        (stock, own): grub.boot_order((own, stock), root)[0] for stock in theirs for own in ours
+    }
+    assert {*first.values()} == {*booted} - {booted[0]}
+    for (stock, own), chosen in first.items():
+        assert cases.comes_before(stock, own) == (chosen == stock), (stock, own)
+
+
+def with_stock(tree: Path, ran: list[tuple[str, ...]], *, stays: bool = False) -> Round:
+    """A round whose servers have Debian's kernel 6.1.0-57, in the two packages of newer suites."""
+    kernel = tree / "boot/vmlinuz-6.1.0-57-cloud-amd64"
+    kernel.parent.mkdir()
+    kernel.touch()
+
+    def apt(made: object, *arguments: str) -> None:
+        ran.append(arguments)
+        if not stays:
+            kernel.unlink()
+
+    image, *parts = (
+        SimpleNamespace(path=Path(f"/debs/{name}_6.1.192-3_amd64.deb"))
+        for name in (
+            "linux-image-6.1.0-57-cloud-amd64",
+            "linux-binary-6.1.0-57-cloud-amd64",
+            "linux-other",
+        )
+    )
+    base = SimpleNamespace(release="6.1.0-57-cloud-amd64", image=image, parts=parts)
+    return cast(Round, SimpleNamespace(base=base, apt=apt))
+
+
+def of_56() -> Release:
+    return release("6.1.0-56-cplayground-lab", "6.1.191-1+cplayground1")
+
+
+def test_a_newer_kernel_of_debian_is_removed_before_a_way_back(tmp_path: Path) -> None:
+    ran: list[tuple[str, ...]] = []
+    round, trial = with_stock(tmp_path, ran), Trial("rollback")
+    made = cast(Server, SimpleNamespace(root=SimpleNamespace(path=tmp_path), log=None))
+    cases.remove_newer_stock(round, trial, made, OLDER)
+    assert (ran, trial.notes) == ([], [])
+    cases.remove_newer_stock(round, trial, made, of_56())
+    assert ran == [
+        ("purge", "linux-image-6.1.0-57-cloud-amd64", "linux-binary-6.1.0-57-cloud-amd64")
+    ]
+    (note,) = trial.notes
+    assert "6.1.0-57-cloud-amd64 was removed" in note
+    assert trial.reasons == []
+
+
+def test_a_kernel_of_debian_that_stays_fails_the_case(tmp_path: Path) -> None:
+    round = with_stock(tmp_path, [], stays=True)
+    made = cast(Server, SimpleNamespace(root=SimpleNamespace(path=tmp_path), log=None))
+    with pytest.raises(BuildError, match="cannot be removed"):
+        cases.remove_newer_stock(round, Trial("rollback"), made, of_56())
 
 
 # Reasons.
