@@ -30,8 +30,13 @@ def home(root: Path, id: str) -> Path:
 
 def read_all(root: Path) -> dict[str, Record]:
     """Return every record by its release's id; raises as :func:`read` does."""
-    names = sorted(path.name for path in (root / HOME).glob("[!.]*"))
-    return {name: read(root, name) for name in names}
+    return {id: read(root, id) for id in ids(root)}
+
+
+def ids(root: Path) -> list[str]:
+    """Return the ids of all releases; anything else that lies there is for verify-archive."""
+    found = (path.name for path in (root / HOME).glob("*") if path.is_dir())
+    return sorted(name for name in found if _ID.fullmatch(name))
 
 
 def read(root: Path, id: str) -> Record:
@@ -42,8 +47,8 @@ def read(root: Path, id: str) -> Record:
     """
     path = home(root, id) / NAME
     if not _ID.fullmatch(id) or not path.parent.is_dir():
-        known = ", ".join(sorted(one.name for one in (root / HOME).glob("[!.]*")))
-        raise UserError(f"there is no release {id}", expected=known or "none yet", found=id)
+        known = ", ".join(ids(root)) or "none yet"
+        raise UserError(f"there is no release {id}", expected=known, found=id)
     try:
         raw = json.loads(path.read_bytes())
         found = int(raw["format"])
@@ -99,9 +104,11 @@ def recover(root: Path) -> None:
         if not (root / HOME / name).exists():
             fs.rename(replaced, root / HOME / name)
     for scratch in (root / HOME).glob(".*"):
-        fs.remove_tree(scratch)
+        if scratch.is_dir():
+            fs.remove_tree(scratch)
     for scratch in (root / HOME).glob("*/.*"):
-        scratch.unlink()
+        if not scratch.is_dir():
+            scratch.unlink()
 
 
 def _raw(record: Record) -> dict[str, Any]:

@@ -6,8 +6,8 @@ suite, which is replaced by rename.  So a server always sees one whole suite.
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -25,6 +25,8 @@ from kbuild.core.model import Package, Settings
 from kbuild.ship import indexes, signing
 from kbuild.ship.indexes import Group
 from kbuild.ship.manifest import Output
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 HOME = "snapshots"
@@ -163,12 +165,38 @@ def generations(root: Path, name: str, before: int | None = None) -> list[int]:
     """
     found: dict[str, int] = {}
     for number in numbers(root):
-        if before is not None and number >= before:
+        dist = path(root, number) / name
+        if (before is not None and number >= before) or not dist.is_dir():
             continue
-        with contextlib.suppress(FileNotFoundError):
-            listed = release(path(root, number) / name).get("SHA256", [])
-            found.setdefault(json.dumps([one["sha256"] for one in listed]), number)
+        try:
+            digests = [one.sha256 for one in listed(dist)]
+        except TrustError as error:
+            logger.warning("its indexes are left out: %s: %s", error.what, error.found)
+            continue
+        found.setdefault(json.dumps(digests), number)
     return list(found.values())[: indexes.GENERATIONS]
+
+
+@dataclass(frozen=True)
+class Index:
+    """A file that a Release lists."""
+
+    name: str
+    sha256: str
+    size: int
+
+
+def listed(dist: Path) -> list[Index]:
+    """Return what the Release of a directory of indexes lists; raises TrustError for a bad one."""
+    try:
+        return files(release(dist))
+    except (OSError, ValueError, LookupError) as error:
+        raise _bad_release(dist, "a SHA256", error) from error
+
+
+def files(release: ReleaseFile) -> list[Index]:
+    """Return what a Release lists; raises ValueError or LookupError for a bad one."""
+    return [Index(one["name"], one["sha256"], int(one["size"])) for one in release["SHA256"]]
 
 
 def release(dist: Path) -> ReleaseFile:
@@ -207,26 +235,32 @@ def _date(root: Path, name: str, field: str) -> datetime:
     try:
         return parsedate_to_datetime(str(release(directory)[field]))
     except (OSError, LookupError, ValueError, TypeError) as error:
-        raise TrustError(
-            f"{directory / 'Release'} is damaged",
-            expected=f"a Release file with a {field}",
-            found=str(error),
-            hint="'./inv verify-archive' lists all damage",
-        ) from error
+        raise _bad_release(directory, f"a {field}", error) from error
+
+
+def _bad_release(dist: Path, field: str, error: Exception) -> TrustError:
+    return TrustError(
+        f"{dist / 'Release'} is damaged",
+        expected=f"a Release file with {field}",
+        found=str(error),
+        hint="'./inv verify-archive' lists all damage",
+    )
 
 
 def recover(root: Path) -> None:
     """Remove what killed writers left; the caller holds the archive's lock.
 
     A snapshot to which no link leads, and which is newer than all linked ones, was never used.
+    A file between them is none of ours, and stays.
     """
     used = set(linked(root).values())
-    for one in sorted((root / HOME).glob("*")):
+    for one in sorted(path for path in (root / HOME).glob("*") if path.is_dir()):
         complete = one.name.isdecimal() and (one / NAME).is_file()
         if not complete or (int(one.name) not in used and int(one.name) > max(used, default=0)):
             fs.remove_tree(one)
     for link in (root / DISTS).glob(".*"):
-        link.unlink()
+        if link.is_symlink():
+            link.unlink()
 
 
 def is_current(root: Path, plan: Plan) -> bool:

@@ -172,8 +172,9 @@ def _pool(reader: _Reader) -> None:
 
 
 def _records(reader: _Reader) -> None:
+    known = records.ids(reader.root)
     for home in _listed(reader.root / records.HOME):
-        if not home.is_dir():
+        if home.name not in known:
             reader.stray(home)
             continue
         try:
@@ -270,33 +271,51 @@ def _dist(reader: _Reader, name: str, number: int, entries: Sequence[Entry]) -> 
     if release is None:
         return
     expected = {dist / "Release", dist / "InRelease"}
-    for listed in release.get("SHA256", []):
-        path = dist / listed["name"]
-        by_hash = path.parent / snapshots.BY_HASH / listed["sha256"]
+    for listed in release:
+        path = dist / listed.name
+        by_hash = path.parent / snapshots.BY_HASH / listed.sha256
         expected |= {path, by_hash}
         for one in (path, by_hash):
             found = fs.sha256_file(one) if one.is_file() else MISSING
-            if found != listed["sha256"]:
-                reader.find(one, "it is not what the Release lists", listed["sha256"], found)
-            elif one.stat().st_size != int(listed["size"]):
+            if found != listed.sha256:
+                reader.find(one, "it is not what the Release lists", listed.sha256, found)
+            elif one.stat().st_size != listed.size:
                 size = one.stat().st_size
-                reader.find(one, "it has another size in the Release", listed["size"], size)
-    for earlier in snapshots.generations(reader.root, name, before=number):
-        for listed in snapshots.release(snapshots.path(reader.root, earlier) / name)["SHA256"]:
-            directory = (dist / listed["name"]).parent
-            path = directory / snapshots.BY_HASH / listed["sha256"]
-            expected.add(path)
-            found = fs.sha256_file(path) if path.is_file() else MISSING
-            if found != listed["sha256"]:
-                reader.find(path, "an earlier index is damaged", listed["sha256"], found)
+                reader.find(one, "it has another size in the Release", listed.size, size)
+    for path, digest in _earlier(reader, name, number).items():
+        expected.add(path)
+        found = fs.sha256_file(path) if path.is_file() else MISSING
+        if found != digest:
+            reader.find(path, "an earlier index is damaged", digest, found)
     for path in _files(dist):
         if path not in expected or path.is_symlink():
             reader.stray(path)
     _entries(reader, dist, entries)
 
 
-def _release(reader: _Reader, dist: Path) -> ReleaseFile | None:
-    """Check signature and dates of a Release, and return it."""
+def _earlier(reader: _Reader, name: str, number: int) -> dict[Path, str]:
+    """Return the by-hash files of earlier indexes that a suite still has, with their SHA-256."""
+    read: dict[int, list[snapshots.Index]] = {}
+    for one in snapshots.numbers(reader.root):
+        earlier = snapshots.path(reader.root, one) / name
+        if one == number or not earlier.is_dir():
+            continue
+        try:
+            read[one] = snapshots.listed(earlier)
+        except TrustError as failed:
+            reader.find(
+                earlier / "Release", "it is damaged", failed.expected or "", failed.found or ""
+            )
+    dist = snapshots.path(reader.root, number) / name
+    return {
+        (dist / listed.name).parent / snapshots.BY_HASH / listed.sha256: listed.sha256
+        for one in snapshots.generations(reader.root, name, before=number)
+        for listed in read[one]
+    }
+
+
+def _release(reader: _Reader, dist: Path) -> list[snapshots.Index] | None:
+    """Check signature and dates of a Release, and return the indexes that it lists."""
     signed = dist / "InRelease"
     try:
         text = (dist / "Release").read_bytes()
@@ -307,6 +326,7 @@ def _release(reader: _Reader, dist: Path) -> ReleaseFile | None:
             text = inside
         release = ReleaseFile(text)
         date, until = (parsedate_to_datetime(str(release[one])) for one in ("Date", "Valid-Until"))
+        listed = snapshots.files(release)
     except SigningError as failed:
         reader.find(signed, failed.what, failed.expected or "", failed.found or "")
         return None
@@ -319,7 +339,7 @@ def _release(reader: _Reader, dist: Path) -> ReleaseFile | None:
         reader.find(signed, "it has expired", f"a Valid-Until after {reader.now}", until)
     if release.get("Suite") != dist.name:
         reader.find(signed, "it is of another suite", dist.name, release.get("Suite"))
-    return release
+    return listed
 
 
 def _entries(reader: _Reader, dist: Path, entries: Sequence[Entry]) -> None:
@@ -327,11 +347,14 @@ def _entries(reader: _Reader, dist: Path, entries: Sequence[Entry]) -> None:
     index = dist / snapshots.INDEX
     wanted = {entry.output.path: _fields(entry) for entry in entries}
     found = {}
-    if index.is_file():
+    try:
         for stanza in Packages.iter_paragraphs(index.read_bytes(), use_apt_pkg=False):
             fields = ("Package", "Version", "Architecture", "Size", "SHA256")
             percent = stanza.get("Phased-Update-Percentage", ALL)
             found[stanza["Filename"]] = (*(stanza[one] for one in fields), str(percent))
+    except (OSError, ValueError, LookupError) as failed:
+        reader.find(index, "it cannot be read", found=failed)
+        return
     for path in sorted(wanted.keys() | found.keys()):
         here, there = wanted.get(path), found.get(path)
         if here != there:

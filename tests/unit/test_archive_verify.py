@@ -276,6 +276,42 @@ def top_stray(root: Path) -> str:
     return "secret.key: it does not belong here"
 
 
+def index_again(root: Path, text: bytes) -> str:
+    (root / DIST / snapshots.INDEX).write_bytes(text)
+    return "main/binary-amd64/Packages: it cannot be read"
+
+
+def index_without_fields(root: Path) -> str:
+    return index_again(root, b"Package: x\n")
+
+
+def index_binary(root: Path) -> str:
+    return index_again(root, b"Package: \xff\xfe\n")
+
+
+def earlier_release(root: Path, text: bytes) -> str:
+    number = snapshots.numbers(root)[-1]
+    (snapshots.path(root, number) / DIST.name / "Release").write_bytes(text)
+    return f"snapshots/{number}/bookworm/Release: it is damaged; expected a Release file with"
+
+
+def earlier_release_empty(root: Path) -> str:
+    return earlier_release(root, b"")
+
+
+def earlier_release_binary(root: Path) -> str:
+    return earlier_release(root, b"\xff\xfe: \x00\n")
+
+
+def earlier_release_half(root: Path) -> str:
+    return earlier_release(root, b"SHA256:\n 00 x\n")
+
+
+def snapshots_file(root: Path) -> str:
+    (root / "snapshots/README").write_text("x")
+    return "snapshots/README: it does not belong here"
+
+
 SERVERS = (
     *(packages_bytes, package_missing, package_link, package_mode, package_stray),
     *(inrelease_text, inrelease_missing, inrelease_unsigned, release_text, foreign_key),
@@ -283,6 +319,8 @@ SERVERS = (
     *(by_hash_earlier, by_hash_own, by_hash_stray, dist_stray),
     *(link_elsewhere, link_dangling, link_of_another_suite, no_link_but_a_directory),
     *(link_missing, snapshot_description, snapshot_stray, replayed, top_stray),
+    *(index_without_fields, index_binary, snapshots_file),
+    *(earlier_release_empty, earlier_release_binary, earlier_release_half),
 )
 
 
@@ -346,9 +384,15 @@ def record_stray(root: Path) -> str:
     return "releases/file: it does not belong here"
 
 
+def record_directory(root: Path) -> str:
+    (home(root).parent / "No release").mkdir()
+    return "releases/No release: it does not belong here"
+
+
 RECORDS = (
     *(evidence_bytes, evidence_missing, evidence_stray, evidence_signature),
     *(provenance_of_other_bytes, verdict_of_other_bytes, no_verdict, record_stray),
+    record_directory,
 )
 
 
@@ -389,6 +433,25 @@ def test_damage_is_found(given: Settings, damage: Callable[[Path], str]) -> None
     kind = EvidenceError if damage in RECORDS else TrustError
     assert type(error) is kind, findings(given)
     assert expected in (error.found or "")
+
+
+# Damage that no index is made from.
+HARMLESS = (
+    *(earlier_release_empty, earlier_release_binary, earlier_release_half),
+    *(snapshots_file, record_stray, record_directory),
+)
+
+
+@pytest.mark.parametrize("damage", HARMLESS, ids=lambda one: one.__name__)
+def test_writers_go_on_beside_what_they_do_not_need(
+    given: Settings, damage: Callable[[Path], str]
+) -> None:
+    damage(given.archive)
+    assert len(operations.releases(given)) == 2
+    operations.refresh(given)
+    operations.resign(given)
+    operations.promote(given, SECOND.id, 10)
+    operations.rollback(given, SECOND.id, "")
 
 
 def test_nothing_verifies_without_a_key(given: Settings, tmp_path: Path) -> None:
