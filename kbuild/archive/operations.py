@@ -306,7 +306,10 @@ def _way_back(archive: _Archive, record: Record) -> tuple[Record | None, tuple[s
             also=[one.release(archive.root) for one in withdrawn[1:]],
         )
         packages = {pool.describe(one): one.path for one in made}
-        pool.check(archive.root, packages, _seen(archive.records.values()))
+        known = _seen(archive.records.values())
+        # No server has seen what a withdrawal left that failed, or that was killed.
+        pool.forget(archive.root, packages, known.keys() | snapshots.kept(archive.root))
+        pool.check(archive.root, packages, known)
         pool.add(archive.root, packages)
     outputs = tuple(sorted(packages, key=lambda one: one.path))
     archive.records[record.id] = dataclasses.replace(record, rollback=outputs)

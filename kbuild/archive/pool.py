@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from kbuild.archive.evidence import MISSING
@@ -102,6 +102,13 @@ def add(root: Path, packages: Mapping[Output, Path]) -> None:
     if missing:
         # The names of new directories too.
         fs.sync(root / HOME)
+
+
+def forget(root: Path, outputs: Iterable[Output], named: Container[str]) -> None:
+    """Remove the files of packages from the pool, except the paths that something has ``named``."""
+    for one in outputs:
+        if one.path not in named:
+            (root / one.path).unlink(missing_ok=True)
 
 
 def link(source: Path, target: Path) -> None:

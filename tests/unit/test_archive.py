@@ -255,6 +255,25 @@ def test_a_release_that_was_only_staged_leads_back_in_staging_only(given: Settin
     assert images(given, "bookworm-staging") == {"1", "2+rollback1"}
 
 
+def test_a_withdrawal_that_failed_leaves_nothing_in_the_way(
+    given: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, second, third = promoted(given, 1, 2, 3)
+
+    def fail(*_: object) -> int:
+        raise SigningError("no key")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshots, "write", fail)
+        with pytest.raises(SigningError):
+            operations.rollback(given, third.id, "")
+    operations.rollback(given, second.id, "")
+    # The same versions as in the first attempt now lead to another release.
+    operations.rollback(given, third.id, "")
+    assert images(given, "bookworm") == {"1", "3+rollback1"}
+    assert verify.check(given).findings == ()
+
+
 def test_the_version_of_a_withdrawn_release_is_used_up(given: Settings) -> None:
     (bad,) = promoted(given, 1)
     operations.rollback(given, bad.id, "")
