@@ -51,10 +51,26 @@ def of_target(records: Iterable[Record], one: Record) -> list[Record]:
 def shown(records: Iterable[Record]) -> list[Record]:
     """Return the promoted and superseded ones that stay installable, the newest first.
 
-    ``records`` are those of one target.
+    ``records`` are those of one target.  More than :data:`KEPT` are shown if servers may have to
+    go back to one of them.
     """
-    found = (one for one in records if one.state in SERVED)
-    return sorted(found, key=lambda record: record.order, reverse=True)[:KEPT]
+    every = list(records)
+    backs = (going_back(every), going_back(public(every)))
+    needed = {one.leads_to for one in backs if one is not None}
+    found = installable(every)
+    needed.update(one.id for one in reached(found)[:1])
+    return [one for place, one in enumerate(found) if place < KEPT or one.id in needed]
+
+
+def installable(records: Iterable[Record]) -> list[Record]:
+    """Return the promoted and superseded ones whose packages are in the pool, the newest first."""
+    found = (one for one in records if one.state in SERVED and not one.pruned)
+    return sorted(found, key=lambda record: record.order, reverse=True)
+
+
+def public(records: Iterable[Record]) -> list[Record]:
+    """Return all but the withdrawn ones that were in staging only."""
+    return [one for one in records if one.state is not State.WITHDRAWN or one.percent]
 
 
 def reached(records: Iterable[Record]) -> list[Record]:
@@ -68,6 +84,12 @@ def older(records: Iterable[Record], record: Record) -> list[Record]:
     return [one for one in shown(of_target(records, record)) if one.order < record.order]
 
 
+def withdrawn(records: Iterable[Record]) -> list[Record]:
+    """Return the withdrawn ones that were in staging, the newest first."""
+    found = (one for one in records if one.state is State.WITHDRAWN and one.published)
+    return sorted(found, key=lambda record: record.order, reverse=True)
+
+
 def waiting(records: Iterable[Record]) -> list[Record]:
     """Return the staged ones that are newer than what every server has, the newest first.
 
@@ -75,7 +97,7 @@ def waiting(records: Iterable[Record]) -> list[Record]:
     """
     every = list(records)
     floor = [one.order for one in reached(every)[:1]]
-    staged = (one for one in every if one.state is State.STAGED)
+    staged = (one for one in every if one.state is State.STAGED and not one.pruned)
     newer = (one for one in staged if all(one.order > least for least in floor))
     return sorted(newer, key=lambda record: record.order, reverse=True)
 
@@ -84,13 +106,15 @@ def going_back(records: Iterable[Record]) -> Record | None:
     """Return the withdrawn one whose rollback packages servers still need, or None.
 
     ``records`` are those of one target.  A newer release that reached every server makes them
-    unnecessary.  The last of several has the highest versions.
+    unnecessary, and they are useless once the release to which they lead is gone.
+    The last of several has the highest versions.
     """
     every = list(records)
-    withdrawn = [one for one in every if one.state is State.WITHDRAWN and one.rollback]
-    if not withdrawn:
+    there = {one.id for one in installable(every)}
+    useful = [one for one in withdrawn(every) if one.rollback and one.leads_to in there]
+    if not useful:
         return None
-    last = max(withdrawn, key=lambda one: max(Version(two.version) for two in one.rollback))
+    last = max(useful, key=lambda one: max(Version(two.version) for two in one.rollback))
     return None if any(one.order > last.order for one in reached(every)) else last
 
 
@@ -111,11 +135,11 @@ def plan(records: Iterable[Record], keyrings: Mapping[str, Output]) -> Plan:
             _add(stage, one, one.packages)
         for one in waiting(target):
             _add(stage, one, one.packages)
-        back = going_back(target)
-        if back is not None:
-            _add(stage, back, back.rollback)
-            if back.percent:
-                _add(stable, back, back.rollback)
+        # A release that was in staging only leads back there, and leaves the suite as it was.
+        for dist, concerned in ((stage, target), (stable, public(target))):
+            back = going_back(concerned)
+            if back is not None:
+                _add(dist, back, back.rollback)
     for suite, output in keyrings.items():
         for name in (suite, staging(suite)):
             if name in dists:

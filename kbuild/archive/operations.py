@@ -19,7 +19,7 @@ from pathlib import Path
 
 from kbuild.archive import contents, evidence, place, pool, records, snapshots
 from kbuild.archive.contents import ALL, Plan
-from kbuild.archive.release import SERVED, Record, Release, State, View, package
+from kbuild.archive.release import SERVED, VISIBLE, Record, Release, State, View, package
 from kbuild.archive.states import Event, Happening, next_state
 from kbuild.core import fs
 from kbuild.core.errors import EvidenceError, PoolError, UserError
@@ -121,6 +121,12 @@ class _Archive:
     def prune(self, plan: Plan) -> None:
         """Remove the packages that no index, kept snapshot or coming release needs."""
         kept = contents.kept(self.records.values(), plan) | snapshots.kept(self.root)
+        for id, record in sorted(self.records.items()):
+            gone = any(one.path not in kept for one in record.packages)
+            if gone and record.state in VISIBLE and not record.pruned:
+                # Before the packages: after a kill, no index may name one that is missing.
+                self.records[id] = dataclasses.replace(record, pruned=True)
+                records.write(self.root, self.records[id])
         for path in pool.prune(self.root, kept):
             logger.info("removed %s, which is no longer in an index", path)
 
@@ -167,6 +173,8 @@ def preview(settings: Settings, release: Release, into: Path) -> View:
         for event in (Event.JUDGED, Event.STAGED):
             if not candidate.published:
                 candidate = next_state(candidate, Happening(event, now.isoformat()), ())
+        # Its packages are here, even if the pool has lost them.
+        candidate = dataclasses.replace(candidate, pruned=False)
         mine = [one for one in (known | {candidate.id: candidate}).values() if one.suite == suite]
         with tempfile.TemporaryDirectory(dir=into.parent, prefix=f".{into.name}.") as scratch:
             keyrings = _keyrings(settings, root, mine, now, Path(scratch))
@@ -216,6 +224,7 @@ def stage(settings: Settings, release: Release, files: Iterable[Path]) -> Record
             records.create(archive.root, record, named)
         record = archive.change(record, Event.STAGED, complaints)
         pool.add(archive.root, packages)
+        record = archive.records[record.id] = dataclasses.replace(record, pruned=False)
         archive.publish()
         return record
 
@@ -229,6 +238,16 @@ def promote(settings: Settings, id: str, percent: int) -> Record:
     with _opened(settings) as archive:
         record = archive.record(id)
         same = archive.of_target(record)
+        back = contents.going_back(contents.public(same))
+        for bad in contents.withdrawn(contents.public(same))[:1]:
+            leads_here = back is not None and back.leads_to == id
+            if record.state in VISIBLE and bad.order > record.order and not leads_here:
+                raise UserError(
+                    f"servers may have {bad.id}, which is newer than {id} and withdrawn",
+                    expected=f"a version above {bad.version}",
+                    found=record.version,
+                    hint="apt installs higher versions only: raise 'revision', and release again",
+                )
         for newer in contents.reached(same)[:1]:
             if record.state is State.STAGED and newer.order > record.order:
                 raise UserError(
@@ -276,9 +295,13 @@ def _way_back(archive: _Archive, record: Record) -> tuple[Record | None, tuple[s
     Returns the release to which they lead, and notes for people.
     """
     same = archive.of_target(record)
-    good = [one for one in same if one.state in SERVED]
+    good = [one for one in same if one.state in SERVED and not one.pruned]
+    concerned = contents.public(same) if record.percent else same
+    # Servers with a withdrawn release that is newer still lose their way with this one.
+    lost = contents.going_back(concerned) is None
+    newest = contents.withdrawn(concerned)[0] if lost else record
     for newer in good:
-        if newer.order > record.order:
+        if newer.order > newest.order:
             said = f"servers with {record.version} are upgraded to {newer.version}"
             if newer.percent < ALL:
                 said += f", but it is {describe(newer)}: promote it further, or withdraw it too"
@@ -312,7 +335,7 @@ def _way_back(archive: _Archive, record: Record) -> tuple[Record | None, tuple[s
         pool.check(archive.root, packages, known)
         pool.add(archive.root, packages)
     outputs = tuple(sorted(packages, key=lambda one: one.path))
-    archive.records[record.id] = dataclasses.replace(record, rollback=outputs)
+    archive.records[record.id] = dataclasses.replace(record, rollback=outputs, leads_to=older.id)
     if older.state is State.SUPERSEDED:
         archive.change(older, Event.RESTORED, reason=f"{record.id} was withdrawn")
     return older, (f"servers with {record.version} go back to {older.version}",)

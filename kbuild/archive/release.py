@@ -60,6 +60,9 @@ class Record:
     evidence: Mapping[str, str] = field(default_factory=dict)  # file next to it -> SHA-256
     # The packages that bring a server with this withdrawn release back to an older one.
     rollback: tuple[Output, ...] = ()
+    leads_to: str = ""  # the ID of that older release
+    # Some of its packages were removed from the pool, so no index may show it any more.
+    pruned: bool = False
     history: tuple[Change, ...] = ()
 
     @property

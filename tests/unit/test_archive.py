@@ -255,6 +255,94 @@ def test_a_release_that_was_only_staged_leads_back_in_staging_only(given: Settin
     assert images(given, "bookworm-staging") == {"1", "2+rollback1"}
 
 
+def test_a_withdrawal_of_what_was_only_staged_keeps_the_suites_way_back(given: Settings) -> None:
+    _, bad = promoted(given, 1, 2)
+    operations.rollback(given, bad.id, "")
+    staged = release(3)
+    stage(given, staged)
+    operations.rollback(given, staged.id, "")
+    # Servers may still have the second one.
+    assert images(given, "bookworm") == {"1", "2+rollback1"}
+    assert images(given, "bookworm-staging") == {"1", "3+rollback2"}
+    assert verify.check(given).findings == ()
+
+
+def test_a_release_whose_packages_are_gone_is_never_shown_again(given: Settings) -> None:
+    made = [release(number, small=True) for number in range(1, 7)]
+    for one in made:
+        stage(given, one)
+        for percent in (10, 50, 100) if one is not made[-1] else ():
+            operations.promote(given, one.id, percent)
+    operations.refresh(given)
+    gone = [one.id for one in operations.releases(given) if one.pruned]
+    assert gone == [made[1].id, made[0].id]
+    assert not list((given.archive / "pool").rglob("*cplayground2_*"))
+    # The second one would be the third newest again.
+    operations.rollback(given, made[4].id, "")
+    assert images(given, "bookworm") == {"3", "4", "5+rollback1"}
+    assert verify.check(given).findings == ()
+
+
+def test_a_staged_release_whose_packages_are_gone_waits_for_nothing(given: Settings) -> None:
+    first, late = release(1, small=True), release(2, small=True)
+    for one in (first, late):
+        stage(given, one)
+    operations.promote(given, first.id, 100)
+    newer = release(3, small=True)
+    stage(given, newer)
+    for percent in (10, 50, 100):
+        operations.promote(given, newer.id, percent)
+    for number in (4, 5, 6):
+        stage(given, release(number, small=True))
+    operations.refresh(given)
+    assert records.read(given.archive, late.id).pruned
+    operations.rollback(given, newer.id, "")
+    assert "2" not in images(given, "bookworm-staging")
+    assert verify.check(given).findings == ()
+    # A preview and the staging bring its packages.
+    view = operations.preview(given, late, given.build / "view")
+    seen = dataclasses.replace(given, archive=view.root)
+    assert "2" in images(seen, view.staging)
+    stage(given, late)
+    assert "2" in images(given, "bookworm-staging")
+    assert verify.check(given).findings == ()
+
+
+def test_what_every_server_has_stays_below_releases_for_some(given: Settings) -> None:
+    promoted(given, 1)
+    for number in range(2, 8):
+        promoted(given, number, percent=10)
+    operations.refresh(given)
+    assert images(given, "bookworm") == {"1", "5 10 %", "6 10 %", "7 10 %"}
+    done = operations.rollback(given, release(7).id, "")
+    assert done.older is not None
+    assert done.older.id == release(1).id
+
+
+def test_a_release_below_a_withdrawn_one_is_no_way_forward(given: Settings) -> None:
+    late = release(2)
+    stage(given, late)
+    (bad,) = promoted(given, 3, percent=10)
+    operations.rollback(given, bad.id, "")
+    refused(
+        given,
+        UserError,
+        "newer than .* and withdrawn",
+        lambda: operations.promote(given, late.id, 10),
+    )
+
+
+def test_a_withdrawal_of_what_others_went_back_to_leads_them_on(given: Settings) -> None:
+    (first,) = promoted(given, 1)
+    some, bad = promoted(given, 2, 3, percent=10)
+    assert operations.rollback(given, bad.id, "").record.leads_to == first.id
+    assert images(given, "bookworm") == {"1", "2 10 %", "3+rollback1"}
+    done = operations.rollback(given, first.id, "")
+    assert done.record.leads_to == some.id
+    assert images(given, "bookworm") == {"2 10 %", "3+rollback2"}
+    assert verify.check(given).findings == ()
+
+
 def test_a_withdrawal_that_failed_leaves_nothing_in_the_way(
     given: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
