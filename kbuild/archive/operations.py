@@ -255,6 +255,8 @@ def promote(settings: Settings, id: str, percent: int) -> Record:
                     expected=f"a version above {newer.version}",
                     found=record.version,
                 )
+        if record.state is State.STAGED:
+            _check_kernel(same, record)
         record = archive.change(record, Event.PROMOTED, archive.judge(record), percent=percent)
         for older in same:
             if older.state is State.PROMOTED and older.order < record.order and percent == ALL:
@@ -387,7 +389,7 @@ def _candidate(
     """Return the record of a release to publish: that of an earlier attempt, or a new one.
 
     Raises PoolError if servers may have seen other bytes of a package, and UserError for a
-    withdrawn release.
+    withdrawn release, or for a new one with the kernel release of a withdrawn one.
     """
     outputs = tuple(sorted(packages, key=lambda one: one.path))
     old = known.get(release.id)
@@ -398,16 +400,16 @@ def _candidate(
         )
     if root is not None:
         pool.check(root, outputs, _seen(known.values()))
-    if old is not None and old.packages == outputs:
-        return old
     if old is not None and old.published:
+        if old.packages == outputs:
+            return old
         raise PoolError(
             f"{release.id} is published with other packages",
             expected="\n".join(one.path for one in old.packages),
             found="\n".join(one.path for one in outputs),
             hint="raise 'revision', and package again",
         )
-    return Record(
+    record = Record(
         suite=release.target.suite,
         flavour=release.target.flavour,
         variant=release.target.variant,
@@ -416,6 +418,20 @@ def _candidate(
         packages=outputs,
         history=() if old is None else old.history,
     )
+    _check_kernel(known.values(), record)
+    return old if old is not None and old.packages == outputs else record
+
+
+def _check_kernel(known: Iterable[Record], record: Record) -> None:
+    """Raise UserError if servers keep a kernel of that name out of their boot menu."""
+    for one in contents.of_target(known, record):
+        if one.kernel == record.kernel and one.published and one.state is State.WITHDRAWN:
+            raise UserError(
+                f"{record.id} has the kernel release of a withdrawn one",
+                expected="one that servers do not keep out of their boot menu",
+                found=f"{one.kernel}, withdrawn with {one.id}",
+                hint="raise 'revision', and package again",
+            )
 
 
 def _seen(known: Iterable[Record]) -> dict[str, str]:

@@ -373,6 +373,39 @@ def test_the_version_of_a_withdrawn_release_is_used_up(given: Settings) -> None:
         assert "revision" in str(refused(given, UserError, "is withdrawn", action))
 
 
+def test_the_name_of_a_withdrawn_kernel_is_used_up(given: Settings) -> None:
+    """Servers keep it out of their boot menu; Debian may upload again under the same name."""
+    (bad,) = promoted(given, 1)
+    operations.rollback(given, bad.id, "")
+    again, other = release(1, base="6.1.192-4"), release(2, base="6.1.192-4")
+    assert again.kernel == bad.kernel
+    for action in (
+        lambda: stage(given, again),
+        lambda: operations.preview(given, again, given.build / "view"),
+    ):
+        assert "revision" in str(refused(given, UserError, "of a withdrawn one", action))
+    assert stage(given, other, older=[]).state is State.STAGED
+
+
+def test_a_staged_release_with_the_name_of_a_withdrawn_one_is_not_promoted(given: Settings) -> None:
+    (bad,) = promoted(given, 1)
+    again = release(1, base="6.1.192-4")
+    stage(given, again, older=[bad.id])
+    operations.rollback(given, bad.id, "")
+    action = lambda: operations.promote(given, again.id, 10)  # noqa: E731
+    refused(given, UserError, "of a withdrawn one", action)
+
+
+def test_a_name_that_was_withdrawn_later_does_not_stop_a_published_release(given: Settings) -> None:
+    (one,) = promoted(given, 1)
+    bad = release(1, base="6.1.192-4")
+    stage(given, bad, older=[one.id])
+    operations.rollback(given, bad.id, "")
+    assert bad.kernel == one.kernel
+    operations.preview(given, one, given.build / "view")
+    assert stage(given, one).state is State.PROMOTED
+
+
 # A preview.
 
 
