@@ -24,7 +24,7 @@ from kbuild.archive.states import Event, Happening, next_state
 from kbuild.core import fs
 from kbuild.core.errors import EvidenceError, PoolError, UserError
 from kbuild.core.model import Settings
-from kbuild.ship import indexes, keyring_package, manifest
+from kbuild.ship import dkms, indexes, keyring_package, manifest
 from kbuild.ship import rollback as going_back
 from kbuild.ship.manifest import Output
 
@@ -320,15 +320,31 @@ def _way_back(archive: _Archive, record: Record) -> tuple[Record | None, tuple[s
         for one in same
         if one.state is State.WITHDRAWN and one.published and one.order > older.order
     ]
+    bad = withdrawn[0]
+    # Releases of other targets have the same cplayground-dkms.
+    needed = {
+        (one.name, one.version)
+        for other in archive.records.values()
+        if other.target != record.target and other.suite == record.suite and other.state in SERVED
+        for one in other.packages
+    }
+    theirs = {one.name: one.version for one in bad.packages}
+    keep = {name for name, version in theirs.items() if (name, version) in needed}
     # Servers may have the rollback packages of an earlier time: these need a higher version.
-    number = 1 + sum(bool(one.rollback) for one in withdrawn)
+    number = sum(bool(one.rollback) for one in withdrawn)
+    for other in archive.records.values():
+        for one in other.rollback:
+            version, _, last = one.version.rpartition(going_back.SUFFIX)
+            if theirs.get(one.name) == version:
+                number = max(number, int(last))
     with archive.scratch() as scratch:
         made = going_back.packages(
-            withdrawn[0].release(archive.root),
+            bad.release(archive.root),
             older.release(archive.root),
             scratch,
-            number=number,
+            number=number + 1,
             also=[one.release(archive.root) for one in withdrawn[1:]],
+            keep=keep,
         )
         packages = {pool.describe(one): one.path for one in made}
         known = _seen(archive.records.values())
@@ -340,7 +356,15 @@ def _way_back(archive: _Archive, record: Record) -> tuple[Record | None, tuple[s
     archive.records[record.id] = dataclasses.replace(record, rollback=outputs, leads_to=older.id)
     if older.state is State.SUPERSEDED:
         archive.change(older, Event.RESTORED, reason=f"{record.id} was withdrawn")
-    return older, (f"servers with {record.version} go back to {older.version}",)
+    notes = [f"servers with {record.version} go back to {older.version}"]
+    before = {one.name: one.version for one in older.packages}
+    if dkms.PACKAGE in theirs and theirs[dkms.PACKAGE] != before.get(dkms.PACKAGE):
+        stay = "other kernels need it, so it stays" if dkms.PACKAGE in keep else "it goes back too"
+        notes.append(
+            f"{dkms.PACKAGE} {theirs[dkms.PACKAGE]}: {stay}; a release that changes the module"
+            " needs a higher kmod/VERSION"
+        )
+    return older, tuple(notes)
 
 
 def resign(settings: Settings) -> dict[str, datetime]:

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from debian.deb822 import Deb822
@@ -26,6 +26,8 @@ from kbuild.ship.release import Release
 
 _SCRIPT = Path(__file__).with_name("withdraw.postinst")
 _TIMEOUT_S = 600
+# Between the withdrawn version and the rollback's number.
+SUFFIX = "+rollback"
 
 
 def packages(
@@ -35,21 +37,23 @@ def packages(
     *,
     number: int = 1,
     also: Sequence[Release] = (),
+    keep: Collection[str] = (),
 ) -> tuple[Package, ...]:
     """Make the packages that lead from ``withdrawn`` to ``older``, in ``into``.
 
     ``number`` rises when servers may have an earlier rollback from ``withdrawn``.  ``also`` are
     other withdrawn releases that a server may have.  The image's metapackage lists the kernels of
-    all in /usr/share/cplayground/withdrawn-<flavour>, one release on a line.
+    all in /usr/share/cplayground/withdrawn-<flavour>, one release on a line.  ``keep`` names
+    packages that stay as they are, because a release that is not withdrawn has them too.
     The same arguments give the same bytes.  Raises BuildError if a package differs from its
     digest, or if dpkg-deb refuses it.
     """
     theirs = {one.name: one.version for one in withdrawn.packages}
     old = {one.name: one.version for one in older.packages}
     new = {
-        name: f"{theirs[name]}+rollback{number}"
+        name: f"{theirs[name]}{SUFFIX}{number}"
         for name in old.keys() & theirs.keys()
-        if theirs[name] != old[name]
+        if theirs[name] != old[name] and name not in keep
     }
     flavour = older.target.flavour, older.target.variant
     bad = sorted({one.kernel for one in (withdrawn, *also)} - {older.kernel})

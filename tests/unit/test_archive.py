@@ -406,6 +406,39 @@ def test_a_name_that_was_withdrawn_later_does_not_stop_a_published_release(given
     assert stage(given, one).state is State.PROMOTED
 
 
+def test_a_module_that_another_flavour_needs_stays(given: Settings) -> None:
+    for flavour, module in (("cloud-amd64", "0.2.0"), ("amd64", "0.1.0")):
+        for revision, version in ((1, module), (2, "0.3.0")):
+            one = release(revision, flavour=flavour, module=version)
+            stage(given, one)
+            operations.promote(given, one.id, 100)
+    cloud, amd64 = (release(2, flavour=one, module="0.3.0") for one in ("cloud-amd64", "amd64"))
+    done = operations.rollback(given, cloud.id, "")
+    assert "0.3.0+deb12" in shown(given, "bookworm")["cplayground-dkms"]
+    assert not any("rollback" in one for one in shown(given, "bookworm")["cplayground-dkms"])
+    assert "it stays; a release that changes the module needs a higher" in done.notes[1]
+    # Nothing else needs it now.
+    done = operations.rollback(given, amd64.id, "")
+    assert "0.3.0+deb12+rollback1" in shown(given, "bookworm")["cplayground-dkms"]
+    assert "it goes back too; a release that changes the module" in done.notes[1]
+    assert verify.check(given).findings == ()
+
+
+def test_a_shared_module_goes_back_twice_under_two_versions(given: Settings) -> None:
+    for flavour, module in (("cloud-amd64", "0.2.0"), ("amd64", "0.1.0")):
+        one = release(1, flavour=flavour, module=module)
+        stage(given, one)
+        operations.promote(given, one.id, 100)
+    for number, flavour in enumerate(("cloud-amd64", "amd64"), start=1):
+        bad = release(2, flavour=flavour, module="0.3.0")
+        stage(given, bad)
+        operations.promote(given, bad.id, 100)
+        operations.rollback(given, bad.id, "")
+        expected = f"0.3.0+deb12+rollback{number}"
+        assert expected in shown(given, "bookworm")["cplayground-dkms"]
+    assert verify.check(given).findings == ()
+
+
 # A preview.
 
 
