@@ -21,41 +21,49 @@ def run(
 ) -> Answer:
     """Run the gate's cases, and answer with their verdicts, also if the release is refused.
 
-    Without ``release``, an ID of the archive, the target's last packages are judged.  A dry run
-    only says which cases would run.
+    Without ``release``, an ID of the archive, the target's last packages are judged.  With it, a
+    complete verdict that passed replaces the one in the archive.  A dry run only says which cases
+    would run.
     """
     wanted = judging.choose(k)
     if settings.dry:
         names = [name for one in wanted for name in one.names]
         return Answer(data={"cases": names}, text="\n".join(names))
     chosen = _known(settings, release) if release else candidate.last(settings, target)
-    made, path = judge(settings, chosen, k=k, accel=accel)
+    with judged(settings, chosen, k=k, accel=accel) as (made, path):
+        recorded = bool(release) and made.passed
+        if recorded:
+            operations.judge_again(settings, made.id, path)
     verdict = "passed" if made.passed else "refused" if made.failed else "incomplete"
     summary = f"{verdict}: {made.id} in {progress.duration(made.seconds)}"
     if verdict == "incomplete":
         summary += "; not every case ran, so this is no evidence for a release"
+    if recorded:
+        summary += "; the archive has the new verdict"
     return Answer(
-        data={"gate": report.to_json(made), "path": path},
+        data={"gate": report.to_json(made), "path": path, "recorded": recorded},
         text=report.render(made),
         summary=summary,
         error=report.error(made),
     )
 
 
-def judge(
+@contextlib.contextmanager
+def judged(
     settings: Settings, release: Release, *, k: str | None = None, accel: str | None = None
-) -> tuple[Report, Path]:
-    """Judge a release in a view of the archive, and return the report and the path of gate.json.
+) -> Iterator[tuple[Report, Path]]:
+    """Judge a release in a view of the archive, and yield the report and the path of gate.json.
 
-    Raises what :func:`operations.preview` and :func:`judging.run` raise.
+    No other run changes gate.json before the end of the block.  Raises what
+    :func:`operations.preview` and :func:`judging.run` raise.
     """
     path = judging.home(settings, release) / report.FILE
-    # An earlier verdict must not outlive a round that is interrupted.
-    path.unlink(missing_ok=True)
     with view(settings, release) as made:
+        # An earlier verdict must not outlive a round that is interrupted.
+        path.unlink(missing_ok=True)
         found = judging.run(settings, made, k=k, accel=accel)
-    report.write(path, found)
-    return found, path
+        report.write(path, found)
+        yield found, path
 
 
 @contextlib.contextmanager

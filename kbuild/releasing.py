@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from kbuild import archive_tasks, dry_run, gating, testing
 from kbuild.answer import Answer
 from kbuild.archive import operations, place, verify
-from kbuild.archive.release import VISIBLE, Record, Release
+from kbuild.archive.contents import ALL
+from kbuild.archive.release import VISIBLE, Record, Release, State
 from kbuild.core import fs, progress
 from kbuild.core.errors import EvidenceError
 from kbuild.core.model import Settings, Target
@@ -49,9 +50,10 @@ class _Clock:
 def run(settings: Settings, target: Target, *, modules: str, accel: str | None) -> Answer:
     """Package a target, test and judge it, and put it into the staging of its suite.
 
-    A release that is staged already stays as it is.  Raises SigningError before anything is built
-    if no key can sign, what the stages raise, FailedTestsError, PoolError, and GateError if the
-    gate refuses the packages.  The archive then shows servers what it showed before.
+    A release that is staged already stays as it is, as long as its evidence holds.  Raises
+    SigningError before anything is built if no key can sign, what the stages raise,
+    FailedTestsError, PoolError, and GateError if the gate refuses the packages.  The archive then
+    shows servers what it showed before.
     """
     if settings.dry:
         return dry_run.explain(settings, target, modules)
@@ -90,12 +92,19 @@ def check(settings: Settings) -> None:
 
 
 def published(settings: Settings, release: Release) -> Record | None:
-    """Return the record of a release that servers may see with exactly these packages."""
+    """Return the record of a release that servers may see with exactly these packages.
+
+    It is None if its evidence does not allow the next promotion, so it must be judged again.
+    """
     wanted = {one.sha256 for one in release.packages}
     for record in operations.releases(settings):
         same = record.id == release.id and {one.sha256 for one in record.packages} == wanted
         if same and record.state in VISIBLE:
-            return record
+            final = record.state is State.SUPERSEDED or record.percent == ALL
+            complaints = () if final else operations.complaints(settings, record.id)
+            for one in complaints:
+                logger.warning("%s is judged again: %s", record.id, one)
+            return None if complaints else record
     return None
 
 
@@ -118,13 +127,15 @@ def _publish(
     with clock.step("papers"):
         sign = functools.partial(signing.sign_detached, settings)
         files = (*papers.write(made, sign=sign), *(one.junit for one in tests))
-    with clock.step("gate"):
-        judged, verdict = gating.judge(settings, release, accel=accel)
-    with clock.step("stage"):
-        try:
-            return operations.stage(settings, release, [verdict, *files])
-        except EvidenceError:
-            # The record says now that it was refused; the gate's own error says more.
-            if (error := report.error(judged)) is not None:
-                raise error from None
-            raise
+    with contextlib.ExitStack() as stack:
+        with clock.step("gate"):
+            judging = gating.judged(settings, release, accel=accel)
+            judged, verdict = stack.enter_context(judging)
+        with clock.step("stage"):
+            try:
+                return operations.stage(settings, release, [verdict, *files])
+            except EvidenceError:
+                # The record says now that it was refused; the gate's own error says more.
+                if (error := report.error(judged)) is not None:
+                    raise error from None
+                raise

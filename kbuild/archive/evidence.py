@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class Gate:
     passed: bool
     packages: Mapping[str, str]  # file name -> SHA-256
     cases: tuple[Case, ...]
+    older: tuple[str, ...]  # IDs of the promoted releases that the cases started from
     commit: str
     when: str
 
@@ -59,6 +60,7 @@ def read(path: Path) -> Gate:
                 )
                 for one in raw["cases"]
             ),
+            older=tuple(map(str, raw["older"])),
             commit=str(raw["commit"]),
             when=str(raw["when"]),
         )
@@ -75,20 +77,24 @@ def lacking(where: str, found: str) -> EvidenceError:
         f"there is no verdict of the gate: {where}",
         expected=f"{GATE}, format {FORMAT}",
         found=found,
-        hint="run './inv gate'",
+        hint="'./inv release' judges new packages, './inv gate ID' a release of the archive",
     )
 
 
-def complaints(gate: Gate, id: str, packages: Mapping[str, str], *, older: bool) -> tuple[str, ...]:
+def complaints(
+    gate: Gate, id: str, packages: Mapping[str, str], *, older: Collection[str]
+) -> tuple[str, ...]:
     """Return why a verdict is no evidence for a release; nothing if it is.
 
-    ``packages`` has, by file name, the SHA-256 of each package as it is now.  ``older`` says that
-    servers have an older release of that target, so the cases that start from it must have run.
+    ``packages`` has, by file name, the SHA-256 of each package as it is now.  ``older`` has the
+    IDs of the older releases that servers may have; the gate must have started from each.
     """
     return tuple(_complaints(gate, id, packages, older=older))
 
 
-def _complaints(gate: Gate, id: str, packages: Mapping[str, str], *, older: bool) -> Iterator[str]:
+def _complaints(
+    gate: Gate, id: str, packages: Mapping[str, str], *, older: Collection[str]
+) -> Iterator[str]:
     if gate.id != id:
         yield f"the verdict is for {gate.id}"
     if not gate.passed:
@@ -105,6 +111,9 @@ def _complaints(gate: Gate, id: str, packages: Mapping[str, str], *, older: bool
             yield f"the case {one.name} did not start from the older release that there is now"
         elif one.outcome != PASSED and not excused:
             yield f"the case {one.name}: {one.outcome}: {'; '.join(one.reasons)}"
+    for other in older:
+        if other not in gate.older:
+            yield f"no case started from {other}, which servers may have"
     if not packages:
         yield "the release has no packages"
     for name, digest in sorted(packages.items()):

@@ -57,9 +57,9 @@ class _Archive:
         """Return the records of the same target, the newest version first."""
         return contents.of_target(self.records.values(), record)
 
-    def has_older(self, record: Record) -> bool:
-        """Return whether servers may have an older release of the same target."""
-        return bool(contents.older(self.records.values(), record))
+    def older(self, record: Record) -> list[str]:
+        """Return the IDs of the older releases of the same target that servers may have."""
+        return [one.id for one in contents.older(self.records.values(), record)]
 
     def change(
         self,
@@ -88,7 +88,7 @@ class _Archive:
         found = pool.found(self.root, record.packages)
         return (
             *((f"{path} has changed since the release was staged",) if changed else ()),
-            *evidence.complaints(gate, record.id, found, older=self.has_older(record)),
+            *evidence.complaints(gate, record.id, found, older=self.older(record)),
         )
 
     def publish(self, *, again: bool = False) -> Plan:
@@ -191,11 +191,7 @@ def preview(settings: Settings, release: Release, into: Path) -> View:
         staging=contents.staging(suite),
         keyring=into / keyrings[suite][0].path,
         candidate=candidate.release(into),
-        promoted=tuple(
-            one.release(into)
-            for one in contents.shown(contents.of_target(mine, candidate))
-            if one.id != candidate.id
-        ),
+        promoted=tuple(one.release(into) for one in contents.older(mine, candidate)),
     )
 
 
@@ -214,7 +210,7 @@ def stage(settings: Settings, release: Release, files: Iterable[Path]) -> Record
     found = {Path(one.path).name: fs.sha256_file(path) for one, path in packages.items()}
     with _opened(settings, make=True) as archive:
         record = _candidate(archive.root, archive.records, release, packages)
-        older = archive.has_older(record)
+        older = archive.older(record)
         complaints = evidence.complaints(gate, release.id, found, older=older)
         if not record.published:
             record = archive.change(record, Event.JUDGED, complaints)
@@ -227,6 +223,46 @@ def stage(settings: Settings, release: Release, files: Iterable[Path]) -> Record
         record = archive.records[record.id] = dataclasses.replace(record, pruned=False)
         archive.publish()
         return record
+
+
+def complaints(settings: Settings, id: str) -> tuple[str, ...]:
+    """Return why the evidence of a release does not hold now; nothing if it does.
+
+    Raises UserError if the archive has no such release.
+    """
+    with place.reading(settings) as root:
+        if root is None:
+            raise place.none(settings)
+        known = records.read_all(root)
+        archive = _Archive(settings, root, datetime.now(UTC), known)
+        return archive.judge(archive.record(id))
+
+
+def judge_again(settings: Settings, id: str, verdict: Path) -> Record:
+    """Replace the verdict of a release in the archive by a new one, and return its record.
+
+    The other evidence stays.  Raises EvidenceError if that has changed, or if the verdict does not
+    hold for the release as it is now.
+    """
+    with place.reading(settings) as root:
+        if root is None:
+            raise place.none(settings)
+        record = records.read(root, id)
+        papers = {
+            records.home(root, id) / name: digest
+            for name, digest in record.evidence.items()
+            if name != evidence.GATE
+        }
+        for path, digest in papers.items():
+            found = fs.sha256_file(path) if path.is_file() else evidence.MISSING
+            if found != digest:
+                raise EvidenceError(
+                    f"{path} has changed since the release was staged",
+                    expected=digest,
+                    found=found,
+                    hint="copy it from a backup",
+                )
+    return stage(settings, record.release(settings.archive), [verdict, *papers])
 
 
 def promote(settings: Settings, id: str, percent: int) -> Record:

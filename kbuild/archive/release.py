@@ -111,4 +111,4 @@ class View:
     staging: str
     keyring: Path
     candidate: Release
-    promoted: tuple[Release, ...]  # of the same target, the newest first
+    promoted: tuple[Release, ...]  # older ones of the same target, the newest first

@@ -58,7 +58,7 @@ _RESULT = {
     Event.WITHDRAWN: State.WITHDRAWN,
 }
 _ADVICE = {
-    State.BUILT: "run './inv gate'",
+    State.BUILT: "stage it first, with './inv release'",
     State.GATED: "stage it first, with './inv release'",
     State.REFUSED: "the gate refused it: see gate.json next to its record",
     State.SUPERSEDED: "a newer release of that kernel is promoted",
@@ -80,7 +80,9 @@ def next_state(record: Record, happening: Happening, evidence: Sequence[str]) ->
             f"{record.id} is not {event.value}, because the evidence is incomplete",
             expected="a verdict of the gate that passed for these packages",
             found="\n".join(evidence),
-            hint="run './inv gate' for this release; after a change, raise 'revision' first",
+            hint=f"'./inv gate {record.id}' judges it again; for other packages, raise 'revision'"
+            if record.published
+            else "repair it, and run './inv release' again",
         )
     if state in _PAST.get(event, ()):
         return record

@@ -236,7 +236,7 @@ def _verdict(reader: _Reader, record: Record) -> None:
         return
     packages = {Path(one.path).name: one.sha256 for one in record.packages}
     # Another release may have been the older one at that time, so only promote asks for it.
-    for one in evidence.complaints(gate, record.id, packages, older=False):
+    for one in evidence.complaints(gate, record.id, packages, older=()):
         reader.find(path, one)
 
 

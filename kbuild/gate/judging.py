@@ -59,6 +59,7 @@ def finish(made: Round, results: Iterable[CaseResult], *, seconds: float) -> Rep
         id=release.id,
         packages={one.path.name: one.sha256 for one in release.packages},
         cases=tuple(known.get(name) or CaseResult(name, NOT_RUN) for name in REQUIRED),
+        older=tuple(one.id for one in made.view.promoted),
         commit=manifest.project_commit(made.settings.project) or "",
         when=datetime.now(UTC).isoformat(timespec="seconds"),
         accelerator=made.accelerator.name,

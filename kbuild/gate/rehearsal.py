@@ -40,6 +40,7 @@ def stage(scratch: Settings, release: Release, place: Path) -> None:
         id=release.id,
         packages={one.path.name: one.sha256 for one in release.packages},
         cases=cases,
+        older=tuple(one.id for one in operations.releases(scratch)),
         commit="rehearsal",
         when=datetime.now(UTC).isoformat(timespec="seconds"),
         accelerator="",

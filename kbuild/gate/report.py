@@ -61,6 +61,7 @@ class Report:
     id: str
     packages: Mapping[str, str]  # file name -> SHA-256
     cases: tuple[CaseResult, ...]
+    older: tuple[str, ...]  # IDs of the promoted releases that the cases started from
     commit: str  # of the checkout that judged
     when: str  # UTC, ISO 8601, of the end
     accelerator: str

@@ -126,6 +126,12 @@ def release(
     return Release(target, kernel, version, tuple(packages))
 
 
+def _older(release: Release) -> list[str]:
+    """Return the IDs of all lower revisions."""
+    name, mark, revision = release.id.rpartition("+cplayground")
+    return [f"{name}{mark}{number}" for number in range(1, int(revision))]
+
+
 def verdict(release: Release, **other: object) -> dict[str, Any]:
     """Return the gate.json of a release that passed, with ``other`` values in it."""
     return {
@@ -137,6 +143,7 @@ def verdict(release: Release, **other: object) -> dict[str, Any]:
             {"name": name, "outcome": evidence.PASSED, "seconds": 1.0, "reasons": []}
             for name in REQUIRED
         ],
+        "older": _older(release),
         "commit": "0" * 40,
         "when": "2026-11-30T12:00:00+00:00",
     } | other

@@ -560,6 +560,71 @@ def test_cases_from_an_older_release_must_have_run_once_there_is_one(given: Sett
     assert operations.promote(given, second.id, 10).percent == 10
 
 
+def test_the_gate_must_have_started_from_each_release_that_servers_may_have(
+    given: Settings,
+) -> None:
+    first, second, third = release(1), release(2), release(3)
+    promoted(given, 1)
+    for one in (second, third):
+        stage(given, one, older=[first.id])
+    operations.promote(given, second.id, 100)
+    action = lambda: operations.promote(given, third.id, 100)  # noqa: E731
+    error = refused(given, EvidenceError, "not promoted", action)
+    assert error.found == f"no case started from {second.id}, which servers may have"
+    assert f"'./inv gate {third.id}'" in (error.hint or "")
+    stage(given, third, older=[first.id, second.id])
+    assert operations.promote(given, third.id, 100).percent == 100
+
+
+def test_a_preview_has_the_older_releases_only(given: Settings) -> None:
+    first, second, _ = promoted(given, 1, 2, 3)
+    view = operations.preview(given, second, given.build / "view")
+    assert [one.id for one in view.promoted] == [first.id]
+
+
+def test_a_new_verdict_replaces_the_one_in_the_archive(given: Settings, tmp_path: Path) -> None:
+    first, second = release(1), release(2)
+    for one in (first, second):
+        stage(given, one, older=[])
+    operations.promote(given, first.id, 100)
+    assert operations.complaints(given, first.id) == ()
+    assert len(operations.complaints(given, second.id)) == 1
+    verdict = tmp_path / evidence.GATE
+    verdict.write_text(json.dumps(releases.verdict(second)))
+    before = records.read(given.archive, second.id)
+    after = operations.judge_again(given, second.id, verdict)
+    assert (after.state, after.evidence.keys()) == (before.state, before.evidence.keys())
+    assert operations.complaints(given, second.id) == ()
+    assert operations.promote(given, second.id, 10).percent == 10
+    assert verify.check(given).findings == ()
+
+
+@pytest.mark.parametrize("text", [None, "changed"])
+def test_a_new_verdict_does_not_hide_other_damage(
+    given: Settings, tmp_path: Path, text: str | None
+) -> None:
+    one = release(1)
+    stage(given, one)
+    verdict = tmp_path / evidence.GATE
+    verdict.write_text(json.dumps(releases.verdict(one, commit="1" * 40)))
+    paper = records.home(given.archive, one.id) / "manifest.json"
+    paper.unlink()
+    if text is not None:
+        paper.write_text(text)
+    action = lambda: operations.judge_again(given, one.id, verdict)  # noqa: E731
+    error = refused(given, EvidenceError, r"manifest\.json has changed", action)
+    assert "backup" in (error.hint or "")
+
+
+def test_a_new_verdict_that_does_not_pass_changes_nothing(given: Settings, tmp_path: Path) -> None:
+    one = release(1)
+    stage(given, one)
+    verdict = tmp_path / evidence.GATE
+    verdict.write_text(json.dumps(releases.verdict(one, passed=False)))
+    action = lambda: operations.judge_again(given, one.id, verdict)  # noqa: E731
+    refused(given, EvidenceError, "not staged", action)
+
+
 # Bad input.
 
 

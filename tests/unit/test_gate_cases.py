@@ -506,10 +506,21 @@ def made(*results: CaseResult) -> Report:
     known = {one.name: one for one in results}
     every = tuple(known.get(name) or CaseResult(name, PASSED, 1.0) for name in REQUIRED)
     packages = {one.path.name: one.sha256 for one in NEWER.packages}
-    return Report(NEWER.id, packages, every, "c0ffee", "2026-11-30T12:00:00+00:00", "tcg", 200.0)
+    return Report(
+        id=NEWER.id,
+        packages=packages,
+        cases=every,
+        older=(OLDER.id,),
+        commit="c0ffee",
+        when="2026-11-30T12:00:00+00:00",
+        accelerator="tcg",
+        seconds=200.0,
+    )
 
 
-def complaints(report_: Report, tmp_path: Path, *, older: bool = True) -> tuple[str, ...]:
+def complaints(
+    report_: Report, tmp_path: Path, *, older: tuple[str, ...] = (OLDER.id,)
+) -> tuple[str, ...]:
     """The archive's opinion of a report that was written."""
     report.write(tmp_path / report.FILE, report_)
     gate = evidence.read(tmp_path / report.FILE)
@@ -541,8 +552,8 @@ def test_the_archive_refuses_a_selection(tmp_path: Path) -> None:
 def test_nothing_older_counts_only_while_that_is_so(tmp_path: Path) -> None:
     first = made(*(CaseResult(name, NOTHING_OLDER, 0.0, ("none",)) for name in NEED_OLDER))
     assert first.passed
-    assert complaints(first, tmp_path, older=False) == ()
-    assert len(complaints(first, tmp_path, older=True)) >= len(NEED_OLDER)
+    assert complaints(first, tmp_path, older=()) == ()
+    assert len(complaints(first, tmp_path)) >= len(NEED_OLDER)
 
 
 def test_a_round_in_which_nothing_ran_is_an_error() -> None:
@@ -606,9 +617,9 @@ def test_the_verdict_is_next_to_the_packages(
     project: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(judging, "run", lambda *_, **__: made())
-    found, path = gating.judge(project, NEWER)
-    assert found.passed
-    assert evidence.read(path).id == NEWER.id
+    with gating.judged(project, NEWER) as (found, path):
+        assert found.passed
+        assert evidence.read(path).id == NEWER.id
 
 
 def test_an_interrupted_round_leaves_no_earlier_verdict(
@@ -618,10 +629,11 @@ def test_an_interrupted_round_leaves_no_earlier_verdict(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(judging, "run", lambda *_, **__: made())
-    _, path = gating.judge(project, NEWER)
+    with gating.judged(project, NEWER) as (_, path):
+        pass
     monkeypatch.setattr(judging, "run", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        gating.judge(project, NEWER)
+    with pytest.raises(KeyboardInterrupt), gating.judged(project, NEWER):
+        pass
     assert not path.exists()
 
 

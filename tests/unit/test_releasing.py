@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from kbuild import releasing, testing
+from kbuild import gating, releasing, testing
+from kbuild.answer import Answer
 from kbuild.archive import evidence, operations
-from kbuild.archive.release import State, View
+from kbuild.archive.release import Record, Release, State, View
 from kbuild.archive.required import REQUIRED
-from kbuild.core.errors import PoolError, SigningError
+from kbuild.core import fs
+from kbuild.core.errors import InfrastructureError, PoolError, SigningError
 from kbuild.core.model import Settings
 from kbuild.gate import candidate, judging
 from kbuild.gate.report import CaseResult, GateError, Report
@@ -73,6 +76,7 @@ class Line:
             id=view.candidate.id,
             packages={one.path.name: one.sha256 for one in view.candidate.packages},
             cases=cases,
+            older=tuple(one.id for one in view.promoted),
             commit="0" * 40,
             when="2026-11-30T12:00:00+00:00",
             accelerator="tcg",
@@ -116,6 +120,75 @@ def test_a_staged_release_is_neither_tested_nor_judged_again(line: Line) -> None
     line.run()
     line.run()
     assert line.ran[4:] == ["package"]
+
+
+def test_a_staged_release_whose_evidence_is_out_of_date_is_judged_again(line: Line) -> None:
+    line.run()
+    first, line.packaged = line.packaged, releases.release(2)
+    line.run()
+    operations.promote(line.settings, first.id, 100)
+    line.ran.clear()
+    line.run()
+    assert line.ran == ["package", "test", "papers", "gate"]
+    assert line.states()[line.packaged.id] is State.STAGED
+    operations.promote(line.settings, line.packaged.id, 100)
+    line.ran.clear()
+    line.run()
+    assert line.ran == ["package"]
+
+
+def test_the_gate_of_an_id_records_its_verdict(line: Line) -> None:
+    line.run()
+    first, line.packaged = line.packaged, releases.release(2)
+    line.run()
+    operations.promote(line.settings, first.id, 100)
+    second = line.packaged.id
+    target = line.packaged.target
+    assert operations.complaints(line.settings, second)
+
+    def gate(release: str | None) -> Answer:
+        return gating.run(line.settings, target, release=release, k=None, accel=None)
+
+    line.refuses = ("upgrade",)
+    assert "archive" not in (gate(second).summary or "")
+    assert operations.complaints(line.settings, second)
+    line.refuses = ()
+    answer = gate(second)
+    assert (answer.summary or "").endswith("; the archive has the new verdict")
+    assert dict(answer.data)["recorded"] is True
+    assert operations.complaints(line.settings, second) == ()
+    releasing.check(line.settings)
+    operations.promote(line.settings, second, 100)
+
+
+def test_the_gate_of_packages_changes_nothing_in_the_archive(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidate, "last", lambda *_: line.packaged)
+    answer = gating.run(line.settings, line.packaged.target, release=None, k=None, accel=None)
+    assert dict(answer.data)["recorded"] is False
+    assert line.states() == {}
+
+
+def test_another_run_does_not_touch_the_verdict_before_it_is_staged(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = operations.stage
+
+    def later(settings: Settings, release: Release, files: Iterable[Path]) -> Record:
+        # A selection of cases that another run judges now would be no evidence.
+        with monkeypatch.context() as other:
+            other.setattr(fs, "lock", functools.partial(fs.lock, timeout_s=0))
+            with (
+                pytest.raises(InfrastructureError, match="another run"),
+                gating.judged(line.settings, line.packaged, k="install"),
+            ):
+                pass
+        return stage(settings, release, files)
+
+    monkeypatch.setattr(operations, "stage", later)
+    line.run()
+    assert line.states() == {line.packaged.id: State.STAGED}
 
 
 def test_two_releases_at_once_judge_it_once(line: Line) -> None:
