@@ -23,8 +23,8 @@ STEPS = 20
 def step(given: Settings, chance: random.Random) -> str:
     """Do one operation, mostly to one of the newest releases; returns what it was."""
     known = len(operations.releases(given)) if given.archive.exists() else 0
-    whats = ("stage", "again", "promote", "rollback", "refresh")
-    (what,) = chance.choices(whats, (4, 1, 4, 4, 1)) if known else ("stage",)
+    events = ("stage", "again", "promote", "rollback", "refresh")
+    (what,) = chance.choices(events, (4, 1, 4, 4, 1)) if known else ("stage",)
     number = known + 1 if what == "stage" else max(1, known - int(chance.expovariate(1.5)))
     one = release(number, small=True)
     percent = chance.choice((10, 50, 100, 100))
