@@ -119,7 +119,7 @@ def _publish(
 ) -> Record:
     """Test, judge and stage packages."""
     with clock.step("preview"), gating.view(settings, release):
-        # Whatever the archive or the keys refuse, they refuse before the tests take their time.
+        # A refusal by the archive or by the keys comes before the tests take their time.
         pass
     with clock.step("test"):
         chosen = testing.select(tier="vm", accel=accel, modules=modules)
