@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,10 +14,14 @@ from kbuild.core import fs
 from kbuild.core.errors import EvidenceError, InfrastructureError, PoolError
 from kbuild.core.model import Package
 from kbuild.core.run import run
+from kbuild.ship import versions
 from kbuild.ship.manifest import Output
 
 HOME = "pool"
 _COMPONENT = "main"
+# Paths that this module gives to packages, and the names of files that it is still copying.
+_OURS = re.compile(rf"{HOME}/{_COMPONENT}/[^/]*{versions.VENDOR}[^/]*/[^/_]+_[^/_]+_[a-z0-9]+\.deb")
+_SCRATCH = re.compile(r"\..+\.deb\.[^.]{8}")
 _TIMEOUT_S = 600.0
 
 
@@ -149,20 +154,22 @@ def files(root: Path) -> Iterator[Path]:
 def recover(root: Path) -> None:
     """Remove the half-copied files of killed writers; the caller holds the archive's lock."""
     for path in files(root):
-        if path.name.startswith("."):
+        if _SCRATCH.fullmatch(path.name):
             path.unlink()
 
 
 def prune(root: Path, kept: Iterable[str]) -> tuple[str, ...]:
-    """Remove all files but the ``kept`` paths from the pool, and return what was removed."""
+    """Remove our packages but the ``kept`` paths from the pool, and return what was removed.
+
+    Any other file there was put there by a person, and stays; verify-archive reports it.
+    """
     wanted = set(kept)
     gone = []
     for path in files(root):
         name = path.relative_to(root).as_posix()
-        if name not in wanted:
+        if name not in wanted and _OURS.fullmatch(name):
             path.unlink()
             gone.append(name)
-    for directory in sorted((root / HOME).glob("*/*"), reverse=True):
-        if not any(directory.iterdir()):
-            directory.rmdir()
+            if not any(path.parent.iterdir()):
+                path.parent.rmdir()
     return tuple(gone)

@@ -763,6 +763,18 @@ def test_half_a_snapshot_is_removed_and_never_shown(given: Settings) -> None:
     assert verify.check(given).findings == ()
 
 
+def test_what_a_person_put_into_the_pool_stays(given: Settings) -> None:
+    promoted(given, 1)
+    theirs = [given.archive / "pool" / name for name in (".htaccess", "main/notes/index.html")]
+    for path in theirs:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("not ours\n")
+    for revision in range(2, 6):
+        promoted(given, revision)
+    assert all(path.read_text() == "not ours\n" for path in theirs)
+    assert [one.path for one in verify.check(given).findings] == ["pool/main/notes/index.html"]
+
+
 def test_signing_again_gives_new_dates(given: Settings) -> None:
     promoted(given, 1)
     link = given.archive / "dists/bookworm"
