@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -54,15 +54,31 @@ def gpg(
     return subprocess.run(command, input=data, check=True, capture_output=True)
 
 
-def agents() -> list[int]:
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Give the agents of this test a variable by which :func:`agents` knows them."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return str(tmp_path)
+
+
+def agents(temporary: str) -> list[int]:
+    """Return the agents that the running test has started; other tests run beside it."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            if AGENT in path.read_bytes():
-                found.append(int(path.parent.name))
+            mine = f"TMPDIR={temporary}".encode() in (process / "environ").read_bytes().split(b"\0")
+            if mine and AGENT in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
         except OSError:
             continue
     return found
+
+
+def wait_for_agents(temporary: str, *, any_left: bool) -> None:
+    deadline = time.monotonic() + 30
+    while bool(agents(temporary)) != any_left:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 # Keys.
@@ -77,13 +93,15 @@ def test_a_key_signs_and_gpgv_names_it(signed: Settings, tmp_path: Path) -> None
     assert signed.keys.stat().st_mode & 0o777 == 0o700
 
 
-def test_signing_writes_nothing_to_the_keys_and_leaves_no_agent(signed: Settings) -> None:
+def test_signing_writes_nothing_to_the_keys_and_leaves_no_agent(
+    signed: Settings, temporary: str
+) -> None:
     """So it also works on a read-only file system."""
     before = {p: (p.stat().st_mtime_ns, p.is_dir()) for p in signed.keys.rglob("*")}
     signing.sign(signed, RELEASE)
     signing.sign_detached(signed, RELEASE)
     assert {p: (p.stat().st_mtime_ns, p.is_dir()) for p in signed.keys.rglob("*")} == before
-    assert not agents()
+    assert not agents(temporary)
 
 
 def test_a_home_with_a_path_too_long_for_a_socket_signs(settings: Settings) -> None:
@@ -92,42 +110,39 @@ def test_a_home_with_a_path_too_long_for_a_socket_signs(settings: Settings) -> N
     assert signing.sign(long, RELEASE)
 
 
-def test_several_processes_sign_at_once(signed: Settings) -> None:
+def test_several_processes_sign_at_once(signed: Settings, temporary: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(lambda _: signing.sign(signed, RELEASE), range(8)))
-    assert not agents()
+    assert not agents(temporary)
 
 
-def test_a_killed_run_leaves_no_agent(signed: Settings, tmp_path: Path) -> None:
+def test_a_killed_run_leaves_no_agent(signed: Settings, tmp_path: Path, temporary: str) -> None:
     program = tmp_path / "bin/gpg"
     fake_kernel.write(
         program,
         # Only the second call needs an agent.
-        f'#!/bin/sh\ncase "$*" in *clearsign*) kill -9 $(cat pid); sleep 60;; esac\n'
-        f'exec {shutil.which("gpg")} "$@"\n',
+        f'#!/bin/sh\ncase "$*" in *clearsign*) sleep 60;; esac\nexec {shutil.which("gpg")} "$@"\n',
         mode=0o755,
     )
     script = (
-        "import dataclasses, os, sys; from pathlib import Path\n"
+        "import dataclasses, sys; from pathlib import Path\n"
         "from tests.unit import fake_kernel; from kbuild.ship import signing\n"
-        "top = Path(sys.argv[1]); os.chdir(top); Path('pid').write_text(str(os.getpid()))\n"
+        "top = Path(sys.argv[1])\n"
         "one = dataclasses.replace(fake_kernel.settings(top), keys=top / 'keys')\n"
         "signing.sign(one, b'x\\n')\n"
     )
-    killed = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-c", script, tmp_path],
         env={
             "PATH": f"{program.parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(signed.project),
             "PYTHONUTF8": "1",
+            "TMPDIR": temporary,
         },
-        timeout=60,
-    )
-    assert killed.returncode == -signal.SIGKILL
-    deadline = time.monotonic() + 30
-    while agents() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not agents()
+    ) as running:
+        wait_for_agents(temporary, any_left=True)
+        running.kill()
+    wait_for_agents(temporary, any_left=False)
 
 
 def test_two_keys_sign_during_a_rotation_and_either_is_enough(
@@ -412,11 +427,17 @@ def test_a_key_that_has_expired_counts_for_evidence_only(tmp_path: Path) -> None
 def test_a_key_for_one_build_leaves_its_public_part_only(
     settings: Settings, tmp_path: Path
 ) -> None:
-    before = set(Path("/tmp").glob("cplayground-keys-*"))
-    with signing.throw_away(settings, tmp_path / "public.gpg") as sign:
+    public = tmp_path / "public.gpg"
+
+    def secrets() -> list[Path]:
+        shown = gpg(tmp_path, "--with-colons", "--with-keygrip", "--show-keys", public).stdout
+        (grip,) = re.findall(r"^grp:+(\w+):", shown.decode(), re.MULTILINE)
+        return list(Path("/tmp").glob(f"cplayground-keys-*/private-keys-v1.d/{grip}.key"))
+
+    with signing.throw_away(settings, public) as sign:
         inrelease = sign(RELEASE)
-        assert set(Path("/tmp").glob("cplayground-keys-*")) != before
-    assert set(Path("/tmp").glob("cplayground-keys-*")) == before
-    assert signing.verify(tmp_path / "public.gpg", inrelease)[1] == RELEASE
+        assert secrets()
+    assert not secrets()
+    assert signing.verify(public, inrelease)[1] == RELEASE
     assert not settings.keys.exists()
-    assert b"PRIVATE" not in (tmp_path / "public.gpg").read_bytes()
+    assert b"PRIVATE" not in public.read_bytes()
