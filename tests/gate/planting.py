@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
+
+from elftools.elf.elffile import ELFFile
+from elftools.elf.relocation import RelocationSection
 
 from kbuild.archive.release import Release
 from kbuild.core import fs
@@ -61,3 +65,26 @@ def not_loadable(tree: Path) -> None:
     content, changes = re.subn(rb"(vermagic=\S+) SMP ", rb"\1 XMP ", module.read_bytes())
     assert changes == 1
     module.write_bytes(content)
+
+
+# The type of relocations that put the address of an object into an instruction, and the type that
+# the kernel skips (System V ABI for AMD64).
+_R_X86_64_32S, _R_X86_64_NONE = 11, 0
+
+
+def oopsing(tree: Path) -> None:
+    """Let the module's start dereference null: no address is put into its instructions."""
+    (module,) = tree.glob("**/cplayground.ko")
+    with module.open("r+b") as file:
+        section = ELFFile(file).get_section_by_name(".rela.init.text")
+        assert isinstance(section, RelocationSection)
+        places = [
+            section["sh_offset"] + number * section["sh_entsize"]
+            for number, one in enumerate(section.iter_relocations())
+            if one["r_info_type"] == _R_X86_64_32S
+        ]
+        assert places
+        for place in places:
+            # Elf64_Rela: the offset, then the type, then the symbol.
+            file.seek(place + 8)
+            file.write(struct.pack("<I", _R_X86_64_NONE))

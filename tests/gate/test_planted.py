@@ -57,6 +57,13 @@ def metapackage(release: Release) -> str:
             id="module-that-does-not-load",
         ),
         pytest.param(
+            module,
+            planting.oopsing,
+            "upgrade",
+            r"console line \d+: NULL dereference: BUG: ",
+            id="oops-at-boot",
+        ),
+        pytest.param(
             image,
             planting.write("boot/vmlinuz-*", b"no kernel\n" * 5000),
             "upgrade",
