@@ -169,7 +169,7 @@ def kept(records: Iterable[Record], plan: Plan) -> set[str]:
     paths = {entry.output.path for entries in plan.values() for entry in entries}
     every = list(records)
     for record in every:
-        on_the_way = record.state in (State.BUILT, State.GATED)
+        on_the_way = record.state is State.GATED
         if on_the_way or record in waiting(of_target(every, record)):
             paths.update(one.path for one in record.packages)
     return paths

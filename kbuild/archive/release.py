@@ -19,7 +19,7 @@ __all__ = ["SERVED", "VISIBLE", "Change", "Record", "Release", "State", "View", 
 class State(StrEnum):
     """How far a release has come; only packages of staged and later ones are in an index."""
 
-    BUILT = "built"
+    BUILT = "built"  # before it is judged, so no record on disk has it
     GATED = "gated"
     REFUSED = "refused"
     STAGED = "staged"
