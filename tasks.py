@@ -204,10 +204,15 @@ TIER = Option(
 )
 WHOLE = Option("all", "all tests of unit, vm, gate and lab, which take hours", kind=bool)
 STOCK = Option("stock", "only Debian's own kernel is tested, and none is compiled", kind=bool)
+OLDER = Option(
+    "older",
+    "Debian version that the gate's servers upgrade from, such as 6.1.192-2",
+    usual="the same version, a revision earlier",
+)
 
 
 @command(
-    *(TIER, KEYWORD, STOCK, WHOLE, ACCEL, JSON, *BUILDER_OF_ALL),
+    *(TIER, KEYWORD, OLDER, STOCK, WHOLE, ACCEL, JSON, *BUILDER_OF_ALL),
     ignores={
         "stock": BUILD,
         "tier=unit": (VARIANT, VERSION, WHOLE, ACCEL, *BUILD),
@@ -225,6 +230,7 @@ def test(
     modules: str,
     tier: str | None,
     k: str | None,
+    older: str | None,
     all: bool,
     stock: bool,
     accel: str | None,
@@ -234,13 +240,19 @@ def test(
     ./inv test --tier vm --stock -k namespaces
     """
     chosen = testing.select(
-        tier=tier, keyword=k, whole=all, stock=stock, accel=accel, modules=modules
+        tier=tier,
+        keyword=k,
+        whole=all,
+        stock=stock,
+        accel=accel,
+        modules=modules,
+        older=older,
     )
     run = every_suite.run_tests if target.suite == suites.ALL else testing.run
     return run(settings, target, chosen)
 
 
-CASES = Option("k", "words that select cases; the others are then missing in the evidence")
+CASES = Option("k", "words of the names of the cases to run; a run of some cases is no evidence")
 
 
 @command(

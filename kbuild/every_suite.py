@@ -68,7 +68,7 @@ def build_kernels(settings: Settings, target: Target, *, modules: str) -> Answer
 
 def run_tests(settings: Settings, target: Target, selection: testing.Selection) -> Answer:
     """Test every suite, and answer with the table."""
-    check(target)
+    check(target, older=selection.older)
     if settings.dry:
         commands = testing.dry_answer(settings, target, dataclasses.replace(selection, stock=True))
         if selection.stock:
@@ -219,14 +219,15 @@ def _source_steps(settings: Settings, target: Target) -> tuple[Step, Step]:
     )
 
 
-def check(target: Target) -> None:
-    """Raise UserError for a target with a version, which only one suite can have."""
-    if target.version is not None:
-        raise UserError(
-            f"only one suite has linux {target.version}",
-            expected="--version with one suite, or --suite all without it",
-            found=f"--suite {suites.ALL} --version {target.version}",
-        )
+def check(target: Target, *, older: str | None = None) -> None:
+    """Raise UserError for a version of the target or an older one: only one suite has it."""
+    for option, version in (("--version", target.version), ("--older", older)):
+        if version is not None:
+            raise UserError(
+                f"only one suite has linux {version}",
+                expected=f"{option} with one suite, or --suite all without it",
+                found=f"--suite {suites.ALL} {option} {version}",
+            )
 
 
 def run(target: Target, steps_of: Callable[[Target], Sequence[Step]]) -> tuple[Row, ...]:

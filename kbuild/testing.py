@@ -12,12 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
+from debian.debian_support import Version
+
 from kbuild import dry_run
 from kbuild.answer import Answer
 from kbuild.core import progress
 from kbuild.core.errors import InfrastructureError, KbuildError, UserError
 from kbuild.core.model import Settings, Target
 from kbuild.core.run import start, stop
+from kbuild.fetch import source
 from kbuild.gate import candidate, server
 from kbuild.lab import setup
 from kbuild.pipeline import images, lint, stages
@@ -80,6 +83,7 @@ class Selection:
     whole: bool = False  # everything that the lab has, instead of a sample
     stock: bool = False  # only Debian's own kernel: none is compiled
     kernel: str = "all"  # of the image: "ours", "stock", or both
+    older: str | None = None  # Debian version that the gate's servers have already
     accel: str | None = None
     modules: str = "auto"
 
@@ -92,12 +96,13 @@ def select(
     stock: bool = False,
     accel: str | None = None,
     modules: str = "auto",
+    older: str | None = None,
 ) -> Selection:
     """Return the selection of one tier, or of the usual ones without ``tier``.
 
     The lab builds a kernel of its own, so it is left out if only some tests or Debian's kernel
-    are asked for.  Raises UserError for an unknown tier, and with ``stock`` for a tier that
-    needs a kernel of ours.
+    are asked for.  Raises UserError for an unknown tier, with ``stock`` for a tier that needs a
+    kernel of ours, and with ``older`` if the gate is not among the tiers.
     """
     if tier is not None:
         tiers: tuple[str, ...] = (tier,)
@@ -116,8 +121,21 @@ def select(
             found=", ".join(tiers),
             hint="leave --stock out, or use --tier vm",
         )
+    if older and "gate" not in tiers:
+        raise UserError(
+            "--older is for the servers of the gate, which is not among the tiers",
+            expected="--older with the tier gate",
+            found=", ".join(tiers),
+            hint="add --tier gate",
+        )
     return Selection(
-        tiers=tiers, keyword=keyword, whole=whole, stock=stock, accel=accel, modules=modules
+        tiers=tiers,
+        keyword=keyword,
+        whole=whole,
+        stock=stock,
+        accel=accel,
+        modules=modules,
+        older=older,
     )
 
 
@@ -210,21 +228,39 @@ def _vm_options(settings: Settings, target: Target, selection: Selection) -> lis
 
 
 def _gate_options(settings: Settings, target: Target, selection: Selection) -> list[str]:
-    """Package two revisions, and return the options that lead the tests to both.
+    """Package two releases, and return the options that lead the tests to both.
 
-    The older one is the target's own.  The next one is the candidate, so there is something to
-    upgrade from.
+    One is the target's own, the other gives the servers something to upgrade from or to: the
+    requested older version, else the target's next revision.
     """
     options = []
-    newer = replace(settings, revision=settings.revision + 1)
+    own = (settings, target)
+    if selection.older:
+        _check_older(settings, target, selection.older)
+        pair = {"promoted": (settings, replace(target, version=selection.older)), "candidate": own}
+    else:
+        newer = replace(settings, revision=settings.revision + 1)
+        pair = {"candidate": (newer, target), "promoted": own}
     # The target's own comes last, because it stays in the repository and in the record.
-    for name, one in (("candidate", newer), ("promoted", settings)):
-        made = stages.package(one, target, modules=selection.modules)
+    for name, one in pair.items():
+        made = stages.package(*one, modules=selection.modules)
         path = settings.build / "test" / f"gate-{name}.json"
         candidate.write(path, candidate.of(made))
         options += [f"--{name}", str(path)]
     options += ["--server", str(server.stock(settings, made.base).path)]
     return [*options, *_place_options(settings, target, selection.accel)]
+
+
+def _check_older(settings: Settings, target: Target, older: str) -> None:
+    """Raise UserError, before anything is compiled, if the archive has no such older version."""
+    source.resolve(settings, replace(target, version=older))
+    version = source.resolve(settings, target).version
+    if Version(older) >= Version(version):
+        raise UserError(
+            f"--older {older} is not older than the kernel that is judged",
+            expected=f"a Debian version before {version}",
+            found=older,
+        )
 
 
 def _place_options(settings: Settings, target: Target, accel: str | None) -> list[str]:

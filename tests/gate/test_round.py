@@ -1,4 +1,4 @@
-"""Each case of the gate passes, for two revisions of one kernel."""
+"""Each case of the gate passes, for a pair of releases."""
 
 from __future__ import annotations
 

@@ -200,6 +200,8 @@ def test_all_suites_have_no_version_in_common(tmp_path: Path, dry: bool) -> None
         every_suite.build_kernels(settings, target, modules="auto")
     with pytest.raises(UserError, match=r"only one suite has linux 6\.1\.192-2"):
         every_suite.run_tests(settings, target, testing.select())
+    with pytest.raises(UserError, match=r"only one suite has linux 6\.1\.192-1"):
+        every_suite.run_tests(settings, Target("all", "lab"), testing.select(older="6.1.192-1"))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from kbuild import testing
 from kbuild.core.errors import UserError
 from kbuild.core.model import Settings, Target
+from kbuild.fetch import source
 from kbuild.gate import candidate, server
 from kbuild.lab import setup
 from kbuild.pipeline import stages
@@ -80,30 +81,72 @@ def test_the_usual_tiers() -> None:
     assert testing.select(tier="lab", whole=True).tiers == ("lab",)
 
 
-def test_the_gate_judges_the_next_revision_and_leaves_the_targets_own_in_place(
-    project: Settings, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    packaged: list[int] = []
+@pytest.fixture
+def packaged(project: Settings, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The Debian version and the revision of each release that would have been packaged."""
+    made: list[tuple[str, int]] = []
+
+    def resolve(settings: Settings, target: Target) -> object:
+        return SimpleNamespace(version=target.version or "6.1.192-3")
 
     def package(settings: Settings, target: Target, **rest: object) -> object:
-        packaged.append(settings.revision)
+        base = resolve(settings, target)
+        made.append((base.version, settings.revision))  # type: ignore[attr-defined]
         kernel = SimpleNamespace(release=f"6.1.0-57-{settings.revision}")
-        base = SimpleNamespace(version="6.1.192-3")
         return SimpleNamespace(
             settings=settings, target=target, base=base, kernel=kernel, packages=()
         )
 
-    tree = SimpleNamespace(path=project.build / "tree")
+    monkeypatch.setattr(source, "resolve", resolve)
     monkeypatch.setattr(stages, "package", package)
-    monkeypatch.setattr(server, "stock", lambda *_: tree)
-    testing.run_tests(project, TARGET, Selection(tiers=("gate",), accel="tcg"))
-    assert packaged == [2, 1]
+    monkeypatch.setattr(
+        server,
+        "stock",
+        lambda settings, base: SimpleNamespace(path=settings.build / f"server of {base.version}"),
+    )
+    return made
+
+
+@pytest.mark.parametrize(
+    ("older", "promoted", "judged", "last"),
+    [
+        (None, "6.1.192-3+cplayground1", "6.1.192-3+cplayground2", ("6.1.192-3", 1)),
+        ("6.1.192-2", "6.1.192-2+cplayground1", "6.1.192-3+cplayground1", ("6.1.192-3", 1)),
+    ],
+)
+def test_the_gate_has_a_pair_of_releases_and_leaves_the_targets_own_in_place(
+    project: Settings,
+    commands: list[list[str]],
+    packaged: list[tuple[str, int]],
+    older: str | None,
+    promoted: str,
+    judged: str,
+    last: tuple[str, int],
+) -> None:
+    testing.run_tests(project, TARGET, Selection(tiers=("gate",), accel="tcg", older=older))
+    assert packaged[-1] == last
     ((tier, *options),) = commands
     said = dict(zip(options[::2], options[1::2], strict=True))
     assert (tier, said["--accel"]) == ("gate", "tcg")
-    judged = candidate.read(Path(said["--candidate"]))
-    assert judged.id == "bookworm-cloud-amd64-6.1.192-3+cplayground2"
-    assert candidate.read(Path(said["--promoted"])).version == "6.1.192-3+cplayground1"
+    assert said["--server"].endswith("server of 6.1.192-3")
+    assert candidate.read(Path(said["--candidate"])).id == f"bookworm-cloud-amd64-{judged}"
+    assert candidate.read(Path(said["--promoted"])).version == promoted
+
+
+@pytest.mark.parametrize("older", ["6.1.192-3", "6.1.200-1"])
+def test_nothing_is_packaged_for_an_older_version_that_is_not_older(
+    project: Settings, packaged: list[tuple[str, int]], older: str
+) -> None:
+    with pytest.raises(UserError, match="is not older than the kernel that is judged"):
+        testing.run_tests(project, TARGET, Selection(tiers=("gate",), older=older))
+    assert packaged == []
+
+
+@pytest.mark.parametrize("options", [{"tier": "vm"}, {"keyword": "one"}])
+def test_an_older_version_without_the_gate_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="--older is for the servers of the gate"):
+        testing.select(older="6.1.192-2", **options)
+    assert testing.select(older="6.1.192-2").older == "6.1.192-2"
 
 
 @pytest.mark.parametrize(("keyword", "asked"), [("((", 1), (None, 2)])
