@@ -524,12 +524,16 @@ def remove(round: Round, trials: Trials) -> None:
             ):
                 if after == "purged":
                     round.apt(made, "purge", *ours)
-                found = listing.differences(before, round.record(made), allowed=allowed)
+                found = listing.differences(
+                    before, round.record(made), allowed=allowed, changing=_LAST_INSTALLED
+                )
                 trial.reasons += [f"{way}, {after}: {one}" for one in found]
 
 
 # DKMS makes a key for modules with the first one that it builds, and keeps it.
 _OF_DKMS = (r"var/lib/dkms/mok\.(key|pub)",)
+# The apt of Debian 11 notes the kernel that was installed last, and nothing at its removal.
+_LAST_INSTALLED = (r"etc/apt/apt\.conf\.d/01autoremove-kernels",)
 # Until they are purged, packages keep configuration, and kernels what depmod made, as Debian's do.
 _LEFT_BY_REMOVE = (
     r"(usr/)?lib/modules/[^/]*-cplayground[^/]*(/modules\..*)?",
