@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import shlex
 import time
 from collections.abc import Iterator, Sequence
@@ -16,8 +17,9 @@ from pathlib import Path
 
 from kbuild.core.run import describe_status
 from kbuild.guest import qemu
+from kbuild.guest.console import Console, banners
 from kbuild.guest.guest import Guest, GuestCommandError, GuestLost, GuestResult
-from kbuild.guest.outcome import MODULE_TAINT, Outcome
+from kbuild.guest.outcome import MODULE_TAINT, End, Outcome
 from kbuild.guest.spec import ServerSpec
 from kbuild.guest.verdict import Verdict
 
@@ -58,6 +60,15 @@ class Boot:
     report_s: float | None = None  # ... to systemd's state
     done_s: float | None = None  # ... to the last command's end
     off_s: float | None = None  # ... to QEMU's end
+    end: End | None = None  # None while QEMU runs
+
+    @property
+    def started(self) -> tuple[str, ...]:
+        """The releases whose first line is on the console, in their order.
+
+        GRUB may have tried one before them that it could not start.
+        """
+        return banners(Console(self.console).text())
 
     @property
     def passed(self) -> bool:
@@ -75,16 +86,29 @@ def keep_changes(disk: Path, changes: Path) -> Path:
 class Running:
     """A server that has been started; :func:`running` makes one, and ends it."""
 
-    def __init__(self, spec: ServerSpec, workdir: Path, expected_taint: int) -> None:
+    def __init__(
+        self,
+        spec: ServerSpec,
+        workdir: Path,
+        expected_taint: int,
+        cut_at: re.Pattern[str] | None,
+    ) -> None:
         self._began = time.monotonic()
         # Until the end nothing is known that would make it pass.
         self._seen = Boot(Verdict(Outcome.NO_OUTPUT), workdir / "console.log")
         self._faults: list[str] = []
         self._guest: Guest | None = None
         try:
-            self._guest = Guest.boot(spec, workdir=workdir, expected_taint=expected_taint)
+            self._guest = Guest.boot(
+                spec, workdir=workdir, expected_taint=expected_taint, cut_at=cut_at
+            )
         except GuestLost as lost:
-            self._note(verdict=lost.verdict)
+            self._note(
+                verdict=lost.verdict,
+                end=lost.end,
+                first_line_s=lost.first_line_s,
+                off_s=self._now(),
+            )
 
     def settle(self) -> None:
         """Wait until systemd has done all that it has to, and note what came of it."""
@@ -119,15 +143,28 @@ class Running:
             self._note(results=(*self._seen.results, done), done_s=self._now())
         return done
 
+    def wait_end(self, timeout_s: float) -> bool:
+        """Wait until the server ends without our doing, and return whether it did.
+
+        It may have ended before.  ``timeout_s`` is for a fast machine.
+        """
+        guest = self._guest
+        return guest is None or not guest.alive or guest.wait_end(timeout_s)
+
     def finish(self) -> Boot:
-        """Power the server off, and return what was seen of it."""
+        """Power the server off if it still runs, and return what was seen of it."""
         guest = self._guest
         if guest is not None:
             if guest.alive:
                 with contextlib.suppress(GuestLost, GuestCommandError):
                     self._note(taint=guest.taint())
             verdict = guest.shutdown(faults=self._faults)
-            self._note(verdict=verdict, off_s=self._now(), first_line_s=guest.first_line_s)
+            self._note(
+                verdict=verdict,
+                off_s=self._now(),
+                first_line_s=guest.first_line_s,
+                end=guest.end,
+            )
         seen = self._seen
         logger.info(
             "server %s: %s", seen.release or "without an answer", seen.verdict.outcome.label
@@ -162,16 +199,23 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-    spec: ServerSpec, workdir: Path, *, expected_taint: int = MODULE_TAINT
+    spec: ServerSpec,
+    workdir: Path,
+    *,
+    expected_taint: int = MODULE_TAINT,
+    cut_at: re.Pattern[str] | None = None,
+    settled: bool = True,
 ) -> Iterator[Running]:
     """Boot a server, and yield it when systemd has come up, or when it is lost.
 
-    ``workdir`` receives console.log and qemu.log.  Raises InfrastructureError if QEMU does not
-    start.
+    ``workdir`` receives console.log and qemu.log.  The power is cut when the console has a match
+    of ``cut_at``.  Unless it is to be ``settled``, the server is yielded when its agent answers.
+    Raises InfrastructureError if QEMU does not start.
     """
-    server = Running(spec, workdir, expected_taint)
+    server = Running(spec, workdir, expected_taint, cut_at)
     try:
-        server.settle()
+        if settled:
+            server.settle()
         yield server
     finally:
         server.abandon()

@@ -62,6 +62,11 @@ def banner(text: str) -> str | None:
     return found.group(1) if found else None
 
 
+def banners(text: str) -> tuple[str, ...]:
+    """Return the releases in the first lines of all kernels on a console, the oldest first."""
+    return tuple(_BANNER.findall(text))
+
+
 def mark_line(event: str, name: str) -> str:
     """Return the text of a mark for an event, such as begin, end or restored."""
     return f"{MARK} {event} {name}"

@@ -35,7 +35,7 @@ from kbuild.guest.channel import (
 )
 from kbuild.guest.console import banner, mark_line, oom_kill
 from kbuild.guest.detectors import Checked
-from kbuild.guest.outcome import Outcome
+from kbuild.guest.outcome import End, Outcome
 from kbuild.guest.spec import GuestSpec, MachineSpec, Snapshot
 from kbuild.guest.verdict import Evidence, Verdict, judge
 
@@ -73,7 +73,8 @@ class GuestLost(KbuildError):  # noqa: N818 - the name describes the event, as i
     """The guest is dead or does not answer.
 
     ``outcome`` is its outcome, ``console`` the console's tail, and ``words`` the end of the output
-    of the commands that ran in it.
+    of the commands that ran in it.  ``end`` is how it ended, and ``first_line_s`` the time of the
+    kernel's first line.
     """
 
     kind = "guest"
@@ -85,7 +86,11 @@ class GuestLost(KbuildError):  # noqa: N818 - the name describes the event, as i
         console: str,
         log: Path | None = None,
         words: bytes = b"",
+        end: End = End.LOST,
+        first_line_s: float | None = None,
     ) -> None:
+        self.end = end
+        self.first_line_s = first_line_s
         self.verdict = verdict
         self.outcome: Outcome = verdict.outcome
         self.console = console
@@ -103,6 +108,10 @@ class _ConsoleFlooded(Exception):  # noqa: N818 - an event
 
 class _NoFirstLine(Exception):  # noqa: N818
     """The kernel has written nothing in time."""
+
+
+class _PowerCut(Exception):  # noqa: N818
+    """The console has the line at which the caller wants the power to be cut."""
 
 
 class GuestCommandError(KbuildError):
@@ -282,8 +291,15 @@ class Guest:
     As a context manager it powers the guest off at the end.
     """
 
-    def __init__(self, spec: MachineSpec, machine: qemu.Machine, allowed_taint: int) -> None:
+    def __init__(
+        self,
+        spec: MachineSpec,
+        machine: qemu.Machine,
+        allowed_taint: int,
+        cut_at: re.Pattern[str] | None = None,
+    ) -> None:
         self.spec = spec
+        self._cut_at = cut_at
         self._began = time.monotonic()
         self.first_line_s: float | None = None  # from the start to the kernel's first line
         self.machine = machine
@@ -307,14 +323,22 @@ class Guest:
         self._restored_mark: str | None = None
 
     @classmethod
-    def boot(cls, spec: MachineSpec, *, workdir: Path, expected_taint: int = 0) -> Guest:
+    def boot(
+        cls,
+        spec: MachineSpec,
+        *,
+        workdir: Path,
+        expected_taint: int = 0,
+        cut_at: re.Pattern[str] | None = None,
+    ) -> Guest:
         """Start QEMU and wait for the agent.
 
         ``workdir`` receives console.log and qemu.log.  ``expected_taint`` is the mask of taint
-        bits that may be set when the guest is judged.  Raises GuestLost when the guest does not
-        come up, InfrastructureError when its agent has another protocol.
+        bits that may be set when the guest is judged.  The power is cut during any wait for the
+        guest after its console has a match of ``cut_at``.  Raises GuestLost when the guest does
+        not come up, InfrastructureError when its agent has another protocol.
         """
-        return cls._booted(spec, qemu.start(spec, workdir), expected_taint)
+        return cls._booted(spec, qemu.start(spec, workdir), expected_taint, cut_at)
 
     @classmethod
     def boot_to_save(cls, snapshot: Snapshot, *, workdir: Path) -> Guest:
@@ -323,9 +347,15 @@ class Guest:
         return cls._booted(snapshot.spec, machine, 0)
 
     @classmethod
-    def _booted(cls, spec: MachineSpec, machine: qemu.Machine, expected_taint: int) -> Guest:
+    def _booted(
+        cls,
+        spec: MachineSpec,
+        machine: qemu.Machine,
+        expected_taint: int,
+        cut_at: re.Pattern[str] | None = None,
+    ) -> Guest:
         began = time.monotonic()
-        guest = cls(spec, machine, expected_taint)
+        guest = cls(spec, machine, expected_taint, cut_at)
         try:
             guest._greet("the agent's hello", _BOOT_S * spec.scale)
             guest.boot_seconds = time.monotonic() - began
@@ -551,6 +581,32 @@ class Guest:
                 self.machine.wait(_POWER_OFF_S * self.spec.scale)
         return self._conclude(status, faults)
 
+    def wait_end(self, timeout_s: float) -> bool:
+        """Wait until the guest ends without our doing, and return whether it did.
+
+        ``timeout_s`` is for a fast machine.  The power is cut at the line that :meth:`boot` was
+        told, which also is an end.
+        """
+        deadline = time.monotonic() + timeout_s * self.spec.scale
+        with suppress(GuestLost), self.talking("the guest's end"):
+            while (left := deadline - time.monotonic()) > 0:
+                self.channel.pump(min(left, 1.0))
+        return self._verdict is not None
+
+    @property
+    def end(self) -> End | None:
+        """How the guest ended; None while it runs."""
+        machine = self.machine
+        if machine.status is None:
+            return None
+        if machine.stopped:
+            return End.CUT
+        if machine.watchdog_fired():
+            return End.WATCHDOG
+        if machine.was_reset():
+            return End.RESET
+        return End.OFF if machine.powered_off() else End.LOST
+
     def abandon(self) -> Verdict:
         """Stop QEMU at once, and judge by the evidence so far; for a guest of no further use."""
         return self._conclude(None)
@@ -601,6 +657,11 @@ class Guest:
         except _ConsoleFlooded:
             self._conclude(None)
             raise self._lost(f"the console is over its limit while we wait for {what}") from None
+        except _PowerCut:
+            self._answered = False
+            self.machine.cut_power()
+            self._conclude(None)
+            raise self._lost(f"the power was cut during the wait for {what}") from None
         except _NoFirstLine:
             self._answered = False
             self._conclude(None)
@@ -701,6 +762,8 @@ class Guest:
                 raise _NoFirstLine
         if self.machine.console.over_limit:
             raise _ConsoleFlooded
+        if self._cut_at is not None and self._cut_at.search(self.console()):
+            raise _PowerCut
 
     def _open_bulk(self) -> None:
         # Without the driver everything goes over the serial port, which is only slower.
@@ -716,7 +779,15 @@ class Guest:
         assert self._verdict is not None
         console = self.machine.console
         words = self.channel.last_words
-        return GuestLost(self._verdict, what, console.tail(), console.path, words)
+        return GuestLost(
+            self._verdict,
+            what,
+            console.tail(),
+            console.path,
+            words,
+            end=self.end or End.LOST,
+            first_line_s=self.first_line_s,
+        )
 
 
 def check_command(argv: Sequence[str]) -> None:

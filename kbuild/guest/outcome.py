@@ -1,4 +1,4 @@
-"""The outcomes of a guest, and the letters of a kernel's taint."""
+"""The outcomes and the ends of a guest, and the letters of a kernel's taint."""
 
 from __future__ import annotations
 
@@ -26,6 +26,16 @@ class Outcome(Enum):
     def __init__(self, label: str, exit_status: int) -> None:
         self.label = label
         self.exit_status = exit_status
+
+
+class End(Enum):
+    """The event that ended a guest; its verdict says whether that was right."""
+
+    OFF = "powered off"
+    RESET = "reset"  # by itself: a reboot, or a panic that reboots
+    WATCHDOG = "reset by the watchdog"
+    CUT = "power cut"  # QEMU was ended by us
+    LOST = "QEMU ended"  # for no reason that QEMU told
 
 
 # The letters in the order of their bits: include/linux/panic.h of 7.3.  5.10 ends at T, 6.1 at N.

@@ -56,6 +56,7 @@ _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=d
 # QEMU's largest file holds the changes to the guest's disk and their map; the map's share.
 _MAP_BYTES = 256 << 20
 _SCRATCH = "scratch"
+_WATCHDOG = ("-device", "i6300esb", "-action", "watchdog=reset")
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,7 @@ def command(
         *("-object", "rng-random,id=entropy,filename=/dev/urandom"),
         *("-device", "virtio-rng-pci,rng=entropy"),
         *(_network(spec) if isinstance(spec, ServerSpec) else ()),
+        *(_WATCHDOG if isinstance(spec, ServerSpec) and spec.watchdog else ()),
         *("-add-fd", f"fd={wires.console},set=1"),
         *("-chardev", "file,id=console,path=/dev/fdset/1,append=on"),
         *("-serial", "chardev:console"),
@@ -375,12 +377,30 @@ class Machine:
             answer = self.execute("human-monitor-command", {"command-line": "info registers -a"})
         return answer if isinstance(answer, str) else ""
 
+    def cut_power(self) -> None:
+        """End QEMU with SIGKILL, so that only what the guest has flushed is on its disk."""
+        if self._process.poll() is None:
+            self.stopped = True
+            self._process.kill()
+            run.stop(self._process)
+
     def powered_off(self) -> bool:
         """Return whether the guest itself switched the machine off, without a reset or a panic."""
+        return self._has_event("SHUTDOWN", reason="guest-shutdown")
+
+    def was_reset(self) -> bool:
+        """Return whether the guest reset the machine: by a reboot, after a panic, or a watchdog."""
+        return self._has_event("SHUTDOWN", reason="guest-reset")
+
+    def watchdog_fired(self) -> bool:
+        """Return whether the machine's watchdog ran out of time."""
+        return self._has_event("WATCHDOG")
+
+    def _has_event(self, name: str, **wanted: str) -> bool:
         return any(
-            event["event"] == "SHUTDOWN"
+            event["event"] == name
             and isinstance(data := event.get("data"), dict)
-            and data.get("reason") == "guest-shutdown"
+            and wanted.items() <= data.items()
             for event in self.events()
         )
 

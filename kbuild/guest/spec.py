@@ -65,6 +65,7 @@ class ServerSpec(MachineSpec):
 
     changes: Path | None = None  # a qcow2 that keeps what it writes to its disk; else that is lost
     network: Path | None = None  # the network namespace that QEMU runs in; else it has no network
+    watchdog: bool = False  # it has an i6300esb, which resets it if a driver armed it
     # QEMU 7.2 with two may run old code under TCG while a kernel boots: docs/results/qemu.md.
     cpus: int = 1
 

@@ -128,7 +128,7 @@ def _serve(control: socket.socket, qmp: socket.socket, behaviour: str, console: 
                     hello = b"2\n"
                 control.sendall(encode(Frame(Kind.HELLO, 0, hello)))
             elif frame.kind is Kind.START:
-                _command(control, frame, behaviour, console)
+                _command(control, qmp, frame, behaviour, console)
             elif frame.kind is Kind.MARK:
                 if behaviour != "console gone":
                     os.write(console, b"[    2.0] " + frame.payload + b"\r\n")
@@ -145,13 +145,17 @@ def _serve(control: socket.socket, qmp: socket.socket, behaviour: str, console: 
             elif frame.kind is Kind.POWER_OFF:
                 os.write(console, b"[    3.0] asked to power off\r\n")
                 control.sendall(encode(Frame(Kind.FAREWELL, frame.id, bytes(4))))
-                reason = "guest-reset" if behaviour == "reset" else "guest-shutdown"
-                event = {"event": "SHUTDOWN", "data": {"guest": True, "reason": reason}}
-                qmp.sendall(json.dumps(event).encode() + b"\n")
+                _tell(qmp, reason="guest-reset" if behaviour == "reset" else "guest-shutdown")
                 sys.exit(0)
 
 
-def _command(control: socket.socket, frame: Frame, behaviour: str, console: int) -> None:
+def _tell(qmp: socket.socket, event: str = "SHUTDOWN", **data: object) -> None:
+    qmp.sendall(json.dumps({"event": event, "data": data}).encode() + b"\n")
+
+
+def _command(
+    control: socket.socket, qmp: socket.socket, frame: Frame, behaviour: str, console: int
+) -> None:
     argv = frame.payload[7:].split(b"\0")[1:]
     path = argv[1].decode() if len(argv) > 1 else ""
     status, output = _files(behaviour).get(path, (0, b"done\n"))
@@ -180,6 +184,11 @@ def _command(control: socket.socket, frame: Frame, behaviour: str, console: int)
         else:
             output = b"ssh.service loaded failed failed OpenBSD Secure Shell\n" if broken else b""
     elif argv[0] == b"work" or script:
+        if behaviour in ("is reset", "is reset by its watchdog"):
+            if behaviour != "is reset":
+                _tell(qmp, "WATCHDOG", action="reset")
+            _tell(qmp, reason="guest-reset")
+            sys.exit(0)
         did = _misbehave(control, frame, behaviour, console)
         if did is None:
             return

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from kbuild.gate import machine
-from kbuild.gate.machine import Boot, Command
+from kbuild.gate.machine import Boot, Command, Running
 from kbuild.guest import qemu
 from kbuild.guest.guest import Guest, GuestLost
-from kbuild.guest.outcome import Outcome
+from kbuild.guest.outcome import End, Outcome
 from kbuild.guest.spec import TCG, Accelerator, ServerSpec
 
 SLOW, FAST = Accelerator("tcg", 1.0), Accelerator("tcg", 0.05)
@@ -108,3 +110,61 @@ def test_a_command_that_fails_is_named_and_the_others_run(behave: Path, tmp_path
     assert seen.verdict.outcome is Outcome.FAILED
     assert seen.verdict.reasons == ("sh: exit status 1: done", "work: exit status 0: done")
     assert [one.status for one in seen.results] == [1, 0, 0]
+
+
+def test_only_a_server_with_a_watchdog_has_one(tmp_path: Path) -> None:
+    wires = qemu.Wires(3, 4, 5, 6)
+    without = qemu.command(ServerSpec(disk=tmp_path / "disk.img"), wires)
+    words = qemu.command(ServerSpec(disk=tmp_path / "disk.img", watchdog=True), wires)
+    assert set(words) - set(without) == {"i6300esb", "-action", "watchdog=reset"}
+
+
+@contextlib.contextmanager
+def running(tmp_path: Path, cut_at: str | None = None) -> Iterator[Running]:
+    (tmp_path / "disk.img").touch()
+    spec = ServerSpec(disk=tmp_path / "disk.img", cpus=2, accelerator=SLOW)
+    cut = None if cut_at is None else re.compile(cut_at)
+    workdir = tmp_path / "w"
+    with machine.running(spec, workdir, expected_taint=0, cut_at=cut) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "end"),
+    [
+        ("good", End.OFF),
+        ("is reset", End.RESET),
+        ("is reset by its watchdog", End.WATCHDOG),
+        ("hang", End.CUT),
+        ("deaf", End.CUT),
+        ("dies", End.LOST),
+    ],
+)
+def test_the_end_of_a_boot_is_told_from_others(
+    behave: Path, tmp_path: Path, behaviour: str, end: End
+) -> None:
+    behave.write_text(behaviour)
+    seen = boot(tmp_path, [Command(("work",), 1.0)], FAST if end is End.CUT else SLOW)
+    assert seen.end is end
+    assert seen.passed is (end is End.OFF)
+    assert seen.off_s is not None
+    assert seen.started == ("6.1.0-fake",)
+
+
+def test_the_power_is_cut_at_a_line_of_the_console(behave: Path, tmp_path: Path) -> None:
+    behave.write_text("floods the console")
+    with running(tmp_path, cut_at="noise") as server:
+        began = time.monotonic()
+        assert server.run(Command(("work",), 60.0)) is None
+        assert time.monotonic() - began < 30
+        seen = server.finish()
+    assert seen.end is End.CUT
+    assert not seen.passed
+
+
+def test_the_end_of_a_server_can_be_waited_for(behave: Path, tmp_path: Path) -> None:
+    behave.write_text("good")
+    with running(tmp_path) as server:
+        assert not server.wait_end(0.1)
+        assert server.finish().end is End.OFF
+        assert server.wait_end(60.0)
