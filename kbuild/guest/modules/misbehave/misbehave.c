@@ -14,6 +14,7 @@
 #include <linux/errno.h>
 #include <linux/gfp.h>
 #include <linux/init.h>
+#include <linux/irqflags.h>
 #include <linux/jiffies.h>
 #include <linux/kernel.h>
 #include <linux/kthread.h>
@@ -71,6 +72,15 @@ static noinline int misbehave_bug(void)
 static noinline int misbehave_lockup(void)
 {
 	preempt_disable();
+	for (;;)
+		cpu_relax();
+	return 0;
+}
+
+/* Nothing but a watchdog of the hardware notices, if there is one processor. */
+static noinline int misbehave_deaf(void)
+{
+	local_irq_disable();
 	for (;;)
 		cpu_relax();
 	return 0;
@@ -389,6 +399,7 @@ static const struct {
 	DEED(oops),
 	DEED(bug),
 	DEED(lockup),
+	DEED(deaf),
 	DEED(refcount),
 	DEED(spin),
 	DEED(stuck),
