@@ -99,10 +99,12 @@ class Running:
         self._faults: list[str] = []
         self._guest: Guest | None = None
         try:
-            self._guest = Guest.boot(
+            self._guest = guest = Guest.boot(
                 spec, workdir=workdir, expected_taint=expected_taint, cut_at=cut_at
             )
+            self._note(release=guest.release)
         except GuestLost as lost:
+            logger.info("server without an answer: %s, %s", lost.outcome.label, lost.end.value)
             self._note(
                 verdict=lost.verdict,
                 end=lost.end,
@@ -117,7 +119,7 @@ class Running:
             return
         with contextlib.suppress(GuestLost):
             cmdline = guest.read("/proc/cmdline").decode(errors="replace").strip()
-            self._note(release=guest.release, cmdline=cmdline)
+            self._note(cmdline=cmdline)
             state = self._ask(guest, _STATE)
             self._note(state=state.text.strip() if state else "", report_s=self._now())
             listed = self._ask(guest, _FAILED)
@@ -154,7 +156,7 @@ class Running:
     def finish(self) -> Boot:
         """Power the server off if it still runs, and return what was seen of it."""
         guest = self._guest
-        if guest is not None:
+        if guest is not None and self._seen.end is None:
             if guest.alive:
                 with contextlib.suppress(GuestLost, GuestCommandError):
                     self._note(taint=guest.taint())
@@ -165,11 +167,13 @@ class Running:
                 first_line_s=guest.first_line_s,
                 end=guest.end,
             )
-        seen = self._seen
-        logger.info(
-            "server %s: %s", seen.release or "without an answer", seen.verdict.outcome.label
-        )
-        return seen
+            logger.info("server %s: %s", self.release, verdict.outcome.label)
+        return self._seen
+
+    @property
+    def release(self) -> str:
+        """The kernel's ``uname -r``; "" if the server never answered."""
+        return self._seen.release
 
     def abandon(self) -> None:
         """End QEMU, if it still runs."""

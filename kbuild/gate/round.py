@@ -221,6 +221,52 @@ class Round:
         finally:
             path.unlink(missing_ok=True)
 
+    @contextlib.contextmanager
+    def running(
+        self,
+        trial: Trial,
+        image: Path,
+        what: str,
+        *,
+        changes: Path | None = None,
+        watchdog: bool = False,
+        expected_taint: int = MODULE_TAINT,
+        cut_at: re.Pattern[str] | None = None,
+        settled: bool = True,
+    ) -> Iterator[machine.Running]:
+        """Boot a disk, yield the server, power it off, and note the boot in ``trial``.
+
+        ``what`` names the server.  :func:`kbuild.gate.machine.running` has the other options.
+        """
+        spec = ServerSpec(
+            disk=image,
+            accelerator=self.accelerator,
+            network=self.network,
+            changes=changes,
+            watchdog=watchdog,
+        )
+        workdir = self.logs / f"{trial.name}-{len(trial.boots) + 1}"
+        began = time.monotonic()
+        self._check_ended()
+        with machine.running(
+            spec, workdir, expected_taint=expected_taint, cut_at=cut_at, settled=settled
+        ) as server:
+            self.booted.add(server)
+            try:
+                yield server
+                seen = server.finish()
+            finally:
+                self.booted.discard(server)
+        trial.boots.append(
+            BootSeen(
+                what,
+                seen.release,
+                seen.verdict.outcome.label,
+                round(time.monotonic() - began, 1),
+                str(seen.console),
+            )
+        )
+
     def boot(
         self,
         trial: Trial,
@@ -239,36 +285,17 @@ class Round:
         loaded by itself from there, and its file must agree with /proc.  With None, this server
         has no module of ours.  ``commands`` come after that.
         """
-        spec = ServerSpec(
-            disk=image, accelerator=self.accelerator, network=self.network, changes=changes
-        )
-        workdir = self.logs / f"{trial.name}-{len(trial.boots) + 1}"
-        began = time.monotonic()
         taint = 0 if module is None else MODULE_TAINT
-        self._check_ended()
-        with machine.running(spec, workdir, expected_taint=taint) as running:
-            self.booted.add(running)
-            try:
-                found = list(_judge_module(running, module)) if module else []
-                for command in commands:
-                    running.run(command)
-                seen = running.finish()
-            finally:
-                self.booted.discard(running)
+        with self.running(trial, image, what, changes=changes, expected_taint=taint) as server:
+            found = list(_judge_module(server, module)) if module else []
+            for command in commands:
+                server.run(command)
+            seen = server.finish()
         if seen.release != release and (seen.release or seen.verdict.passed):
             found.insert(0, f"the kernel {seen.release} runs, not {release}")
         trial.reasons += [f"{what}: {one}" for one in (*seen.verdict.reasons, *found)]
         if not seen.verdict.passed and not seen.verdict.reasons:
             trial.reasons.append(f"{what}: {seen.verdict.outcome.label}")
-        trial.boots.append(
-            BootSeen(
-                what,
-                seen.release,
-                seen.verdict.outcome.label,
-                round(time.monotonic() - began, 1),
-                str(seen.console),
-            )
-        )
         return seen
 
 
