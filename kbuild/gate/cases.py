@@ -25,6 +25,7 @@ from kbuild.gate import listing, machine, rehearsal, wire
 from kbuild.gate.machine import Command
 from kbuild.gate.round import BUILT, PREBUILT, Names, Round, Trial, names
 from kbuild.gate.server import Server
+from kbuild.gate.steps import boot_next, install_older, of_kernel
 from kbuild.ship import dkms, versions
 
 # Seconds of a fast machine, for apt in a booted server.
@@ -289,33 +290,11 @@ def going_back(older: Release, newer: Release) -> Iterator[tuple[str, ...]]:
     wanted = names(older)
     chosen = wanted.prebuilt
     if older.kernel == newer.kernel:
-        chosen += _of_kernel(older)
+        chosen += of_kernel(older)
     yield ("apt-get", "install", "--allow-downgrades", *wanted.pinned(chosen))
     yield ("apt-mark", "hold", *wanted.prebuilt)
     if older.kernel != newer.kernel:
         yield ("apt-get", "purge", versions.image_package(newer.kernel))
-
-
-def _of_kernel(release: Release) -> tuple[str, str]:
-    """Return the kernel and its module, on which the metapackages depend.
-
-    apt takes another version of them than its candidate only if they are named.  So they are named
-    where two releases have the same kernel, because Debian kept its ABI.
-    """
-    return versions.image_package(release.kernel), versions.modules_package(release.kernel)
-
-
-def install_older(round: Round, made: Server, older: Release) -> None:
-    """Install a promoted release from the stable suite, then follow staging."""
-    wanted = names(older)
-    kernel = _of_kernel(older)
-    shared = [one.kernel for one in round.view.promoted].count(older.kernel) > 1
-    round.follow(made, round.view.stable)
-    round.apt(made, "install", *wanted.pinned((*wanted.prebuilt, *(kernel if shared else ()))))
-    if shared:
-        # As if only the metapackages had been named.
-        round.run(made, ["apt-mark", "auto", *kernel])
-    round.follow(made, round.view.staging)
 
 
 def comes_before(stock: str, ours: str) -> bool:
@@ -353,15 +332,6 @@ def _upgrade(round: Round, made: Server) -> None:
     round.apt(made, "dist-upgrade")
 
 
-def boot_next(round: Round, made: Server, release: str) -> None:
-    """Choose a kernel for the next boot, as an administrator does in the boot menu."""
-    menu = (made.root.path / "boot/grub/grub.cfg").read_text()
-    ids = re.findall(r"\$menuentry_id_option '([^']+)'", menu)
-    (submenu,) = (one for one in ids if one.startswith("gnulinux-advanced-"))
-    (entry,) = (one for one in ids if one.startswith(f"gnulinux-{release}-advanced-"))
-    round.run(made, ["grub-reboot", f"{submenu}>{entry}"])
-
-
 # A release of ours that is older than all others, which apt may remove.
 _UNWANTED = "0.0.1-1-cplayground-unwanted"
 AUTOREMOVE = (
@@ -396,7 +366,7 @@ def judge_autoremove(trial: Trial, seen: machine.Boot, releases: Sequence[Releas
     states = _by_name(done[0].text)
     kept = {name for name, state in states.items() if state == "installed"}
     for release in releases:
-        for wanted in _of_kernel(release):
+        for wanted in of_kernel(release):
             trial.require(wanted in kept, f"apt-get autoremove removed {wanted}")
     for name in names(releases[-1]).prebuilt:
         trial.require(name in kept, f"apt-get autoremove removed {name}")
@@ -657,7 +627,7 @@ def _require_kernels(trial: Trial, round: Round, made: Server, *releases: Releas
     """Require that each kernel is there with its initrd and its module, and is in the menu."""
     states = _states(round, made)
     for release in releases:
-        for name in _of_kernel(release):
+        for name in of_kernel(release):
             trial.require(states.get(name) == "installed", f"{name} is not installed any more")
         for name in (f"boot/vmlinuz-{release.kernel}", f"boot/initrd.img-{release.kernel}"):
             trial.require((made.root.path / name).exists(), f"/{name} is missing")

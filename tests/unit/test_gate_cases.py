@@ -26,7 +26,7 @@ from kbuild.core.errors import (
     UserError,
 )
 from kbuild.core.model import Package, Settings, Target
-from kbuild.gate import candidate, cases, judging, listing, report
+from kbuild.gate import candidate, cases, judging, listing, report, steps
 from kbuild.gate.cases import CASES, Case
 from kbuild.gate.machine import Boot
 from kbuild.gate.report import FAILED, NOT_RUN, PASSED, BootSeen, CaseResult, Report
@@ -175,7 +175,7 @@ def test_the_next_boot_is_an_entry_with_its_submenu(tmp_path: Path) -> None:
     ran: list[list[str]] = []
     tree = menu(tmp_path, MENU)
     made = cast(Server, SimpleNamespace(root=SimpleNamespace(path=tree)))
-    cases.boot_next(round_of(run=lambda _, argv: ran.append(argv)), made, "6.1-old")
+    steps.boot_next(round_of(run=lambda _, argv: ran.append(argv)), made, "6.1-old")
     assert ran == [["grub-reboot", "gnulinux-advanced-x>gnulinux-6.1-old-advanced-x"]]
 
 
@@ -312,7 +312,7 @@ def test_an_older_version_of_a_kernel_is_named_when_a_newer_one_has_its_name() -
             apt=lambda made, *arguments: ran.append(arguments),
             run=lambda made, argv: ran.append(tuple(argv)),
         )
-        cases.install_older(cast(Round, round), SERVER, first)
+        steps.install_older(cast(Round, round), SERVER, first)
     pinned = [f"{name}=6.1-1+cplayground1" for name in (*WANTED, *kernel)]
     assert ran == [
         ("stable",),
