@@ -22,6 +22,7 @@ ROOMS: Mapping[str, set[str]] = {
     "pipeline": STAGES,
     **dict.fromkeys(("lab", "report"), TRIALS),
     **dict.fromkeys(("gate", "measure"), TRIALS | {"lab"}),
+    "watch": TRIALS | {"report"},
 }
 
 
