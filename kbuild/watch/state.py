@@ -17,6 +17,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
+from debian.debian_support import Version
+
 from kbuild.archive import place
 from kbuild.archive.evidence import Case
 from kbuild.core import fs
@@ -45,7 +47,8 @@ class Step(StrEnum):
 
     CHECK = "check"  # ask the mirror
     RELEASE = "release"  # build, test, judge, stage
-    HEALTH = "health"  # ask the servers in staging, by watch_health_command
+    JUDGE = "judge"  # again by the gate, because servers have got another release since
+    HEALTH = "health"  # ask about servers that have a release, by watch_health_command
     PROMOTE = "promote"
     SIGN = "sign"  # the indexes, before they expire; belongs to no target
 
@@ -139,14 +142,17 @@ class Against:
 
     @property
     def due(self) -> bool:
-        """Return whether the distro has a version that we have neither staged nor promoted."""
-        have = {one.base for one in (self.promoted, self.staged) if one}
-        return bool(self.newest) and self.newest not in have
+        """Return whether the distro has a version above all that we have staged or promoted."""
+        return self._above(self.promoted) and self._above(self.staged)
 
     @property
     def behind(self) -> bool:
-        """Return whether servers lack the distro's newest version."""
-        return bool(self.newest) and (self.promoted is None or self.promoted.base != self.newest)
+        """Return whether the distro has a version above the one that servers get."""
+        return self._above(self.promoted)
+
+    def _above(self, ours: Ours | None) -> bool:
+        newer = ours is None or Version(self.newest) > Version(ours.base)
+        return bool(self.newest) and newer
 
 
 @dataclass(frozen=True)
@@ -185,11 +191,13 @@ class Cause:
     """A reason to tell somebody: told once, and once more when it is over."""
 
     subject: str  # what it is about: "release bookworm-lab", as an attempt's key
-    what: str  # one sentence; another sentence is another cause
+    what: str  # one sentence
     since: str
-    told: str = ""  # when; empty if it was not, or if telling failed
-    failed: str = ""  # why telling failed
+    mark: str = ""  # differs if it is another cause for the same subject
     error: Failure | None = None
+    over: str = ""  # when it ended; then it stays only until that is told
+    told: tuple[str, ...] = ()  # the channels that know the present state: command, webhook
+    untold: Mapping[str, str] = field(default_factory=dict)  # channel -> why telling failed
 
 
 @dataclass(frozen=True)
@@ -197,7 +205,7 @@ class Journal:
     """The memory between rounds."""
 
     attempts: tuple[Attempt, ...] = ()  # one for each key
-    causes: tuple[Cause, ...] = ()  # those that are not over
+    causes: tuple[Cause, ...] = ()  # those that last, or whose end is not told
 
     def attempt(self, step: Step, subject: str) -> Attempt | None:
         """Return the last attempt of a step; None if there was none."""
