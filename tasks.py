@@ -22,6 +22,7 @@ from kbuild import (
     reproducing,
     signing_keys,
     testing,
+    updating,
 )
 from kbuild import doctor as doctor_checks
 from kbuild import verify as verification
@@ -314,6 +315,37 @@ def report(settings: Settings, target: Target, *, suite: str, flavour: str) -> A
         data={"kernels": report_text.to_json(found)},
         text=report_text.render(found, terminal=sys.stdout.isatty()),
         status=reports.exit_status(found),
+    )
+
+
+SOURCE = Option(
+    "source", "newest source is fetched (170 MB), to tell if the patch applies", kind=bool
+)
+
+
+@command(
+    *(replace(ANY_SUITE, default=None, usual="those of watch_targets"),),
+    *(replace(ANY_FLAVOUR, default=None, usual="those of watch_targets"),),
+    *(SOURCE, JSON, MODULES, *ARCHIVE),
+    reads=True,
+)
+def check_updates(
+    settings: Settings,
+    target: Target,
+    *,
+    suite: str | None,
+    flavour: str | None,
+    source: bool,
+    modules: str,
+) -> Answer:
+    """Compare Debian's newest kernel with the last promoted one.
+
+    The exit status is 10 if Debian's is newer.
+
+    ./inv check-updates --suite all
+    """
+    return updating.check(
+        settings, target, suite=suite, flavour=flavour, source=source, modules=modules
     )
 
 
@@ -679,7 +711,7 @@ def list_keys(settings: Settings, target: Target) -> Answer:
 VERBS: tuple[Command, ...] = (
     *(fetch, build_kernel, build_module, package, sbom, reproduce, test, gate, vm),
     *(release, promote, rollback, releases, verify_archive, sign_archive),
-    *(report, explain, verify, doctor, clean),
+    *(check_updates, report, explain, verify, doctor, clean),
 )
 KEYS = {
     "keys.make": make_key,

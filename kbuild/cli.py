@@ -28,7 +28,7 @@ from invoke.program import Program
 from invoke.tasks import Task
 from invoke.terminals import pty_size
 
-from kbuild import configuration
+from kbuild import configuration, policy
 from kbuild.answer import Answer, document
 from kbuild.core import places, suites
 from kbuild.core.errors import DefectError, KbuildError, UserError, naming
@@ -182,6 +182,13 @@ def _request(
         keys=place("keys_dir", found["keys_dir"] or str(data / "keys"), PROJECT),
         signing_key=found["signing_key"] or "",
         sign_command=_words("sign_command", found["sign_command"] or ""),
+        policy=policy.of(
+            found,
+            {
+                key: _words(key, found[key] or "")
+                for key in ("watch_health_command", "watch_notify_command")
+            },
+        ),
     )
     helpers.check(settings)
     target = Target(

@@ -249,6 +249,19 @@ CONFIGURATION = {
         Option("keys_dir", "GnuPG's home with the archive's secret keys", key="keys_dir"),
         Option("signing_key", "fingerprint of the key that signs", key="signing_key"),
         Option("sign_command", "command that signs a Release file", key="sign_command"),
+        Option("watch_targets", "kernels to keep current", kind=list, key="watch_targets"),
+        Option("watch_promote", "steps of promotion", kind=list, key="watch_promote"),
+        Option("watch_health_command", "command that judges servers", key="watch_health_command"),
+        Option("watch_notify_command", "command that notifies", key="watch_notify_command"),
+        Option("watch_webhook", "URL that is notified", key="watch_webhook"),
+        Option("watch_free_gb", "GB that a build needs", kind=int, default=20, key="watch_free_gb"),
+        Option(
+            *("watch_unused_days", "age of results that make room"),
+            kind=int,
+            default=30,
+            least=1,
+            key="watch_unused_days",
+        ),
     )
 }
 # All are text, because Invoke casts an environment variable to the type of the default: a bad

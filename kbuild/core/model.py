@@ -16,6 +16,22 @@ BACKENDS = ("stock", "export")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Policy:
+    """The decisions that ``watch`` makes without a person."""
+
+    # suite, flavour and variant of each kernel to keep current; () for the configured one
+    targets: tuple[tuple[str, str, str], ...] = ()
+    # percent of the servers, and after how many hours in the state before; () for never
+    promote: tuple[tuple[int, int], ...] = ()
+    # is given a release's ID; exit status 0: no bad report.  Commands may hold passwords.
+    health_command: tuple[str, ...] = field(default=(), repr=False)
+    notify_command: tuple[str, ...] = field(default=(), repr=False)  # reads JSON
+    webhook: str = field(default="", repr=False)  # URL that takes the same JSON
+    free_gb: int = 20  # that a build must find where it writes
+    unused_days: int = 30  # after which results and caches go, if there is less
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """How a run works, independent of what it makes: places, limits and permissions."""
 
@@ -38,6 +54,7 @@ class Settings:
     signing_key: str = ""  # fingerprint, 40 hex digits; "" for the newest key in ``keys``
     # reads a Release, writes an InRelease; () for gpg; like remote_cache, may hold passwords
     sign_command: tuple[str, ...] = field(default=(), repr=False)
+    policy: Policy = Policy()
 
 
 @dataclass(frozen=True)

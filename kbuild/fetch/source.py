@@ -7,6 +7,7 @@ archive has already replaced one by the next version.
 
 from __future__ import annotations
 
+import functools
 import logging
 import operator
 import re
@@ -174,13 +175,7 @@ def _fetch(settings: Settings, resolved: Resolved, offer: Offer, network: Networ
 
 def base(settings: Settings, resolved: Resolved) -> Base:
     """Return the base that :func:`fetch` makes of ``resolved``; its files may not exist yet."""
-
-    def file(offer: Offer) -> VerifiedFile:
-        one = offer.listed
-        path = download.place(settings, offer.wanted)
-        sha256, size = offer.wanted.sha256, offer.wanted.size
-        return VerifiedFile(one.package, one.version, path, sha256, size)
-
+    file = functools.partial(verified, settings)
     return Base(
         suite=resolved.suite,
         flavour=resolved.flavour,
@@ -194,6 +189,13 @@ def base(settings: Settings, resolved: Resolved) -> Base:
         expired=resolved.expired,
         parts=tuple(file(offer) for offer in resolved.parts),
     )
+
+
+def verified(settings: Settings, offer: Offer) -> VerifiedFile:
+    """Return the file that fetching an offer makes; it may not exist yet."""
+    one = offer.listed
+    path = download.place(settings, offer.wanted)
+    return VerifiedFile(one.package, one.version, path, offer.wanted.sha256, offer.wanted.size)
 
 
 def _kernel_packages(

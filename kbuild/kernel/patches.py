@@ -186,10 +186,20 @@ def _link(origin: Path, path: Path) -> bool:
 
 def foresee(pristine: Path, series: Series, tree: Path, *, base_version: str) -> Tree:
     """Return the result of :func:`apply` after the same checks, but change nothing."""
-    with tempfile.TemporaryDirectory(prefix="cplayground-") as scratch:
-        names = _patch_aside(pristine, series, Path(scratch))
-        digest = _digest(Path(scratch), names, base_version)
+    with aside(pristine, series) as (scratch, names):
+        digest = _digest(scratch, names, base_version)
     return Tree(tree, base_version, series, digest, names)
+
+
+@contextlib.contextmanager
+def aside(pristine: Path, series: Series) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Yield a scratch directory with the files that a series changes, and their names.
+
+    Raises BuildError as :func:`apply` does.
+    """
+    with tempfile.TemporaryDirectory(prefix="cplayground-") as name:
+        scratch = Path(name)
+        yield scratch, _patch_aside(pristine, series, scratch)
 
 
 def _digest(patched: Path, names: tuple[str, ...], base_version: str) -> str:

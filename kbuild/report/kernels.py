@@ -12,6 +12,8 @@ import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from debian.changelog import Changelog
@@ -20,7 +22,7 @@ from unidiff.patch import Hunk
 
 from kbuild.core import fs, recipe, results, suites
 from kbuild.core.errors import BuildError, DefectError, KbuildError
-from kbuild.core.model import BACKENDS, Base, Series, Settings, Target
+from kbuild.core.model import BACKENDS, Base, Series, Settings, Target, VerifiedFile
 from kbuild.fetch import download, roots, source, unpack
 from kbuild.fetch.download import Network
 from kbuild.kernel import hunks, kconfig, module, patches, quilt, symvers
@@ -113,6 +115,7 @@ class News:
     since: str | None
     versions: tuple[str, ...]  # those with the changes, newest first
     fixes: tuple[Fix, ...]
+    dates: tuple[str, ...] = ()  # of the versions: UTC, ISO 8601; empty where there is none
 
     @property
     def cves(self) -> tuple[str, ...]:
@@ -431,15 +434,22 @@ def _tree_of(settings: Settings, last: manifest.KernelRecord | None) -> tuple[st
 def _changelog(settings: Settings, base: Base) -> Path:
     """Return the kernel's gzipped changelog, from the headers or the packages that they need."""
     for file in (base.headers, *base.support):
-        content = unpack.unpack_deb(settings, file)
-        for name in ("changelog.Debian.gz", "changelog.gz"):
-            path = content / "usr/share/doc" / file.name / name
-            if path.is_file():
-                return path
+        if (path := changelog_in(settings, file)) is not None:
+            return path
     raise BuildError(
         f"no package of linux {base.version} has a changelog",
         expected=f"usr/share/doc/{base.headers.name}/changelog.Debian.gz",
     )
+
+
+def changelog_in(settings: Settings, file: VerifiedFile) -> Path | None:
+    """Return the gzipped changelog of a fetched package, or None if it has none."""
+    content = unpack.unpack_deb(settings, file)
+    for name in ("changelog.Debian.gz", "changelog.gz"):
+        path = content / "usr/share/doc" / file.name / name
+        if path.is_file():
+            return path
+    return None
 
 
 def news(path: Path, since: str | None) -> News:
@@ -448,13 +458,23 @@ def news(path: Path, since: str | None) -> News:
         lines = list(_newer(stream, since))
     fixes = []
     names = []
+    dates = []
     for block in Changelog(lines, allow_empty_author=True) if lines else ():
         names.append(str(block.version))
+        dates.append(_date(block.date))
         for item in items(block.changes()):
             cves = tuple(dict.fromkeys(_CVE.findall(item)))
             if cves:
                 fixes.append(Fix(str(block.version), item, cves))
-    return News(since, tuple(names), tuple(fixes))
+    return News(since, tuple(names), tuple(fixes), tuple(dates))
+
+
+def _date(text: str | None) -> str:
+    """Return the date of a changelog's entry in UTC; "" for one that is missing or malformed."""
+    try:
+        return parsedate_to_datetime(text or "").astimezone(UTC).isoformat()
+    except ValueError:
+        return ""
 
 
 def _newer(stream: Iterable[str], since: str | None) -> Iterator[str]:

@@ -38,6 +38,11 @@ def package_version(base_version: str, revision: int) -> str:
     return f"{base_version}+{VENDOR}{_counted(revision)}"
 
 
+def base_version(version: str) -> str:
+    """Return the distro's version in one of our packages' versions."""
+    return version.rpartition(f"+{VENDOR}")[0]
+
+
 def directory(base_version: str, revision: int) -> str:
     """Return the name of the directory in build/ with the results of one revision.
 

@@ -151,8 +151,9 @@ class Against:
         return self._above(self.promoted)
 
     def _above(self, ours: Ours | None) -> bool:
-        newer = ours is None or Version(self.newest) > Version(ours.base)
-        return bool(self.newest) and newer
+        if not self.newest:
+            return False
+        return ours is None or Version(self.newest) > Version(ours.base)
 
 
 @dataclass(frozen=True)
