@@ -68,6 +68,7 @@ class Made:
     module: BuiltModule = _LATER
     module_packages: tuple[Package, ...] = ()
     dkms_packages: tuple[Package, ...] = ()
+    guard_packages: tuple[Package, ...] = ()
     repo: Path = _LATER
     took: Mapping[str, float] = field(default_factory=dict)  # seconds of this run, by stage
     seconds: Mapping[str, float] = field(default_factory=dict)  # of the making, by stamp
@@ -75,7 +76,8 @@ class Made:
     @property
     def packages(self) -> tuple[Package, ...]:
         """All packages so far."""
-        return (*self.kernel_packages, *self.module_packages, *self.dkms_packages)
+        shared = (*self.dkms_packages, *self.guard_packages)
+        return (*self.kernel_packages, *self.module_packages, *shared)
 
     @property
     def manifest(self) -> Path:

@@ -22,7 +22,7 @@ from kbuild.kernel import compilation, guard, module, patches, planning, quilt
 from kbuild.kernel.module import BuiltModule, Headers
 from kbuild.pipeline import stage
 from kbuild.pipeline.stage import Made, Prepared, Stage, Step
-from kbuild.ship import deb, dkms, manifest, publishing, versions
+from kbuild.ship import deb, dkms, guard_package, manifest, publishing, versions
 
 logger = logging.getLogger(__name__)
 
@@ -266,6 +266,24 @@ def dkms_packages(made: Made) -> Result[tuple[Package, ...]]:
     )
 
 
+def guard_packages(made: Made) -> Result[tuple[Package, ...]]:
+    """Return the package that leads a server back from a bad kernel; a suite's targets share it."""
+    settings, root = made.settings, made.root
+    inputs = {
+        "guard": fs.sha256_tree(settings.project / "guard"),
+        "templates": fs.sha256_tree(settings.project / "debian" / "guard"),
+        "recipe": recipe_of("ship/guard_package.py", "ship/deb.py", "ship/versions.py"),
+        "root": root.digest,
+    }
+    log = made.where.log("packages-guard")
+    return _packages(
+        settings.build / root.suite / "packages-guard",
+        guard_package.PACKAGE,
+        inputs,
+        lambda out: guard_package.build_package(settings, root, log=log, out=out),
+    )
+
+
 # The list.
 
 
@@ -286,6 +304,7 @@ STAGES = (
     Stage("module", "module", built_module),
     Stage("module packages", "module_packages", module_packages),
     Stage("DKMS packages", "dkms_packages", dkms_packages),
+    Stage("guard package", "guard_packages", guard_packages),
     Stage("repository", "repo", repository),
 )
 
