@@ -24,7 +24,7 @@ from kbuild.archive.states import Event, Happening, next_state
 from kbuild.core import fs
 from kbuild.core.errors import EvidenceError, PoolError, UserError
 from kbuild.core.model import Settings
-from kbuild.ship import dkms, indexes, keyring_package, manifest
+from kbuild.ship import dkms, guard_package, indexes, keyring_package, manifest
 from kbuild.ship import rollback as going_back
 from kbuild.ship.manifest import Output
 
@@ -357,7 +357,7 @@ def _way_back(archive: _Archive, record: Record) -> tuple[Record | None, tuple[s
         if one.state is State.WITHDRAWN and one.published and one.order > older.order
     ]
     bad = withdrawn[0]
-    # Releases of other targets have the same cplayground-dkms.
+    # Releases of other targets have the same cplayground-dkms and the same guard.
     needed = {
         (one.name, one.version)
         for other in archive.records.values()
@@ -394,12 +394,16 @@ def _way_back(archive: _Archive, record: Record) -> tuple[Record | None, tuple[s
         archive.change(older, Event.RESTORED, reason=f"{record.id} was withdrawn")
     notes = [f"servers with {record.version} go back to {older.version}"]
     before = {one.name: one.version for one in older.packages}
-    if dkms.PACKAGE in theirs and theirs[dkms.PACKAGE] != before.get(dkms.PACKAGE):
-        stay = "other kernels need it, so it stays" if dkms.PACKAGE in keep else "it goes back too"
-        notes.append(
-            f"{dkms.PACKAGE} {theirs[dkms.PACKAGE]}: {stay}; a release that changes the module"
-            " needs a higher kmod/VERSION"
-        )
+    for name, what, source in (
+        (dkms.PACKAGE, "the module", "kmod/VERSION"),
+        (guard_package.PACKAGE, "the guard", "guard/VERSION"),
+    ):
+        if name in theirs and name in before and theirs[name] != before[name]:
+            stay = "other kernels need it, so it stays" if name in keep else "it goes back too"
+            notes.append(
+                f"{name} {theirs[name]}: {stay}; a release that changes {what} needs a higher"
+                f" {source}"
+            )
     return older, tuple(notes)
 
 

@@ -26,7 +26,7 @@ FORMAT = 1
 # Name of a target's own part of the manifest, in the directory of its results.
 RECORD = "record.json"
 # Directories whose files reach an output even if git does not track them.
-_INPUTS = ("debian/", "dkms/", "fragments/", "kbuild/", "kmod/", "patches/")
+_INPUTS = ("debian/", "dkms/", "fragments/", "guard/", "kbuild/", "kmod/", "patches/")
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,8 @@ def _home(settings: Settings, kernel: KernelRecord) -> Path:
 def _again(settings: Settings, home: Path, known: Manifest) -> Manifest | None:
     """Make a target's record from the manifest; return None if a package is missing there."""
     kernels = tuple(one for one in known.kernels if _home(settings, one) == home)
-    places = (f"{home.parent.name}/{home.name}/", f"{home.parent.name}/packages-dkms/")
+    shared = ("packages-dkms", "packages-guard")
+    places = tuple(f"{home.parent.name}/{name}/" for name in (home.name, *shared))
     outputs = tuple(one for one in known.outputs if one.path.startswith(places))
     needed = {name for kernel in kernels for name in _packages(kernel)}
     if not needed or needed - {one.name for one in outputs}:

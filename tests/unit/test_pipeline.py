@@ -203,6 +203,18 @@ EDITS: Mapping[str, tuple[Callable[[Works], None], str, str, list[str]]] = {
         "dkms changed from ",
         ["DKMS packages", "repository"],
     ),
+    "guard": (
+        edited("guard/root/usr/sbin/cplayground-guard"),
+        "guard package",
+        "guard changed from ",
+        ["guard package", "repository"],
+    ),
+    "template of the guard": (
+        edited("debian/guard/new.j2"),
+        "guard package",
+        "templates changed from ",
+        ["guard package", "repository"],
+    ),
     "date of the module": (
         edited("CHANGELOG.md", old=f"## [{MODULE}] - 20", new=f"## [{MODULE}] - 30"),
         "DKMS packages",
@@ -297,7 +309,11 @@ def test_two_revisions_have_results_of_their_own(works: Works) -> None:
     ("file", "appended", "made"),
     [
         ("ship/deb.py", '"""Prose."""\n# More of it.\n', []),
-        ("ship/deb.py", "COMPRESSION = 2\n", [*PACKED[:1], "module packages", "DKMS packages"]),
+        (
+            "ship/deb.py",
+            "COMPRESSION = 2\n",
+            [*PACKED[:1], "module packages", "DKMS packages", "guard package"],
+        ),
         ("ship/headers.py", "MORE = 1\n", PACKED[:1]),
         ("kernel/module.py", '"""Prose."""\n', []),
         ("kernel/module.py", "MORE = 1\n", ["module"]),
@@ -361,8 +377,8 @@ def test_results_of_an_earlier_version_are_kept(works: Works) -> None:
 def test_the_manifest_holds_how_long_each_stage_took(works: Works) -> None:
     works.package()
     whole = manifest.read(works.settings.build / "manifest.json")
-    parts = ("kernel", "module", "packages-dkms", "packages-kernel", "packages-module")
-    assert tuple(whole.seconds) == parts
+    packed = ("packages-dkms", "packages-guard", "packages-kernel", "packages-module")
+    assert tuple(whole.seconds) == ("kernel", "module", *packed)
 
 
 def test_offline_an_older_compiler_stays(works: Works) -> None:
@@ -483,10 +499,10 @@ def test_module_and_packages_are_checked_again_after_a_change(
         lint.check_stock_module(works.settings, works.target)
         return [name.removesuffix("-bookworm-cloud-amd64.log") for name in read]
 
-    sets = [f"lintian-packages-{name}" for name in ("kernel", "module", "dkms")]
+    sets = [f"lintian-packages-{name}" for name in ("kernel", "module", "dkms", "guard")]
     assert sorted(check()) == sorted(["lint", *sets, "lint-stock"])
     assert check() == []
     EDITS["dkms"][0](works)
     assert check() == ["lintian-packages-dkms"]
     EDITS["kmod"][0](works)
-    assert sorted(check()) == ["lint", "lint-stock", *sorted(sets[1:])]
+    assert sorted(check()) == ["lint", "lint-stock", *sorted(sets[1:3])]
