@@ -666,13 +666,16 @@ def sign_archive(settings: Settings, target: Target) -> Answer:
     return archive_tasks.sign_archive(settings)
 
 
-@command(JSON, name="keys.make", reads=True)
-def make_key(settings: Settings, target: Target) -> Answer:
-    """Make the key that signs the archive.
+MOK = Option("mok", "key for Secure Boot is made, in place of the archive's", kind=bool)
 
-    ./inv keys.make
+
+@command(JSON, MOK, name="keys.make", reads=True)
+def make_key(settings: Settings, target: Target, *, mok: bool) -> Answer:
+    """Make the key that signs the archive, or the one for Secure Boot.
+
+    ./inv keys.make --mok
     """
-    return signing_keys.make(settings)
+    return signing_keys.make(settings, secure_boot=mok)
 
 
 OUTPUT = Option("output", "file to write, as text if it ends in .asc", usual="standard output")

@@ -182,6 +182,9 @@ def _request(
         keys=place("keys_dir", found["keys_dir"] or str(data / "keys"), PROJECT),
         signing_key=found["signing_key"] or "",
         sign_command=_words("sign_command", found["sign_command"] or ""),
+        mok_key=_file("mok_key", found["mok_key"]),
+        mok_certificate=_file("mok_certificate", found["mok_certificate"]),
+        mok_sign_command=_words("mok_sign_command", found["mok_sign_command"] or ""),
         policy=policy.of(
             found,
             {
@@ -202,6 +205,10 @@ def _request(
         for path in target.fragments:
             kconfig.read(path)
     return settings, target, own
+
+
+def _file(key: str, text: str | None) -> Path | None:
+    return place(key, text, PROJECT) if text else None
 
 
 def _data_home() -> Path:

@@ -23,7 +23,7 @@ from kbuild.core.model import Settings, Target
 from kbuild.gate import candidate, report
 from kbuild.pipeline import papers, stages
 from kbuild.pipeline.stage import Made
-from kbuild.ship import signing
+from kbuild.ship import mok, signing
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,8 @@ def run(settings: Settings, target: Target, *, modules: str, accel: str | None) 
     with fs.lock(settings.build / ".release.lock"):
         with clock.step("archive"):
             signing.signers(settings)
+            for one in mok.check(settings)[:1]:
+                mok.check_valid(one)
             operations.refresh(settings)
             check(settings)
         with clock.step("package"):

@@ -3,7 +3,8 @@
 The second build uses a copy of the recorded commit in another directory.  Its build directory and
 compiler cache are empty; its host name, user, home, time zone, umask and number of jobs are
 others.  It runs later, but the clock of the machine is not changed.  The verified downloads and
-the compile root are shared, because they are inputs.
+the compile root are shared, because they are inputs.  So are the signatures for Secure Boot: the
+second build has no key, and attaches them again.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from kbuild.core.errors import (
     IrreproducibleError,
     KbuildError,
     LostDependencyError,
+    SigningError,
     TrustError,
     UserError,
 )
@@ -36,7 +38,7 @@ from kbuild.core.run import run as run_program
 from kbuild.fetch import roots, source
 from kbuild.options import place
 from kbuild.pipeline import papers
-from kbuild.ship import manifest, versions
+from kbuild.ship import manifest, mok, versions
 from kbuild.ship.manifest import BuildRecord, KernelRecord, Manifest, Output
 
 logger = logging.getLogger(__name__)
@@ -112,6 +114,16 @@ class _Job:
         return self.settings.build / "reproduce" / self.id
 
     @property
+    def signatures(self) -> Path | None:
+        """The directory with the signatures for Secure Boot, if the kernel is signed."""
+        if not self.build.certificate:
+            return None
+        if (self.path.parent / mok.CERTIFICATE).exists():
+            return self.path.parent
+        version = versions.directory(self.kernel.base_version, self.build.revision)
+        return self.path.parent / version / mok.HOME
+
+    @property
     def commit(self) -> str:
         """The commit of the project, which :func:`_check_commit` has checked."""
         return self.record.commit or ""
@@ -160,6 +172,7 @@ def run(settings: Settings, path: Path) -> Answer:
         logger.warning("%s", _ALWAYS)
     with fs.lock(job.home.with_name(f".{job.id}.lock")):
         _check_inputs(job)
+        _check_signatures(job)
         fs.remove_tree(job.home)
         began = time.monotonic()
         _build(job)
@@ -241,6 +254,26 @@ def _check_inputs(job: _Job) -> None:
         )
 
 
+def _check_signatures(job: _Job) -> None:
+    """Raise InfrastructureError unless the signatures for Secure Boot are at hand."""
+    home = job.signatures
+    if home is None:
+        return
+    missing = [
+        name for name in (mok.KERNEL, mok.MODULE, mok.CERTIFICATE) if not (home / name).is_file()
+    ]
+    found = f"no {', '.join(missing)}"
+    if not missing:
+        found = mok.read(home / mok.CERTIFICATE)[0].digest
+    if found != job.build.certificate:
+        raise InfrastructureError(
+            f"the signatures of {job.id} for Secure Boot are not at hand",
+            expected=f"{home}, with the certificate {job.build.certificate}",
+            found=found,
+            hint="copy them next to the manifest; a release in the archive has them",
+        )
+
+
 def _differences(
     recorded: Mapping[str, str], there: Mapping[str, str]
 ) -> list[tuple[str, str, str]]:
@@ -265,6 +298,7 @@ def _build(job: _Job) -> None:
     manifest.git(settings.project, *archive, job.commit)
     run_program(["tar", "-x", "-f", tarball, "-C", project], timeout_s=_UNPACK_TIMEOUT_S)
     tarball.unlink()
+    signing = _signing(job, home / ".local/share/cplayground-kernel/archive")
     log = top / "log"
     logger.info("building %s again from commit %s; log: %s", job.id, job.commit[:12], log)
     done = run_program(
@@ -296,18 +330,44 @@ def _build(job: _Job) -> None:
             "INVOKE_MIRRORS": " ".join(settings.mirrors),
             "INVOKE_OFFLINE": str(settings.offline),
             "INVOKE_ACCEPT_EXPIRED": str(settings.accept_expired),
+            **signing,
         },
         timeout_s=_BUILD_TIMEOUT_S,
         log=log,
         check=False,
         on_line=lambda line: logger.info("  %s", line),
     )
+    if done.returncode == SigningError.exit_status and signing:
+        raise IrreproducibleError(
+            f"the kernel or the module of {job.id} differs from the second build",
+            expected="the file that the signature for Secure Boot was made for",
+            found="\n".join(done.stdout.splitlines()[-10:]),
+            log=log,
+            hint=f"the second build stays in {top}",
+        )
     if done.returncode != 0:
         raise _STATUSES.get(done.returncode, BuildError)(
             f"the second build of {job.id} failed",
             found="\n".join(done.stdout.splitlines()[-10:]),
             log=log,
         )
+
+
+def _signing(job: _Job, archive: Path) -> dict[str, str]:
+    """Give the second build the kept signatures, and return the variables that let it use them.
+
+    It finds them as it finds those of a release.  Its command makes no others.
+    """
+    if job.signatures is None:
+        return {}
+    release = archive / "releases" / job.id
+    for name in (mok.KERNEL, mok.MODULE, mok.CERTIFICATE):
+        release.mkdir(parents=True, exist_ok=True)
+        fs.write_atomic(release / name, (job.signatures / name).read_bytes())
+    return {
+        "INVOKE_MOK_CERTIFICATE": str(release / mok.CERTIFICATE),
+        "INVOKE_MOK_SIGN_COMMAND": "false",
+    }
 
 
 def _program(project: Path, copy: Path) -> list[Arg]:

@@ -1,4 +1,4 @@
-"""The tasks ``keys.*``: the archive's keys, as text and as data."""
+"""The tasks ``keys.*``: the archive's keys and the key for Secure Boot, as text and as data."""
 
 from __future__ import annotations
 
@@ -10,19 +10,49 @@ from kbuild.answer import Answer
 from kbuild.core import fs
 from kbuild.core.model import Settings
 from kbuild.options import place
-from kbuild.ship import signing
+from kbuild.ship import mok, signing
 from kbuild.ship.signing import Key
 
 
-def make(settings: Settings) -> Answer:
-    """Make the archive's first key."""
+def make(settings: Settings, *, secure_boot: bool = False) -> Answer:
+    """Make the archive's first key, or the key for Secure Boot."""
+    if secure_boot:
+        return _make_mok(settings)
     if settings.dry:
         return Answer(text=f"would make a key in {settings.keys}")
     key = signing.make_key(settings)
     return Answer(
-        data={"key": _data(key)},
+        data={"key": _data(key), "mok": None},
         text=f"{key}\nkeep a copy of {settings.keys}: a lost key cannot be made again",
         summary=f"made: key {key.fingerprint}",
+    )
+
+
+def _make_mok(settings: Settings) -> Answer:
+    key, certificate = mok.places(settings)
+    if settings.dry:
+        return Answer(text=f"would make {key} and {certificate}")
+    key, certificate, made = mok.make(settings)
+    lines = [
+        str(made),
+        f"keep a copy of {key}: a lost key cannot be made again, and each server knows only this",
+    ]
+    if (settings.mok_key, settings.mok_certificate) != (key, certificate):
+        lines += ["to sign with it, add to invoke.yaml:", f"mok_key: {key}"]
+        lines += [f"mok_certificate: {certificate}"]
+    return Answer(
+        data={
+            "key": None,
+            "mok": {
+                "path": key,
+                "certificate": certificate,
+                "name": made.name,
+                "expires": made.expires.isoformat(),
+                "sha256": made.digest,
+            },
+        },
+        text="\n".join(lines),
+        summary=f"made: {key}",
     )
 
 

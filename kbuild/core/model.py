@@ -54,6 +54,11 @@ class Settings:
     signing_key: str = ""  # fingerprint, 40 hex digits; "" for the newest key in ``keys``
     # reads a Release, writes an InRelease; () for gpg; like remote_cache, may hold passwords
     sign_command: tuple[str, ...] = field(default=(), repr=False)
+    # the machine owner key for Secure Boot, and its certificate, as PEM; None if it is not set
+    mok_key: Path | None = None
+    mok_certificate: Path | None = None
+    # signs in place of mok_key; like sign_command, may hold passwords
+    mok_sign_command: tuple[str, ...] = field(default=(), repr=False)
     policy: Policy = Policy()
 
 

@@ -1,7 +1,8 @@
 """Write the papers of a release: everything about its packages that is not a package.
 
 They are the target's record, the .changes and .buildinfo files, the bill of materials, and the
-provenance with its signature.
+provenance with its signature.  With a key for Secure Boot, the signatures of kernel and module and
+the key's certificate are among them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from kbuild.core import fs, stamp
 from kbuild.core.errors import BuildError
 from kbuild.pipeline.stage import Made
-from kbuild.ship import deb, manifest, provenance, sbom
+from kbuild.ship import deb, manifest, mok, provenance, sbom
 
 MANIFEST = "manifest.json"
 
@@ -34,6 +35,8 @@ def write(made: Made, *, sign: Callable[[bytes], bytes] | None = None) -> tuple[
     with fs.fresh_directory(made.where.version / "papers") as fresh:
         for path in records:
             fs.write_atomic(fresh / path.name, path.read_bytes())
+        for name in (mok.KERNEL, mok.MODULE, mok.CERTIFICATE) if _is_signed(record) else ():
+            fs.write_atomic(fresh / name, (made.where.signatures / name).read_bytes())
         manifest.write(fresh / MANIFEST, record)
         fs.write_atomic(fresh / sbom.NAME, sbom.describe(record, packagings))
         started = min(_started(made), finished)
@@ -44,6 +47,10 @@ def write(made: Made, *, sign: Callable[[bytes], bytes] | None = None) -> tuple[
                 fresh / provenance.SIGNATURE, sign((fresh / provenance.NAME).read_bytes())
             )
     return tuple(sorted((made.where.version / "papers").iterdir()))
+
+
+def _is_signed(record: manifest.Manifest) -> bool:
+    return any(one.build and one.build.certificate for one in record.kernels)
 
 
 def _started(made: Made) -> datetime:

@@ -19,7 +19,7 @@ from kbuild.core.model import Base, BuiltKernel, Package, Root, Settings, Target
 from kbuild.core.results import Result
 from kbuild.kernel.module import BuiltModule
 from kbuild.kernel.planning import Plan
-from kbuild.ship import versions
+from kbuild.ship import mok, versions
 
 _EARLIER = "an earlier stage runs first"
 _LATER: Any = None  # the stage has not run yet
@@ -47,6 +47,11 @@ class Places:
     version: Path  # of one version of its base, and from 2 on of one revision
     logs: Path
     name: str
+
+    @property
+    def signatures(self) -> Path:
+        """The directory of the signatures for Secure Boot, and of what was signed."""
+        return self.version / mok.HOME
 
     def log(self, stage: str) -> Path:
         """Return the log file of a stage."""

@@ -22,7 +22,7 @@ from kbuild.kernel import compilation, guard, module, patches, planning, quilt
 from kbuild.kernel.module import BuiltModule, Headers
 from kbuild.pipeline import stage
 from kbuild.pipeline.stage import Made, Prepared, Stage, Step
-from kbuild.ship import deb, dkms, guard_package, manifest, publishing, versions
+from kbuild.ship import deb, dkms, guard_package, manifest, mok, publishing, versions
 
 logger = logging.getLogger(__name__)
 
@@ -167,10 +167,17 @@ def kernel_packages(made: Made) -> Result[tuple[Package, ...]]:
         patches.mend(ready.pristine, ready.tree)
         log = made.where.log("packages-kernel")
         return deb.build_kernel_packages(
-            settings, made.root, built, epoch=ready.epoch, log=log, out=out
+            settings,
+            made.root,
+            built,
+            epoch=ready.epoch,
+            log=log,
+            out=out,
+            signed=_signed_kernel(made),
         )
 
     inputs = {
+        **_signing(settings),
         "kernel": built.digest,
         "templates": fs.sha256_tree(settings.project / "debian" / "kernel"),
         "recipe": recipe_of("ship/deb.py", "ship/headers.py", "ship/versions.py"),
@@ -179,7 +186,8 @@ def kernel_packages(made: Made) -> Result[tuple[Package, ...]]:
         "epoch": str(ready.epoch),
     }
     out = made.where.version / "packages-kernel"
-    return _packages(out, f"the kernel {built.release}", inputs, make)
+    kept = _kept(made, mok.KERNEL)
+    return _packages(out, f"the kernel {built.release}", inputs, make, kept=kept)
 
 
 # The module.
@@ -225,6 +233,7 @@ def module_packages(made: Made) -> Result[tuple[Package, ...]]:
     """Return the packages of the module that was built for the kernel."""
     settings, built, epoch = made.settings, made.kernel, made.prepared.epoch
     inputs = {
+        **_signing(settings),
         "module": fs.sha256_file(made.module.path),
         "templates": fs.sha256_tree(settings.project / "debian" / "modules"),
         "example": fs.sha256_file(settings.project / deb.EXAMPLE),
@@ -239,8 +248,9 @@ def module_packages(made: Made) -> Result[tuple[Package, ...]]:
         f"the module for {built.release}",
         inputs,
         lambda out: deb.build_prebuilt(
-            settings, made.root, built, made.module.path, epoch=epoch, log=log, out=out
+            settings, made.root, built, _signed_module(made), epoch=epoch, log=log, out=out
         ),
+        kept=_kept(made, mok.MODULE),
     )
 
 
@@ -284,6 +294,59 @@ def guard_packages(made: Made) -> Result[tuple[Package, ...]]:
     )
 
 
+# Signatures for Secure Boot, if a key is configured.
+
+
+def _signing(settings: Settings) -> dict[str, str]:
+    """Return what decides whether packages are signed, and by which key."""
+    found = mok.certificates(settings)
+    return {"certificate": found[0].digest} if found else {}
+
+
+def _kept(made: Made, name: str) -> tuple[Path, ...]:
+    """Return the signature and the certificate that packages were made with."""
+    if not mok.configured(made.settings):
+        return ()
+    home = made.where.signatures
+    return (home / name, home / mok.CERTIFICATE)
+
+
+def _signatures(made: Made, name: str) -> list[Path]:
+    """Return the signatures of that name that may fit: of the last build, and of releases."""
+    # After a clean, a release's packages are only equal with the signature that it has.
+    released = sorted(made.settings.archive.glob(f"releases/*/{name}"))
+    return [made.where.signatures / name, *released]
+
+
+def _signed_kernel(made: Made) -> Path | None:
+    if not mok.configured(made.settings):
+        return None
+    image, kept = deb.image(made.kernel), _signatures(made, mok.KERNEL)
+    return mok.sign_kernel(made.settings, image, kept, _signed(made))
+
+
+def _signed_module(made: Made) -> Path:
+    path = made.module.path
+    if not mok.configured(made.settings):
+        return path
+    return mok.sign_module(
+        made.settings,
+        made.root,
+        path,
+        _signatures(made, mok.MODULE),
+        _signed(made),
+        scripts=made.kernel.output / "scripts",
+    )
+
+
+def _signed(made: Made) -> Path:
+    """Return the directory of what is signed, with the certificate in it."""
+    home = made.where.signatures
+    home.mkdir(parents=True, exist_ok=True)
+    fs.write_if_changed(home / mok.CERTIFICATE, mok.certificates(made.settings)[0].pem)
+    return home
+
+
 # The list.
 
 
@@ -310,7 +373,12 @@ STAGES = (
 
 
 def package(settings: Settings, target: Target, *, modules: str = "auto") -> Made:
-    """Do the main job: from the archive to an apt repository with every package in it."""
+    """Do the main job: from the archive to an apt repository with every package in it.
+
+    Raises SigningError before anything is made if a key for Secure Boot is configured and cannot
+    sign, and what the stages raise.
+    """
+    mok.check(settings)
     made = stage.run(STAGES, Made(settings, target, modules))
     logger.info("packaged %s in %s", made.kernel.release, stage.times(made))
     return made
@@ -322,7 +390,11 @@ def build_kernel(settings: Settings, target: Target, *, modules: str = "auto") -
 
 
 def package_kernel(settings: Settings, target: Target, *, modules: str = "auto") -> Made:
-    """Build a kernel and make its packages, whatever state the module is in."""
+    """Build a kernel and make its packages, whatever state the module is in.
+
+    Raises what :func:`package` raises.
+    """
+    mok.check(settings)
     return stage.run(_until("kernel packages"), Made(settings, target, modules))
 
 
@@ -361,14 +433,19 @@ def _packages(
     what: str,
     inputs: Mapping[str, str],
     build: Callable[[Path], tuple[Package, ...]],
+    *,
+    kept: Sequence[Path] = (),
 ) -> Result[tuple[Package, ...]]:
-    """Return the packages in ``out`` as a result; a list of them lies next to it."""
+    """Return the packages in ``out`` as a result; a list of them lies next to it.
+
+    ``kept`` are further files next to it that are made with them.
+    """
     listing = out.with_name(f"{out.name}.list")
 
     def make(_: Path) -> list[Path]:
         made = build(out)
         fs.write_json(listing, [dataclasses.asdict(p) | {"path": str(p.path)} for p in made])
-        return [listing, *sorted(out.iterdir())]
+        return [listing, *sorted(out.iterdir()), *kept]
 
     def parse(raw: list[dict[str, Any]]) -> tuple[Package, ...]:
         # The checkout may have moved since.

@@ -104,13 +104,20 @@ def changelog_epoch(content: Path, package: str) -> int:
 
 
 def build_kernel_packages(
-    settings: Settings, root: Root, kernel: BuiltKernel, *, epoch: int, log: Path, out: Path
+    settings: Settings,
+    root: Root,
+    kernel: BuiltKernel,
+    *,
+    epoch: int,
+    log: Path,
+    out: Path,
+    signed: Path | None = None,
 ) -> tuple[Package, ...]:
     """Build the image, the headers and their meta packages; replaces ``out``.
 
     ``epoch`` (seconds since 1970) is the time of the changelog and of every file, so the same
-    kernel gives the same packages.  Raises BuildError if the kernel lacks a file that the
-    packages need, or if debhelper fails.
+    kernel gives the same packages.  ``signed`` takes the place of the kernel's own image.
+    Raises BuildError if the kernel lacks a file that the packages need, or if debhelper fails.
     """
     names = kernel_names(kernel)
     base = kernel.base
@@ -143,7 +150,7 @@ def build_kernel_packages(
     )
 
     def collect(stage: Path) -> None:
-        stage_image(kernel, stage / "image")
+        stage_image(kernel, stage / "image", signed=signed)
         headers.stage(kernel, stage / "headers", compiler=row.compiler)
 
     return build(root, source, collect, epoch=epoch, log=log, out=out)
@@ -200,14 +207,17 @@ def load_at_boot(stage: Path, suffix: str) -> None:
     fs.write_atomic(path, f"{MODULE}\n")
 
 
-def stage_image(kernel: BuiltKernel, stage: Path) -> None:
-    """Collect the content of linux-image: boot/ and lib/modules/<release>, nothing stripped."""
+def stage_image(kernel: BuiltKernel, stage: Path, *, signed: Path | None = None) -> None:
+    """Collect the content of linux-image: boot/ and lib/modules/<release>, nothing stripped.
+
+    ``signed`` takes the place of the kernel's own image.
+    """
     release = kernel.release
     built = headers.built_release(kernel.output)
     if built != release:
         raise BuildError("the kernel has another release", expected=release, found=built)
     for origin, name in (
-        (kernel.output / "arch/x86/boot/bzImage", "vmlinuz"),
+        (signed or image(kernel), "vmlinuz"),
         (kernel.output / "System.map", "System.map"),
         (kernel.config, "config"),
     ):
@@ -231,6 +241,11 @@ def stage_image(kernel: BuiltKernel, stage: Path) -> None:
             "the modules have no list of what is built in",
             expected=str(kernel.modules / "modules.builtin"),
         )
+
+
+def image(kernel: BuiltKernel) -> Path:
+    """Return the image that the kernel's build made, which is unsigned."""
+    return kernel.output / "arch/x86/boot/bzImage"
 
 
 def _is_depmod_output(relative: Path) -> bool:

@@ -1,4 +1,7 @@
-"""Build cplayground-archive-keyring, with which servers find and verify the archive."""
+"""Build cplayground-archive-keyring, with which servers find and verify the archive.
+
+It also has the certificates for Secure Boot, which an administrator enrolls from there.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,13 @@ from kbuild.core import fs, suites
 from kbuild.core.errors import BuildError, UserError
 from kbuild.core.model import Package, Settings
 from kbuild.core.run import run
-from kbuild.ship import deb, indexes, signing
+from kbuild.ship import deb, indexes, mok, signing
 
 NAME = "cplayground-archive-keyring"
 KEYRING = Path("usr/share/keyrings/cplayground-archive-keyring.gpg")
 SOURCES = Path("etc/apt/sources.list.d/cplayground.sources")
+# The certificate of the key that signs kernels now; further ones have their number in the name.
+MOK = Path("usr/share/cplayground/mok.der")
 
 # The date of its content; a number after it for a second change on that day; the suite's mark.
 _VERSION = re.compile(r"(\d{4})\.(\d\d)\.(\d\d)(?:\.(\d+))?\+(\w+)")
@@ -33,7 +38,8 @@ def build(
     ``last`` is the newest one in the archive.  It stays if a package of its version would have
     the same bytes.  Otherwise the new version is above it: the date of the newest key, or the
     date of ``now``.  The same keys, address, suite and version give the same bytes.
-    Raises SigningError as :func:`signing.signers` does, and UserError for an unusable archive_url.
+    Raises SigningError as :func:`signing.signers` and :func:`mok.certificates` do, and UserError
+    for an unusable archive_url.
     """
     keyring = signing.keyring(settings)
     _check_url(settings.archive_url)
@@ -107,6 +113,7 @@ def _build(settings: Settings, suite: str, keyring: bytes, version: str, out: Pa
             docs / "copyright": (work / "copyright").read_bytes(),
             docs / "changelog.gz": gzip.compress((work / "changelog").read_bytes(), mtime=0),
             Path("usr/share/lintian/overrides", NAME): (work / "lintian-overrides").read_bytes(),
+            **_certificates(settings),
         }
         sums = [f"{hashlib.md5(raw).hexdigest()}  {path}\n" for path, raw in files.items()]
         files |= {
@@ -126,3 +133,11 @@ def _build(settings: Settings, suite: str, keyring: bytes, version: str, out: Pa
         )
         fs.write_atomic(out / file, (work / file).read_bytes())
     return Package(NAME, version, "all", out / file, fs.sha256_file(out / file))
+
+
+def _certificates(settings: Settings) -> dict[Path, bytes]:
+    """Return the certificates for Secure Boot by their paths, as mokutil(1) reads them."""
+    return {
+        MOK if number == 1 else MOK.with_stem(f"{MOK.stem}-{number}"): one.der
+        for number, one in enumerate(mok.certificates(settings), 1)
+    }

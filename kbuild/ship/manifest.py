@@ -17,7 +17,7 @@ from kbuild.core import fs
 from kbuild.core.errors import BuildError, KbuildError
 from kbuild.core.model import BuiltKernel, Package, Root, Settings, VerifiedFile
 from kbuild.core.run import run
-from kbuild.ship import versions
+from kbuild.ship import mok, versions
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,8 @@ class BuildRecord:
     epoch: int  # SOURCE_DATE_EPOCH, in seconds since 1970
     fragments: tuple[FragmentRecord, ...]  # in their order
     root: Mapping[str, str]  # package -> version of everything in the compile root
+    # SHA-256 of the certificate for Secure Boot, as DER; "" if kernel and module are unsigned
+    certificate: str = ""
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ def build_record(settings: Settings, kernel: BuiltKernel, root: Root, epoch: int
             for path in kernel.target.fragments
         ),
         root=dict(sorted(root.versions.items())),
+        certificate="".join(one.digest for one in mok.certificates(settings)[:1]),
     )
 
 

@@ -15,9 +15,9 @@ from debian.debian_support import Version
 from kbuild.core import fs
 from kbuild.core.errors import SigningError, UserError
 from kbuild.core.model import Package, Settings
-from kbuild.ship import indexes, keyring_package, signing
+from kbuild.ship import indexes, keyring_package, mok, signing
 from kbuild.ship.indexes import Group
-from tests.unit import fake_kernel
+from tests.unit import fake_kernel, secure_boot
 from tests.unit.own_apt import Apt
 
 NOW = datetime.now(UTC)
@@ -172,3 +172,26 @@ def test_without_a_key_there_is_no_package(settings: Settings, tmp_path: Path) -
     with pytest.raises(SigningError):
         build(settings, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_certificates_for_secure_boot_come_with_a_higher_version(
+    settings: Settings, tmp_path: Path
+) -> None:
+    plain = build(settings, tmp_path / "pool")
+    assert not (unpacked(plain, tmp_path / "plain") / keyring_package.MOK).exists()
+    own = secure_boot.with_key(settings, tmp_path / "mok")
+    signed = build(own, tmp_path / "pool", last=plain)
+    assert Version(signed.version) > Version(plain.version)
+    top = unpacked(signed, tmp_path / "signed")
+    (certificate,) = mok.certificates(own)
+    assert (top / keyring_package.MOK).read_bytes() == certificate.der
+    assert build(own, tmp_path / "pool", last=signed) == signed
+    # The next key is enrolled before it signs.
+    following = secure_boot.with_key(settings, tmp_path / "next")
+    assert own.mok_certificate is not None and following.mok_certificate is not None
+    with own.mok_certificate.open("ab") as stream:
+        stream.write(following.mok_certificate.read_bytes())
+    both = unpacked(build(own, tmp_path / "pool", last=signed), tmp_path / "both")
+    assert (both / "usr/share/cplayground/mok.der").read_bytes() == certificate.der
+    (second,) = mok.certificates(following)
+    assert (both / "usr/share/cplayground/mok-2.der").read_bytes() == second.der

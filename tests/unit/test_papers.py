@@ -57,6 +57,20 @@ def test_they_are_everything_but_the_packages(made: Made) -> None:
     assert manifest.read(by_name["manifest.json"]).commit == "c" * 40
 
 
+def test_a_signed_kernel_has_its_signatures_among_them(made: Made) -> None:
+    record = manifest.read(made.where.home / manifest.RECORD)
+    (kernel,) = record.kernels
+    assert kernel.build is not None
+    build = replace(kernel.build, certificate="c" * 64)
+    signed = replace(record, kernels=(replace(kernel, build=build),))
+    manifest.write(made.where.home / manifest.RECORD, signed)
+    names = ("kernel.sig", "mok.pem", "module.sig")
+    for name in names:
+        fake_kernel.write(made.where.signatures / name, f"{name}\n")
+    found = {path.name: path for path in papers.write(made)}
+    assert {name: found[name].read_text() for name in names} == {n: f"{n}\n" for n in names}
+
+
 def test_the_signature_of_the_provenance_verifies(made: Made, tmp_path: Path) -> None:
     settings = replace(made.settings, keys=tmp_path / "keys")
     key = signing.make_key(settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,15 @@ import pytest
 
 from kbuild import cleaning
 from kbuild.core import fs, stamp
-from kbuild.core.errors import GuardError
+from kbuild.core.errors import GuardError, SigningError
 from kbuild.core.model import Root, Settings, Target
 from kbuild.guest import image
 from kbuild.kernel import module
 from kbuild.pipeline import images, lint, stages
 from kbuild.pipeline.stage import Made
-from kbuild.ship import deb, manifest, versions
+from kbuild.ship import deb, manifest, mok, versions
 from kbuild.ship.manifest import Manifest, Output
-from tests.unit import damage, toy
+from tests.unit import damage, secure_boot, toy
 from tests.unit.works import COMPILER, NAMES, PROJECT, Works
 
 EARLIER = "an earlier stage runs first"
@@ -506,3 +507,80 @@ def test_module_and_packages_are_checked_again_after_a_change(
     assert check() == ["lintian-packages-dkms"]
     EDITS["kmod"][0](works)
     assert sorted(check()) == ["lint", "lint-stock", *sorted(sets[1:3])]
+
+
+# Secure Boot.
+
+
+@pytest.fixture
+def signing(works: Works, monkeypatch: pytest.MonkeyPatch) -> Works:
+    """A checkout in which everything was made unsigned, and which now has a key."""
+    # The toy's kernel is no program for EFI.
+    program = secure_boot.efi(works.home / "project/program")
+    monkeypatch.setattr(deb, "image", lambda _: program)
+    secure_boot.fake_sign_file(monkeypatch)
+    works.settings = dataclasses.replace(works.settings, archive=works.home / "published")
+    works.settings = secure_boot.with_key(works.settings, works.home / "mok")
+    return works
+
+
+SIGNED = ["kernel packages", "module packages", "repository"]
+
+
+def test_with_a_key_the_packages_are_made_again_and_nothing_is_compiled(signing: Works) -> None:
+    said = signing.explain()
+    assert said["kernel"] is None
+    assert str(said["kernel packages"]).startswith("certificate ")
+    assert [name for name in signing.package() if name != "module"] == SIGNED
+    made = signing.last
+    home = made.where.signatures
+    assert signing.settings.mok_certificate is not None
+    for kind, file, name in (
+        (mok.Kind.KERNEL, deb.image(made.kernel), mok.KERNEL),
+        (mok.Kind.MODULE, made.module.path, mok.MODULE),
+    ):
+        assert mok.fits(kind, file, home / name, signing.settings.mok_certificate)
+    record = manifest.read(made.where.home / manifest.RECORD)
+    _, build = manifest.single(record)
+    assert build.certificate == mok.read(home / mok.CERTIFICATE)[0].digest
+    assert signing.package() == []
+
+
+def test_packages_are_the_same_with_the_signature_of_the_build_or_of_the_release(
+    signing: Works,
+) -> None:
+    signing.package()
+    result, home = signing.result(), signing.last.where.signatures
+    damage.lost(next(signing.settings.build.glob("bookworm/cloud-amd64/*/packages-kernel/*.deb")))
+    time.sleep(1.1)  # a new signature would have another time in it
+    assert signing.package() == ["kernel packages"]
+    assert signing.result() == result
+    release = signing.settings.archive / "releases/one"
+    release.mkdir(parents=True)
+    for name in (mok.KERNEL, mok.MODULE):
+        (home / name).rename(release / name)
+    assert signing.package() == ["kernel packages", "module packages"]
+    assert signing.result() == result
+
+
+def test_with_another_key_or_without_one_the_packages_are_made_again(
+    signing: Works, finished: Finished
+) -> None:
+    signing.package()
+    first = signing.last.packages
+    signing.settings = secure_boot.with_key(signing.settings, signing.home / "other")
+    assert signing.package() == SIGNED
+    assert signing.last.packages != first
+    signing.settings = dataclasses.replace(signing.settings, mok_key=None, mok_certificate=None)
+    assert signing.package() == SIGNED
+    assert signing.result() == finished.result
+
+
+def test_a_key_that_cannot_sign_is_told_before_anything_is_made(
+    empty: Works, tmp_path: Path
+) -> None:
+    empty.settings = dataclasses.replace(empty.settings, mok_certificate=tmp_path / "none")
+    for run in (stages.package, stages.package_kernel):
+        with pytest.raises(SigningError):
+            run(empty.settings, empty.target)
+    assert not empty.settings.build.exists()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,9 +27,9 @@ from kbuild.core.errors import (
 )
 from kbuild.core.model import Base, Root, Settings, Target
 from kbuild.fetch import roots, source
-from kbuild.ship import manifest
+from kbuild.ship import manifest, mok, versions
 from kbuild.ship.manifest import BuildRecord, FragmentRecord
-from tests.unit import fake_kernel
+from tests.unit import fake_kernel, secure_boot
 from tests.unit.test_manifest import git
 
 TOY = Path(__file__).parent / "data/reproduce"
@@ -325,6 +326,55 @@ def test_a_second_build_that_fails_is_no_difference(
         toy.reproduce()
     assert "cannot go on" in str(caught.value.found)
     assert caught.value.log is not None and "cannot go on" in caught.value.log.read_text()
+
+
+def signed(toy: Toy, home: Path) -> Path:
+    """Let the record be of a signed kernel, and return the directory of its signatures."""
+    own = secure_boot.with_key(toy.settings, home / "mok")
+    assert own.mok_certificate is not None
+    place = toy.record.parent / versions.directory("6.1.192-2", 2) / mok.HOME
+    for name in (mok.KERNEL, mok.MODULE):
+        fake_kernel.write(place / name, name)
+    shutil.copy(own.mok_certificate, place / mok.CERTIFICATE)
+    digest = mok.read(own.mok_certificate)[0].digest
+
+    def change(raw: dict[str, Any]) -> Mapping[str, object]:
+        (kernel,) = raw["kernels"]
+        kernel["build"]["certificate"] = digest
+        return raw
+
+    toy.edit(change)
+    return place
+
+
+def test_the_second_build_gets_the_signatures_and_no_key(toy: Toy, tmp_path: Path) -> None:
+    toy.package("signature")
+    place = signed(toy, tmp_path)
+    assert toy.equal()
+    (place / mok.MODULE).write_text("another one")
+    toy.difference()
+
+
+@pytest.mark.parametrize("lost", [mok.KERNEL, mok.MODULE, mok.CERTIFICATE])
+def test_signatures_that_are_not_at_hand_are_no_verdict(
+    toy: Toy, tmp_path: Path, lost: str
+) -> None:
+    toy.package("signature")
+    place = signed(toy, tmp_path)
+    (place / lost).unlink()
+    with pytest.raises(InfrastructureError, match="signatures of"):
+        toy.reproduce()
+    assert toy.left == []
+
+
+def test_a_kernel_that_does_not_fit_its_signature_is_a_difference(toy: Toy, tmp_path: Path) -> None:
+    toy.package()
+    signed(toy, tmp_path)
+    toy.commit(leak="42")
+    toy.edit(lambda raw: raw | {"commit": git(toy.settings.project, "rev-parse", "HEAD")})
+    with pytest.raises(IrreproducibleError, match="differs from the second build") as caught:
+        toy.reproduce()
+    assert "cannot go on" in str(caught.value.found)
 
 
 def test_a_lost_diffoscope_is_told_before_the_build(

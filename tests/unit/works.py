@@ -218,11 +218,19 @@ class Works:
         return tuple(made)
 
     def kernel_packages(
-        self, settings: Settings, root: object, kernel: BuiltKernel, *, out: Path, **_: object
+        self,
+        settings: Settings,
+        root: object,
+        kernel: BuiltKernel,
+        *,
+        out: Path,
+        signed: Path | None,
+        **_: object,
     ) -> tuple[Package, ...]:
         templates = fs.sha256_tree(settings.project / "debian/kernel")
+        image = fs.sha256_file(signed) if signed else ""
         inputs = {
-            versions.image_package(kernel.release): kernel.digest + templates,
+            versions.image_package(kernel.release): kernel.digest + templates + image,
             versions.headers_package(kernel.release): kernel.symvers.read_text(),
         }
         return self.packed("kernel packages", out, inputs)
@@ -248,7 +256,7 @@ class Works:
     ) -> tuple[Package, ...]:
         templates = fs.sha256_tree(settings.project / "debian/modules")
         name = versions.modules_package(kernel.release)
-        return self.packed("module packages", out, {name: ko.read_text() + templates})
+        return self.packed("module packages", out, {name: fs.sha256_file(ko) + templates})
 
     def dkms_packages(
         self, settings: Settings, root: object, *, out: Path, **_: object

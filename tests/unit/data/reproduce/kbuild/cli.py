@@ -14,6 +14,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1]
+
+
+def signature() -> str:
+    """Return nothing in a build that has a key, or that finds the kept signatures."""
+    certificate = os.environ.get("INVOKE_MOK_CERTIFICATE")
+    if certificate is None:
+        return ""
+    assert os.environ["INVOKE_MOK_SIGN_COMMAND"] == "false"
+    archive = Path(os.environ["XDG_DATA_HOME"], "cplayground-kernel/archive")
+    (release,) = (archive / "releases").iterdir()
+    assert Path(certificate) == release / "mok.pem"
+    names = ("kernel.sig", "module.sig")
+    return "".join((release / name).read_text().removeprefix(name) for name in names)
+
+
 LEAKS: dict[str, Callable[[], str]] = {
     "nothing": lambda: "",
     "clock": lambda: str(time.time_ns()),
@@ -23,6 +38,7 @@ LEAKS: dict[str, Callable[[], str]] = {
     "modes": lambda: oct(stat.S_IMODE((PROJECT / "leak").stat().st_mode)),
     "place": lambda: str(PROJECT),
     "results": lambda: os.environ["INVOKE_BUILD_DIR"],
+    "signature": signature,
     "user": lambda: os.environ.get("USER", ""),
     "jobs": lambda: os.environ["INVOKE_JOBS"],
     "cache": lambda: str(Path(os.environ["INVOKE_CACHE_DIR"], "ccache").exists()),
