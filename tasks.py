@@ -671,7 +671,7 @@ MOK = Option("mok", "key for Secure Boot is made, in place of the archive's", ki
 
 @command(JSON, MOK, name="keys.make", reads=True)
 def make_key(settings: Settings, target: Target, *, mok: bool) -> Answer:
-    """Make the key that signs the archive, or the one for Secure Boot.
+    """Make the key that signs the archive, or kernels.
 
     ./inv keys.make --mok
     """
