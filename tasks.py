@@ -22,6 +22,7 @@ from kbuild import (
     reproducing,
     signing_keys,
     testing,
+    unattended,
     updating,
 )
 from kbuild import doctor as doctor_checks
@@ -347,6 +348,17 @@ def check_updates(
     return updating.check(
         settings, target, suite=suite, flavour=flavour, source=source, modules=modules
     )
+
+
+@command(ACCEL, JSON, *BUILD, *RUN, repairs=True, root=True)
+def watch(settings: Settings, target: Target, *, modules: str, accel: str | None) -> Answer:
+    """Keep the servers' kernels current: one unattended round.
+
+    It asks Debian's archive, releases, promotes and notifies, as the watch_* keys say.
+
+    ./inv watch
+    """
+    return unattended.run(settings, target, modules=modules, accel=accel)
 
 
 @command(JSON, *BUILDER, reads=True)
@@ -714,7 +726,7 @@ def list_keys(settings: Settings, target: Target) -> Answer:
 VERBS: tuple[Command, ...] = (
     *(fetch, build_kernel, build_module, package, sbom, reproduce, test, gate, vm),
     *(release, promote, rollback, releases, verify_archive, sign_archive),
-    *(check_updates, report, explain, verify, doctor, clean),
+    *(check_updates, watch, report, explain, verify, doctor, clean),
 )
 KEYS = {
     "keys.make": make_key,

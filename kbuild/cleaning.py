@@ -39,13 +39,16 @@ def clean(settings: Settings, *, cache: bool = False, roots: bool = False) -> tu
     return (*gone, *(path for path in doomed if path.parent not in gone))
 
 
-def clean_unused(settings: Settings, *, days: int) -> tuple[Path, ...]:
+def clean_unused(
+    settings: Settings, *, days: int, timeout_s: float = fs.LOCK_TIMEOUT_S
+) -> tuple[Path, ...]:
     """Remove entries of the cache and of build/ that no run has used for ``days``.
 
     Kernels whose packages are in build/repo stay.  Returns and raises as :func:`clean` does.
+    Raises InfrastructureError if a run uses the directories for longer than ``timeout_s``.
     """
     limit = time.time() - days * _DAY_S
-    with places.taken(settings, places.both(settings)) as there:
+    with places.taken(settings, places.both(settings), timeout_s=timeout_s) as there:
         for place in there:
             # A link that another user left on a shelf leads to files that are not ours.
             places.check_entries(place)

@@ -209,7 +209,12 @@ def expiry(root: Path) -> datetime | None:
 
     Raises TrustError for a Release file without that date.
     """
-    return min((_date(root, name, "Valid-Until") for name in linked(root)), default=None)
+    return min(valid_until(root).values(), default=None)
+
+
+def valid_until(root: Path) -> dict[str, datetime]:
+    """Return when servers begin to refuse each name in dists/; raises as :func:`expiry` does."""
+    return {name: _date(root, name, "Valid-Until") for name in linked(root)}
 
 
 def check_clock(root: Path, now: datetime) -> None:

@@ -26,6 +26,9 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
+# So long a run waits for another one: a kernel may be compiled meanwhile.
+LOCK_TIMEOUT_S = 7200.0
+
 # mountinfo writes a space, a tab, a newline and a backslash as octal numbers.
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 # A directory with more entries is synced with its whole file system.  Measured after copying a
@@ -286,7 +289,7 @@ def _not_ours(path: Path, found: str) -> UserError:
 
 @contextlib.contextmanager
 def lock(
-    path: Path, *, timeout_s: float = 7200.0, shared: bool = False, create: bool = True
+    path: Path, *, timeout_s: float = LOCK_TIMEOUT_S, shared: bool = False, create: bool = True
 ) -> Iterator[None]:
     """Hold a flock(2) on ``path``, exclusive unless ``shared``, and log once if it must wait.
 
@@ -305,7 +308,7 @@ def lock(
             try:
                 fcntl.flock(stream, how | fcntl.LOCK_NB)
             except BlockingIOError:
-                if not waited:
+                if not waited and timeout_s > 0:
                     logger.info("waiting for another run that holds %s", path)
                     waited = True
                 if time.monotonic() > deadline:

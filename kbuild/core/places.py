@@ -191,10 +191,13 @@ def _enter(place: Place, stack: contextlib.ExitStack) -> None:
 
 
 @contextlib.contextmanager
-def taken(settings: Settings, wanted: Sequence[Place]) -> Iterator[list[Place]]:
+def taken(
+    settings: Settings, wanted: Sequence[Place], *, timeout_s: float = fs.LOCK_TIMEOUT_S
+) -> Iterator[list[Place]]:
     """Yield the existing places of ``wanted`` once no run uses them; a dry run does not wait.
 
-    Raises UserError before it waits if one lacks our mark or others may change it.
+    Raises UserError before it waits if one lacks our mark or others may change it, and
+    InfrastructureError if a run uses them for longer than ``timeout_s``.
     """
     _check_positions(settings)
     there = []
@@ -218,7 +221,7 @@ def taken(settings: Settings, wanted: Sequence[Place]) -> Iterator[list[Place]]:
     with contextlib.ExitStack() as stack:
         for place in [] if settings.dry else [*there]:
             try:
-                stack.enter_context(fs.lock(place.mark, create=False))
+                stack.enter_context(fs.lock(place.mark, timeout_s=timeout_s, create=False))
             except FileNotFoundError:
                 # Another clean was faster.
                 there.remove(place)

@@ -174,6 +174,7 @@ class Attempt:
     seconds: float = 0.0
     cases: tuple[Case, ...] = ()  # of the gate, if it came that far
     tries: int = 1  # in a row with the same inputs and a failure
+    good_since: str = ""  # of HEALTH: no report was bad since then; empty: the last one was
     not_before: str = ""  # the next one, if it is unavailable
 
     @property

@@ -29,7 +29,7 @@ def test_the_verbs_are_flat_and_the_rest_is_in_collections(here: Here) -> None:
         *("fetch", "build-kernel", "build-module", "package", "sbom", "reproduce", "test", "vm"),
         "gate",
         *("release", "promote", "rollback", "releases", "verify-archive", "sign-archive"),
-        *("check-updates", "report", "explain", "verify", "doctor", "clean"),
+        *("check-updates", "watch", "report", "explain", "verify", "doctor", "clean"),
     }
     names = {one["name"]: {task["name"] for task in one["tasks"]} for one in listed["collections"]}
     assert names == {
@@ -54,7 +54,7 @@ def test_the_page_of_the_commands_is_current() -> None:
     )
 
 
-@pytest.mark.parametrize("name", sorted(set(TASKS) - {"check-updates", "fetch", "report"}))
+@pytest.mark.parametrize("name", sorted(set(TASKS) - {"check-updates", "fetch", "report", "watch"}))
 def test_the_example_of_a_task_works(name: str, here: Here) -> None:
     """Those that are left out ask the archive, even in a dry run."""
     _, *words = shlex.split(inspect.cleandoc(TASKS[name].__doc__ or "").splitlines()[-1])

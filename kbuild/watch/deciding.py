@@ -1,0 +1,284 @@
+"""Decide what a round does, as pure functions of the records, the journal, the policy and a time.
+
+Nothing here reads a clock, a file or the network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from debian.debian_support import Version
+
+from kbuild.archive import contents
+from kbuild.archive.contents import ALL
+from kbuild.archive.release import Record, State
+from kbuild.core.errors import (
+    FullDiskError,
+    InfrastructureError,
+    SigningError,
+    TrustError,
+)
+from kbuild.watch.state import Attempt, Cause, Failure, Journal, Outcome, Step
+
+# The first wait after a failure of a machine, which doubles with each further one up to the second.
+FIRST_WAIT, LONGEST_WAIT = timedelta(minutes=15), timedelta(hours=4)
+# A mirror that is away for a moment is nobody's concern: so many failures in a row are told.
+PATIENCE = 3
+# So many interruptions in a row are continued at once; then each waits, for the machine may die
+# of the attempt itself.
+_INTERRUPTIONS = 2
+# Failures that are no verdict on the inputs.
+_UNAVAILABLE = {one.exit_status for one in (TrustError, InfrastructureError, SigningError)}
+# Steps that cost seconds, and whose inputs are outside of this machine.
+_ALWAYS = (Step.CHECK, Step.HEALTH, Step.SIGN)
+
+
+def wait(tries: int) -> timedelta:
+    """Return how long the next attempt waits after so many failures in a row."""
+    # More doublings would leave the range of a timedelta.
+    return min(FIRST_WAIT * (1 << min(tries - 1, 10)), LONGEST_WAIT)
+
+
+# Attempts.
+
+
+def begin(
+    journal: Journal,
+    step: Step,
+    subject: str,
+    inputs: str,
+    now: datetime,
+    *,
+    base: str = "",
+    release: str = "",
+    commit: str = "",
+) -> Attempt:
+    """Return a new attempt, which counts those before it that failed with the same inputs."""
+    last = journal.attempt(step, subject)
+    again = last is not None and last.inputs == inputs and last.outcome is not Outcome.DONE
+    tries = last.tries + 1 if last is not None and again else 1
+    return Attempt(
+        step,
+        subject,
+        inputs,
+        began=now.isoformat(),
+        base=base,
+        release=release,
+        commit=commit,
+        tries=tries,
+        good_since=last.good_since if last else "",
+    )
+
+
+def end(attempt: Attempt, now: datetime, failure: Failure | None) -> Attempt:
+    """Return an attempt that has ended, with its outcome and the time of the next one."""
+    outcome = Outcome.DONE if failure is None else outcome_of(attempt.step, failure)
+    later = now + wait(attempt.tries) if outcome is Outcome.UNAVAILABLE else None
+    return dataclasses.replace(
+        attempt,
+        ended=now.isoformat(),
+        outcome=outcome,
+        status=failure.status if failure else 0,
+        error=failure,
+        not_before=later.isoformat() if later else "",
+        tries=attempt.tries if failure else 1,
+        seconds=(now - datetime.fromisoformat(attempt.began)).total_seconds(),
+    )
+
+
+def outcome_of(step: Step, failure: Failure) -> Outcome:
+    """Return the outcome of a failed attempt.
+
+    A failure of the machine, the mirror or the keys is tried again later.  Any other is a verdict
+    on the inputs, which only other inputs can change.
+    """
+    if step in (Step.CHECK, Step.SIGN) or failure.status in _UNAVAILABLE:
+        return Outcome.UNAVAILABLE
+    return Outcome.REFUSED
+
+
+def interrupted(journal: Journal, now: datetime) -> Journal:
+    """Return the journal of a killed round; no other round runs."""
+    attempts = []
+    for one in journal.attempts:
+        if one.outcome is Outcome.RUNNING:
+            extra = one.tries - _INTERRUPTIONS
+            later = (now + wait(extra)).isoformat() if extra > 0 else ""
+            one = dataclasses.replace(one, outcome=Outcome.INTERRUPTED, not_before=later)
+        attempts.append(one)
+    return dataclasses.replace(journal, attempts=tuple(attempts))
+
+
+def obstacle(attempt: Attempt | None, inputs: str, now: datetime) -> str | None:
+    """Return why a step is not tried now, after its last attempt; None if it may be."""
+    if attempt is None or attempt.outcome is Outcome.DONE:
+        return None
+    if attempt.inputs != inputs and attempt.step not in _ALWAYS:
+        return None
+    if attempt.outcome is Outcome.REFUSED:
+        if attempt.step in _ALWAYS:
+            return None
+        return f"refused on {attempt.ended}, and nothing has changed since"
+    if attempt.not_before and now < datetime.fromisoformat(attempt.not_before):
+        return f"not before {attempt.not_before}, after {attempt.tries} failures"
+    return None
+
+
+# Releases.
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Whether a version must be released; with ``blocked``, only a person can decide."""
+
+    version: str  # of our packages
+    due: bool
+    blocked: str = ""  # why not
+
+
+def wanted(records: Iterable[Record], version: str) -> Wanted:
+    """Say if a version of our packages must be released; ``records`` are those of its target."""
+    published = [one for one in records if one.published]
+    last = max(published, key=lambda one: one.order, default=None)
+    if last is None or last.order < Version(version):
+        return Wanted(version, True)
+    if last.state is State.WITHDRAWN:
+        why = f"{last.id} is withdrawn: raise 'revision', or wait for the distro's next version"
+        return Wanted(version, False, why)
+    return Wanted(version, False)
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """The next step of a release that not every server gets yet."""
+
+    record: Record
+    percent: int
+    since: datetime  # of the release's state
+    at: datetime  # the time of the step, if no bad report comes
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Return the inputs of the step: of the release, its percentage and its evidence."""
+        return {"percent": f"{self.record.percent} {self.percent}", **self.record.evidence}
+
+
+def promotions(
+    records: Sequence[Record], steps: Sequence[tuple[int, int]], journal: Journal
+) -> tuple[Promotion, ...]:
+    """Return the next step of each release of a target that waits for one, the newest first.
+
+    ``records`` are those of one target.  A release below a withdrawn one that servers have had
+    waits for ever, because apt would not go back to it.
+    """
+    floor = [one.order for one in contents.reached(records)[:1]]
+    floor += [one.order for one in contents.withdrawn(contents.public(records))[:1]]
+    found = []
+    for one in sorted(records, key=lambda one: one.order, reverse=True):
+        if one.state not in (State.STAGED, State.PROMOTED) or one.percent >= ALL or one.pruned:
+            continue
+        following = [step for step in steps if step[0] > one.percent]
+        if following and all(one.order > least for least in floor):
+            percent, hours = following[0]
+            since = datetime.fromisoformat(one.history[-1].when)
+            health = journal.attempt(Step.HEALTH, one.id)
+            good = (
+                datetime.fromisoformat(health.good_since) if health and health.good_since else since
+            )
+            at = max(since, good) + timedelta(hours=hours)
+            found.append(Promotion(one, percent, since, at))
+    return tuple(found)
+
+
+def good_since(last: Attempt | None, outcome: Outcome, since: datetime, now: datetime) -> str:
+    """Return since when no report about a release was bad, after one more; "" if that one is.
+
+    ``last`` is the attempt before it, ``since`` the beginning of the release's state.  A report
+    that could not be had changes nothing.
+    """
+    if outcome is Outcome.REFUSED:
+        return ""
+    if last is None:
+        return since.isoformat()
+    return last.good_since or (now.isoformat() if outcome is Outcome.DONE else "")
+
+
+# Notifications.
+
+
+def relevant(
+    journal: Journal,
+    targets: Collection[str],
+    due: Mapping[str, bool],
+    waiting: Collection[str] | None,
+) -> Journal:
+    """Return the journal without attempts that concern nothing any more.
+
+    ``targets`` are the names of the kernels kept current.  ``due`` has those whose mirror was
+    asked, and whether they must be released.  ``waiting`` are the IDs of the releases that wait
+    for a step, or None if that is not known.
+    """
+
+    def concerns(one: Attempt) -> bool:
+        if one.step is Step.SIGN:
+            return True
+        if one.step is Step.CHECK:
+            return one.subject in targets
+        if one.step is Step.RELEASE:
+            # A person may have released it meanwhile.
+            over = one.outcome is not Outcome.DONE and not due.get(one.subject, True)
+            return one.subject in targets and not over
+        return waiting is None or one.subject in waiting
+
+    return dataclasses.replace(journal, attempts=tuple(filter(concerns, journal.attempts)))
+
+
+def causes(attempts: Iterable[Attempt], now: datetime) -> tuple[Cause, ...]:
+    """Return the reasons to tell somebody, of the last attempts."""
+    found = []
+    for one in sorted(attempts, key=lambda one: one.key):
+        if one.outcome is Outcome.INTERRUPTED and one.tries >= PATIENCE:
+            what = f"{one.key} was interrupted again and again"
+            found.append(Cause(one.key, what, now.isoformat(), mark=one.outcome.value))
+        elif one.error is not None and one.failed and not _passing(one):
+            # How a machine or mirror fails may change from round to round.
+            told = f"{one.inputs} {one.error.what}" if one.outcome is Outcome.REFUSED else ""
+            found.append(
+                Cause(
+                    one.key,
+                    one.error.what,
+                    now.isoformat(),
+                    mark=f"{one.outcome.value} {told}".strip(),
+                    error=one.error,
+                )
+            )
+    return tuple(found)
+
+
+def _passing(attempt: Attempt) -> bool:
+    assert attempt.error is not None
+    machine = attempt.error.status == InfrastructureError.exit_status
+    return machine and attempt.error.kind != FullDiskError.kind and attempt.tries < PATIENCE
+
+
+def compare(before: Iterable[Cause], now: Iterable[Cause], when: datetime) -> tuple[Cause, ...]:
+    """Return the causes to remember: known ones with who knows of them, new ones, and ended ones.
+
+    An ended one that nobody was told of is forgotten.
+    """
+    known = {one.subject: one for one in before}
+    found = {}
+    for one in now:
+        old = known.get(one.subject)
+        if old is not None and old.mark == one.mark and not old.over:
+            one = dataclasses.replace(old, what=one.what, error=one.error)
+        found[one.subject] = one
+    for one in known.values():
+        if one.subject not in found and (one.told or one.over):
+            if not one.over:
+                one = dataclasses.replace(one, over=when.isoformat(), told=(), untold={})
+            found[one.subject] = one
+    return tuple(found[subject] for subject in sorted(found))

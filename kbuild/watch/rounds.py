@@ -1,0 +1,525 @@
+"""Do one unattended round: sign, ask, release, promote, notify, and write the status.
+
+The journal is written before and after each attempt.  So a round that is killed at any moment
+loses at most the attempt that it was in, and the next round knows that it was interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from kbuild.archive import evidence, operations, place, records, snapshots
+from kbuild.archive.release import Record
+from kbuild.core import fs, progress, stamp
+from kbuild.core.errors import (
+    DefectError,
+    EvidenceError,
+    FullDiskError,
+    InfrastructureError,
+    KbuildError,
+    TrustError,
+)
+from kbuild.core.model import Settings, Target
+from kbuild.ship import manifest, versions
+from kbuild.watch import asking, deciding, inputs, state, telling
+from kbuild.watch.deciding import Promotion
+from kbuild.watch.state import Against, Failure, Journal, Listed, Status, Step
+from kbuild.watch.telling import Tell
+
+logger = logging.getLogger(__name__)
+
+_LOCK = ".watch.lock"
+_ARCHIVE = "archive"
+_GB = 1_000_000_000
+
+
+class HealthError(KbuildError):
+    """The health command has a bad report about a release."""
+
+    kind = "health"
+
+
+class BusyError(InfrastructureError):
+    """Another round is running."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The actions of a round.  Tests give stand-ins for those that take minutes or a network."""
+
+    now: Callable[[], datetime]  # UTC
+    ask: Callable[[Target, Sequence[Record], bool], Against]  # the last: fetch the source
+    release: Callable[[Target], str]  # build, test, judge and stage; returns the ID
+    judge: Callable[[str], None]  # a release of the archive again, and record its verdict
+    promote: Callable[[str, int], object]
+    refresh: Callable[[], object]  # finish what a killed task began; sign again if it is time
+    healthy: Callable[[str], None] | None  # raises HealthError for a bad report; None: not asked
+    free: Callable[[], int]  # bytes, where a build writes
+    clean: Callable[[], object]  # remove what no run has used for long
+    channels: Mapping[str, Tell]
+    write: Callable[[Status, Path], None]  # the files of status/, below the archive
+
+
+def run(settings: Settings, targets: Sequence[Target], work: Work, *, modules: str) -> Status:
+    """Do one round for the targets, and return the status that was written.
+
+    A failed step stops only what needs it; the status has its error.  Raises BusyError at once if
+    another round runs, and what reading the archive and the journal raises.
+    """
+    with place.writing(settings) as root:
+        # The first round makes the archive, as the first release does.
+        (root / state.HOME).mkdir(exist_ok=True)
+    with _alone(root / state.HOME / _LOCK):
+        round_ = _Round(settings, tuple(targets), work, modules)
+        round_.run()
+        return round_.status
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(fs.lock(path, timeout_s=0))
+        except InfrastructureError:
+            raise BusyError(
+                "another round of watch is running, so this one did nothing",
+                found=f"{path} is locked",
+                hint="wait for it: the status page shows what it does",
+            ) from None
+        yield
+
+
+def foresee(
+    settings: Settings, targets: Sequence[Target], work: Work, *, modules: str
+) -> tuple[str, ...]:
+    """Say what a round would do now, in sentences; changes nothing in the archive."""
+    return tuple(_foreseen(settings, targets, work, modules))
+
+
+def _foreseen(
+    settings: Settings, targets: Sequence[Target], work: Work, modules: str
+) -> Iterator[str]:
+    journal, until, now = Journal(), None, work.now()
+    with place.reading(settings) as root:
+        if root is not None:
+            journal = deciding.interrupted(state.read_journal(root), now)
+            until = snapshots.expiry(root)
+    if until is not None and until - now < operations.RENEWAL:
+        yield f"would sign the indexes again, which are valid until {until.isoformat()}"
+    known = operations.releases(settings)
+    code = inputs.code(settings.project)
+    for target in targets:
+        name = _name(target)
+        mine = [one for one in known if _name(one.target) == name]
+        found = work.ask(target, known, False)
+        if found.error is not None:
+            yield f"{name}: {found.error.what}"
+        else:
+            version = versions.package_version(found.newest, settings.revision)
+            wanted = deciding.wanted(mine, version)
+            digest = inputs.of_release(
+                target, code=code, version=version, modules=modules, records=mine
+            )
+            last = journal.attempt(Step.RELEASE, name)
+            why = wanted.blocked or deciding.obstacle(last, digest, now)
+            if not wanted.due:
+                yield f"{name}: {wanted.blocked or f'{version} is released'}"
+            elif why:
+                yield f"{name}: would not release {version}: {why}"
+            else:
+                yield f"{name}: would release {version}"
+        for one in deciding.promotions(mine, settings.policy.promote, journal):
+            when = "now" if one.at <= now else f"at {one.at.isoformat()}"
+            yield f"{name}: would promote {one.record.id} to {one.percent} % {when}"
+
+
+class _Round:
+    """One round, while its lock is held: what is known so far, and the journal."""
+
+    def __init__(
+        self, settings: Settings, targets: tuple[Target, ...], work: Work, modules: str
+    ) -> None:
+        self.settings = settings
+        self.targets = targets
+        self.work = work
+        self.modules = modules
+        self.root = settings.archive
+        self.journal = deciding.interrupted(state.read_journal(self.root), work.now())
+        self.found = _last_answers(self.root)
+        self.due: dict[str, bool] = {}  # of the targets whose mirror answered
+        self.waiting: set[str] | None = None  # IDs of the releases that wait for a step
+        self.status = Status(
+            began=work.now().isoformat(),
+            ended="",
+            commit=manifest.project_commit(settings.project) or "",
+            version=_version(settings.project),
+            archive=str(self.root),
+            url=settings.archive_url,
+        )
+
+    @functools.cached_property
+    def code(self) -> str:
+        """The digest of the code that makes and judges a release."""
+        return inputs.code(self.settings.project)
+
+    def run(self) -> None:
+        """Do the round."""
+        try:
+            self._save()
+            # Nothing can be published without signatures, so each release would fail likewise.
+            if self._may(Step.SIGN, _ARCHIVE, "") and self._attempt(
+                Step.SIGN, _ARCHIVE, "", self.work.refresh
+            ):
+                for target in self.targets:
+                    self._check(target)
+                # Before the releases, which take hours.
+                waiting = {id for target in self.targets for id in self._promote(target)}
+                for target in self.targets:
+                    self._release(target)
+                self.waiting = waiting
+        except KbuildError as error:
+            self._fail(Failure.of(error))
+        self._finish()
+
+    def _fail(self, failure: Failure) -> None:
+        """Record an error that belongs to no attempt; the first one stays."""
+        logger.error("%s error: %s", failure.kind, failure.what)
+        self.status = dataclasses.replace(self.status, error=self.status.error or failure)
+
+    # The mirror.
+
+    def _check(self, target: Target) -> None:
+        name = _name(target)
+        if not self._may(Step.CHECK, name, ""):
+            return
+
+        def ask() -> None:
+            found = self.work.ask(target, self._records(), False)
+            if found.error is None or name not in self.found or self.found[name].error:
+                self.found[name] = found
+            else:
+                # The distro's last answer is worth more than none.
+                self.found[name] = dataclasses.replace(self.found[name], error=found.error)
+            if found.error is not None:
+                raise _ToldError(found.error)
+            version = versions.package_version(found.newest, self.settings.revision)
+            self.due[name] = deciding.wanted(self._of(target), version).due
+
+        self._attempt(Step.CHECK, name, "", ask)
+
+    # Releases.
+
+    def _release(self, target: Target) -> None:
+        name, found = _name(target), self.found.get(_name(target))
+        if name not in self.due or found is None:
+            return
+        version = versions.package_version(found.newest, self.settings.revision)
+        wanted = deciding.wanted(self._of(target), version)
+        if wanted.blocked:
+            self._say(f"{name}: {wanted.blocked}")
+        if not wanted.due:
+            return
+        digest = inputs.of_release(
+            target,
+            code=self.code,
+            version=version,
+            modules=self.modules,
+            records=self._of(target),
+        )
+        if not self._may(Step.RELEASE, name, digest):
+            return
+        self._attempt(
+            Step.RELEASE,
+            name,
+            digest,
+            lambda: self._build(target),
+            base=found.newest,
+            release=f"{name}-{version}",
+        )
+
+    def _build(self, target: Target) -> None:
+        self._make_room()
+        # The source is needed now, and tells about the patch before anything is compiled.
+        found = self.work.ask(target, self._records(), True)
+        if found.error is None:
+            self.found[_name(target)] = found
+            self._publish()
+        id = self.work.release(target)
+        self.due[_name(target)] = False
+        self._say(f"staged {id}")
+
+    def _make_room(self) -> None:
+        needed = self.settings.policy.free_gb * _GB
+        if self.work.free() >= needed:
+            return
+        self.work.clean()
+        self._say(f"removed what no run used for {self.settings.policy.unused_days} days")
+        if (free := self.work.free()) < needed:
+            raise FullDiskError(
+                "there is too little room for a build",
+                expected=f"{progress.size(needed)} free in build_dir and cache_dir: watch_free_gb",
+                found=progress.size(free),
+                hint="free some space; './inv doctor' shows what is used",
+            )
+
+    # Promotions.
+
+    def _promote(self, target: Target) -> list[str]:
+        """Do the next step of one release of a target; return the IDs of all that wait for one."""
+        records_, steps = self._of(target), self.settings.policy.promote
+        healthy = {
+            one.record.id: self._is_healthy(one)
+            for one in deciding.promotions(records_, steps, self.journal)
+        }
+        # The reports of now may have moved the times.
+        for one in deciding.promotions(records_, steps, self.journal):
+            if self.work.now() < one.at:
+                logger.info("%s goes to %d %% at %s", one.record.id, one.percent, one.at)
+            elif healthy[one.record.id] and self._step(one):
+                # Servers take the newest; an older one may follow in the next round.
+                break
+        return [*healthy]
+
+    def _is_healthy(self, one: Promotion) -> bool:
+        ask, id = self.work.healthy, one.record.id
+        if ask is None:
+            return True
+        last = self.journal.attempt(Step.HEALTH, id)
+        done = self._attempt(Step.HEALTH, id, "", lambda: ask(id), release=id)
+        made = self.journal.attempt(Step.HEALTH, id)
+        assert made is not None
+        since = deciding.good_since(last, made.outcome, one.since, self.work.now())
+        self.journal = self.journal.with_attempt(dataclasses.replace(made, good_since=since))
+        self._save()
+        return done
+
+    def _step(self, one: Promotion) -> bool:
+        id, percent = one.record.id, one.percent
+        wrong = operations.complaints(self.settings, id)
+        if wrong:
+            digest = stamp.digest({**one.inputs, "code": self.code, "wrong": "\n".join(wrong)})
+            if not self._may(Step.JUDGE, id, digest):
+                return False
+            if not self._attempt(Step.JUDGE, id, digest, lambda: self._judge(id), release=id):
+                return False
+        digest = stamp.digest(one.inputs)
+        if not self._may(Step.PROMOTE, id, digest):
+            return False
+        done = self._attempt(
+            Step.PROMOTE, id, digest, lambda: self.work.promote(id, percent), release=id
+        )
+        if done:
+            self._say(f"promoted {id} to {percent} %")
+        return done
+
+    def _judge(self, id: str) -> None:
+        self._make_room()
+        self.work.judge(id)
+        self._say(f"judged {id} again")
+
+    # The journal.
+
+    def _may(self, step: Step, subject: str, digest: str) -> bool:
+        last = self.journal.attempt(step, subject)
+        why = deciding.obstacle(last, digest, self.work.now())
+        if why:
+            logger.info("%s %s: %s", step.value, subject, why)
+        return why is None
+
+    def _attempt(
+        self,
+        step: Step,
+        subject: str,
+        digest: str,
+        act: Callable[[], object],
+        *,
+        base: str = "",
+        release: str = "",
+    ) -> bool:
+        """Do a step, and record how it ended; return whether it succeeded."""
+        now = self.work.now
+        attempt = deciding.begin(
+            *(self.journal, step, subject, digest, now()),
+            base=base,
+            release=release,
+            commit=self.status.commit,
+        )
+        self.journal = self.journal.with_attempt(attempt)
+        self._save()
+        if step in (Step.RELEASE, Step.JUDGE):
+            self._publish()
+        failure: Failure | None = None
+        try:
+            act()
+        except KeyboardInterrupt:
+            # A kill leaves it running, which the next round understands likewise.
+            self.journal = deciding.interrupted(self.journal, now())
+            self._save()
+            raise
+        except _ToldError as told:
+            failure = told.failure
+        except KbuildError as error:
+            failure = Failure.of(error)
+        except Exception as error:
+            logger.exception("%s %s", step.value, subject)
+            places = (self.settings.build, self.settings.cache, self.root)
+            failure = Failure.of(DefectError.of(error, places))
+        ended = deciding.end(attempt, now(), failure)
+        if failure is not None:
+            logger.error("%s %s: %s error: %s", step.value, subject, failure.kind, failure.what)
+            gate = self._gate(attempt.release) if step is Step.RELEASE else None
+            # An earlier attempt may have left one.
+            if gate is not None and _moment(gate.when) >= _moment(attempt.began):
+                ended = dataclasses.replace(ended, cases=gate.cases)
+        self.journal = self.journal.with_attempt(ended)
+        self._save()
+        return failure is None
+
+    def _save(self) -> None:
+        self._kept(lambda: state.write_journal(self.root, self.journal))
+
+    def _kept(self, write: Callable[[], None]) -> bool:
+        """Write to status/, and go on if that fails: the archive's disk may be full.
+
+        The memory is then kept until the end of the round, so that somebody is still told.
+        """
+        try:
+            write()
+        except KbuildError as error:
+            self._fail(Failure.of(error))
+        except Exception as error:
+            known = DefectError.of(error, [self.root])
+            if isinstance(known, DefectError):
+                logger.exception("the status cannot be written")
+            self._fail(Failure.of(known))
+        else:
+            return True
+        return False
+
+    # The status.
+
+    def _finish(self) -> None:
+        names = {_name(one) for one in self.targets}
+        self.journal = deciding.relevant(self.journal, names, self.due, self.waiting)
+        now = self.work.now()
+        causes = deciding.compare(
+            self.journal.causes, deciding.causes(self.journal.attempts, now), now
+        )
+        # Known before they are told: a kill in between tells twice, and never not at all.
+        self.journal = dataclasses.replace(self.journal, causes=causes)
+        self._save()
+        told = telling.tell(causes, self.work.channels, self.root, self.settings.archive_url)
+        self.journal = dataclasses.replace(self.journal, causes=told)
+        self._save()
+        self.status = dataclasses.replace(self.status, ended=self.work.now().isoformat())
+        self._publish()
+
+    def _publish(self) -> None:
+        """Write the status as it is now; a round that is still running has no end."""
+        known: tuple[Record, ...] = ()
+        until: Mapping[str, datetime] = {}
+        try:
+            with place.reading(self.settings) as root:
+                until = snapshots.valid_until(root or self.root)
+            known = self._records()
+        except KbuildError as error:
+            self._fail(Failure.of(error))
+        self.status = dataclasses.replace(
+            self.status,
+            valid_until={name: when.isoformat() for name, when in until.items()},
+            targets=tuple(
+                _with_ours(self.found[_name(one)], known)
+                for one in self.targets
+                if _name(one) in self.found
+            ),
+            attempts=self.journal.attempts,
+            causes=self.journal.causes,
+            releases=tuple(map(self._listed, known)),
+        )
+        if not self._kept(lambda: self.work.write(self.status, self.root)):
+            # A page that cannot be made must not hide what the round did.
+            self._kept(lambda: state.write_status(self.root, self.status))
+
+    def _listed(self, one: Record) -> Listed:
+        gate = self._gate(one.id)
+        last = one.history[-1] if one.history else None
+        return Listed(
+            id=one.id,
+            suite=one.suite,
+            flavour=one.flavour,
+            variant=one.variant,
+            kernel=one.kernel,
+            version=one.version,
+            base=versions.base_version(one.version),
+            state=one.state.value,
+            percent=one.percent,
+            since=last.when if last else "",
+            reason=last.reason if last else "",
+            gate=gate.when if gate else "",
+            passed=gate is not None and gate.passed,
+            cases=gate.cases if gate else (),
+        )
+
+    def _gate(self, id: str) -> evidence.Gate | None:
+        """Return the gate's verdict on a release, if there is a readable one."""
+        try:
+            return evidence.read(records.home(self.root, id) / evidence.GATE)
+        except EvidenceError:
+            return None
+
+    def _records(self) -> tuple[Record, ...]:
+        return operations.releases(self.settings)
+
+    def _of(self, target: Target) -> list[Record]:
+        return [one for one in self._records() if _name(one.target) == _name(target)]
+
+    def _say(self, text: str) -> None:
+        logger.info("%s", text)
+        self.status = dataclasses.replace(self.status, done=(*self.status.done, text))
+
+
+class _ToldError(Exception):
+    """A failure that is recorded as its fields only."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.what)
+        self.failure = failure
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def _name(target: Target) -> str:
+    """Return the name of a target, as releases' IDs begin."""
+    return f"{target.suite}-{target.name}"
+
+
+def _with_ours(found: Against, known: Sequence[Record]) -> Against:
+    """Return a comparison with our releases as they are now."""
+    promoted, staged = asking.ours(found.target, known)
+    return dataclasses.replace(found, promoted=promoted, staged=staged)
+
+
+def _last_answers(root: Path) -> dict[str, Against]:
+    """Return the distro's last answers by target; none if the last status is damaged."""
+    try:
+        before = state.read_status(root)
+    except TrustError as error:
+        logger.warning("%s: %s", error.what, error.found)
+        return {}
+    return {_name(one.target): one for one in before.targets} if before else {}
+
+
+def _version(project: Path) -> str:
+    """Return the version of this project."""
+    raw = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
+    return str(raw["project"]["version"])

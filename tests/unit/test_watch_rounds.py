@@ -1,0 +1,766 @@
+"""Whole rounds on a real archive: only mirror, compile and gate are stand-ins, and the clock."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import functools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kbuild import unattended
+from kbuild.archive import evidence, operations, verify
+from kbuild.archive.release import Record, State
+from kbuild.core import fs
+from kbuild.core.errors import (
+    BuildError,
+    FullDiskError,
+    InfrastructureError,
+    KbuildError,
+    SigningError,
+    UserError,
+)
+from kbuild.core.model import Policy, Settings, Target
+from kbuild.fetch import roots
+from kbuild.ship import versions
+from kbuild.watch import asking, inputs, page, rounds, state
+from kbuild.watch.rounds import BusyError, HealthError, Work
+from kbuild.watch.state import Against, Failure, Outcome, Status, Step
+from tests.unit import releases
+from tests.unit.command_line import Here, here
+from tests.unit.test_docs import first_column
+from tests.unit.test_json import COMMON, asked
+
+__all__ = ["here"]
+
+TARGET = Target("bookworm", "cloud-amd64")
+NAME = "bookworm-cloud-amd64"
+GB = 1_000_000_000
+
+
+class Crashed(KbuildError):  # noqa: N818 - the name describes the event
+    """The verdict of a guest."""
+
+    exit_status = 21
+    kind = "guest"
+
+
+@dataclass
+class Operator:
+    """A server that is kept current by rounds, its distro, and what went wrong there."""
+
+    settings: Settings
+    newest: str = "6.1.192-3"
+    mirror: Failure | None = None
+    fails: BaseException | None = None  # raised by each release
+    gate_fails: KbuildError | None = None  # when a release is judged again
+    bad: set[str] = field(default_factory=set)  # IDs with a bad report
+    free: int = 100 * GB
+    freed: int = 0  # by cleaning
+    channel_fails: KbuildError | None = None
+    passed: timedelta = timedelta()
+    did: list[str] = field(default_factory=list)
+    told: list[tuple[str, str]] = field(default_factory=list)
+    targets: tuple[Target, ...] = (TARGET,)
+    changes: dict[str, Any] = field(default_factory=dict)  # of the work
+    code: str = "code"
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.passed
+
+    def later(self, **passed: float) -> None:
+        self.passed += timedelta(**passed)
+
+    def policy(self, **policy: Any) -> None:  # noqa: ANN401
+        self.settings = dataclasses.replace(self.settings, policy=Policy(**policy))
+
+    def ask(self, target: Target, records: Sequence[Record], with_source: bool) -> Against:
+        self.did.append("source" if with_source else "ask")
+        promoted, staged = asking.ours(target, records)
+        return Against(
+            *(target.suite, target.flavour, target.variant, self.now().isoformat()),
+            newest="" if self.mirror else self.newest,
+            promoted=promoted,
+            staged=staged,
+            error=self.mirror,
+        )
+
+    def release(self, target: Target) -> str:
+        self.did.append("release")
+        if self.fails is not None:
+            raise self.fails
+        made = releases.release(
+            self.settings.revision, base=self.newest, suite=target.suite, small=True
+        )
+        files = releases.files(self.settings.build, made, self.verdict(made))
+        return operations.stage(self.settings, made, files).id
+
+    def verdict(self, made: Any) -> dict[str, Any]:  # noqa: ANN401
+        older = [
+            one.id
+            for one in operations.releases(self.settings)
+            if one.state in (State.PROMOTED, State.SUPERSEDED) and one.id != made.id
+        ]
+        return releases.verdict(made, older=older, when=self.now().isoformat())
+
+    def judge(self, id: str) -> None:
+        self.did.append("judge")
+        if self.gate_fails is not None:
+            raise self.gate_fails
+        record = self.record(id)
+        path = self.settings.build / "gate.json"
+        path.write_text(json.dumps(self.verdict(record.release(self.settings.archive))))
+        operations.judge_again(self.settings, id, path)
+
+    def healthy(self, id: str) -> None:
+        self.did.append("health")
+        if id in self.bad:
+            raise HealthError(f"there is a bad report about {id}")
+
+    def clean(self) -> None:
+        self.did.append("clean")
+        self.free += self.freed
+
+    def tell(self, message: dict[str, Any]) -> None:
+        if self.channel_fails is not None:
+            raise self.channel_fails
+        self.told.append((message["event"], message["subject"]))
+
+    @property
+    def work(self) -> Work:
+        made = Work(
+            now=self.now,
+            ask=self.ask,
+            release=self.release,
+            judge=self.judge,
+            promote=functools.partial(operations.promote, self.settings),
+            refresh=functools.partial(operations.refresh, self.settings),
+            healthy=self.healthy if self.settings.policy.health_command else None,
+            free=lambda: self.free,
+            clean=self.clean,
+            channels={"command": self.tell},
+            write=page.write,
+        )
+        return dataclasses.replace(made, **self.changes)
+
+    def round(self) -> Status:
+        """Do a round; what it did is in ``did``, whom it told in ``told``."""
+        self.did.clear()
+        self.told.clear()
+        return rounds.run(self.settings, self.targets, self.work, modules="auto")
+
+    def record(self, id: str) -> Record:
+        return next(one for one in operations.releases(self.settings) if one.id == id)
+
+    def states(self) -> dict[str, tuple[State, int]]:
+        found = operations.releases(self.settings)
+        return {versions.base_version(one.version): (one.state, one.percent) for one in found}
+
+    def installable(self) -> None:
+        """Check that the whole archive is as it should be."""
+        assert verify.check(self.settings).findings == ()
+
+    def attempt(self, step: Step, subject: str = NAME) -> state.Attempt:
+        found = state.read_journal(self.settings.archive).attempt(step, subject)
+        assert found is not None
+        return found
+
+
+@pytest.fixture
+def operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Operator:
+    made = Operator(releases.settings(tmp_path))
+    made.settings.build.mkdir()
+    # The digest of all our code takes a second.
+    monkeypatch.setattr(inputs, "code", lambda _: made.code)
+    return made
+
+
+# The usual way.
+
+
+def test_a_new_version_is_staged_and_then_there_is_nothing_to_do(operator: Operator) -> None:
+    status = operator.round()
+    assert operator.did == ["ask", "source", "release"]
+    assert operator.states() == {"6.1.192-3": (State.STAGED, 0)}
+    assert status.done == (f"staged {NAME}-6.1.192-3+cplayground1",)
+    assert operator.round().done == ()
+    assert operator.did == ["ask"]
+    assert operator.told == []
+
+
+def test_the_status_tells_everything(operator: Operator) -> None:
+    operator.round()
+    found = state.read_status(operator.settings.archive)
+    assert found is not None
+    (target,) = found.targets
+    assert target.staged is not None
+    assert target.staged.base == "6.1.192-3"
+    assert set(found.valid_until) == {"bookworm", "bookworm-staging"}
+    (listed,) = found.releases
+    assert (listed.base, listed.state, listed.passed) == ("6.1.192-3", "staged", True)
+    assert {one.outcome for one in listed.cases} == {evidence.PASSED}
+    assert {one.step for one in found.attempts} == {Step.SIGN, Step.CHECK, Step.RELEASE}
+    assert (found.version, found.error) == ("0.2.0", None)
+    assert found.began <= found.ended
+
+
+def test_while_it_builds_the_status_has_no_end(operator: Operator) -> None:
+    seen: list[Status | None] = []
+
+    def release(target: Target) -> str:
+        seen.append(state.read_status(operator.settings.archive))
+        return operator.release(target)
+
+    operator.changes["release"] = release
+    operator.round()
+    (during,) = seen
+    assert during is not None
+    assert during.ended == ""
+    running = [one.key for one in during.attempts if one.outcome is Outcome.RUNNING]
+    assert running == [f"release {NAME}"]
+
+
+def test_a_raised_revision_is_released(operator: Operator) -> None:
+    operator.round()
+    operator.settings = dataclasses.replace(operator.settings, revision=2)
+    assert operator.round().done == (f"staged {NAME}-6.1.192-3+cplayground2",)
+
+
+def test_two_targets_do_not_wait_for_each_other(operator: Operator) -> None:
+    operator.targets = (Target("trixie", "cloud-amd64"), TARGET)
+
+    def release(target: Target) -> str:
+        if target.suite == "trixie":
+            raise Crashed("the guest crashed")
+        return operator.release(target)
+
+    operator.changes["release"] = release
+    status = operator.round()
+    assert operator.states() == {"6.1.192-3": (State.STAGED, 0)}
+    assert unattended.answer(status).status == 21
+
+
+# Failures.
+
+
+def test_a_verdict_is_not_asked_for_again_until_something_changes(operator: Operator) -> None:
+    operator.fails = Crashed("the guest crashed", log=Path("/log"))
+    status = operator.round()
+    assert unattended.answer(status).status == 21
+    assert operator.told == [("began", f"release {NAME}")]
+    for _ in range(2):
+        operator.later(days=30)
+        status = operator.round()
+        assert (operator.did, operator.told) == (["ask"], [])
+        assert unattended.answer(status).status == 0
+        assert f"still failed: release {NAME}" in unattended.answer(status).summary
+    assert operator.attempt(Step.RELEASE).error == Failure(
+        "guest", "the guest crashed", 21, log="/log"
+    )
+    operator.newest = "6.1.193-1"
+    operator.round()
+    assert "release" in operator.did
+
+
+def test_our_code_is_an_input(operator: Operator) -> None:
+    operator.fails = BuildError("a hunk was refused")
+    operator.round()
+    operator.code = "mended"
+    operator.fails = None
+    operator.round()
+    assert operator.told == [("over", f"release {NAME}")]
+    assert operator.states() == {"6.1.192-3": (State.STAGED, 0)}
+
+
+def test_a_person_who_releases_by_hand_ends_the_cause(operator: Operator) -> None:
+    operator.fails = Crashed("the guest crashed")
+    operator.round()
+    operator.fails = None
+    operator.release(TARGET)
+    status = operator.round()
+    assert operator.did == ["ask"]
+    assert operator.told == [("over", f"release {NAME}")]
+    assert [one.key for one in status.attempts if one.failed] == []
+
+
+def test_a_machine_is_tried_again_later_and_told_when_it_lasts(operator: Operator) -> None:
+    operator.fails = InfrastructureError("QEMU did not start")
+    began = []
+    for hour in range(6):
+        operator.round()
+        began += [hour] * operator.did.count("release")
+        if operator.told:
+            assert operator.told == [("began", f"release {NAME}")]
+            assert operator.attempt(Step.RELEASE).tries == 3
+        operator.later(minutes=16)
+    # After 15, 30 and 60 minutes.
+    assert began == [0, 1, 3]
+    operator.later(hours=4)
+    operator.fails = None
+    operator.round()
+    assert operator.told == [("over", f"release {NAME}")]
+
+
+def test_a_mirror_that_is_away_builds_nothing_on_an_old_answer(operator: Operator) -> None:
+    operator.fails = InfrastructureError("x")
+    operator.round()
+    operator.later(hours=1)
+    operator.fails, operator.mirror = None, Failure("infrastructure", "no answer", 69)
+    status = operator.round()
+    assert operator.did == ["ask"]
+    (target,) = status.targets
+    # The last answer is still shown.
+    assert (target.newest, target.error) == ("6.1.192-3", operator.mirror)
+    operator.round()
+    assert operator.did == []
+    operator.later(minutes=16)
+    operator.mirror = None
+    operator.round()
+    assert operator.states() == {"6.1.192-3": (State.STAGED, 0)}
+    assert operator.told == []
+
+
+def test_a_gates_refusal_is_recorded_with_its_cases(operator: Operator) -> None:
+    def release(target: Target) -> str:
+        made = releases.release(base=operator.newest, small=True)
+        verdict = operator.verdict(made) | {"passed": False}
+        verdict["cases"][0] |= {"outcome": "failed", "reasons": ["it did not boot"]}
+        operations.stage(
+            operator.settings, made, releases.files(operator.settings.build, made, verdict)
+        )
+        raise AssertionError
+
+    operator.changes["release"] = release
+    operator.round()
+    found = operator.attempt(Step.RELEASE)
+    assert found.outcome is Outcome.REFUSED
+    assert found.cases[0].reasons == ("it did not boot",)
+    assert operator.states() == {"6.1.192-3": (State.REFUSED, 0)}
+
+
+def test_a_defect_of_ours_stops_only_its_step(operator: Operator) -> None:
+    operator.fails = KeyError("x")
+    status = operator.round()
+    assert unattended.answer(status).status == 70
+    assert operator.attempt(Step.RELEASE).outcome is Outcome.REFUSED
+
+
+def test_without_a_key_nothing_is_built(operator: Operator) -> None:
+    operator.round()
+    operator.newest = "6.1.193-1"
+
+    def refresh() -> None:
+        raise SigningError("the key has expired")
+
+    operator.changes["refresh"] = refresh
+    operator.round()
+    assert operator.did == []
+    assert operator.told == [("began", "sign archive")]
+    operator.installable()
+
+
+def test_a_withdrawn_version_is_not_released_again(operator: Operator) -> None:
+    operator.round()
+    operations.rollback(operator.settings, f"{NAME}-6.1.192-3+cplayground1", "hangs")
+    status = operator.round()
+    assert operator.did == ["ask"]
+    assert "raise 'revision'" in status.done[0]
+    assert operator.told == []
+
+
+# Room.
+
+
+def test_a_build_makes_room_first(operator: Operator) -> None:
+    operator.free, operator.freed = 5 * GB, 40 * GB
+    operator.round()
+    assert operator.did == ["ask", "clean", "source", "release"]
+
+
+def test_without_room_nothing_is_built_and_somebody_is_told_at_once(operator: Operator) -> None:
+    operator.free = 5 * GB
+    status = operator.round()
+    assert operator.did == ["ask", "clean"]
+    assert operator.told == [("began", f"release {NAME}")]
+    assert unattended.answer(status).status == 69
+    operator.later(hours=1)
+    operator.free = 100 * GB
+    operator.round()
+    assert operator.told == [("over", f"release {NAME}")]
+
+
+def test_a_disk_that_is_full_in_the_middle_leaves_the_archive_whole(operator: Operator) -> None:
+    operator.round()
+    operator.newest, operator.fails = "6.1.193-1", FullDiskError("no room")
+    operator.round()
+    assert operator.told == [("began", f"release {NAME}")]
+    operator.installable()
+
+
+def test_a_status_that_cannot_be_written_stops_nothing(operator: Operator) -> None:
+    def write(status: Status, root: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(root))
+
+    operator.changes["write"] = write
+    status = operator.round()
+    assert operator.states() == {"6.1.192-3": (State.STAGED, 0)}
+    assert status.error is not None
+    assert status.error.kind == "full disk"
+    assert unattended.answer(status).status == 69
+
+
+def test_a_page_that_cannot_be_made_does_not_hide_the_status(operator: Operator) -> None:
+    def write(status: Status, root: Path) -> None:
+        raise KeyError("template")
+
+    operator.changes["write"] = write
+    operator.round()
+    found = state.read_status(operator.settings.archive)
+    assert found is not None
+    assert [one.state for one in found.releases] == ["staged"]
+    assert found.error is not None
+    assert found.error.status == 70
+
+
+# Promotions.
+
+
+def staged(operator: Operator, **policy: Any) -> str:  # noqa: ANN401
+    operator.policy(promote=((10, 24), (100, 48)), **policy)
+    operator.round()
+    return f"{NAME}-6.1.192-3+cplayground1"
+
+
+def test_a_release_is_promoted_by_its_age(operator: Operator) -> None:
+    id = staged(operator)
+    operator.later(hours=23)
+    assert operator.round().done == ()
+    operator.later(hours=1.1)
+    assert operator.round().done == (f"promoted {id} to 10 %",)
+    assert operator.states() == {"6.1.192-3": (State.PROMOTED, 10)}
+    # The hours of the next step count from this one, which the archive's own clock dates.
+    operator.passed = timedelta(hours=47)
+    assert operator.round().done == ()
+    operator.passed = timedelta(hours=49)
+    assert operator.round().done == (f"promoted {id} to 100 %",)
+    assert operator.round().done == ()
+    operator.installable()
+
+
+def test_without_a_policy_a_person_promotes(operator: Operator) -> None:
+    operator.round()
+    operator.later(days=100)
+    assert operator.round().done == ()
+    assert operator.states() == {"6.1.192-3": (State.STAGED, 0)}
+
+
+def test_a_bad_report_keeps_a_release_from_more_servers(operator: Operator) -> None:
+    id = staged(operator, health_command=("true",))
+    operator.later(hours=25)
+    operator.bad.add(id)
+    status = operator.round()
+    assert (status.done, operator.told) == ((), [("began", f"health {id}")])
+    assert unattended.answer(status).status == 1
+    operator.later(hours=25)
+    operator.round()
+    assert operator.told == []
+    operator.bad.clear()
+    assert operator.round().done == ()
+    assert operator.told == [("over", f"health {id}")]
+    operator.later(hours=23)
+    assert operator.round().done == ()
+    operator.later(hours=1.1)
+    assert operator.round().done == (f"promoted {id} to 10 %",)
+
+
+def test_without_a_report_nothing_is_promoted(operator: Operator) -> None:
+    id = staged(operator, health_command=("true",))
+    operator.later(hours=25)
+
+    def away(id: str) -> None:
+        raise InfrastructureError("no answer")
+
+    operator.changes["healthy"] = away
+    assert operator.round().done == ()
+    operator.changes.clear()
+    assert operator.round().done == (f"promoted {id} to 10 %",)
+
+
+def test_a_release_that_was_judged_before_another_was_promoted_is_judged_again(
+    operator: Operator,
+) -> None:
+    first = staged(operator)
+    operator.newest = "6.1.193-1"
+    operator.round()
+    operations.promote(operator.settings, first, 100)
+    operator.later(hours=25)
+    second = f"{NAME}-6.1.193-1+cplayground1"
+    operator.gate_fails = Crashed("the case upgrade failed")
+    assert operator.round().done == ()
+    assert operator.told == [("began", f"judge {second}")]
+    operator.later(hours=1)
+    operator.round()
+    # The verdict is for the same inputs.
+    assert operator.did == ["ask"]
+    operator.code = "mended"
+    operator.gate_fails = None
+    assert operator.round().done == (f"judged {second} again", f"promoted {second} to 10 %")
+    assert operator.told == [("over", f"judge {second}")]
+    operator.installable()
+
+
+def test_an_update_each_day_still_reaches_the_servers(operator: Operator) -> None:
+    operator.policy(promote=((100, 24),))
+    for day in range(4):
+        operator.newest = f"6.1.{200 + day}-1"
+        operator.round()
+        # The archive's own clock stands still, so each release is as old as the round is late.
+        operator.passed = timedelta(hours=25) if day else timedelta(hours=20)
+    assert State.SUPERSEDED in {one for one, _ in operator.states().values()}
+    operator.installable()
+
+
+def test_a_promotion_that_the_archive_refuses_is_told_once(operator: Operator) -> None:
+    id = staged(operator)
+    operator.later(hours=25)
+
+    def promote(id: str, percent: int) -> None:
+        operator.did.append("promote")
+        raise UserError("servers may have another")
+
+    operator.changes["promote"] = promote
+    operator.round()
+    assert operator.told == [("began", f"promote {id}")]
+    operator.later(hours=25)
+    operator.round()
+    assert (operator.did, operator.told) == (["ask"], [])
+
+
+# Indexes.
+
+
+def test_indexes_are_signed_again_before_they_expire(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator.round()
+    before = operator.round().valid_until
+    monkeypatch.setattr(operations, "RENEWAL", timedelta(days=40))
+    # Releases' dates have whole seconds.
+    after = operator.round().valid_until
+    assert after.keys() == before.keys()
+    assert all(after[name] >= before[name] for name in after)
+    assert operator.attempt(Step.SIGN, "archive").outcome is Outcome.DONE
+    operator.installable()
+
+
+# Notifications.
+
+
+def test_a_notification_that_fails_is_recorded_and_sent_later(operator: Operator) -> None:
+    operator.fails = Crashed("the guest crashed")
+    operator.channel_fails = InfrastructureError("no answer")
+    status = operator.round()
+    (cause,) = status.causes
+    assert (cause.told, cause.untold) == ((), {"command": "no answer"})
+    operator.channel_fails = None
+    operator.round()
+    assert operator.told == [("began", f"release {NAME}")]
+    operator.round()
+    assert operator.told == []
+
+
+# Inputs.
+
+
+def test_the_code_is_that_which_makes_and_judges_releases(tmp_path: Path) -> None:
+    def write(name: str, text: str) -> str:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return inputs.code(tmp_path)
+
+    first = write("kbuild/kernel/a.py", "X = 1\n")
+    assert write("kbuild/kernel/a.py", "# why\nX = 1\n") == first
+    assert write("kbuild/watch/a.py", "X = 1\n") == first
+    assert write("kbuild/kernel/__pycache__/a.pyc", "X") == first
+    assert write("docs/a.md", "X") == first
+    names = ("kbuild/kernel/a.py", "kbuild/release.py", "patches/5.11/a.patch", "tests/gate/a.py")
+    seen = {first, *(write(name, "Y = 2\n") for name in names)}
+    assert len(seen) == 1 + len(names)
+
+
+def test_each_input_of_a_release_counts(tmp_path: Path) -> None:
+    fragment = tmp_path / "a.config"
+    fragment.write_text("CONFIG_A=y\n")
+    usual: dict[str, Any] = {
+        "target": TARGET,
+        "code": "c",
+        "version": "1",
+        "modules": "auto",
+        "records": (),
+    }
+    others: tuple[dict[str, Any], ...] = (
+        {"target": Target("trixie", "cloud-amd64")},
+        {"target": dataclasses.replace(TARGET, fragments=(fragment,))},
+        {"code": "d"},
+        {"version": "2"},
+        {"modules": "keep"},
+    )
+    digests = {inputs.of_release(**usual | one) for one in ({}, *others)}
+    assert len(digests) == 1 + len(others)
+
+
+# Other rounds, and ends without warning.
+
+
+def test_a_second_round_leaves_at_once(operator: Operator) -> None:
+    operator.round()
+    with (
+        fs.lock(operator.settings.archive / state.HOME / ".watch.lock"),
+        pytest.raises(BusyError, match="another round"),
+    ):
+        operator.round()
+    assert operator.did == []
+    assert operator.round()
+
+
+@pytest.mark.parametrize("signal", [KeyboardInterrupt(), SystemExit(1)])
+def test_an_interrupted_release_goes_on_in_the_next_round(
+    signal: BaseException, operator: Operator
+) -> None:
+    operator.fails = signal
+    with pytest.raises(type(signal)):
+        operator.round()
+    operator.fails = None
+    operator.round()
+    assert operator.states() == {"6.1.192-3": (State.STAGED, 0)}
+    assert operator.attempt(Step.RELEASE).tries == 1
+    operator.installable()
+
+
+class Killed(BaseException):
+    """The end of the process, after which nothing of it runs."""
+
+
+def test_a_round_may_end_at_each_write(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at each write of the journal or the status in turn, the last round does all."""
+    operator.policy(promote=((100, 0),))
+    write_journal, write_status = state.write_journal, state.write_status
+    left = 0
+
+    def dying(write: Callable[..., None]) -> Callable[..., None]:
+        def act(root: Path, value: object) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            write(root, value)
+
+        return act
+
+    ended = 0
+    while not ended:
+        left += 1
+        limit = left
+        monkeypatch.setattr(state, "write_journal", dying(write_journal))
+        monkeypatch.setattr(state, "write_status", dying(write_status))
+        try:
+            operator.round()
+            ended = limit
+        except Killed:
+            # The lock of a killed process is gone.
+            left = limit
+    monkeypatch.setattr(state, "write_journal", write_journal)
+    monkeypatch.setattr(state, "write_status", write_status)
+    operator.round()
+    assert operator.states() == {"6.1.192-3": (State.PROMOTED, 100)}
+    assert ended > 5
+    operator.installable()
+
+
+def test_a_journal_of_a_newer_version_is_left_alone(operator: Operator) -> None:
+    operator.round()
+    path = operator.settings.archive / state.HOME / state.JOURNAL
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="newer version"):
+        operator.round()
+    assert path.read_bytes() == before
+    assert operator.did == []
+
+
+# What a round would do.
+
+
+def foreseen(operator: Operator) -> tuple[str, ...]:
+    return rounds.foresee(operator.settings, operator.targets, operator.work, modules="auto")
+
+
+def test_what_a_round_would_do_is_said_and_not_done(operator: Operator) -> None:
+    version = "6.1.192-3+cplayground1"
+    assert foreseen(operator) == (f"{NAME}: would release {version}",)
+    assert not operator.settings.archive.exists()
+    operator.fails = Crashed("no")
+    operator.round()
+    assert foreseen(operator)[0].startswith(f"{NAME}: would not release {version}: refused on")
+    operator.fails = None
+    operator.code = "mended"
+    staged(operator)
+    operator.later(hours=25)
+    assert foreseen(operator) == (
+        f"{NAME}: {version} is released",
+        f"{NAME}: would promote {NAME}-{version} to 10 % now",
+    )
+    assert operator.states() == {"6.1.192-3": (State.STAGED, 0)}
+
+
+# The commands of the verb.
+
+
+def test_the_health_command_is_given_the_id() -> None:
+    unattended.check_health(["test", "id", "="], "id")
+    with pytest.raises(HealthError, match="about other") as bad:
+        unattended.check_health(["sh", "-c", "echo $0 panics >&2; exit 4"], "other")
+    assert bad.value.found == "exit status 4\nother panics"
+    with pytest.raises(InfrastructureError):
+        unattended.check_health(["no-such-program"], "id")
+
+
+def test_free_space_is_asked_where_a_build_writes(tmp_path: Path) -> None:
+    made = releases.settings(tmp_path)
+    # Neither exists yet.
+    assert 0 < unattended.free(made) < 10**18
+
+
+# The documents.
+
+
+@pytest.mark.parametrize(
+    ("heading", "record", "also"),
+    [("status.json", Status, {"format"}), ("An attempt", state.Attempt, set())],
+)
+def test_every_field_of_the_status_is_documented(
+    heading: str, record: type, also: set[str]
+) -> None:
+    cells = first_column("watch.md", heading)
+    names = {name.strip("` ") for cell in cells for name in cell.split(",")}
+    assert names == {one.name for one in dataclasses.fields(record)} | also
+
+
+def test_the_task_answers_with_its_round(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Status(
+        *("2026-11-30T12:00:00+00:00", "2026-11-30T12:01:00+00:00", "", "0.2.0", "/archive"),
+        done=("staged a",),
+    )
+    monkeypatch.setattr(roots, "check_privileges", lambda: None)
+    monkeypatch.setattr(rounds, "run", lambda *_, **__: made)
+    status, found, _ = asked(here, "watch")
+    assert (status, found["summary"]) == (0, "staged a")
+    assert sorted(set(found) - COMMON) == first_column("json.md", "watch")
+    assert found["round"]["done"] == ["staged a"]
