@@ -76,7 +76,10 @@ def begin(
 def end(attempt: Attempt, now: datetime, failure: Failure | None) -> Attempt:
     """Return an attempt that has ended, with its outcome and the time of the next one."""
     outcome = Outcome.DONE if failure is None else outcome_of(attempt.step, failure)
-    later = now + wait(attempt.tries) if outcome is Outcome.UNAVAILABLE else None
+    # Keys fail within seconds, disturb nobody, and are mended by a person.
+    cheap = attempt.step is Step.SIGN or (failure and failure.status == SigningError.exit_status)
+    waits = outcome is Outcome.UNAVAILABLE and not cheap
+    later = now + wait(attempt.tries) if waits else None
     return dataclasses.replace(
         attempt,
         ended=now.isoformat(),
@@ -132,7 +135,7 @@ def obstacle(attempt: Attempt | None, inputs: str, now: datetime) -> str | None:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Whether a version must be released; with ``blocked``, only a person can decide."""
+    """The need to release a version; with ``blocked``, only a person can decide."""
 
     version: str  # of our packages
     due: bool

@@ -72,7 +72,7 @@ def tell(
                 ways[name](message(cause, archive, url))
                 told.add(name)
             except Exception as error:
-                # What a program printed may hold a password, and the status page is public.
+                # The output of a program may hold a password, and the status page is public.
                 untold[name] = (
                     error.what if isinstance(error, KbuildError) else type(error).__name__
                 )

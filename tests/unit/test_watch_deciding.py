@@ -94,6 +94,14 @@ def test_keys_mirrors_and_machines_may_recover_by_themselves(status: int) -> Non
     assert last(after([Failure("x", "no", status)])).outcome is Outcome.UNAVAILABLE
 
 
+def test_keys_are_tried_in_each_round() -> None:
+    one = last(after([Failure("signing", "expired", 42)] * 3))
+    assert (one.tries, deciding.obstacle(one, "a", NOW)) == (3, None)
+    begun = deciding.begin(Journal(), Step.SIGN, "archive", "", NOW)
+    for failure in (VERDICT, OF_A_MACHINE):
+        assert deciding.obstacle(deciding.end(begun, NOW, failure), "", NOW) is None
+
+
 def test_each_status_is_one_or_the_other() -> None:
     for status in STATUSES:
         outcome = deciding.outcome_of(Step.RELEASE, Failure("x", "no", status))

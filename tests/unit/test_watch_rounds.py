@@ -363,6 +363,10 @@ def test_without_a_key_nothing_is_built(operator: Operator) -> None:
     assert operator.did == []
     assert operator.told == [("began", "sign archive")]
     operator.installable()
+    del operator.changes["refresh"]
+    operator.round()
+    assert "6.1.193-1" in operator.states()
+    assert operator.told == [("over", "sign archive")]
 
 
 def test_a_withdrawn_version_is_not_released_again(operator: Operator) -> None:
