@@ -27,6 +27,7 @@ _SAID_LINES = 5
 
 def run(settings: Settings, target: Target, *, modules: str, accel: str | None) -> Answer:
     """Do one round, or say what it would do; the status is that of the round's first failure."""
+    places.check(settings)
     targets = updating.targets(settings, target)
     work = real_work(settings, modules=modules, accel=accel)
     if settings.dry:
