@@ -7,7 +7,7 @@ the round is "now".
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
@@ -73,6 +73,7 @@ class Problem:
     target: Target | None = None  # None for the whole archive
     error: Failure | None = None
     attempt: Attempt | None = None
+    untold: Mapping[str, str] = field(default_factory=dict)  # channel -> why nobody was told
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,7 @@ def _problems(status: Status, now: datetime) -> Iterator[Problem]:
             of.get(subject),
             error,
             attempt,
+            cause.untold,
         )
     for key, attempt in attempts.items():
         if attempt.failed and key not in seen and _matters(status, attempt, of):

@@ -253,6 +253,15 @@ def test_a_cause_lasts_until_it_is_over(log: Path) -> None:
     assert [one.person for one in found.problems] == [True]
 
 
+def test_it_says_that_telling_failed(tmp_path: Path, log: Path) -> None:
+    failed = statuses.failed(log)
+    causes = tuple(
+        replace(one, untold={"webhook": f"{statuses.SECRET} answered 500"}) for one in failed.causes
+    )
+    text = write(replace(failed, causes=causes), tmp_path).text
+    assert "Not told" in text and "***@mirror.example/debian answered 500" in text
+
+
 def test_the_round_itself_may_have_failed(tmp_path: Path) -> None:
     broken = Failure("trust", "the archive is damaged", 65, do="./inv verify-archive")
     found = write(statuses.status(statuses.current(), error=broken), tmp_path).text
