@@ -33,6 +33,7 @@ _TABLE = pytest.StashKey[str]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("gate", "tests that install packages on servers and boot them")
     group.addoption("--server", type=Path, help="tree that kbuild.gate.server.stock returned")
+    group.addoption("--disks", type=Path, help="tree of a server with the tools of all disks")
     group.addoption("--candidate", type=Path, help="file with the release to judge")
     group.addoption("--promoted", type=Path, help="file with an older release of the same target")
 
