@@ -159,7 +159,7 @@ def _add(
     source = f"{name} ({record.version})" if percent < ALL else ""
     for output in outputs:
         known = dist.get(output.path)
-        # Releases share cplayground-dkms and the guard: each goes to the servers of the furthest one.
+        # Releases share cplayground-dkms and the guard: servers of the furthest one get these.
         if known is None or known.percent < percent:
             dist[output.path] = Entry(output, percent, source)
 

@@ -71,8 +71,8 @@ def check(root: Path, outputs: Iterable[Output], known: Mapping[str, str]) -> No
                 f"the archive has other bytes of {one.name} {one.version}",
                 expected=f"{known.get(one.path, there)}  {one.path}",
                 found=f"{one.sha256}  the package to publish",
-                hint="nothing in the pool is replaced: raise 'revision', kmod/VERSION for"
-                " cplayground-dkms, or guard/VERSION for cplayground-kernel-guard, and package again",
+                hint="nothing in the pool is replaced: raise 'revision', or kmod/VERSION for"
+                " cplayground-dkms, or guard/VERSION for the guard, and package again",
             )
 
 

@@ -1,0 +1,820 @@
+"""The guard on servers made of files: each transition, and the power cut at each of its steps."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.unit.server import FAKES, LIBRARY, Server
+
+DEBIAN = "6.1.0-57-cloud-amd64"
+OLD = "6.1.0-56-cplayground-cloud-amd64"
+NEW = "6.1.0-57-cplayground-cloud-amd64"
+NEWER = "6.1.0-57-cplayground.2-cloud-amd64"
+# A check that stops the service; the parent of a check is timeout(1).
+STOP = "read -r _ _ _ guard _ </proc/$PPID/stat; kill -TERM $guard"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Server:
+    """A server that runs Debian's kernel, with the guard installed."""
+    made = Server.new(tmp_path / "server", DEBIAN)
+    assert made.guard("prepare").returncode == 0
+    return made
+
+
+@pytest.fixture
+def settled(server: Server) -> Server:
+    """A server on which a kernel of ours has proved itself."""
+    server.install(OLD, "1")
+    # Debian's is newer by its number, so ours is armed by hand.
+    if server.state[0] != "armed":
+        server.guard("arm", OLD)
+    server.boot()
+    assert server.state == ("good", OLD, "")
+    return server
+
+
+def slots(server: Server) -> dict[str, list[str]]:
+    return {
+        path.parent.name[12:] + "/" + path.name: json.loads(path.read_text())[1:3]
+        for path in server.top.glob("boot/cplayground-*/*")
+    }
+
+
+# --- one kernel ---------------------------------------------------------------------------------
+
+
+def test_the_running_kernel_is_the_first_good_one(server: Server) -> None:
+    assert server.state == ("good", DEBIAN, "")
+    assert slots(server) == {"good/vmlinuz": [DEBIAN, "1"], "good/initrd.img": [DEBIAN, "1"]}
+    assert server.load().slot == "good"
+
+
+def test_a_tree_that_is_being_made_begins_with_debians_kernel(tmp_path: Path) -> None:
+    server = Server.new(tmp_path / "server", NEW, DEBIAN, running="6.6.0-of-the-host")
+    server.guard("prepare")
+    assert server.state == ("armed", DEBIAN, NEW)
+
+
+def test_a_new_kernel_is_started_once_and_becomes_good(server: Server) -> None:
+    said = server.install(NEW).stdout
+    assert f"{NEW} is on trial at the next boot" in said
+    assert "no hardware watchdog" in said
+    assert server.state == ("armed", DEBIAN, NEW)
+    started = server.boot()
+    assert (started.slot, started.release) == ("trial", NEW)
+    assert server.state == ("good", NEW, "")
+    assert server.environment.keys() == {"next_entry", "guard_good"}
+    assert not (server.top / "boot/cplayground-trial").exists()
+    assert server.boot().slot == "good"
+    assert server.state == ("good", NEW, "")
+
+
+def test_a_kernel_that_crashes_is_left_and_is_not_armed_again(server: Server) -> None:
+    server.install(NEW)
+    server.load()
+    started = server.boot()
+    assert (started.slot, started.release) == ("good", DEBIAN)
+    found = server.status()
+    assert (found["state"], found["good"], found["bad"]) == ("bad", DEBIAN, NEW)
+    assert found["reason"].startswith("crashed or hung: ")
+    # The same package again, as a reinstallation does.
+    assert "not put on trial again" in server.install(NEW).stdout
+    assert server.state[0] == "bad"
+    assert server.guard("arm", NEW).returncode == 1
+    assert server.boot().release == DEBIAN
+    # Another version has another chance.
+    server.install(NEW, "2")
+    assert server.state == ("armed", DEBIAN, NEW)
+    assert server.boot().version == "2"
+    assert server.state == ("good", NEW, "")
+
+
+def test_retry_gives_a_bad_kernel_another_chance(server: Server) -> None:
+    server.install(NEW)
+    server.load()
+    server.boot()
+    assert server.guard("retry").returncode == 0
+    assert server.state == ("armed", DEBIAN, NEW)
+    server.boot()
+    assert server.state == ("good", NEW, "")
+    assert server.status()["bad"] == ""
+
+
+@pytest.mark.parametrize(
+    ("journal", "reason"),
+    [
+        ("Kernel panic - not syncing: Fatal exception", "crashed: Kernel panic"),
+        ("Oops: 0002 [#1] SMP", "crashed: Oops: 0002"),
+        ("watchdog: BUG: soft lockup - CPU#1 stuck for 26s!", "hung: watchdog: BUG: soft lockup"),
+        ("all was well", "crashed or hung: "),
+    ],
+)
+def test_the_reason_is_what_the_last_boot_left(server: Server, journal: str, reason: str) -> None:
+    server.install(NEW)
+    server.load()
+    server.write("journal", f"Linux version {NEW} (toy)\n{journal}\n")
+    server.boot()
+    assert server.status()["reason"].startswith(reason)
+    assert journal in server.guard("why").stdout
+
+
+def test_the_journal_of_another_kernel_is_no_evidence(server: Server) -> None:
+    server.install(NEW)
+    server.load()
+    server.write("journal", f"Linux version {DEBIAN} (toy)\nKernel panic - not syncing: old\n")
+    server.boot()
+    assert server.status()["reason"].startswith("crashed or hung: ")
+
+
+def test_a_kernel_that_grub_cannot_load_is_unloadable(server: Server) -> None:
+    server.install(NEW)
+    image = server.top / "boot/cplayground-trial/vmlinuz"
+    image.unlink()
+    image.write_text(json.dumps("garbage"))
+    assert server.boot().release == DEBIAN
+    assert server.status()["reason"].startswith("unloadable: ")
+
+
+def test_another_entry_of_the_menu_is_no_trial(server: Server) -> None:
+    server.install(NEW)
+    server.boot(choice="cplayground-good")
+    assert server.status()["reason"].startswith("not tried: ")
+    assert server.state[0] == "bad"
+
+
+def test_a_reboot_during_the_probation_returns_to_the_good_kernel(server: Server) -> None:
+    server.configure(PROBATION="10min")
+    server.install(NEW)
+    server.boot(judge=False)
+    # systemd ends the service; its sleep is over at once.
+    server.check("reboot", STOP)
+    server.guard("probation", FAKE_SYSTEM="stopping")
+    assert server.state == ("trying", DEBIAN, NEW)
+    assert server.boot().release == DEBIAN
+    assert server.status()["reason"].startswith("not tried to the end: ")
+
+
+def test_grub_that_cannot_clear_its_next_entry_never_tries(server: Server) -> None:
+    server.install(NEW)
+    assert server.boot(writes=False).release == DEBIAN
+    # Once may be a journal that was not replayed.
+    assert server.state[0] == "armed"
+    assert server.boot(writes=False).release == DEBIAN
+    assert server.status()["reason"].startswith("not tried: GRUB ")
+
+
+# --- checks -------------------------------------------------------------------------------------
+
+
+def test_a_failed_check_restarts_into_the_good_kernel(server: Server) -> None:
+    server.install(NEW)
+    server.check("database", "echo starting; echo no answer; exit 3")
+    assert server.boot().release == NEW
+    assert (server.top / "systemctl").read_text().splitlines()[-1].strip() == "reboot"
+    assert server.boot().release == DEBIAN
+    assert server.status()["reason"] == "refused: the check database failed: no answer"
+    told = server.guard("why").stdout
+    assert "Check database: status 3" in told and "  starting\n" in told
+
+
+def test_a_check_that_fails_once_is_repeated(server: Server) -> None:
+    server.install(NEW)
+    server.check("network", 'mkdir "$GUARD_STATE/seen" && exit 1; exit 0')
+    server.boot()
+    assert server.state == ("good", NEW, "")
+
+
+def test_a_users_check_replaces_ours_of_that_name(server: Server) -> None:
+    ours = "usr/lib/cplayground/guard/check.d/30-units"
+    server.write(ours, "#!/bin/sh\nexit 1\n", mode=0o755)
+    server.check("30-units", "exit 0")
+    server.install(NEW)
+    server.boot()
+    assert server.state == ("good", NEW, "")
+
+
+@pytest.mark.parametrize(("failing", "state"), [("a.service", "good"), ("b.service", "bad")])
+def test_a_unit_that_had_failed_before_is_no_fault(
+    server: Server, failing: str, state: str
+) -> None:
+    units = LIBRARY / "check.d/30-units"
+    server.write("usr/lib/cplayground/guard/check.d/30-units", units.read_text(), mode=0o755)
+    server.write("failed-units", "a.service loaded failed failed A\n")
+    server.install(NEW)
+    server.write("failed-units", f"{failing} loaded failed failed it\n")
+    server.boot()
+    assert server.state[0] == state
+
+
+def test_the_machine_that_never_comes_up_is_restarted(server: Server) -> None:
+    server.configure(BOOT_LIMIT="0", PROBATION="0")
+    server.install(NEW)
+    server.boot(judge=False)
+    server.guard("deadline")
+    assert (server.top / "systemctl").read_text().splitlines()[-1] == "--force reboot"
+    assert server.boot().release == DEBIAN
+    assert "did not come up" in server.status()["reason"]
+
+
+def test_the_deadline_is_over_when_the_probation_began(server: Server) -> None:
+    server.configure(BOOT_LIMIT="0", PROBATION="0")
+    server.install(NEW)
+    server.boot()
+    server.guard("deadline")
+    assert "reboot" not in (server.top / "systemctl").read_text()
+
+
+# --- what an administrator says -----------------------------------------------------------------
+
+
+def test_good_ends_the_probation(server: Server) -> None:
+    server.configure(PROBATION="10min")
+    server.install(NEW)
+    server.boot(judge=False)
+    server.check("stop", STOP)
+    server.guard("probation")
+    assert server.state == ("trying", DEBIAN, NEW)
+    server.guard("good")
+    assert server.state == ("good", NEW, "")
+
+
+def test_rollback_disarms(server: Server) -> None:
+    server.install(NEW)
+    assert server.guard("rollback").returncode == 0
+    assert server.state == ("bad", DEBIAN, "")
+    assert server.boot().release == DEBIAN
+
+
+def test_rollback_returns_to_the_kernel_that_was_good_before(server: Server) -> None:
+    server.install(NEW)
+    server.boot()
+    assert server.guard("rollback").returncode == 0
+    assert server.boot().release == DEBIAN
+    assert server.status()["bad"] == NEW
+    server.guard("hook", "installed", NEW)
+    assert server.boot().release == DEBIAN
+
+
+def test_a_second_kernel_waits_until_the_first_trial_has_ended(server: Server) -> None:
+    server.configure(PROBATION="10min")
+    server.install(NEW)
+    server.boot(judge=False)
+    server.check("stop", STOP)
+    server.guard("probation")
+    assert "is put on trial when" in server.install(NEWER).stdout
+    assert server.state == ("trying", DEBIAN, NEW)
+    server.guard("good")
+    assert server.state == ("armed", NEW, NEWER)
+
+
+def test_the_newest_of_two_installed_kernels_is_tried(server: Server) -> None:
+    server.install(NEW)
+    server.install(NEWER)
+    assert server.state == ("armed", DEBIAN, NEWER)
+
+
+# --- Debian's kernels ---------------------------------------------------------------------------
+
+
+def test_debians_kernel_is_left_to_debian(server: Server) -> None:
+    server.install("6.1.0-58-cloud-amd64")
+    assert server.state == ("good", "6.1.0-58-cloud-amd64", "")
+
+
+def test_debians_kernel_is_tried_if_the_administrator_says_so(server: Server) -> None:
+    server.configure(KERNELS="all", PROBATION="0")
+    server.install("6.1.0-58-cloud-amd64")
+    assert server.state == ("armed", DEBIAN, "6.1.0-58-cloud-amd64")
+
+
+def test_debians_kernel_does_not_take_the_place_of_ours(settled: Server) -> None:
+    said = settled.install("6.1.0-58-cloud-amd64").stdout
+    assert f"goes on with {OLD}" in said
+    assert settled.boot().release == OLD
+
+
+# --- replaced files -----------------------------------------------------------------------------
+
+
+def test_the_good_kernel_stays_when_its_package_is_replaced_in_place(settled: Server) -> None:
+    done = settled.install(OLD, "2")
+    # Debian's kernel has been good, and its modules are whole.
+    assert settled.state == ("armed", DEBIAN, OLD)
+    assert f"{DEBIAN} is the kernel to return to" in done.stdout
+    settled.load()
+    assert settled.boot().release == DEBIAN
+
+
+def test_without_another_kernel_the_old_one_is_kept_and_its_modules_are_named(
+    tmp_path: Path,
+) -> None:
+    server = Server.new(tmp_path / "server", NEW)
+    server.guard("prepare")
+    done = server.install(NEW, "2")
+    assert "new modules" in done.stderr
+    assert server.state == ("armed", NEW, NEW)
+    assert slots(server)["good/vmlinuz"] == [NEW, "1"]
+    assert slots(server)["trial/vmlinuz"] == [NEW, "2"]
+    assert "modules" in server.status()["reason"]
+    assert server.boot().version == "2"
+    assert server.state == ("good", NEW, "")
+    assert slots(server)["good/vmlinuz"] == [NEW, "2"]
+    assert server.status()["reason"] == ""
+
+
+def test_the_same_kernel_in_another_package_is_not_tried(settled: Server) -> None:
+    """The packages of a rollback have the files of the older release."""
+    settled.write(f"packages/linux-image-{OLD}", "1+rollback1")
+    settled.guard("hook", "installed", OLD)
+    assert settled.state == ("good", OLD, "")
+
+
+def test_a_new_initrd_of_the_good_kernel_is_tried(settled: Server) -> None:
+    settled.put(OLD, initrd="with microcode")
+    settled.guard("hook", "initrd", OLD)
+    assert settled.state == ("armed", OLD, OLD)
+    good = settled.top / "boot/cplayground-good/initrd.img"
+    assert "microcode" not in good.read_text()
+    settled.load()
+    assert settled.boot().slot == "good"
+    assert "microcode" not in good.read_text()
+    settled.guard("retry", OLD)
+    settled.boot()
+    assert settled.state == ("good", OLD, "")
+    assert "microcode" in good.read_text()
+
+
+def test_a_new_initrd_of_the_kernel_on_trial_is_part_of_the_trial(server: Server) -> None:
+    server.install(NEW)
+    server.put(NEW, initrd="more")
+    server.guard("hook", "initrd", NEW)
+    assert "more" in (server.top / "boot/cplayground-trial/initrd.img").read_text()
+
+
+def test_a_kernel_without_its_initrd_is_not_tried(server: Server) -> None:
+    server.put(NEW)
+    (server.top / f"boot/initrd.img-{NEW}").unlink()
+    done = server.guard("hook", "installed", NEW)
+    assert done.returncode == 0 and "initrd" in done.stderr
+    assert server.state == ("good", DEBIAN, "")
+
+
+def test_a_removed_kernel_is_disarmed(server: Server) -> None:
+    server.install(NEW)
+    server.remove(NEW)
+    assert server.state == ("good", DEBIAN, "")
+    assert "next_entry" not in server.environment
+
+
+def test_without_the_good_kernel_another_one_takes_its_place(settled: Server) -> None:
+    settled.remove(OLD)
+    assert settled.state == ("good", DEBIAN, "")
+    assert settled.boot().release == DEBIAN
+
+
+# --- withdrawn ----------------------------------------------------------------------------------
+
+
+def test_a_withdrawn_kernel_is_disarmed_and_never_armed(server: Server) -> None:
+    server.install(NEW)
+    server.withdraw(NEW)
+    assert server.state == ("good", DEBIAN, "")
+    assert server.guard("arm", NEW).returncode == 1
+    server.put(NEW)
+    assert "withdrawn" in server.guard("hook", "installed", NEW).stdout
+    assert server.state == ("good", DEBIAN, "")
+
+
+def test_after_a_withdrawal_the_older_kernel_of_ours_is_good(settled: Server) -> None:
+    settled.install(NEW)
+    settled.boot()
+    assert settled.state == ("good", NEW, "")
+    settled.withdraw(NEW)
+    assert settled.state == ("good", OLD, "")
+    assert settled.boot().release == OLD
+
+
+# --- /boot --------------------------------------------------------------------------------------
+
+
+def test_a_full_boot_arms_nothing_and_keeps_the_good_kernel(server: Server) -> None:
+    server.put(NEW)
+    before = server.environment
+    done = server.guard("hook", "installed", NEW, FAKE_BOOT="full")
+    assert done.returncode == 0 and "no room" in done.stderr
+    assert server.state == ("good", DEBIAN, "")
+    assert server.environment.get("next_entry", "") == before.get("next_entry", "")
+    assert not (server.top / "boot/cplayground-trial").exists()
+    assert server.boot().release == DEBIAN
+    assert server.guard("arm", NEW, FAKE_BOOT="full").returncode == 1
+    assert server.guard("arm", NEW).returncode == 0
+
+
+def test_boot_without_hard_links_has_copies(server: Server) -> None:
+    server.env = {"FAKE_BOOT": "vfat", "FAKE_FS": "fat"}
+    server.install(NEW)
+    for name in ("vmlinuz", "initrd.img"):
+        copy = server.top / f"boot/cplayground-trial/{name}"
+        assert copy.stat().st_nlink == 1
+    server.boot()
+    assert server.state == ("good", NEW, "")
+
+
+def test_links_take_no_room(server: Server) -> None:
+    server.install(NEW)
+    assert (server.top / f"boot/vmlinuz-{NEW}").samefile(
+        server.top / "boot/cplayground-trial/vmlinuz"
+    )
+
+
+def test_a_damaged_environment_is_made_again(server: Server) -> None:
+    (server.top / "boot/grub/grubenv").write_text("")
+    server.install(NEW)
+    assert server.environment["next_entry"] == "cplayground-trial"
+
+
+def test_variables_of_others_stay(server: Server) -> None:
+    server.save({"recordfail": "1", "next_entry": "memtest"})
+    server.install(NEW)
+    server.guard("rollback")
+    assert server.environment["recordfail"] == "1"
+    server.save(server.environment | {"next_entry": "memtest"})
+    server.guard("retire")
+    assert server.environment == {"recordfail": "1", "next_entry": "memtest"}
+
+
+# --- machines without a way back ----------------------------------------------------------------
+
+
+def _systemd_boot(server: Server) -> None:
+    name = "sys/firmware/efi/efivars/LoaderInfo-4a67b082"
+    path = server.top / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"\6\0\0\0" + "systemd-boot 252".encode("utf-16-le"))
+
+
+def _default(value: str) -> Callable[[Server], None]:
+    return lambda server: server.write("etc/default/grub", f"GRUB_DEFAULT={value}\n")
+
+
+def _saved(server: Server) -> None:
+    _default("saved")(server)
+    server.save({"saved_entry": "gnulinux-advanced-x>gnulinux-6.1.0-57-cloud-amd64-advanced-x"})
+
+
+WITHOUT: dict[str, tuple[Callable[[Server], object], str]] = {
+    "LVM": (lambda server: server.env.update(FAKE_ABSTRACTION="lvm"), "lvm"),
+    "md": (lambda server: server.env.update(FAKE_ABSTRACTION="mdraid1x diskfilter"), "mdraid1x"),
+    "an unknown device": (lambda server: server.env.update(FAKE_ABSTRACTION="error"), "grub-probe"),
+    "btrfs": (lambda server: server.env.update(FAKE_FS="btrfs"), "btrfs"),
+    "zfs": (lambda server: server.env.update(FAKE_FS="zfs"), "zfs"),
+    "systemd-boot": (_systemd_boot, "systemd-boot"),
+    "no GRUB": (lambda server: (server.top / "boot/grub/grub.cfg").unlink(), "grub.cfg"),
+    "a pinned number": (_default("2"), "pins"),
+    "a pinned title": (_default("'Debian GNU/Linux'"), "pins"),
+    "a pinned path": (_default("'1>2'"), "pins"),
+    "a saved entry": (_saved, "pinned"),
+    "no 10_linux": (lambda server: (server.top / "etc/grub.d/10_linux").chmod(0o644), "10_linux"),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_a_machine_without_a_way_back_stays_as_it_is(tmp_path: Path, name: str) -> None:
+    change, reason = WITHOUT[name]
+    server = Server.new(tmp_path / "server", DEBIAN)
+    change(server)
+    server.put(NEW)
+
+    def boot() -> dict[str, bytes]:
+        return {str(p): p.read_bytes() for p in (server.top / "boot").rglob("*") if p.is_file()}
+
+    before = boot()
+    for argv in (["prepare"], ["hook", "installed", NEW], ["hook", "initrd", NEW], ["probation"]):
+        assert server.guard(*argv).returncode == 0
+    said = server.guard("hook", "installed", NEW).stdout
+    assert reason in said
+    for command in ("arm", "good", "retry", "rollback", "status"):
+        argv = [command, NEW] if command in ("arm", "retry") else [command]
+        assert server.guard(*argv).returncode == 3, command
+    assert server.status()["state"] == "unsupported"
+    assert reason in server.status()["reason"]
+    assert boot() == before
+    assert not list(server.top.glob("etc/apt/apt.conf.d/*"))
+
+
+@pytest.mark.parametrize("value", ["0", "", "saved", "cplayground-good"])
+def test_these_defaults_start_the_good_kernel(server: Server, value: str) -> None:
+    _default(value)(server)
+    server.install(NEW)
+    assert server.state == ("armed", DEBIAN, NEW)
+
+
+def test_a_watchdog_may_be_required(server: Server) -> None:
+    server.configure(WATCHDOG="required", PROBATION="0")
+    done = server.install(NEW)
+    assert "watchdog" in done.stderr
+    assert server.state == ("good", DEBIAN, "")
+    server.write("sys/class/watchdog/watchdog0/identity", "iTCO_wdt\n")
+    server.install(NEW)
+    assert server.state == ("armed", DEBIAN, NEW)
+    assert server.status()["watchdog"] == "hardware"
+
+
+@pytest.mark.parametrize(
+    "line", ["KERNELS=some", "PROBATION=soon", "REBOOT=tonight", "NAME=x", "REBOOT=25"]
+)
+def test_a_line_that_is_not_understood_is_named_and_has_no_effect(
+    server: Server, line: str
+) -> None:
+    server.write("etc/cplayground/guard.conf", f"# comment\n\n{line}\n")
+    done = server.guard("status")
+    assert done.returncode == 0 and line in done.stderr
+    assert "kernels: ours\nprobation: 10min\nreboot: never\n" in done.stdout
+
+
+# --- reboots ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("window", "due"),
+    [
+        ("never", False),
+        ("00:00-23:59", True),
+        ("00:00-00:00", False),
+    ],
+)
+def test_a_machine_restarts_by_itself_only_in_the_window(
+    server: Server, window: str, due: bool
+) -> None:
+    server.configure(REBOOT=window, PROBATION="0")
+    server.install(NEW)
+    server.write("systemctl", "")
+    server.guard("reboot-if-due")
+    assert ("reboot" in (server.top / "systemctl").read_text()) == due
+
+
+def test_a_machine_does_not_restart_while_packages_are_installed(server: Server) -> None:
+    server.configure(REBOOT="00:00-23:59", PROBATION="0")
+    server.install(NEW)
+    server.write("systemctl", "")
+    lock = server.top / "var/lib/dpkg/lock-frontend"
+    lock.touch()
+    server.write("proc/locks", f"1: POSIX  ADVISORY  WRITE 1 08:01:{lock.stat().st_ino} 0 EOF\n")
+    server.guard("reboot-if-due")
+    assert (server.top / "systemctl").read_text() == ""
+
+
+def test_a_machine_restarts_only_for_an_armed_kernel(server: Server) -> None:
+    server.configure(REBOOT="00:00-23:59")
+    server.guard("reboot-if-due")
+    assert (
+        not (server.top / "systemctl").exists()
+        or "reboot" not in (server.top / "systemctl").read_text()
+    )
+
+
+# --- power cuts ---------------------------------------------------------------------------------
+
+
+def _arm(server: Server) -> list[str]:
+    server.put(NEW)
+    return ["hook", "installed", NEW]
+
+
+def _try(server: Server) -> list[str]:
+    server.install(NEW)
+    server.boot(judge=False)
+    return ["probation"]
+
+
+def _fail(server: Server) -> list[str]:
+    server.install(NEW)
+    server.boot(judge=False)
+    server.check("bad", "exit 1")
+    return ["probation"]
+
+
+def _crash(server: Server) -> list[str]:
+    server.install(NEW)
+    server.load()
+    server.boot(judge=False)
+    return ["probation"]
+
+
+def _withdraw(server: Server) -> list[str]:
+    server.install(NEW)
+    server.boot()
+    server.write("usr/share/cplayground/withdrawn-lab", f"{NEW}\n")
+    image = server.top / f"boot/vmlinuz-{NEW}"
+    image.rename(image.with_name(f"withdrawn-{image.name}"))
+    return ["hook", "removed", NEW]
+
+
+def _overwrite(server: Server) -> list[str]:
+    server.install(NEW)
+    server.boot()
+    server.put(NEW, "2")
+    return ["hook", "installed", NEW]
+
+
+def _rollback(server: Server) -> list[str]:
+    server.install(NEW)
+    server.boot()
+    return ["rollback"]
+
+
+def _retire(server: Server) -> list[str]:
+    server.install(NEW)
+    return ["retire"]
+
+
+CUT: dict[str, Callable[[Server], list[str]]] = {
+    "arm": _arm,
+    "try": _try,
+    "a failed check": _fail,
+    "a crash": _crash,
+    "withdrawn": _withdraw,
+    "overwritten": _overwrite,
+    "rollback": _rollback,
+    "retire": _retire,
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_the_power_may_be_cut_at_each_step(server: Server, tmp_path: Path, name: str) -> None:
+    argv = CUT[name](server)
+    for cut in range(1, 200):
+        copy = server.copy(tmp_path / f"{cut}")
+        if not copy.cuts(copy.guard(*argv, cut=cut)):
+            assert cut > 5
+            return
+        # GRUB starts a whole pair each time (Server.load asserts it), and all comes to rest.
+        rests = ("good", "bad", "none")
+        for _ in range(3):
+            copy.boot()
+            state, good, trial = copy.stored
+            if state in rests:
+                break
+        assert state in rests and trial == "", f"step {cut}"
+        assert copy.load().release == good, f"step {cut}"
+        assert not copy.environment.get("guard_settle"), f"step {cut}"
+    pytest.fail("it never ends")
+
+
+def test_the_first_good_kernel_may_be_cut_short(tmp_path: Path) -> None:
+    server = Server.new(tmp_path / "server", DEBIAN)
+    for cut in range(1, 100):
+        copy = server.copy(tmp_path / f"{cut}")
+        if not copy.cuts(copy.guard("prepare", cut=cut)):
+            return
+        assert copy.load().release == DEBIAN
+        copy.boot()
+        assert copy.stored == ("good", DEBIAN, "")
+
+
+def test_any_order_of_events_and_power_cuts_leaves_a_machine_that_starts(tmp_path: Path) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    server = Server.new(tmp_path / "server", DEBIAN)
+    server.guard("prepare")
+    kernels = [OLD, NEW, NEWER, "6.1.0-58-cloud-amd64"]
+    for turn in range(30):
+        cut = chance.choice([0, 0, chance.randrange(1, 40)])
+        release = chance.choice(kernels)
+        match chance.randrange(9):
+            case 0 | 1:
+                server.put(release, chance.choice("12"))
+                server.guard("hook", "initrd", release, cut=cut)
+                server.guard("hook", "installed", release, cut=cut)
+            case 2:
+                server.guard(chance.choice(["good", "rollback", "retry"]), cut=cut)
+            case 3:
+                server.guard("arm", release, cut=cut)
+            case 4:
+                server.check("check", chance.choice(["exit 0", "exit 1"]))
+            case 5:
+                server.load()
+            case _:
+                started = server.load()
+                server.come_up(started.release, trial=started.slot == "trial")
+                server.guard("probation", cut=cut)
+        for slot in server.top.glob("boot/cplayground-good"):
+            assert (slot / "vmlinuz").exists(), f"turn {turn}"
+        server.load()
+    server.check("check", "exit 0")
+    for _ in range(3):
+        server.boot()
+    state, good, _ = server.stored
+    assert state in ("good", "bad") and server.boot().release == good
+
+
+# --- apt ----------------------------------------------------------------------------------------
+
+
+def veto(server: Server, *removed: str, options: str = "") -> int:
+    lines = ["VERSION 3", "APT::Architecture=amd64", *filter(None, [options]), ""]
+    lines += [f"{name} 1 amd64 none > - - none **REMOVE**" for name in removed]
+    lines += ["other - - none < 1 amd64 none /var/cache/apt/archives/other.deb"]
+    return server.run([LIBRARY / "veto"], text="\n".join(lines) + "\n").returncode
+
+
+@pytest.mark.parametrize("name", [f"linux-image-{OLD}", f"cplayground-modules-{OLD}"])
+def test_apt_does_not_remove_the_good_kernel(settled: Server, name: str) -> None:
+    settled.install(NEW)
+    assert veto(settled, name) == 10
+    assert veto(settled, "cplayground-dkms") == 0
+    assert veto(settled, f"linux-image-{NEW}") == 0
+
+
+def test_apt_removes_it_if_the_administrator_insists(settled: Server) -> None:
+    settled.install(NEW)
+    assert veto(settled, f"linux-image-{OLD}", options="CPlayground::Guard::Veto=false") == 0
+
+
+def test_apt_removes_it_with_the_guard(settled: Server) -> None:
+    settled.install(NEW)
+    assert veto(settled, f"linux-image-{OLD}", "cplayground-kernel-guard") == 0
+
+
+def test_apt_removes_all_of_ours_if_debians_kernel_stays(settled: Server) -> None:
+    settled.install(NEW)
+    ours = [f"linux-image-{OLD}", f"linux-image-{NEW}", f"cplayground-modules-{OLD}"]
+    assert veto(settled, *ours) == 0
+    assert veto(settled, *ours, f"linux-image-{DEBIAN}") == 10
+
+
+def test_before_the_guard_knows_a_kernel_apt_is_free(tmp_path: Path) -> None:
+    server = Server.new(tmp_path / "server", DEBIAN)
+    assert veto(server, f"linux-image-{DEBIAN}") == 0
+
+
+def test_autoremove_leaves_the_good_kernel_and_the_one_on_trial(settled: Server) -> None:
+    path = settled.top / "etc/apt/apt.conf.d/51cplayground-guard-keep"
+    settled.install(NEW)
+    text = path.read_text()
+    for release in (OLD, NEW):
+        name = release.replace(".", "\\.")
+        assert f'"^linux-image-{name}$";' in text and f'"^cplayground-modules-{name}$";' in text
+    assert "cloud-amd64-unsigned" in text
+    settled.guard("retire")
+    assert not path.exists()
+
+
+# --- the menu -----------------------------------------------------------------------------------
+
+_LINUX = """\
+menuentry 'Debian GNU/Linux' --class debian --unrestricted $menuentry_id_option 'gnulinux-simple-1' {
+	savedefault
+	load_video
+	search --no-floppy --fs-uuid --set=root 1-2-3
+	echo	'Loading Linux 6.1.0-57-cloud-amd64 ...'
+	linux	/vmlinuz-6.1.0-57-cloud-amd64 root=UUID=4-5-6 ro quiet dyndbg="file a.c  +p"
+	echo	'Loading initial ramdisk ...'
+	initrd	/intel-ucode.img /initrd.img-6.1.0-57-cloud-amd64
+}
+"""
+
+
+def entries(server: Server, place: str) -> str:
+    server.write("etc/grub.d/10_linux", f"#!/bin/sh\ncat <<'EOF'\n{_LINUX}EOF\n", mode=0o755)
+    env = {"GRUB_DISTRIBUTOR": "Debian"}
+    return server.run([LIBRARY / "grub-entries", place], **env).stdout
+
+
+def test_the_entries_have_the_arguments_of_debians(server: Server) -> None:
+    text = entries(server, "front")
+    arguments = 'root=UUID=4-5-6 ro quiet dyndbg="file a.c  +p"'
+    assert f"\tlinux\t/cplayground-good/vmlinuz {arguments}\n" in text
+    assert f"if linux\t/cplayground-trial/vmlinuz {arguments} cplayground_guard=trial" in text
+    assert "initrd\t/intel-ucode.img /cplayground-good/initrd.img\n" in text
+    assert "--class debian --unrestricted $menuentry_id_option 'cplayground-good'" in text
+    assert text.index("'cplayground-good'") < text.index("'cplayground-trial'")
+    trial = text[text.index("'cplayground-trial'") :]
+    # A trial is never the entry that GRUB remembers.
+    assert "savedefault" not in trial and "savedefault" in text
+    assert (
+        "panic=10 oops=panic softlockup_panic=1 hung_task_panic=1 systemd.watchdog_sec=60" in trial
+    )
+
+
+def test_the_entries_go_to_the_end_if_an_entry_is_pinned(server: Server) -> None:
+    assert entries(server, "back") == ""
+    _default("2")(server)
+    assert entries(server, "front") == ""
+    assert "cplayground-good" in entries(server, "back")
+
+
+def test_without_a_good_kernel_the_menu_is_as_before(tmp_path: Path) -> None:
+    server = Server.new(tmp_path / "server", DEBIAN)
+    assert entries(server, "front") == ""
+
+
+def test_the_fakes_are_programs() -> None:
+    assert all(path.stat().st_mode & 0o111 for path in FAKES.iterdir())
