@@ -770,7 +770,7 @@ def test_autoremove_leaves_the_good_kernel_and_the_one_on_trial(settled: Server)
 # --- the menu -----------------------------------------------------------------------------------
 
 _LINUX = """\
-menuentry 'Debian GNU/Linux' --class debian --unrestricted $menuentry_id_option 'gnulinux-simple-1' {
+menuentry 'Debian' --class debian --unrestricted $menuentry_id_option 'gnulinux-simple-1' {
 	savedefault
 	load_video
 	search --no-floppy --fs-uuid --set=root 1-2-3
@@ -784,8 +784,7 @@ menuentry 'Debian GNU/Linux' --class debian --unrestricted $menuentry_id_option 
 
 def entries(server: Server, place: str) -> str:
     server.write("etc/grub.d/10_linux", f"#!/bin/sh\ncat <<'EOF'\n{_LINUX}EOF\n", mode=0o755)
-    env = {"GRUB_DISTRIBUTOR": "Debian"}
-    return server.run([LIBRARY / "grub-entries", place], **env).stdout
+    return server.run([LIBRARY / "grub-entries", place], GRUB_DISTRIBUTOR="Debian").stdout
 
 
 def test_the_entries_have_the_arguments_of_debians(server: Server) -> None:
