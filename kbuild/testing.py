@@ -20,7 +20,7 @@ from kbuild.core import progress
 from kbuild.core.errors import InfrastructureError, KbuildError, UserError
 from kbuild.core.model import Settings, Target
 from kbuild.core.run import start, stop
-from kbuild.fetch import source
+from kbuild.fetch import roots, source
 from kbuild.gate import candidate, server
 from kbuild.lab import setup
 from kbuild.pipeline import images, lint, stages
@@ -36,6 +36,18 @@ _CHOSEN_TIERS = ("unit", "vm")
 _FILES = {"mutants": "tests/lab/test_mutants.py"}
 # The kernel of the lab's tests: all detectors that work in one kernel.
 LAB_FLAVOUR, LAB_VARIANT = "lab", "debug"
+
+# On top of a server's: the tools of every kind of disk, and UEFI with its GRUB.
+_DISK_PACKAGES = (
+    "btrfs-progs",
+    "dosfstools",
+    "grub-efi-amd64-bin",
+    "lvm2",
+    "mdadm",
+    "mtools",
+    "ovmf",
+    "xfsprogs",
+)
 
 _TIER_TIMEOUT_S = {"unit": 1200.0, **dict.fromkeys(("vm", "gate", "mutants", "lab"), 3600.0)}
 # For everything that the lab has, each ten times.
@@ -248,6 +260,9 @@ def _gate_options(settings: Settings, target: Target, selection: Selection) -> l
         candidate.write(path, candidate.of(made))
         options += [f"--{name}", str(path)]
     options += ["--server", str(server.stock(settings, made.base).path)]
+    packages = (*server.packages(target.suite, dkms=False), *_DISK_PACKAGES)
+    disks = roots.make_root(settings, target.suite, "server-disks", packages)
+    options += ["--disks", str(disks.path)]
     return [*options, *_place_options(settings, target, selection.accel)]
 
 

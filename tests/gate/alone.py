@@ -14,11 +14,11 @@ import shutil
 import struct
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kbuild.core import fs
 from kbuild.core import run as programs
@@ -30,6 +30,8 @@ from kbuild.guest import qemu
 
 _SOURCE = Path(__file__).with_name("kernel.S")
 _TIMEOUT_S = 120.0
+# A machine that has not started a kernel by then waits for a key.
+_BOOT_S = 60.0
 # isa-debug-exit's port and the value that tests/gate/kernel.S writes to it, as a status of QEMU.
 _EXIT = "isa-debug-exit,iobase=0x501,iosize=1"
 _STARTED = 2 * 0x10 + 1
@@ -70,7 +72,7 @@ class Layout:
     """How a server is installed: the file system with /boot, and the firmware."""
 
     name: str
-    kind: str = "ext4"  # ext4 or xfs, of every partition but the ESP
+    kind: str = "ext4"  # of the partition with /boot: ext4, xfs, or vfat, which is the ESP then
     separate: bool = False  # /boot is a file system of its own
     efi: bool = False
 
@@ -86,10 +88,13 @@ class Layout:
 
 
 BIOS = Layout("bios")
-_UUIDS = (server.UUID, "5ba1c9a4-8d3f-4c57-9c58-0a8b5a6c0b02")
+_ROOT_UUID = "f2b1a3a0-5c07-4f0c-8d8e-2d3c7c1a9f01"
+# Of the partition with /boot.
+_UUIDS = {"ext4": server.UUID, "xfs": "5ba1c9a4-8d3f-4c57-9c58-0a8b5a6c0b02", "vfat": "0C91-F0E5"}
+_GRUB_NAMES = {"ext4": "ext2", "xfs": "xfs", "vfat": "fat"}
 # The smallest xfs that mkfs.xfs makes.
 _OUT = "/tmp/out"
-_MIBS = {"ext4": 64, "xfs": 304, "vfat": 40}
+_MIBS = {"ext4": 64, "xfs": 304, "vfat": 80}
 
 
 def probe(layout: Layout) -> str:
@@ -113,8 +118,8 @@ case $target in
 device) echo "/dev/vda$((at + 1))" ;;
 disk) echo /dev/vda ;;
 drive) echo "(hd0,msdos$((at + 1)))" ;;
-fs) echo {"ext2" if layout.kind == "ext4" else layout.kind} ;;
-fs_uuid) [ "$at" = 0 ] && echo {_UUIDS[0]} || echo {_UUIDS[1]} ;;
+fs) [ "$at" = {boot} ] && echo {_GRUB_NAMES[layout.kind]} || echo ext2 ;;
+fs_uuid) [ "$at" = {boot} ] && echo {_UUIDS[layout.kind]} || echo {_ROOT_UUID} ;;
 fs_label) ;;
 partmap) echo msdos ;;
 abstraction | compatibility_hint | cryptodisk_uuid | hints_string | partuuid) ;;
@@ -179,24 +184,29 @@ class Installed:
         self.run(["grub-mkconfig", "-o", "/boot/grub/grub.cfg"])
 
     def write(self) -> Path:
-        """Write the tree's /boot to the disk."""
+        """Write the tree's /boot to the disk, and return it."""
         grub = _images(self)
         with tempfile.TemporaryDirectory(prefix="cplayground-grub-") as name:
             stage = Path(name)
-            (stage / "root/boot").mkdir(parents=True)
             boot = stage / ("boot" if self.layout.separate else "root/boot")
+            (stage / "root/boot").mkdir(parents=True)
             shutil.copytree(self.tree / "boot", boot, symlinks=True, dirs_exist_ok=True)
-            trees = [stage / "root", boot] if self.layout.separate else [stage / "root"]
             parts = []
-            for tree, uuid in zip(trees, _UUIDS, strict=False):
-                files = tree if self.layout.kind == "ext4" else _xfs(self, tree, uuid)
-                parts.append(Partition(files, uuid, self.layout.kind, _MIBS[self.layout.kind]))
-            if self.layout.efi:
-                parts.append(Partition(grub / "esp", "", "vfat", _MIBS["vfat"]))
-                return write(self.disk, parts)
-            images = ((grub / one).read_bytes() for one in ("boot.img", "core.img"))
-            boot_image, core = images
-            return write(self.disk, parts, boot=boot_image, core=core)
+            if self.layout.separate:
+                parts.append(Partition(stage / "root", _ROOT_UUID, "ext4"))
+            kind = self.layout.kind
+            files = boot if self.layout.separate else stage / "root"
+            if kind == "xfs":
+                files = _xfs(self, files)
+            if kind == "vfat":
+                files = _vfat(self, grub / "esp", boot)
+            parts.append(Partition(files, _UUIDS[kind], kind))
+            if not self.layout.efi:
+                boot_image, core = ((grub / one).read_bytes() for one in ("boot.img", "core.img"))
+                return write(self.disk, parts, boot=boot_image, core=core)
+            if kind != "vfat":
+                parts.append(Partition(grub / "esp", "", "vfat"))
+            return write(self.disk, parts)
 
     def guard(
         self, *arguments: str, booted: Boot | None = None, status: int | None = 0, cut: str = ""
@@ -222,7 +232,11 @@ class Installed:
                 path.unlink()
         return self.run(
             [
-                *("sh", "-c", 'want=$1; shift; "$@"; got=$?; [ -z "$want" ] || exit $((got != want))'),
+                *(
+                    "sh",
+                    "-c",
+                    'want=$1; shift; "$@"; got=$?; [ -z "$want" ] || exit $((got != want))',
+                ),
                 *("sh", "" if status is None else str(status)),
                 *("env", "GUARD_PATH=/tmp/front", "GUARD_AGAIN_S=0", "cplayground-guard"),
                 *arguments,
@@ -239,30 +253,39 @@ class Installed:
         said = self.guard("status", booted=booted, status=None)
         return dict(line.split(": ", 1) for line in said.splitlines() if ": " in line)
 
-    def start(self, **more: Any) -> Boot:
+    def start(self) -> Boot:
         """Boot a disk with the tree's /boot, and take over what GRUB wrote."""
         self.write()
-        seen = self.boot(**more)
+        seen = self.boot()
         block = self.read(f"{self.layout.grub}/grubenv")
         (self.tree / "boot/grub/grubenv").write_bytes(block)
         return seen
 
-    def boot(self, **more: Any) -> Boot:
-        """Boot the disk, which may change."""
+    def boot(
+        self, *, keys: bytes = b"", readonly: bool = False, timeout_s: float = _BOOT_S
+    ) -> Boot:
+        """Boot the disk, as :func:`boot` does."""
         firmware = None
         if self.layout.efi:
             firmware = self.tree / "usr/share/OVMF/OVMF_CODE_4M.fd"
-        return boot(self.disk, firmware=firmware, log=self.home / "boots.log", **more)
+        return boot(
+            self.disk,
+            firmware=firmware,
+            keys=keys,
+            readonly=readonly,
+            timeout_s=timeout_s,
+            log=self.home / "boots.log",
+        )
 
     def read(self, name: str) -> bytes:
         """Return a file on the partition with /boot, as GRUB's own drivers read it."""
         done = self.home / "read"
         place = f"(loop0,{self.layout.partition}){name}"
-        with done.open("wb") as stream:
-            self.run(
-                ["sh", "-c", 'grub-fstest /tmp/disk cat "$1" >/tmp/out', "sh", place],
-                binds=[Bind(self.disk, "/tmp/disk"), Bind(done, _OUT, writable=True)],
-            )
+        done.write_bytes(b"")
+        self.run(
+            ["sh", "-c", 'grub-fstest /tmp/disk cat "$1" >/tmp/out', "sh", place],
+            binds=[Bind(self.disk, "/tmp/disk"), Bind(done, _OUT, writable=True)],
+        )
         return done.read_bytes()
 
     def environment(self) -> dict[str, str]:
@@ -270,6 +293,7 @@ class Installed:
         return environment(self.read(f"{self.layout.grub}/grubenv"))
 
 
+_EXPECTED = 'want=$1; shift; "$@"; got=$?; [ -z "$want" ] || exit $((got != want))'
 _SAY = "#!/bin/sh\necho {}\n"
 # A command that changes files.  Before it runs, it keeps /boot as a power cut would leave it.
 _CHANGING = ("cat", "cp", "grub-editenv", "ln", "mkdir", "mv", "rm", "rmdir", "sync")
@@ -320,15 +344,30 @@ def _images(one: Installed) -> Path:
     return made
 
 
-def _xfs(one: Installed, tree: Path, uuid: str) -> Path:
+def _xfs(one: Installed, tree: Path) -> Path:
     """Return a file with an xfs that holds a tree."""
     made, proto = tree.with_suffix(".xfs"), tree.with_suffix(".proto")
     with made.open("wb") as stream:
         stream.truncate(_MIBS["xfs"] * _MIB)
     proto.write_text("\n".join(["/", "0 0", "d--755 0 0", *_listed(tree), "$", ""]))
     one.run(
-        ["mkfs.xfs", "-q", "-m", f"uuid={uuid}", "-p", "/tmp/proto", "/tmp/disk"],
-        binds=[Bind(tree, str(tree)), Bind(proto, "/tmp/proto"), Bind(made, "/tmp/disk", writable=True)],
+        ["mkfs.xfs", "-q", "-m", f"uuid={_UUIDS['xfs']}", "-p", "/tmp/proto", "/tmp/disk"],
+        binds=[
+            Bind(tree, str(tree)),
+            Bind(proto, "/tmp/proto"),
+            Bind(made, "/tmp/disk", writable=True),
+        ],
+    )
+    return made
+
+
+def _vfat(one: Installed, esp: Path, boot: Path) -> Path:
+    """Return a file with a copy of the ESP that also holds a /boot."""
+    made = boot.with_suffix(".esp")
+    shutil.copy(esp, made)
+    one.run(
+        ["sh", "-c", "mcopy -s -i /tmp/disk /tmp/boot/* ::/"],
+        binds=[Bind(boot, "/tmp/boot"), Bind(made, "/tmp/disk", writable=True)],
     )
     return made
 
@@ -354,7 +393,11 @@ class Partition:
     files: Path
     uuid: str
     kind: str
-    mib: int
+
+    @property
+    def mib(self) -> int:
+        """The size of the partition."""
+        return _MIBS[self.kind]
 
 
 def write(
@@ -434,21 +477,15 @@ class Boot:
         return self.cmdline.split()
 
 
-def boot(
-    disk: Path,
-    *,
-    firmware: Path | None = None,
-    keys: bytes = b"",
-    readonly: bool = False,
-    timeout_s: float = 60.0,
-    log: Path | None = None,
-) -> Boot:
-    """Start a machine from a disk, which it may write, and return what its kernel said.
+@contextlib.contextmanager
+def _machine(
+    disks: Sequence[Path], *more: str | tuple[str, Path], readonly: bool = False
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Yield a machine with these disks, whose serial line is its standard input and output.
 
-    ``firmware`` is that of UEFI; without it the machine has a BIOS.  ``keys`` are pressed on the
-    serial line.  A machine that starts no kernel of ours is ended after ``timeout_s``.
+    In a pair in ``more``, the path is the file that the option's "%s" names.
     """
-    began = time.monotonic()
+    handed: list[int] = []
     with contextlib.ExitStack() as stack:
 
         def opened(path: Path) -> str:
@@ -457,24 +494,19 @@ def boot(
             handed.append(descriptor)
             return f"/proc/self/fd/{descriptor}"
 
-        handed: list[int] = []
-        drive = f"format=raw,cache=unsafe,if=none,id=disk,readonly={'on' if readonly else 'off'}"
         argv = [
             qemu.QEMU,
-            *("-machine", "pc", "-accel", "tcg", "-cpu", "max", "-m", "256"),
+            *("-machine", "pc", "-accel", "tcg", "-cpu", "max", "-m", "512"),
             *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
             *("-device", _EXIT, "-chardev", "stdio,id=line,signal=off", "-serial", "chardev:line"),
-            *("-drive", f"file={opened(disk)},{drive}", "-device", "virtio-blk-pci,drive=disk"),
         ]
-        qemu.lend(disk)
-        if firmware is not None:
-            # Its variables last for one boot, so it starts the ESP's removable program.
-            variables = Path(stack.enter_context(tempfile.NamedTemporaryFile()).name)
-            shutil.copy(firmware.with_name(firmware.name.replace("_CODE", "_VARS")), variables)
-            qemu.lend(variables)
-            flash = "if=pflash,format=raw"
-            argv += ["-drive", f"{flash},unit=0,readonly=on,file={opened(firmware)}"]
-            argv += ["-drive", f"{flash},unit=1,file={opened(variables)}"]
+        drive = f"format=raw,cache=unsafe,if=none,readonly={'on' if readonly else 'off'}"
+        for number, path in enumerate(disks):
+            qemu.lend(path)
+            argv += ["-drive", f"file={opened(path)},id=disk{number},{drive}"]
+            argv += ["-device", f"virtio-blk-pci,drive=disk{number}"]
+        for one in more:
+            argv.append(one if isinstance(one, str) else one[0] % opened(one[1]))
         user = ("--reuid", str(qemu.USER), "--regid", str(qemu.USER), "--clear-groups")
         process = programs.start(
             argv,
@@ -484,14 +516,46 @@ def boot(
             stderr=subprocess.STDOUT,
             privileges=(*user, "--inh-caps=-all", "--no-new-privs") if os.geteuid() == 0 else (),
         )
+        try:
+            yield process
+        finally:
+            programs.stop(process)
+
+
+def boot(
+    disk: Path,
+    *,
+    firmware: Path | None = None,
+    more: Sequence[Path] = (),
+    keys: bytes = b"",
+    readonly: bool = False,
+    timeout_s: float = _BOOT_S,
+    log: Path | None = None,
+) -> Boot:
+    """Start a machine from a disk, which it may write, and return what its kernel said.
+
+    ``firmware`` is that of UEFI; without it the machine has a BIOS.  ``more`` are further disks.
+    ``keys`` are pressed on the serial line.  A machine that starts no kernel of ours is ended
+    after ``timeout_s``.
+    """
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        flash: list[str | tuple[str, Path]] = []
+        if firmware is not None:
+            # Its variables last for one boot, so it starts the ESP's removable program.
+            variables = Path(stack.enter_context(tempfile.NamedTemporaryFile()).name)
+            shutil.copy(firmware.with_name(firmware.name.replace("_CODE", "_VARS")), variables)
+            qemu.lend(variables)
+            for unit, (path, how) in enumerate(((firmware, "on"), (variables, "off"))):
+                option = f"if=pflash,format=raw,unit={unit},readonly={how},file=%s"
+                flash += ["-drive", (option, path)]
+        process = stack.enter_context(_machine([disk, *more], *flash, readonly=readonly))
         status: int | None = None
         try:
             said = process.communicate(keys, timeout=timeout_s)[0]
             status = process.returncode
         except subprocess.TimeoutExpired as late:
             said = late.stdout or b""
-        finally:
-            programs.stop(process)
     text = said.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
     if log is not None:
         with log.open("a") as stream:
@@ -501,3 +565,24 @@ def boot(
     kernel, cmdline, initrd = found.groups() if found else ("", "", "")
     return Boot(kernel, cmdline, initrd, text, time.monotonic() - began, next(_BOOTS))
 
+
+def guest(
+    disks: Sequence[Path],
+    kernel: Path,
+    initrd: Path,
+    words: str,
+    *,
+    timeout_s: float,
+    on_line: Callable[[str], None],
+) -> None:
+    """Run Linux from the first of these disks until it ends; ``on_line`` receives its output."""
+    options = ("-kernel", ("%s", kernel), "-initrd", ("%s", initrd), "-append", words)
+    with _machine(disks, *options) as process:
+        late = threading.Timer(timeout_s, process.kill)
+        late.start()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                on_line(line.decode(errors="replace").rstrip("\r\n"))
+        finally:
+            late.cancel()

@@ -24,6 +24,9 @@ from kbuild.gate.wire import Wire
 from kbuild.guest import qemu
 from kbuild.guest.spec import ServerSpec
 from kbuild.ship import signing
+from tests.gate.guarded import guarded
+
+__all__ = ["guarded"]
 
 # A unit that fails each time it is started, and that a test enables.
 BROKEN = "broken.service"
