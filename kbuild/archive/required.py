@@ -12,6 +12,7 @@ REQUIRED = (
     "reinstall",
     "foreign-dkms",
     "rollback",
+    "guard",
 )
 # These start from a release that servers have already.
 NEED_OLDER = frozenset({"upgrade", "downgrade", "rollback"})

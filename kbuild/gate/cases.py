@@ -22,6 +22,7 @@ from kbuild.core.errors import BuildError
 from kbuild.core.run import Arg, run
 from kbuild.core.sandbox import Bind
 from kbuild.gate import listing, machine, rehearsal, wire
+from kbuild.gate.guarded import guard
 from kbuild.gate.machine import Command
 from kbuild.gate.round import BUILT, PREBUILT, Names, Round, Trial, names
 from kbuild.gate.server import Server
@@ -651,6 +652,7 @@ def menu_faults(tree: Path) -> list[str]:
 
 CASES = (
     Case(("install",), install),
+    Case(("guard",), guard),
     Case(("upgrade", "autoremove"), upgrade),
     Case(("install-dkms", "foreign-dkms"), with_dkms),
     Case(("rollback",), rollback),

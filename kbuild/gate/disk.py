@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 _SECTOR = 512
 # The partition's first byte; all of Debian's tools leave the first MiB to the boot loader.
-_START = 1 << 20
+START = 1 << 20
 # The first stage ends where the MBR's disk signature and partition table begin.
 _BOOT_CODE = 440
 _SIGNATURE, _LINUX, _ACTIVE = b"\x55\xaa", 0x83, 0x80
@@ -42,10 +42,10 @@ def write(tree: Path, disk: Path, *, log: Path, free_bytes: int = _FREE_BYTES) -
     or its menu, InfrastructureError if mke2fs fails.
     """
     boot, core = _grub(tree)
-    if len(core) > _START - _SECTOR:
+    if len(core) > START - _SECTOR:
         raise BuildError(
             "GRUB does not fit in front of the first partition",
-            expected=f"a core.img of at most {_START - _SECTOR} bytes",
+            expected=f"a core.img of at most {START - _SECTOR} bytes",
             found=f"{len(core)} bytes",
         )
     used = int(run(["du", "-s", "-B1", "--", tree], timeout_s=_TIMEOUT_S).stdout.split()[0])
@@ -55,7 +55,7 @@ def write(tree: Path, disk: Path, *, log: Path, free_bytes: int = _FREE_BYTES) -
     made = disk.with_name(f".{disk.name}.new")
     try:
         with made.open("wb") as stream:
-            stream.truncate(_START + length)
+            stream.truncate(START + length)
             stream.write(boot[:_BOOT_CODE] + _partition_table(length))
             stream.write(core)
         made.chmod(0o644)
@@ -63,7 +63,7 @@ def write(tree: Path, disk: Path, *, log: Path, free_bytes: int = _FREE_BYTES) -
             [
                 *("mke2fs", "-q", "-F", "-t", "ext4", "-L", LABEL, "-U", UUID),
                 # GRUB of bullseye and bookworm cannot read a file system with such a seed.
-                *("-O", "^metadata_csum_seed", "-E", f"offset={_START},lazy_itable_init=1"),
+                *("-O", "^metadata_csum_seed", "-E", f"offset={START},lazy_itable_init=1"),
                 *("-d", tree, made, f"{length >> 10}k"),
             ],
             timeout_s=_TIMEOUT_S,
@@ -98,7 +98,7 @@ def _grub(tree: Path) -> list[bytes]:
 def _partition_table(length: int) -> bytes:
     """Return the end of sector 0, from the disk's id on, with one active partition of Linux."""
     entry = struct.pack(
-        "<B3sB3sII", _ACTIVE, _NO_CYLINDER, _LINUX, _NO_CYLINDER, _START // _SECTOR,
+        "<B3sB3sII", _ACTIVE, _NO_CYLINDER, _LINUX, _NO_CYLINDER, START // _SECTOR,
         length // _SECTOR,
     )  # fmt: skip
     return _DISK_ID + bytes(2) + entry.ljust(4 * len(entry), b"\0") + _SIGNATURE

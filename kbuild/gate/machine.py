@@ -103,6 +103,8 @@ class Running:
                 spec, workdir=workdir, expected_taint=expected_taint, cut_at=cut_at
             )
             self._note(release=guest.release)
+            cmdline = guest.read("/proc/cmdline").decode(errors="replace").strip()
+            self._note(cmdline=cmdline)
         except GuestLost as lost:
             logger.info("server without an answer: %s, %s", lost.outcome.label, lost.end.value)
             self._note(
@@ -118,8 +120,6 @@ class Running:
         if guest is None:
             return
         with contextlib.suppress(GuestLost):
-            cmdline = guest.read("/proc/cmdline").decode(errors="replace").strip()
-            self._note(cmdline=cmdline)
             state = self._ask(guest, _STATE)
             self._note(state=state.text.strip() if state else "", report_s=self._now())
             listed = self._ask(guest, _FAILED)
@@ -167,13 +167,13 @@ class Running:
                 first_line_s=guest.first_line_s,
                 end=guest.end,
             )
-            logger.info("server %s: %s", self.release, verdict.outcome.label)
+            logger.info("server %s: %s", self._seen.release, verdict.outcome.label)
         return self._seen
 
     @property
-    def release(self) -> str:
-        """The kernel's ``uname -r``; "" if the server never answered."""
-        return self._seen.release
+    def seen(self) -> Boot:
+        """The observations so far."""
+        return self._seen
 
     def abandon(self) -> None:
         """End QEMU, if it still runs."""

@@ -233,10 +233,12 @@ class Round:
         expected_taint: int = MODULE_TAINT,
         cut_at: re.Pattern[str] | None = None,
         settled: bool = True,
+        patience: float = 1.0,
     ) -> Iterator[machine.Running]:
         """Boot a disk, yield the server, power it off, and note the boot in ``trial``.
 
-        ``what`` names the server.  :func:`kbuild.gate.machine.running` has the other options.
+        ``what`` names the server, and ``patience`` is a factor on the deadlines.
+        :func:`kbuild.gate.machine.running` has the other options.
         """
         spec = ServerSpec(
             disk=image,
@@ -244,6 +246,7 @@ class Round:
             network=self.network,
             changes=changes,
             watchdog=watchdog,
+            slowness=patience,
         )
         workdir = self.logs / f"{trial.name}-{len(trial.boots) + 1}"
         began = time.monotonic()
@@ -261,7 +264,7 @@ class Round:
             BootSeen(
                 what,
                 seen.release,
-                seen.verdict.outcome.label,
+                seen.verdict.outcome.label if cut_at is None else str(seen.end and seen.end.value),
                 round(time.monotonic() - began, 1),
                 str(seen.console),
             )
@@ -287,10 +290,25 @@ class Round:
         """
         taint = 0 if module is None else MODULE_TAINT
         with self.running(trial, image, what, changes=changes, expected_taint=taint) as server:
-            found = list(_judge_module(server, module)) if module else []
-            for command in commands:
-                server.run(command)
-            seen = server.finish()
+            return self.judge(
+                trial, server, what, release=release, module=module, commands=commands
+            )
+
+    def judge(
+        self,
+        trial: Trial,
+        server: machine.Running,
+        what: str,
+        *,
+        release: str,
+        module: str | None,
+        commands: Sequence[Command] = (),
+    ) -> Boot:
+        """Judge a server that has come up into ``trial`` and power it off, as :meth:`boot` does."""
+        found = list(_judge_module(server, module)) if module else []
+        for command in commands:
+            server.run(command)
+        seen = server.finish()
         if seen.release != release and (seen.release or seen.verdict.passed):
             found.insert(0, f"the kernel {seen.release} runs, not {release}")
         trial.reasons += [f"{what}: {one}" for one in (*seen.verdict.reasons, *found)]

@@ -64,6 +64,9 @@ _COPY_TIMEOUT_S = 600.0
 _RUN_TIMEOUT_S = 900.0
 # Where the sandbox shows our files; /tmp is fresh there, so the tree keeps nothing.
 _MATERIAL = "/tmp/server"
+# In it, for the guard only: a uname that prints the kernel in the other file, if there is one.
+_FOR_THE_GUARD, _RUNNING = "uname", "running"
+_UNAME = Path(__file__).with_name("in_root") / _FOR_THE_GUARD
 _ADDRESS, _GATEWAY = "10.0.2.15/24", "10.0.2.2"
 # GRUB's modules in core.img: those that reach /boot/grub on the disk.
 _CORE_MODULES = ("biosdisk", "part_msdos", "ext2", "normal")
@@ -169,6 +172,7 @@ class Server:
         env = {
             "DEBIAN_FRONTEND": "noninteractive",
             "APT_CONFIG": f"{_MATERIAL}/apt.conf",
+            "GUARD_PATH": _MATERIAL,
             "SERVER_UUID": UUID,
             "SERVER_LABEL": LABEL,
         }
@@ -191,6 +195,10 @@ class Server:
             )
         finally:
             policy.unlink(missing_ok=True)
+
+    def run_as_if(self, release: str) -> None:
+        """Let the guard take ``release`` for the running kernel, and not the host's."""
+        (self.material / _RUNNING).write_text(f"{release}\n")
 
     def install(self, *debs: Path, network: Path | None = None) -> Completed:
         """Install package files with apt; raises BuildError."""
@@ -269,6 +277,7 @@ def copy(root: Root, path: Path, *, log: Path) -> Iterator[Server]:
         )
         material = path / "material"
         material.mkdir()
+        shutil.copy(_UNAME, material)
         for name, content in {
             "apt.conf": _APT,
             **{name: content for name, (_, content) in _FOR_THE_SANDBOX.items()},
