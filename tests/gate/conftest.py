@@ -31,6 +31,8 @@ __all__ = ["guarded"]
 # A unit that fails each time it is started, and that a test enables.
 BROKEN = "broken.service"
 _TABLE = pytest.StashKey[str]()
+# The table of the guard's stories.
+GUARDED = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -56,9 +58,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    if table := config.stash.get(_TABLE, ""):
-        terminalreporter.section("the gate")
-        terminalreporter.write(table)
+    for name, key in (("the gate", _TABLE), ("the guard", GUARDED)):
+        if table := config.stash.get(key, ""):
+            terminalreporter.section(name)
+            terminalreporter.write(table)
 
 
 @pytest.fixture(scope="session")
