@@ -13,7 +13,6 @@ from datetime import datetime, timedelta
 from debian.debian_support import Version
 
 from kbuild.archive import contents
-from kbuild.archive.contents import ALL
 from kbuild.archive.release import Record, State
 from kbuild.core.errors import (
     FullDiskError,
@@ -119,7 +118,7 @@ def obstacle(attempt: Attempt | None, inputs: str, now: datetime) -> str | None:
     """Return why a step is not tried now, after its last attempt; None if it may be."""
     if attempt is None or attempt.outcome is Outcome.DONE:
         return None
-    if attempt.inputs != inputs and attempt.step not in _ALWAYS:
+    if attempt.inputs != inputs:
         return None
     if attempt.outcome is Outcome.REFUSED:
         if attempt.step in _ALWAYS:
@@ -181,7 +180,7 @@ def promotions(
     floor += [one.order for one in contents.withdrawn(contents.public(records))[:1]]
     found = []
     for one in sorted(records, key=lambda one: one.order, reverse=True):
-        if one.state not in (State.STAGED, State.PROMOTED) or one.percent >= ALL or one.pruned:
+        if one.state not in (State.STAGED, State.PROMOTED) or one.pruned:
             continue
         following = [step for step in steps if step[0] > one.percent]
         if following and all(one.order > least for least in floor):

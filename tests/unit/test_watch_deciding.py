@@ -279,6 +279,26 @@ def test_the_hours_count_from_the_last_bad_report(
     assert steps([known], reported(known, answers)) == [("6.1.9-1", 10, hours)]
 
 
+def test_the_hours_count_from_the_last_step() -> None:
+    known = record("6.1.9-1", State.STAGED)
+    journal = reported(known, [(1, GOOD)])
+    promoted = record("6.1.9-1", percent=10, when=NOW + 30 * HOUR)
+    assert steps([promoted], journal) == [("6.1.9-1", 50, 42)]
+
+
+def test_a_report_that_was_killed_forgets_no_good_one() -> None:
+    known = record("6.1.9-1", State.STAGED)
+    journal = reported(known, [(1, GOOD)])
+    begun = deciding.begin(journal, Step.HEALTH, known.id, "", NOW + HOUR)
+    journal = deciding.interrupted(journal.with_attempt(begun), NOW + 2 * HOUR)
+    again = deciding.good_since(last(journal), GOOD, NOW, NOW + 3 * HOUR)
+    assert again == NOW.isoformat()
+
+
+def test_a_release_whose_packages_are_gone_is_not_promoted() -> None:
+    assert steps([dataclasses.replace(record("6.1.9-1", State.STAGED), pruned=True)]) == []
+
+
 @given(st.lists(st.tuples(st.floats(0, 5), st.sampled_from([GOOD, BAD, NONE]))))
 def test_a_report_only_ever_delays(gaps: list[tuple[float, Outcome]]) -> None:
     known, now, answers = record("6.1.9-1", State.STAGED), 0.0, []
