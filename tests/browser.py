@@ -89,10 +89,11 @@ class Tab:
         nodes = self.call("Accessibility.getFullAXTree")["nodes"]
         return [one for one in nodes if not one.get("ignored")]
 
-    def picture(self, path: Path) -> None:
-        """Write the whole page to a PNG file."""
+    def picture(self, path: Path, *, height: int | None = None) -> None:
+        """Write the page to a PNG file: the whole of it, or so many pixels from its top."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+        tall = height or size["height"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": tall, "scale": 1}
         shot = self.call(
             "Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip
         )

@@ -12,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from kbuild.archive.contents import ALL
+from kbuild.archive.release import State
+from kbuild.core.errors import FullDiskError, InfrastructureError, TrustError
 from kbuild.core.model import Target
 from kbuild.watch.state import Against, Attempt, Failure, Listed, Outcome, Status, Step
 
@@ -21,6 +23,8 @@ VALID = timedelta(hours=24)
 PATIENCE = timedelta(hours=24)
 # The watch signs again when less than 10 days are left; with less than this, it did not.
 SIGNED = timedelta(days=5)
+
+_PASSING = (TrustError.exit_status, InfrastructureError.exit_status)
 
 _DOING = {
     Step.CHECK: "asking Debian's archive",
@@ -41,13 +45,14 @@ class Condition(StrEnum):
     WORKING = "being built"
     DUE = "update due"  # the next round builds it
     BLOCKED = "blocked"  # a person must help
+    WITHDRAWN = "withdrawn"  # the newest version, by a person: the next one is released
     UNKNOWN = "not known"  # the mirror could not be asked
 
 
 # A list of kernels begins with those that a reader looks for.
 _URGENT = (
-    *(Condition.BLOCKED, Condition.UNKNOWN, Condition.DUE, Condition.WORKING),
-    *(Condition.STAGED, Condition.ROLLING, Condition.CURRENT),
+    *(Condition.BLOCKED, Condition.WITHDRAWN, Condition.UNKNOWN, Condition.DUE),
+    *(Condition.WORKING, Condition.STAGED, Condition.ROLLING, Condition.CURRENT),
 )
 
 
@@ -221,15 +226,16 @@ def _matters(status: Status, attempt: Attempt, of: Mapping[str, Target]) -> bool
 def _needs_person(
     error: Failure | None, attempt: Attempt | None, since: str, now: datetime
 ) -> bool:
-    """Return whether a problem stays until a person acts."""
-    if attempt is not None and attempt.outcome is Outcome.REFUSED:
+    """Return whether a problem stays until a person acts.
+
+    A network, a mirror and a machine come back by themselves, but not after a day.
+    """
+    if now - moment(since) >= PATIENCE or (attempt and attempt.outcome is Outcome.REFUSED):
         return True
-    passing = (attempt is not None and not attempt.failed) or (
-        error is not None and error.status in (65, 69)
-    )
-    if attempt is not None and attempt.outcome is Outcome.UNAVAILABLE:
-        passing = True
-    return not passing or now - moment(since) >= PATIENCE
+    if attempt is not None and attempt.outcome is Outcome.INTERRUPTED:
+        # A round that is cut off again and again.
+        return True
+    return error is None or error.status not in _PASSING or error.kind == FullDiskError.kind
 
 
 def _signatures(status: Status, now: datetime) -> Iterator[Problem]:
@@ -275,8 +281,8 @@ def _kernel(status: Status, against: Against, problems: Sequence[Problem]) -> Ke
     if any(one.person for one in mine):
         return Kernel(against, Condition.BLOCKED, "needs a person: see above")
     if against.error is not None or not newest:
-        asked = promoted.base if promoted else "no version"
-        return Kernel(against, Condition.UNKNOWN, f"servers have {asked}; it is asked again")
+        last = f"this was so on {when(against.asked)}" if newest else "it is asked again"
+        return Kernel(against, Condition.UNKNOWN, last)
     if promoted is not None and not against.behind:
         if promoted.percent < ALL:
             note = f"{promoted.percent} % of the servers get it"
@@ -286,10 +292,20 @@ def _kernel(status: Status, against: Against, problems: Sequence[Problem]) -> Ke
         return Kernel(against, Condition.STAGED, "waits for its promotion")
     if running:
         return Kernel(against, Condition.WORKING, f"since {when(running[0].began)}")
+    if any(_withdrawn(one, against) for one in status.releases):
+        note = "waits for Debian's next version, or for a higher revision"
+        return Kernel(against, Condition.WITHDRAWN, note)
     if mine:
         again = next((one.attempt.not_before for one in mine if one.attempt), "")
         return Kernel(against, Condition.DUE, f"tried again after {when(again)}" if again else "")
     return Kernel(against, Condition.DUE, "the next round builds it")
+
+
+def _withdrawn(listed: Listed, against: Against) -> bool:
+    same = (listed.suite, listed.flavour, listed.variant) == (
+        *(against.suite, against.flavour, against.variant),
+    )
+    return same and listed.base == against.newest and listed.state == State.WITHDRAWN
 
 
 def _headline(kernels: Sequence[Kernel], problems: Sequence[Problem]) -> tuple[str, Tone]:
@@ -307,6 +323,9 @@ def _headline(kernels: Sequence[Kernel], problems: Sequence[Problem]) -> tuple[s
     tone = Tone.UNSURE if problems else Tone.GOOD
     if counts[Condition.CURRENT] == every:
         return ("The kernel is current" if every == 1 else f"All {every} kernels are current"), tone
+    if gone := counts[Condition.WITHDRAWN]:
+        has = "has" if gone == 1 else "have"
+        return f"{gone} of {_kernels(every)} {has} only a withdrawn update", Tone.UNSURE
     if not any(kernel.against.promoted for kernel in kernels):
         return "No kernel is published yet", tone if problems else Tone.BUSY
     waiting = every - counts[Condition.CURRENT]

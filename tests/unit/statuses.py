@@ -29,6 +29,7 @@ YES, NO = Answer(Told.YES), Told.NO
 HOSTILE = "</pre><script>document.title='owned'</script><img src=x onerror=alert(1)>&amp;\"'"
 SECRET = "https://builder:hunter2@mirror.example/debian"
 OLD, NEW = "6.1.192-2", "6.1.192-3"
+_VERSIONS = {"trixie": ("6.12.47-1", "6.12.48-1"), "bullseye": ("5.10.246-1", "5.10.247-1")}
 
 
 def ago(**given: float) -> str:
@@ -59,14 +60,20 @@ def ours(
     return Ours(
         f"{suite}-{flavour}-{base}+cplayground1",
         base,
-        f"{base.partition('-')[0]}-57-cplayground-{flavour}",
+        f"{base.rpartition('.')[0]}.0-57-cplayground-{flavour}",
         ago(**given or {"days": 3}),
         percent,
     )
 
 
-def current(suite: str = "bookworm", flavour: str = "cloud-amd64", base: str = NEW) -> Against:
+def versions(suite: str) -> tuple[str, str]:
+    """Return a former version and the newest one."""
+    return _VERSIONS.get(suite, (OLD, NEW))
+
+
+def current(suite: str = "bookworm", flavour: str = "cloud-amd64") -> Against:
     """Return a target whose servers have the newest version."""
+    _, base = versions(suite)
     return Against(
         suite=suite,
         flavour=flavour,
@@ -85,10 +92,11 @@ def current(suite: str = "bookworm", flavour: str = "cloud-amd64", base: str = N
 
 def behind(suite: str = "bookworm", flavour: str = "cloud-amd64") -> Against:
     """Return a target whose servers lack the newest version."""
+    old, new = versions(suite)
     return replace(
         current(suite, flavour),
-        promoted=ours(OLD, suite=suite, flavour=flavour, days=30),
-        missed=(NEW,),
+        promoted=ours(old, suite=suite, flavour=flavour, days=30),
+        missed=(new,),
         missed_since=ago(hours=31),
         lag_s=31 * 3600.0,
         cves=(*(f"CVE-2026-{number}" for number in range(31001, 31015)), HOSTILE),
@@ -142,8 +150,8 @@ def status(*targets: Against, **given: object) -> Status:
 def good(log: Path) -> Status:
     """A good day: every kernel is current."""
     four = [
-        current(suite, flavour, base)
-        for suite, base in (("bookworm", NEW), ("trixie", "6.12.48-1"))
+        current(suite, flavour)
+        for suite in ("bookworm", "trixie")
         for flavour in ("cloud-amd64", "amd64")
     ]
     older = listed(ours(OLD, days=30), "superseded")
@@ -163,14 +171,18 @@ def working(log: Path) -> Status:
     attempt = Attempt(
         Step.RELEASE, "bookworm-cloud-amd64", "5f1c", ago(minutes=21), base=NEW, commit="9c562d1"
     )
-    staged = replace(behind("trixie"), staged=ours(NEW, suite="trixie", percent=0, hours=5))
-    rolling = replace(current("bullseye"), promoted=ours(NEW, suite="bullseye", percent=10))
+    staged = replace(
+        behind("trixie"), staged=ours(versions("trixie")[1], suite="trixie", percent=0, hours=5)
+    )
+    rolling = replace(
+        current("bullseye"), promoted=ours(versions("bullseye")[1], suite="bullseye", percent=10)
+    )
     return status(
         *(building, staged, rolling, behind("bookworm", "amd64")),
         attempts=(attempt,),
         ended="",
         began=ago(minutes=22),
-        done=("trixie-cloud-amd64-6.1.192-3+cplayground1 is in staging since 13:05",),
+        done=("staged trixie-cloud-amd64-6.12.48-1+cplayground1",),
     )
 
 
@@ -199,7 +211,7 @@ def failed(log: Path) -> Status:
     )
     verdict = Failure(
         kind="gate",
-        what="the gate refuses trixie-cloud-amd64-6.1.192-3+cplayground1",
+        what="the gate refuses trixie-cloud-amd64-6.12.48-1+cplayground1",
         status=1,
         expected="each case passed",
         found="upgrade: failed: the upgraded server: hung",
@@ -208,6 +220,7 @@ def failed(log: Path) -> Status:
     judged = replace(
         release,
         subject="trixie-cloud-amd64",
+        base=versions("trixie")[1],
         status=1,
         error=verdict,
         seconds=3127.0,
@@ -215,7 +228,7 @@ def failed(log: Path) -> Status:
     )
     causes = (
         Cause(release.key, f"Debian's {NEW} cannot be built", ago(hours=1, minutes=58), "m"),
-        Cause(judged.key, "the gate refuses Debian's 6.1.192-3", ago(hours=1), "m", verdict),
+        Cause(judged.key, "the gate refuses Debian's 6.12.48-1", ago(hours=1), "m", verdict),
     )
     late = replace(behind("trixie"), applies=Answer(Told.UNKNOWN, "the source is not here"))
     stuck = replace(behind(), applies=Answer(NO, "hunk 2 of fs/file.c"))
@@ -252,6 +265,13 @@ def unreachable(log: Path) -> Status:
     return status(lost, current("trixie"), attempts=(attempt,), causes=(cause,))
 
 
+def withdrawn(log: Path) -> Status:
+    """A person took the newest version back, and servers have the one before."""
+    gone = listed(replace(ours(NEW), when=ago(hours=3)), "withdrawn", reason="hangs at boot")
+    found = status(behind(), current("trixie"))
+    return replace(found, releases=(gone, *found.releases))
+
+
 def expired(log: Path) -> Status:
     """Signatures that nobody renewed."""
     until = {"bookworm": ago(hours=5), "bookworm-staging": ago(hours=-30)}
@@ -267,5 +287,6 @@ def many(log: Path) -> Status:
 
 
 DAYS: Mapping[str, Callable[[Path], Status]] = {
-    one.__name__: one for one in (good, empty, working, failed, unreachable, expired, many)
+    one.__name__: one
+    for one in (good, empty, working, failed, unreachable, withdrawn, expired, many)
 }

@@ -17,6 +17,9 @@ from kbuild.core import errors, suites, variants
 from kbuild.core.errors import KbuildError
 from kbuild.guest import outcome
 from kbuild.ship import manifest
+from kbuild.watch import metrics
+from kbuild.watch.summary import Condition
+from tests.unit import statuses
 
 PROJECT = Path(__file__).resolve().parents[2]
 REFERENCE = PROJECT / "docs/reference"
@@ -124,3 +127,11 @@ def test_every_module_says_what_it_is() -> None:
     modules = [path for path in (PROJECT / "kbuild").rglob("*.py") if path.stat().st_size]
     assert modules
     assert not [path for path in modules if not ast.get_docstring(ast.parse(path.read_bytes()))]
+
+
+def test_every_metric_and_condition_is_documented(tmp_path: Path) -> None:
+    found = metrics.render(statuses.good(tmp_path / "a.log")).decode()
+    names = re.findall(r"(?m)^# TYPE cplayground_kernel_(\w+) ", found)
+    assert first_column("status.md", "Metrics") == names
+    conditions = first_column("status.md", "Conditions of a kernel")
+    assert conditions == [one.value for one in Condition]

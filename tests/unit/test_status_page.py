@@ -88,6 +88,7 @@ def test_no_password_is_written(name: str, tmp_path: Path, log: Path) -> None:
         ("working", "4 of 4 kernels have an update on the way", Tone.BUSY),
         ("failed", "2 things need a person", Tone.BAD),
         ("unreachable", "1 of 2 kernels could not be checked", Tone.UNSURE),
+        ("withdrawn", "1 of 2 kernels has only a withdrawn update", Tone.UNSURE),
         ("expired", "2 things need a person", Tone.BAD),
         ("many", "3 of 20 kernels have an update on the way", Tone.BUSY),
     ],
@@ -221,6 +222,7 @@ def attempt(step: Step, outcome: Outcome, status: int, subject: str, **given: fl
         (Outcome.UNAVAILABLE, 69, 1, False),
         (Outcome.UNAVAILABLE, 65, 1, False),
         (Outcome.UNAVAILABLE, 69, 25, True),
+        (Outcome.UNAVAILABLE, 42, 1, True),  # no key comes back by itself
         (Outcome.INTERRUPTED, 143, 1, None),
         (Outcome.DONE, 0, 1, None),
     ],
