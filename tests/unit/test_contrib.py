@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import re
 import subprocess
+import textwrap
 from pathlib import Path
 
 import pytest
 from invoke.util import yaml  # type: ignore[attr-defined]
 
+import tasks
 from kbuild.watch import metrics
 from tests.unit import statuses
+from tests.unit.command_line import Here, here
+
+__all__ = ["here"]
 
 PROJECT = Path(__file__).resolve().parents[2]
 UNITS = PROJECT / "contrib/systemd"
@@ -61,6 +66,21 @@ def test_systemd_understands_every_directive(tmp_path: Path) -> None:
 def test_a_directive_that_systemd_does_not_know_is_found(tmp_path: Path) -> None:
     done = verified(installed(tmp_path / "units", ("ProtectClock", "ProtectClok")))
     assert "ProtectClok" in done.stderr
+
+
+def test_the_service_runs_a_task_with_the_configuration_of_the_how_to(
+    tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = (UNITS / f"{NAME}.service").read_text()
+    (task,) = re.findall(rf"(?m)^ExecStart={CHECKOUT}/inv (\w+)$", unit)
+    assert callable(getattr(tasks, task))
+    page = (PROJECT / "docs/howto/keep-current.md").read_text()
+    (sample,) = re.findall(r"(?ms)^ *```\n( *watch_targets:.*?)^ *```", page)
+    (tmp_path / "watch.yaml").write_text(textwrap.dedent(sample))
+    monkeypatch.setenv("INVOKE_RUNTIME_CONFIG", str(tmp_path / "watch.yaml"))
+    assert here("--dry", "clean")[0] == 0
+    (tmp_path / "watch.yaml").write_text(textwrap.dedent(sample).replace("watch_p", "wotch_p"))
+    assert here("--dry", "clean")[0] == 2
 
 
 @pytest.mark.parametrize("lost", ["", "NoNewPrivileges=yes", "ProtectSystem=strict"])
