@@ -253,7 +253,6 @@ class _Round:
             self.found[_name(target)] = found
             self._publish()
         id = self.work.release(target)
-        self.due[_name(target)] = False
         self._say(f"staged {id}")
 
     def _make_room(self) -> None:
@@ -344,7 +343,10 @@ class _Round:
         base: str = "",
         release: str = "",
     ) -> bool:
-        """Do a step, and record how it ended; return whether it succeeded."""
+        """Do a step, and record how it ended; return whether it succeeded.
+
+        A signal leaves it running in the journal, as a kill does; the next round understands that.
+        """
         now = self.work.now
         attempt = deciding.begin(
             *(self.journal, step, subject, digest, now()),
@@ -359,11 +361,6 @@ class _Round:
         failure: Failure | None = None
         try:
             act()
-        except KeyboardInterrupt:
-            # A kill leaves it running, which the next round understands likewise.
-            self.journal = deciding.interrupted(self.journal, now())
-            self._save()
-            raise
         except _ToldError as told:
             failure = told.failure
         except KbuildError as error:

@@ -342,6 +342,12 @@ def test_a_gates_refusal_is_recorded_with_its_cases(operator: Operator) -> None:
     assert found.outcome is Outcome.REFUSED
     assert found.cases[0].reasons == ("it did not boot",)
     assert operator.states() == {"6.1.192-3": (State.REFUSED, 0)}
+    # The next attempt does not come as far as the gate.
+    del operator.changes["release"]
+    operator.code, operator.fails = "other", BuildError("a hunk was refused")
+    operator.later(minutes=1)
+    operator.round()
+    assert operator.attempt(Step.RELEASE).cases == ()
 
 
 def test_a_defect_of_ours_stops_only_its_step(operator: Operator) -> None:
@@ -528,6 +534,19 @@ def test_an_update_each_day_still_reaches_the_servers(operator: Operator) -> Non
         operator.passed = timedelta(hours=25) if day else timedelta(hours=20)
     assert State.SUPERSEDED in {one for one, _ in operator.states().values()}
     operator.installable()
+
+
+def test_the_newest_of_two_that_are_due_goes_first_and_alone(operator: Operator) -> None:
+    operator.policy(promote=((100, 24),))
+    for base in ("6.1.192-3", "6.1.193-1"):
+        operator.newest = base
+        operator.round()
+    operator.later(hours=25)
+    status = operator.round()
+    assert status.done == (f"promoted {NAME}-6.1.193-1+cplayground1 to 100 %",)
+    # The older one is not tried: no server could take it any more.
+    assert operator.told == []
+    assert operator.round().done == ()
 
 
 def test_a_promotion_that_the_archive_refuses_is_told_once(operator: Operator) -> None:
