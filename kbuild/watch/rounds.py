@@ -251,7 +251,6 @@ class _Round:
         found = self.work.ask(target, self._records(), True)
         if found.error is None:
             self.found[_name(target)] = found
-            self._publish()
         id = self.work.release(target)
         self._say(f"staged {id}")
 

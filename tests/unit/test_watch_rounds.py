@@ -31,7 +31,7 @@ from kbuild.fetch import roots
 from kbuild.ship import versions
 from kbuild.watch import asking, inputs, page, rounds, state
 from kbuild.watch.rounds import BusyError, HealthError, Work
-from kbuild.watch.state import Against, Failure, Outcome, Status, Step
+from kbuild.watch.state import Against, Answer, Failure, Outcome, Status, Step, Told
 from tests.unit import releases
 from tests.unit.command_line import Here, here
 from tests.unit.test_docs import first_column
@@ -88,6 +88,7 @@ class Operator:
             newest="" if self.mirror else self.newest,
             promoted=promoted,
             staged=staged,
+            applies=Answer(Told.YES) if with_source else state.UNKNOWN,
             error=self.mirror,
         )
 
@@ -200,6 +201,8 @@ def test_the_status_tells_everything(operator: Operator) -> None:
     assert found is not None
     (target,) = found.targets
     assert target.staged is not None
+    # As it was found with the source, which the build needs.
+    assert target.applies.told is Told.YES
     assert target.staged.base == "6.1.192-3"
     assert set(found.valid_until) == {"bookworm", "bookworm-staging"}
     (listed,) = found.releases
