@@ -746,24 +746,6 @@ def test_what_a_round_would_do_is_said_and_not_done(operator: Operator) -> None:
     assert operator.states() == {"6.1.192-3": (State.STAGED, 0)}
 
 
-# The commands of the verb.
-
-
-def test_the_health_command_is_given_the_id() -> None:
-    unattended.check_health(["test", "id", "="], "id")
-    with pytest.raises(HealthError, match="about other") as bad:
-        unattended.check_health(["sh", "-c", "echo $0 panics >&2; exit 4"], "other")
-    assert bad.value.found == "exit status 4\nother panics"
-    with pytest.raises(InfrastructureError):
-        unattended.check_health(["no-such-program"], "id")
-
-
-def test_free_space_is_asked_where_a_build_writes(tmp_path: Path) -> None:
-    made = releases.settings(tmp_path)
-    # Neither exists yet.
-    assert 0 < unattended.free(made) < 10**18
-
-
 # The documents.
 
 
