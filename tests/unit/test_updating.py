@@ -65,7 +65,7 @@ def test_a_target_that_is_behind_has_its_lag_and_its_cves(reported: Reported) ->
     assert (found.due, found.behind) == (True, True)
     assert found.uploaded == "2026-11-16T10:17:40+00:00"
     assert found.missed == ("6.1.192-2", "6.1.192-1")
-    # Of the first version that servers lack, not of the newest.
+    # It is the date of the first version that servers lack, not of the newest.
     assert found.missed_since == "2026-11-15T10:17:40+00:00"
     since = datetime.fromisoformat(found.missed_since)
     assert found.lag_s == (NOW - since).total_seconds()

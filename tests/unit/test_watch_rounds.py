@@ -721,7 +721,7 @@ def test_a_journal_of_a_newer_version_is_left_alone(operator: Operator) -> None:
     assert operator.did == []
 
 
-# What a round would do.
+# The foreseen round.
 
 
 def foreseen(operator: Operator) -> tuple[str, ...]:
