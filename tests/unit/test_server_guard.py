@@ -400,6 +400,16 @@ def test_after_a_withdrawal_the_older_kernel_of_ours_is_good(settled: Server) ->
     assert settled.boot().release == OLD
 
 
+def test_an_older_kernel_that_a_rollback_installed_has_to_prove_itself(server: Server) -> None:
+    server.install(NEW)
+    server.boot()
+    assert "is older" in server.install(OLD).stdout
+    server.withdraw(NEW)
+    assert server.state == ("armed", DEBIAN, OLD)
+    server.boot()
+    assert server.state == ("good", OLD, "")
+
+
 # --- /boot --------------------------------------------------------------------------------------
 
 
