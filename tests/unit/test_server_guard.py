@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from kbuild.core.errors import BuildError
+from kbuild.ship import guard_package
+from tests import guard_versions
 from tests.unit.server import FAKES, LIBRARY, Server
 
 DEBIAN = "6.1.0-57-cloud-amd64"
@@ -827,3 +830,26 @@ def test_without_a_good_kernel_the_menu_is_as_before(tmp_path: Path) -> None:
 
 def test_the_fakes_are_programs() -> None:
     assert all(path.stat().st_mode & 0o111 for path in FAKES.iterdir())
+
+
+# --- the package --------------------------------------------------------------------------------
+
+
+def test_the_content_is_that_of_its_version() -> None:
+    version, _ = guard_package.version(guard_versions.PROJECT)
+    known = guard_versions.noted()
+    assert known.get(version) == guard_versions.digest(), (
+        "the guard has changed: raise guard/VERSION, and run .venv/bin/python -m tests.guard_versions"
+    )
+    # Each version has content of its own, and the newest is the last.
+    assert len({*known.values()}) == len(known) and [*known][-1] == version
+
+
+@pytest.mark.parametrize("text", ["", "0.1", "0.1.0 yesterday", "v1 2026-11-30", "1.0 2026-13-01"])
+def test_a_version_has_a_number_and_a_day(tmp_path: Path, text: str) -> None:
+    (tmp_path / "guard").mkdir()
+    (tmp_path / "guard/VERSION").write_text(text)
+    with pytest.raises(BuildError, match="no version"):
+        guard_package.version(tmp_path)
+    (tmp_path / "guard/VERSION").write_text("0.2.0 1970-01-02\n")
+    assert guard_package.version(tmp_path) == ("0.2.0", 86400)
