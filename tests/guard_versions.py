@@ -29,7 +29,7 @@ def digest() -> str:
 def noted() -> dict[str, str]:
     """Return the digest of each version."""
     lines = NOTED.read_text().splitlines() if NOTED.exists() else []
-    return dict((line.split()[0], line.split()[1]) for line in lines)
+    return {line.split()[0]: line.split()[1] for line in lines}
 
 
 if __name__ == "__main__":

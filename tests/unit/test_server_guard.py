@@ -839,7 +839,7 @@ def test_the_content_is_that_of_its_version() -> None:
     version, _ = guard_package.version(guard_versions.PROJECT)
     known = guard_versions.noted()
     assert known.get(version) == guard_versions.digest(), (
-        "the guard has changed: raise guard/VERSION, and run .venv/bin/python -m tests.guard_versions"
+        "the guard has changed: raise guard/VERSION, and run python -m tests.guard_versions"
     )
     # Each version has content of its own, and the newest is the last.
     assert len({*known.values()}) == len(known) and [*known][-1] == version
