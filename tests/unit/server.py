@@ -66,7 +66,8 @@ class Server:
         for release in kernels:
             server.put(release)
         server.run(["grub-editenv", top / "boot/grub/grubenv", "create"])
-        server.run(["update-grub"])
+        (top / "boot/grub/grub.cfg").touch()
+        server.run(["grub-mkconfig", "-o", top / "boot/grub/grub.cfg"])
         server.come_up(running or kernels[0], trial=False)
         return server
 
@@ -96,7 +97,7 @@ class Server:
         self.put(release, version)
         self.guard("hook", "initrd", release)
         done = self.guard("hook", "installed", release)
-        self.run(["update-grub"])
+        self.run(["grub-mkconfig", "-o", self.top / "boot/grub/grub.cfg"])
         return done
 
     def remove(self, release: str) -> subprocess.CompletedProcess[str]:
@@ -194,6 +195,7 @@ class Server:
         """
         found = self.environment
         menu = (self.top / "boot/grub/grub.cfg").read_text()
+        assert menu, "GRUB has no menu, and waits for ever"
         default = found.get("next_entry", "")
         if default and writes:
             self.save(found | {"next_entry": ""})
