@@ -193,6 +193,28 @@ def test_a_check_that_fails_once_is_repeated(server: Server) -> None:
     assert server.state == ("good", NEW, "")
 
 
+def test_the_settings_of_a_trial_end_with_it(server: Server) -> None:
+    names = ("panic", "panic_on_oops", "softlockup_panic", "hung_task_panic")
+
+    def settings(*values: str) -> list[str]:
+        for name, value in zip(names, values, strict=False):
+            (server.top / f"proc/sys/kernel/{name}").write_text(f"{value}\n")
+        return [(server.top / f"proc/sys/kernel/{name}").read_text().strip() for name in names]
+
+    settings("30", "0", "0", "0")
+    server.install(NEW)
+    server.boot(judge=False)
+    # /etc/sysctl.d has overruled the arguments.
+    settings("0", "0", "1", "1")
+    server.check(
+        "see", 'cat "$GUARD_ROOT"/proc/sys/kernel/*panic* | tr "\\n" " " >"$GUARD_ROOT/seen"'
+    )
+    server.guard("probation")
+    assert (server.top / "seen").read_text().split() == ["1", "10", "1", "1"]
+    assert server.state == ("good", NEW, "")
+    assert settings() == ["30", "0", "0", "0"]
+
+
 def test_a_users_check_replaces_ours_of_that_name(server: Server) -> None:
     ours = "usr/lib/cplayground/guard/check.d/30-units"
     server.write(ours, "#!/bin/sh\nexit 1\n", mode=0o755)
