@@ -269,7 +269,8 @@ def _passing(attempt: Attempt) -> bool:
 def compare(before: Iterable[Cause], now: Iterable[Cause], when: datetime) -> tuple[Cause, ...]:
     """Return the causes to remember: known ones with who knows of them, new ones, and ended ones.
 
-    An ended one that nobody was told of is forgotten.
+    A channel that was told of one cause is told of the end of the next one for the same subject,
+    even if it was not told of that one.  An ended cause that concerns no channel is forgotten.
     """
     known = {one.subject: one for one in before}
     found = {}
@@ -277,9 +278,11 @@ def compare(before: Iterable[Cause], now: Iterable[Cause], when: datetime) -> tu
         old = known.get(one.subject)
         if old is not None and old.mark == one.mark and not old.over:
             one = dataclasses.replace(old, what=one.what, error=one.error)
+        elif old is not None:
+            one = dataclasses.replace(one, alarmed=old.alarmed)
         found[one.subject] = one
     for one in known.values():
-        if one.subject not in found and (one.told or one.over):
+        if one.subject not in found and one.alarmed:
             if not one.over:
                 one = dataclasses.replace(one, over=when.isoformat(), told=(), untold={})
             found[one.subject] = one

@@ -200,6 +200,8 @@ class Cause:
     over: str = ""  # when it ended; then it stays only until that is told
     told: tuple[str, ...] = ()  # the channels that know the present state: command, webhook
     untold: Mapping[str, str] = field(default_factory=dict)  # channel -> why telling failed
+    # The channels that were told of a beginning for this subject, and of no end since.
+    alarmed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -66,11 +66,13 @@ def tell(
     """
     after = []
     for cause in causes:
-        told, untold = set(cause.told) & ways.keys(), {}
-        for name in sorted(ways.keys() - told):
+        told, alarmed, untold = set(cause.told) & ways.keys(), set(cause.alarmed), {}
+        concerned = alarmed & ways.keys() if cause.over else ways.keys()
+        for name in sorted(concerned - told):
             try:
                 ways[name](message(cause, archive, url))
                 told.add(name)
+                alarmed = alarmed - {name} if cause.over else alarmed | {name}
             except Exception as error:
                 # The output of a program may hold a password, and the status page is public.
                 untold[name] = (
@@ -78,7 +80,8 @@ def tell(
                 )
                 logger.warning("%s was not told of %s: %s", name, cause.subject, untold[name])
         if not cause.over or untold:
-            after.append(dataclasses.replace(cause, told=tuple(sorted(told)), untold=untold))
+            known = [tuple(sorted(names)) for names in (told, alarmed)]
+            after.append(dataclasses.replace(cause, told=known[0], alarmed=known[1], untold=untold))
     return tuple(after)
 
 

@@ -345,7 +345,10 @@ def test_a_machine_that_dies_of_an_attempt_is_told() -> None:
 
 def told(found: Sequence[Cause]) -> tuple[Cause, ...]:
     """Return the causes after everybody was told."""
-    return tuple(dataclasses.replace(one, told=("command",)) for one in found if not one.over)
+    knows = ("command",)
+    return tuple(
+        dataclasses.replace(one, told=knows, alarmed=knows) for one in found if not one.over
+    )
 
 
 def test_a_cause_is_told_once_until_it_changes() -> None:
@@ -373,6 +376,15 @@ def test_the_end_is_told_once_to_those_who_know_of_the_beginning() -> None:
     assert deciding.compare(told([over]), (), NOW + 2 * HOUR) == ()
     # Nobody knew.
     assert deciding.compare(deciding.compare((), causes(after([VERDICT])), NOW), (), NOW) == ()
+
+
+def test_who_knows_of_one_cause_is_told_of_the_end_of_the_next() -> None:
+    first = told(deciding.compare((), causes(after([VERDICT])), NOW))
+    # Nobody can be told of the next one.
+    (second,) = deciding.compare(first, causes(after([VERDICT], "b")), NOW + HOUR)
+    assert (second.told, second.alarmed) == ((), ("command",))
+    (over,) = deciding.compare([second], (), NOW + 2 * HOUR)
+    assert (over.over, over.alarmed) == ((NOW + 2 * HOUR).isoformat(), ("command",))
 
 
 def test_a_cause_that_comes_back_before_its_end_was_told_is_told_again() -> None:

@@ -33,7 +33,7 @@ ATTEMPT = Attempt(
     *(Step.RELEASE, "bookworm-lab", "digest", "began", "ended", Outcome.REFUSED, 21, FAILURE),
     *("6.1.9-1", "id", "commit", 3.5, (CASE, CASE), 4, "good", "later"),
 )
-CAUSE = Cause("a", "b", "c", "d", FAILURE, "e", ("command",), {"webhook": "no"})
+CAUSE = Cause("a", "b", "c", "d", FAILURE, "e", ("command",), {"webhook": "no"}, ("webhook",))
 OURS = Ours("id", "6.1.9-1", "6.1.0-9", "when", 10)
 YES, NO = Answer(Told.YES, "why"), Answer(Told.NO)
 AGAINST = Against(

@@ -25,7 +25,7 @@ CAUSE = Cause(
     "2026-11-30T12:00:00+00:00",
     error=Failure("guest", "the guest crashed", 21, log="/log"),
 )
-OVER = dataclasses.replace(CAUSE, over="2026-11-30T13:00:00+00:00")
+OVER = dataclasses.replace(CAUSE, over="2026-11-30T13:00:00+00:00", alarmed=("command", "webhook"))
 ARCHIVE = Path("/archive")
 
 
@@ -106,7 +106,7 @@ def test_a_command_reads_the_message(tmp_path: Path) -> None:
 def test_a_webhook_takes_the_message(hook: Hook) -> None:
     ways = telling.channels(settings(webhook=hook.url))
     (after,) = tell((CAUSE,), ways)
-    assert (after.told, after.untold) == (("webhook",), {})
+    assert (after.told, after.alarmed, after.untold) == (("webhook",), ("webhook",), {})
     ((path, message, _),) = hook.got
     assert path == "/services/SECRET"
     assert message["text"] == "release bookworm-lab: the guest crashed"
@@ -123,6 +123,12 @@ def test_the_end_is_told_and_forgotten(hook: Hook) -> None:
     ((_, message, _),) = hook.got
     assert (message["event"], message["over"]) == ("over", OVER.over)
     assert message["text"].startswith("over: ")
+
+
+def test_who_does_not_know_of_the_beginning_is_not_told_of_the_end(hook: Hook) -> None:
+    over = dataclasses.replace(OVER, alarmed=("command",))
+    assert tell((over,), telling.channels(settings(webhook=hook.url))) == ()
+    assert hook.got == []
 
 
 def test_who_knows_already_is_not_told_again() -> None:
