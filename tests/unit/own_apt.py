@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.unit import fake_kernel
@@ -11,11 +12,12 @@ from tests.unit import fake_kernel
 class Apt:
     """An apt of its own: no file of the machine's is read or written.
 
-    ``sources`` are deb822 stanzas.
+    ``sources`` are deb822 stanzas.  ``env`` are further variables of its programs.
     """
 
     def __init__(self, top: Path, sources: str) -> None:
         self.top = top
+        self.env: Mapping[str, str] = {}
         for name in ("lists/partial", "cache/archives/partial", "etc/preferences.d", "download"):
             (top / name).mkdir(parents=True)
         fake_kernel.write(top / "etc/sources.list.d/test.sources", sources)
@@ -38,7 +40,12 @@ class Apt:
         done = subprocess.run(
             arguments,
             cwd=self.top / "download",
-            env={"APT_CONFIG": str(self.top / "apt.conf"), "PATH": "/usr/bin:/bin", "LANG": "C"},
+            env={
+                "APT_CONFIG": str(self.top / "apt.conf"),
+                "PATH": "/usr/bin:/bin",
+                "LANG": "C",
+                **self.env,
+            },
             capture_output=True,
             text=True,
         )
