@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -292,7 +293,7 @@ def test_a_second_kernel_waits_until_the_first_trial_has_ended(server: Server) -
     server.boot(judge=False)
     server.check("stop", STOP)
     server.guard("probation")
-    assert "is put on trial when" in server.install(NEWER).stdout
+    assert f"{NEWER} waits until" in server.install(NEWER).stdout
     assert server.state == ("trying", DEBIAN, NEW)
     server.guard("good")
     assert server.state == ("armed", NEW, NEWER)
@@ -322,6 +323,38 @@ def test_debians_kernel_does_not_take_the_place_of_ours(settled: Server) -> None
     said = settled.install("6.1.0-58-cloud-amd64").stdout
     assert f"goes on with {OLD}" in said
     assert settled.boot().release == OLD
+
+
+def test_debians_kernel_does_not_end_a_trial(server: Server) -> None:
+    server.configure(PROBATION="10min")
+    server.install(NEW)
+    server.boot(judge=False)
+    server.check("stop", STOP)
+    server.guard("probation")
+    server.install("6.1.0-58-cloud-amd64")
+    assert server.state == ("trying", DEBIAN, NEW)
+    server.guard("rollback")
+    assert server.state == ("good", "6.1.0-58-cloud-amd64", "")
+
+
+def test_debians_kernel_does_not_disarm_ours(server: Server) -> None:
+    server.install(NEW)
+    server.install("6.1.0-58-cloud-amd64")
+    assert server.state == ("armed", "6.1.0-58-cloud-amd64", NEW)
+
+
+def test_a_deleted_slot_is_made_again(server: Server) -> None:
+    shutil.rmtree(server.top / "boot/cplayground-good")
+    server.guard("probation")
+    assert slots(server)["good/vmlinuz"] == [DEBIAN, "1"]
+
+
+def test_the_guard_can_be_installed_again(settled: Server) -> None:
+    settled.guard("retire")
+    shutil.rmtree(settled.top / "boot/cplayground-good")
+    settled.guard("prepare")
+    assert settled.state == ("good", OLD, "")
+    assert settled.boot().slot == "good"
 
 
 # --- replaced files -----------------------------------------------------------------------------
