@@ -36,7 +36,7 @@ _FAILING = f"#!/bin/sh\necho '{COMPLAINT}'\nexit 1\n"
 _PROBATION = "5s"
 # A check that failed is repeated after so many seconds.
 _AGAIN_S = 1
-_SERVICE = "etc/systemd/system/cplayground-guard.service.d/gate.conf"
+SERVICE = "etc/systemd/system/cplayground-guard.service.d/gate.conf"
 
 # Seconds of a fast machine.  A kernel on trial has to come up, to be checked, and to end.
 _TRIAL_S = 60.0
@@ -201,7 +201,7 @@ def prepare(round: Round, made: Server, **settings: str) -> str:
     made.run_as_if(good)
     round.apt(made, "install", PACKAGE)
     configure(made, settings)
-    service = made.root.path / _SERVICE
+    service = made.root.path / SERVICE
     service.parent.mkdir(parents=True)
     service.write_text(f"[Service]\nEnvironment=GUARD_AGAIN_S={_AGAIN_S}\n")
     return good

@@ -40,11 +40,19 @@ def told(request: pytest.FixtureRequest, round: Round) -> Iterator[Callable[[str
             pool.shutdown(cancel_futures=True)
         done = [(name, one.result()) for name, one in futures.items() if not one.cancelled()]
     rows = [
-        (name, one.happened, "" if one.seconds is None else f"{one.seconds:.0f} s")
+        (
+            name,
+            one.happened,
+            "" if one.seconds is None else f"{one.seconds:.0f} s",
+            f"{one.took_s:.0f} s",
+        )
         for name, one in done
     ]
     request.config.stash[GUARDED] = table.text(
-        ("story", "what happened", "good after"), rows, unbroken=1, right=("good after",)
+        ("story", "what happened", "good after", "in all"),
+        rows,
+        unbroken=1,
+        right=("good after", "in all"),
     )
 
 
