@@ -31,7 +31,7 @@ from kbuild.core.errors import (
     TrustError,
     UserError,
 )
-from kbuild.core.model import Settings, Target
+from kbuild.core.model import MODULE, Settings, Target
 from kbuild.core.places import Place
 from kbuild.core.run import Arg, need
 from kbuild.core.run import run as run_program
@@ -259,9 +259,8 @@ def _check_signatures(job: _Job) -> None:
     home = job.signatures
     if home is None:
         return
-    missing = [
-        name for name in (mok.KERNEL, mok.MODULE, mok.CERTIFICATE) if not (home / name).is_file()
-    ]
+    wanted = (mok.KERNEL, f"{MODULE}.ko{mok.SUFFIX}", mok.CERTIFICATE)
+    missing = [name for name in wanted if not (home / name).is_file()]
     found = f"no {', '.join(missing)}"
     if not missing:
         found = mok.read(home / mok.CERTIFICATE)[0].digest
@@ -361,9 +360,9 @@ def _signing(job: _Job, archive: Path) -> dict[str, str]:
     if job.signatures is None:
         return {}
     release = archive / "releases" / job.id
-    for name in (mok.KERNEL, mok.MODULE, mok.CERTIFICATE):
-        release.mkdir(parents=True, exist_ok=True)
-        fs.write_atomic(release / name, (job.signatures / name).read_bytes())
+    release.mkdir(parents=True)
+    for path in mok.papers(job.signatures):
+        fs.write_atomic(release / path.name, path.read_bytes())
     return {
         "INVOKE_MOK_CERTIFICATE": str(release / mok.CERTIFICATE),
         "INVOKE_MOK_SIGN_COMMAND": "false",

@@ -35,8 +35,8 @@ def write(made: Made, *, sign: Callable[[bytes], bytes] | None = None) -> tuple[
     with fs.fresh_directory(made.where.version / "papers") as fresh:
         for path in records:
             fs.write_atomic(fresh / path.name, path.read_bytes())
-        for name in (mok.KERNEL, mok.MODULE, mok.CERTIFICATE) if _is_signed(record) else ():
-            fs.write_atomic(fresh / name, (made.where.signatures / name).read_bytes())
+        for path in mok.papers(made.where.signatures) if _is_signed(record) else ():
+            fs.write_atomic(fresh / path.name, path.read_bytes())
         manifest.write(fresh / MANIFEST, record)
         fs.write_atomic(fresh / sbom.NAME, sbom.describe(record, packagings))
         started = min(_started(made), finished)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kbuild.core import fs, recipe, results, stamp
+from kbuild.core import fs, recipe, results, stamp, suites
 from kbuild.core.errors import InfrastructureError
 from kbuild.core.model import Base, BuiltKernel, Package, Root, Settings, Target, Tree
 from kbuild.core.results import Result
@@ -173,7 +173,7 @@ def kernel_packages(made: Made) -> Result[tuple[Package, ...]]:
             epoch=ready.epoch,
             log=log,
             out=out,
-            signed=_signed_kernel(made),
+            signed=_sign_kernel(made) if mok.configured(settings) else None,
         )
 
     inputs = {
@@ -186,8 +186,8 @@ def kernel_packages(made: Made) -> Result[tuple[Package, ...]]:
         "epoch": str(ready.epoch),
     }
     out = made.where.version / "packages-kernel"
-    kept = _kept(made, mok.KERNEL)
-    return _packages(out, f"the kernel {built.release}", inputs, make, kept=kept)
+    kept = (mok.KERNEL, mok.CERTIFICATE)
+    return _packages(out, f"the kernel {built.release}", inputs, make, kept=_kept(made, *kept))
 
 
 # The module.
@@ -248,9 +248,9 @@ def module_packages(made: Made) -> Result[tuple[Package, ...]]:
         f"the module for {built.release}",
         inputs,
         lambda out: deb.build_prebuilt(
-            settings, made.root, built, _signed_module(made), epoch=epoch, log=log, out=out
+            settings, made.root, built, _module(made), epoch=epoch, log=log, out=out
         ),
-        kept=_kept(made, mok.MODULE),
+        kept=_kept(made, made.module.path.name + mok.SUFFIX),
     )
 
 
@@ -303,48 +303,49 @@ def _signing(settings: Settings) -> dict[str, str]:
     return {"certificate": found[0].digest} if found else {}
 
 
-def _kept(made: Made, name: str) -> tuple[Path, ...]:
-    """Return the signature and the certificate that packages were made with."""
-    if not mok.configured(made.settings):
-        return ()
-    home = made.where.signatures
-    return (home / name, home / mok.CERTIFICATE)
+def _kept(made: Made, *names: str) -> tuple[Path, ...]:
+    """Return the files in the directory of signatures that packages are made with."""
+    there = mok.configured(made.settings)
+    return tuple(made.where.signatures / name for name in names) if there else ()
 
 
-def _signatures(made: Made, name: str) -> list[Path]:
-    """Return the signatures of that name that may fit: of the last build, and of releases."""
-    # After a clean, a release's packages are only equal with the signature that it has.
-    released = sorted(made.settings.archive.glob(f"releases/*/{name}"))
-    return [made.where.signatures / name, *released]
+def _signatures(made: Made) -> list[Path]:
+    """Return the directories of signatures that may fit: of the last build, and of releases."""
+    # After a clean, a release's packages are only equal with the signatures that it has.
+    return [made.where.signatures, *sorted(made.settings.archive.glob("releases/*"))]
 
 
-def _signed_kernel(made: Made) -> Path | None:
-    if not mok.configured(made.settings):
-        return None
-    image, kept = deb.image(made.kernel), _signatures(made, mok.KERNEL)
-    return mok.sign_kernel(made.settings, image, kept, _signed(made))
+def _sign_kernel(made: Made) -> Path:
+    """Sign the image, and modules that nothing has signed; return their directory."""
+    settings, built, home = made.settings, made.kernel, made.where.signatures
+    home.mkdir(parents=True, exist_ok=True)
+    fs.write_if_changed(home / mok.CERTIFICATE, mok.certificates(settings)[0].pem)
+    mok.sign_kernel(settings, deb.image(built), _signatures(made), home)
+    fs.remove_tree(home / "modules")
+    top = built.modules
+    # Modules of Debian's flavours have a signature: Debian's, or of the key of a full build.
+    if top is not None and made.target.flavour not in suites.DEBIAN_FLAVOURS:
+        for path in sorted(top.rglob("*.ko")):
+            _sign_module(made, path, f"modules/{path.relative_to(top)}")
+    return home
 
 
-def _signed_module(made: Made) -> Path:
+def _module(made: Made) -> Path:
+    """Return our module for its package, signed if a key is configured."""
     path = made.module.path
-    if not mok.configured(made.settings):
-        return path
+    return _sign_module(made, path, path.name) if mok.configured(made.settings) else path
+
+
+def _sign_module(made: Made, path: Path, name: str) -> Path:
     return mok.sign_module(
         made.settings,
         made.root,
         path,
-        _signatures(made, mok.MODULE),
-        _signed(made),
+        _signatures(made),
+        made.where.signatures,
         scripts=made.kernel.output / "scripts",
+        name=name,
     )
-
-
-def _signed(made: Made) -> Path:
-    """Return the directory of what is signed, with the certificate in it."""
-    home = made.where.signatures
-    home.mkdir(parents=True, exist_ok=True)
-    fs.write_if_changed(home / mok.CERTIFICATE, mok.certificates(made.settings)[0].pem)
-    return home
 
 
 # The list.

@@ -116,7 +116,7 @@ def build_kernel_packages(
     """Build the image, the headers and their meta packages; replaces ``out``.
 
     ``epoch`` (seconds since 1970) is the time of the changelog and of every file, so the same
-    kernel gives the same packages.  ``signed`` takes the place of the kernel's own image.
+    kernel gives the same packages.  ``signed`` is as :func:`stage_image` takes it.
     Raises BuildError if the kernel lacks a file that the packages need, or if debhelper fails.
     """
     names = kernel_names(kernel)
@@ -210,14 +210,15 @@ def load_at_boot(stage: Path, suffix: str) -> None:
 def stage_image(kernel: BuiltKernel, stage: Path, *, signed: Path | None = None) -> None:
     """Collect the content of linux-image: boot/ and lib/modules/<release>, nothing stripped.
 
-    ``signed`` takes the place of the kernel's own image.
+    ``signed`` is a directory with ``vmlinuz`` in place of the kernel's own image, and with signed
+    ones of its modules in ``modules/``.
     """
     release = kernel.release
     built = headers.built_release(kernel.output)
     if built != release:
         raise BuildError("the kernel has another release", expected=release, found=built)
     for origin, name in (
-        (signed or image(kernel), "vmlinuz"),
+        (signed / "vmlinuz" if signed else image(kernel), "vmlinuz"),
         (kernel.output / "System.map", "System.map"),
         (kernel.config, "config"),
     ):
@@ -235,7 +236,8 @@ def stage_image(kernel: BuiltKernel, stage: Path, *, signed: Path | None = None)
         relative = origin.relative_to(kernel.modules)
         if relative.parts[0] in ("build", "source") or _is_depmod_output(relative):
             continue
-        _copy(origin, modules / relative)
+        own = signed / "modules" / relative if signed else origin
+        _copy(own if own.exists() else origin, modules / relative)
     if not (modules / "modules.builtin").exists():
         raise BuildError(
             "the modules have no list of what is built in",

@@ -36,8 +36,10 @@ from kbuild.core.sandbox import Bind
 
 logger = logging.getLogger(__name__)
 
-# The names of the kept signatures, and of the certificate, next to packages and releases.
-KERNEL, MODULE, CERTIFICATE = "kernel.sig", "module.sig", "mok.pem"
+# The kernel's kept signature, and the certificate, next to packages and releases.
+KERNEL, CERTIFICATE = "kernel.sig", "mok.pem"
+# A module's signature has the module's name before this.
+SUFFIX = ".sig"
 # The directory of these among a target's results.
 HOME = "signed"
 # The names in ``keys_dir`` of a key that is made without a configured place.
@@ -328,8 +330,9 @@ def _check_absent(*paths: Path) -> None:
 def sign_kernel(settings: Settings, image: Path, kept: Iterable[Path], into: Path) -> Path:
     """Write a kernel with its signature into the directory ``into``, and return its path.
 
-    The signature itself is :data:`KERNEL` there.  The first signature of ``kept`` that fits is
-    used; otherwise the key or the command makes one.  Raises SigningError.
+    The signature itself is :data:`KERNEL` there.  ``kept`` are directories that may have it
+    already.  The first one that fits is used; otherwise the key or the command makes one.
+    Raises SigningError.
     """
     certificate, *_ = check(settings)
     signature, signed = into / KERNEL, into / "vmlinuz"
@@ -353,21 +356,24 @@ def sign_module(
     into: Path,
     *,
     scripts: Path,
+    name: str = "",
 ) -> Path:
     """Write a module with its signature into the directory ``into``, and return its path.
 
-    The signature itself is :data:`MODULE` there.  ``scripts`` has the kernel's sign-file, which
-    runs in ``root``.  Otherwise like :func:`sign_kernel`.
+    ``name`` is that path below ``into``, if it is not the module's own name.  The signature
+    itself lies directly in ``into``.  ``scripts`` has the kernel's sign-file, which runs in
+    ``root``.  Otherwise like :func:`sign_kernel`.
     """
     certificate, *_ = check(settings)
-    signature, signed = into / MODULE, into / module.name
+    signature, signed = into / (module.name + SUFFIX), into / (name or module.name)
+    signed.parent.mkdir(parents=True, exist_ok=True)
     with _written(certificate) as pem:
         _signature(settings, Kind.MODULE, module, kept, signature, pem)
         sandbox.enter(
             root,
             [
-                *("/mnt/scripts/sign-file", "-s", f"/mnt/out/{MODULE}", "sha256", "/mnt/mok.pem"),
-                *("/mnt/module.ko", f"/mnt/out/{module.name}"),
+                *("/mnt/scripts/sign-file", "-s", f"/mnt/out/{signature.name}"),
+                *("sha256", "/mnt/mok.pem", "/mnt/module.ko", f"/mnt/out/{name or module.name}"),
             ],
             binds=[
                 Bind(scripts, "/mnt/scripts"),
@@ -386,6 +392,11 @@ def sign_module(
     return signed
 
 
+def papers(home: Path) -> list[Path]:
+    """Return the kept signatures in a directory, and the certificate."""
+    return [*sorted(home.glob(f"*{SUFFIX}")), home / CERTIFICATE]
+
+
 def fits(kind: Kind, file: Path, signature: Path, certificate: Path) -> bool:
     """Return whether a detached signature of a file is by the key of a certificate (PEM)."""
     if kind is Kind.KERNEL:
@@ -400,7 +411,7 @@ def _signature(
     settings: Settings, kind: Kind, file: Path, kept: Iterable[Path], into: Path, pem: Path
 ) -> None:
     """Write the detached signature of a file: a kept one that fits, or a new one."""
-    for one in kept:
+    for one in (directory / into.name for directory in kept):
         if one.is_file() and fits(kind, file, one, pem):
             fs.write_atomic(into, one.read_bytes())
             return

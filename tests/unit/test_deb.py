@@ -584,3 +584,23 @@ def test_a_root_names_no_file_of_the_host_as_its_own(
     assert caught.value.found == name
     assert precious.read_text() == "of the host"
     assert not (tmp_path / "debs").exists()
+
+
+def test_a_signed_kernel_and_module_take_the_place_of_the_built_ones(tmp_path: Path) -> None:
+    built = fake_kernel.kernel(tmp_path)
+    signed = tmp_path / "signed"
+    fake_kernel.write(signed / "vmlinuz", "signed kernel\n")
+    fake_kernel.write(signed / "modules/kernel/fs/ext4/ext4.ko", "signed module\n")
+    deb.stage_image(built, tmp_path / "image", signed=signed)
+    deb.stage_image(built, tmp_path / "plain")
+    image, plain = (
+        tmp_path / name / f"boot/vmlinuz-{built.release}" for name in ("image", "plain")
+    )
+    module = tmp_path / f"image/lib/modules/{built.release}/kernel/fs/ext4/ext4.ko"
+    assert (image.read_text(), module.read_text()) == ("signed kernel\n", "signed module\n")
+    assert plain.read_bytes() == deb.image(built).read_bytes()
+    ours, theirs = (fs.sha256_tree(tmp_path / name / "lib") for name in ("image", "plain"))
+    assert ours != theirs
+    assert sorted(p.name for p in (tmp_path / "image").rglob("*")) == sorted(
+        p.name for p in (tmp_path / "plain").rglob("*")
+    )

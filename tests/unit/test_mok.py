@@ -26,6 +26,8 @@ from tests.unit.command_line import Here, here
 
 __all__ = ["here"]
 
+SIGNATURE = "cplayground.ko.sig"
+
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -207,7 +209,7 @@ def test_an_expired_certificate_signs_nothing_new(
     with pytest.raises(SigningError, match="has expired"):
         mok.sign_kernel(settings, kernel, [], tmp_path)
     # A signature that was made in time stays good.
-    mok.sign_kernel(settings, kernel, [out / mok.KERNEL], tmp_path)
+    mok.sign_kernel(settings, kernel, [out], tmp_path)
     assert (tmp_path / mok.KERNEL).read_bytes() == (out / mok.KERNEL).read_bytes()
 
 
@@ -231,7 +233,7 @@ def test_a_kernel_is_signed_and_a_kept_signature_gives_the_same_bytes(
     assert kernel.read_bytes() == before
     time.sleep(1.1)  # sbsign writes the time, in seconds
     again, other = tmp_path / "again", tmp_path / "other"
-    for place, kept in ((again, [tmp_path / "none", out / mok.KERNEL]), (other, [])):
+    for place, kept in ((again, [tmp_path / "none", out]), (other, [])):
         place.mkdir()
         mok.sign_kernel(settings, kernel, kept, place)
     assert (again / "vmlinuz").read_bytes() == signed.read_bytes()
@@ -242,14 +244,15 @@ def test_a_signature_of_another_kernel_or_key_is_not_used(
     settings: Settings, kernel: Path, out: Path, tmp_path: Path
 ) -> None:
     mok.sign_kernel(settings, secure_boot.efi(tmp_path / "other", 2), [], out)
-    foreign = fake_kernel.write(tmp_path / "foreign", "no signature")
+    (tmp_path / "foreign").mkdir()
+    fake_kernel.write(tmp_path / "foreign" / mok.KERNEL, "no signature")
     stranger = secure_boot.with_key(settings, tmp_path / "stranger")
     (tmp_path / "theirs").mkdir()
     mok.sign_kernel(stranger, kernel, [], tmp_path / "theirs")
-    kept = [out / mok.KERNEL, foreign, tmp_path / "theirs" / mok.KERNEL]
+    kept = [out, tmp_path / "foreign", tmp_path / "theirs"]
     assert settings.mok_certificate is not None
     for one in kept:
-        assert not mok.fits(Kind.KERNEL, kernel, one, settings.mok_certificate)
+        assert not mok.fits(Kind.KERNEL, kernel, one / mok.KERNEL, settings.mok_certificate)
     mok.sign_kernel(settings, kernel, kept, out)
     assert mok.fits(Kind.KERNEL, kernel, out / mok.KERNEL, settings.mok_certificate)
 
@@ -266,12 +269,12 @@ def test_a_module_ends_with_its_signature(
     settings: Settings, module: Path, out: Path, tmp_path: Path
 ) -> None:
     signed = sign_module(settings, module, [], out)
-    signature = (out / mok.MODULE).read_bytes()
+    signature = (out / SIGNATURE).read_bytes()
     assert signed.read_bytes().startswith(module.read_bytes() + signature)
     assert settings.mok_certificate is not None
-    assert mok.fits(Kind.MODULE, module, out / mok.MODULE, settings.mok_certificate)
+    assert mok.fits(Kind.MODULE, module, out / SIGNATURE, settings.mok_certificate)
     other = fake_kernel.write(tmp_path / "other.ko", "another module")
-    assert not mok.fits(Kind.MODULE, other, out / mok.MODULE, settings.mok_certificate)
+    assert not mok.fits(Kind.MODULE, other, out / SIGNATURE, settings.mok_certificate)
     # The signature has no time in it.
     time.sleep(1.1)
     (tmp_path / "again").mkdir()
@@ -302,7 +305,7 @@ def test_a_command_signs_both(
     sign_module(own, module, [], out)
     assert settings.mok_certificate is not None
     assert mok.fits(Kind.KERNEL, kernel, out / mok.KERNEL, settings.mok_certificate)
-    assert mok.fits(Kind.MODULE, module, out / mok.MODULE, settings.mok_certificate)
+    assert mok.fits(Kind.MODULE, module, out / SIGNATURE, settings.mok_certificate)
 
 
 @pytest.mark.parametrize(

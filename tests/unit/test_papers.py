@@ -64,7 +64,7 @@ def test_a_signed_kernel_has_its_signatures_among_them(made: Made) -> None:
     build = replace(kernel.build, certificate="c" * 64)
     signed = replace(record, kernels=(replace(kernel, build=build),))
     manifest.write(made.where.home / manifest.RECORD, signed)
-    names = ("kernel.sig", "mok.pem", "module.sig")
+    names = ("cplayground.ko.sig", "kernel.sig", "mok.pem")
     for name in names:
         fake_kernel.write(made.where.signatures / name, f"{name}\n")
     found = {path.name: path for path in papers.write(made)}

@@ -537,7 +537,7 @@ def test_with_a_key_the_packages_are_made_again_and_nothing_is_compiled(signing:
     assert signing.settings.mok_certificate is not None
     for kind, file, name in (
         (mok.Kind.KERNEL, deb.image(made.kernel), mok.KERNEL),
-        (mok.Kind.MODULE, made.module.path, mok.MODULE),
+        (mok.Kind.MODULE, made.module.path, "cplayground.ko.sig"),
     ):
         assert mok.fits(kind, file, home / name, signing.settings.mok_certificate)
     record = manifest.read(made.where.home / manifest.RECORD)
@@ -557,7 +557,7 @@ def test_packages_are_the_same_with_the_signature_of_the_build_or_of_the_release
     assert signing.result() == result
     release = signing.settings.archive / "releases/one"
     release.mkdir(parents=True)
-    for name in (mok.KERNEL, mok.MODULE):
+    for name in (mok.KERNEL, "cplayground.ko.sig"):
         (home / name).rename(release / name)
     assert signing.package() == ["kernel packages", "module packages"]
     assert signing.result() == result

@@ -34,6 +34,7 @@ from tests.unit.test_manifest import git
 
 TOY = Path(__file__).parent / "data/reproduce"
 ROOT = {"gcc-12": "12.2.0-14", "make": "4.3-4.1"}
+SIGNATURE = "cplayground.ko.sig"
 FRAGMENT = "CONFIG_TRIM=y  # größer\n"
 
 
@@ -333,7 +334,7 @@ def signed(toy: Toy, home: Path) -> Path:
     own = secure_boot.with_key(toy.settings, home / "mok")
     assert own.mok_certificate is not None
     place = toy.record.parent / versions.directory("6.1.192-2", 2) / mok.HOME
-    for name in (mok.KERNEL, mok.MODULE):
+    for name in (mok.KERNEL, SIGNATURE):
         fake_kernel.write(place / name, name)
     shutil.copy(own.mok_certificate, place / mok.CERTIFICATE)
     digest = mok.read(own.mok_certificate)[0].digest
@@ -351,11 +352,11 @@ def test_the_second_build_gets_the_signatures_and_no_key(toy: Toy, tmp_path: Pat
     toy.package("signature")
     place = signed(toy, tmp_path)
     assert toy.equal()
-    (place / mok.MODULE).write_text("another one")
+    (place / SIGNATURE).write_text("another one")
     toy.difference()
 
 
-@pytest.mark.parametrize("lost", [mok.KERNEL, mok.MODULE, mok.CERTIFICATE])
+@pytest.mark.parametrize("lost", [mok.KERNEL, SIGNATURE, mok.CERTIFICATE])
 def test_signatures_that_are_not_at_hand_are_no_verdict(
     toy: Toy, tmp_path: Path, lost: str
 ) -> None:

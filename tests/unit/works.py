@@ -228,7 +228,7 @@ class Works:
         **_: object,
     ) -> tuple[Package, ...]:
         templates = fs.sha256_tree(settings.project / "debian/kernel")
-        image = fs.sha256_file(signed) if signed else ""
+        image = fs.sha256_file(signed / "vmlinuz") if signed else ""
         inputs = {
             versions.image_package(kernel.release): kernel.digest + templates + image,
             versions.headers_package(kernel.release): kernel.symvers.read_text(),

@@ -25,7 +25,7 @@ def signature() -> str:
     archive = Path(os.environ["XDG_DATA_HOME"], "cplayground-kernel/archive")
     (release,) = (archive / "releases").iterdir()
     assert Path(certificate) == release / "mok.pem"
-    names = ("kernel.sig", "module.sig")
+    names = ("kernel.sig", "cplayground.ko.sig")
     return "".join((release / name).read_text().removeprefix(name) for name in names)
 
 
