@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kbuild.archive.required import NEED_OLDER, NOTHING_OLDER, REQUIRED
+from kbuild.archive.required import NEED_KEY, NEED_OLDER, NO_KEY, NOTHING_OLDER, REQUIRED
 from kbuild.core.errors import EvidenceError
 
 FORMAT = 1
@@ -82,18 +82,24 @@ def lacking(where: str, found: str) -> EvidenceError:
 
 
 def complaints(
-    gate: Gate, id: str, packages: Mapping[str, str], *, older: Collection[str]
+    gate: Gate,
+    id: str,
+    packages: Mapping[str, str],
+    *,
+    older: Collection[str],
+    signed: bool = False,
 ) -> tuple[str, ...]:
     """Return why a verdict is no evidence for a release; nothing if it is.
 
     ``packages`` has, by file name, the SHA-256 of each package as it is now.  ``older`` has the
-    IDs of the older releases that servers may have; the gate must have started from each.
+    IDs of the older releases that servers may have; the gate must have started from each.  A
+    release that is ``signed`` for Secure Boot must have been judged under it.
     """
-    return tuple(_complaints(gate, id, packages, older=older))
+    return tuple(_complaints(gate, id, packages, older=older, signed=signed))
 
 
 def _complaints(
-    gate: Gate, id: str, packages: Mapping[str, str], *, older: Collection[str]
+    gate: Gate, id: str, packages: Mapping[str, str], *, older: Collection[str], signed: bool
 ) -> Iterator[str]:
     if gate.id != id:
         yield f"the verdict is for {gate.id}"
@@ -109,7 +115,9 @@ def _complaints(
         excused = one.outcome == NOTHING_OLDER and one.name in NEED_OLDER
         if excused and older:
             yield f"the case {one.name} did not start from the older release that there is now"
-        elif one.outcome != PASSED and not excused:
+            continue
+        excused = excused or (one.outcome == NO_KEY and one.name in NEED_KEY and not signed)
+        if one.outcome != PASSED and not excused:
             yield f"the case {one.name}: {one.outcome}: {'; '.join(one.reasons)}"
     for other in older:
         if other not in gate.older:

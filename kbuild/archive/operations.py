@@ -20,6 +20,7 @@ from pathlib import Path
 from kbuild.archive import contents, evidence, place, pool, records, snapshots
 from kbuild.archive.contents import ALL, Plan
 from kbuild.archive.release import SERVED, VISIBLE, Record, Release, State, View, package
+from kbuild.archive.required import SIGNATURE
 from kbuild.archive.states import Event, Happening, next_state
 from kbuild.core import fs
 from kbuild.core.errors import EvidenceError, PoolError, UserError
@@ -88,7 +89,13 @@ class _Archive:
         found = pool.found(self.root, record.packages)
         return (
             *((f"{path} has changed since the release was staged",) if changed else ()),
-            *evidence.complaints(gate, record.id, found, older=self.older(record)),
+            *evidence.complaints(
+                gate,
+                record.id,
+                found,
+                older=self.older(record),
+                signed=SIGNATURE in record.evidence,
+            ),
         )
 
     def publish(self, *, again: bool = False) -> Plan:
@@ -211,7 +218,9 @@ def stage(settings: Settings, release: Release, files: Iterable[Path]) -> Record
     with _opened(settings, make=True) as archive:
         record = _candidate(archive.root, archive.records, release, packages)
         older = archive.older(record)
-        complaints = evidence.complaints(gate, release.id, found, older=older)
+        complaints = evidence.complaints(
+            gate, release.id, found, older=older, signed=SIGNATURE in named
+        )
         if not record.published:
             record = archive.change(record, Event.JUDGED, complaints)
         digests = {name: fs.sha256_file(path) for name, path in sorted(named.items())}

@@ -21,7 +21,7 @@ from kbuild.archive.release import Release
 from kbuild.core.errors import BuildError
 from kbuild.core.run import Arg, run
 from kbuild.core.sandbox import Bind
-from kbuild.gate import listing, machine, rehearsal, wire
+from kbuild.gate import listing, machine, rehearsal, secure_boot, wire
 from kbuild.gate.guarded import guard
 from kbuild.gate.machine import Command
 from kbuild.gate.round import BUILT, PREBUILT, Names, Round, Trial, names
@@ -659,4 +659,5 @@ CASES = (
     Case(("downgrade",), downgrade),
     Case(("reinstall",), reinstall),
     Case(("remove",), remove),
+    Case(("secure-boot",), secure_boot.secure_boot),
 )

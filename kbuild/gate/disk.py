@@ -31,6 +31,7 @@ _DISK_ID = b"cpg\x01"
 # Room for kernels, their initrds, and modules that a server builds.
 _FREE_BYTES = 1 << 30
 _TIMEOUT_S = 600.0
+_NO_LOADER = "the tree has no boot loader, so no disk is made of it"
 # The line of a menu entry that loads a kernel.
 _OFFERED = re.compile(r"^\s*linux\s+\S*/vmlinuz-", re.MULTILINE)
 
@@ -48,9 +49,7 @@ def write(tree: Path, disk: Path, *, log: Path, free_bytes: int = _FREE_BYTES) -
             expected=f"a core.img of at most {START - _SECTOR} bytes",
             found=f"{len(core)} bytes",
         )
-    used = int(run(["du", "-s", "-B1", "--", tree], timeout_s=_TIMEOUT_S).stdout.split()[0])
-    # ext4's own tables take some of the room.
-    length = (int(used * 1.1) + free_bytes) >> 20 << 20
+    length = file_system_bytes(tree, free_bytes=free_bytes)
     disk.parent.mkdir(parents=True, exist_ok=True)
     made = disk.with_name(f".{disk.name}.new")
     try:
@@ -59,40 +58,57 @@ def write(tree: Path, disk: Path, *, log: Path, free_bytes: int = _FREE_BYTES) -
             stream.write(boot[:_BOOT_CODE] + _partition_table(length))
             stream.write(core)
         made.chmod(0o644)
-        run(
-            [
-                *("mke2fs", "-q", "-F", "-t", "ext4", "-L", LABEL, "-U", UUID),
-                # GRUB of bullseye and bookworm cannot read a file system with such a seed.
-                *("-O", "^metadata_csum_seed", "-E", f"offset={START},lazy_itable_init=1"),
-                *("-d", tree, made, f"{length >> 10}k"),
-            ],
-            timeout_s=_TIMEOUT_S,
-            log=log,
-            error=InfrastructureError,
-        )
+        write_file_system(tree, made, at=START, length=length, log=log)
         fs.sync(made)
         fs.rename(made, disk)
     finally:
         made.unlink(missing_ok=True)
-    logger.info("disk %s: %s of files", disk.name, size(used))
+    logger.info("disk %s: %s", disk.name, size(length))
     return disk
 
 
-def _grub(tree: Path) -> list[bytes]:
+def file_system_bytes(tree: Path, *, free_bytes: int = _FREE_BYTES) -> int:
+    """Return the size of a file system with a tree and some free room, in whole MiB."""
+    used = int(run(["du", "-s", "-B1", "--", tree], timeout_s=_TIMEOUT_S).stdout.split()[0])
+    # ext4's own tables take some of the room.
+    return (int(used * 1.1) + free_bytes) >> 20 << 20
+
+
+def write_file_system(tree: Path, disk: Path, *, at: int, length: int, log: Path) -> None:
+    """Write an ext4 with a tree into a disk, from byte ``at`` on; raises InfrastructureError."""
+    run(
+        [
+            *("mke2fs", "-q", "-F", "-t", "ext4", "-L", LABEL, "-U", UUID),
+            # GRUB of bullseye and bookworm cannot read a file system with such a seed.
+            *("-O", "^metadata_csum_seed", "-E", f"offset={at},lazy_itable_init=1"),
+            *("-d", tree, disk, f"{length >> 10}k"),
+        ],
+        timeout_s=_TIMEOUT_S,
+        log=log,
+        error=InfrastructureError,
+    )
+
+
+def check_menu(tree: Path) -> None:
+    """Raise BuildError unless a tree has a boot menu with a kernel."""
     menu = tree / "boot/grub/grub.cfg"
+    if not menu.exists():
+        raise BuildError(_NO_LOADER, expected=str(menu))
+    if not _OFFERED.search(menu.read_text()):
+        raise BuildError(
+            "the boot menu has no kernel, so no disk is made of this tree",
+            expected="an entry for a kernel in /boot",
+            found=str(menu),
+            hint="read the log of the installation: its hooks call update-grub",
+        )
+
+
+def _grub(tree: Path) -> list[bytes]:
+    check_menu(tree)
     try:
-        if not _OFFERED.search(menu.read_text()):
-            raise BuildError(
-                "the boot menu has no kernel, so no disk is made of this tree",
-                expected="an entry for a kernel in /boot",
-                found=str(menu),
-                hint="read the log of the installation: its hooks call update-grub",
-            )
         return [(tree / name).read_bytes() for name in GRUB_IMAGES]
     except FileNotFoundError as error:
-        raise BuildError(
-            "the tree has no boot loader, so no disk is made of it", expected=error.filename
-        ) from None
+        raise BuildError(_NO_LOADER, expected=error.filename) from None
 
 
 def _partition_table(length: int) -> bytes:

@@ -6,13 +6,13 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
 from kbuild.archive.release import Release, View
-from kbuild.archive.required import NEED_OLDER, NOTHING_OLDER, REQUIRED
+from kbuild.archive.required import NEED_KEY, NEED_OLDER, NO_KEY, NOTHING_OLDER, REQUIRED
 from kbuild.core import fs, progress
 from kbuild.core.errors import BuildError, DefectError, KbuildError, UserError
 from kbuild.core.model import Kernel, Settings
@@ -24,7 +24,7 @@ from kbuild.gate.round import Round, Trial
 from kbuild.guest import programs, qemu
 from kbuild.guest.guest import GuestCommandError, GuestLost
 from kbuild.lab import readying
-from kbuild.ship import manifest
+from kbuild.ship import manifest, mok
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ _PROGRAMS = ("observe", "topology")
 # Errors of the packages' own steps, in a tree and in a booted server.
 _VERDICTS = (BuildError, GuestLost, GuestCommandError)
 _NO_OLDER = "the archive has no promoted release of this target"
+_UNSIGNED = "mok_certificate is not set, so nothing is signed for Secure Boot"
 
 
 def run(
@@ -179,8 +180,8 @@ def judge(made: Round, case: Case) -> tuple[CaseResult, ...]:
     Raises any other error: a full disk or a lost key is no verdict on a release.
     """
     began = time.monotonic()
-    older = bool(made.view.promoted)
-    ready = [name for name in case.names if older or name not in NEED_OLDER]
+    lacking = {name: _lacking(made, name) for name in case.names}
+    ready = [name for name, one in lacking.items() if one is None]
     trials = {name: Trial(name) for name in case.names}
     error: KbuildError | None = None
     if ready:
@@ -197,15 +198,29 @@ def judge(made: Round, case: Case) -> tuple[CaseResult, ...]:
                 raise error from caught
             logger.exception("unexpected exception in the case %s", case.names[0])
     seconds = round(time.monotonic() - began, 1)
-    return tuple(_results(trials.values(), ready, error, seconds))
+    return tuple(_results(trials.values(), lacking, error, seconds))
+
+
+def _lacking(made: Round, name: str) -> CaseResult | None:
+    """Return the result of a case that lacks what it starts from; None for all others."""
+    if name in NEED_OLDER and not made.view.promoted:
+        return CaseResult(name, NOTHING_OLDER, 0.0, (_NO_OLDER,))
+    if name in NEED_KEY and not mok.configured(made.settings):
+        return CaseResult(name, NO_KEY, 0.0, (_UNSIGNED,))
+    return None
 
 
 def _results(
-    trials: Iterable[Trial], ready: Sequence[str], error: KbuildError | None, seconds: float
+    trials: Iterable[Trial],
+    lacking: Mapping[str, CaseResult | None],
+    error: KbuildError | None,
+    seconds: float,
 ) -> Iterator[CaseResult]:
     for trial in trials:
-        if trial.name not in ready:
-            yield CaseResult(trial.name, NOTHING_OLDER, 0.0, (_NO_OLDER,))
+        excused = lacking[trial.name]
+        if excused is not None:
+            logger.info("gate: %s: %s", excused.name, excused.outcome)
+            yield excused
             continue
         reasons = [*trial.reasons, *([] if error is None else [str(error)])]
         made = CaseResult(

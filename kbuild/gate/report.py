@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kbuild.archive import evidence
-from kbuild.archive.required import NOTHING_OLDER
+from kbuild.archive.required import NO_KEY, NOTHING_OLDER
 from kbuild.core import fs, progress, table
 from kbuild.core.errors import KbuildError
 
@@ -50,8 +50,8 @@ class CaseResult:
 
     @property
     def passed(self) -> bool:
-        """True for a case that passed, or that had no older release to start from."""
-        return self.outcome in (PASSED, NOTHING_OLDER)
+        """True for a case that passed, or that lacks what it starts from, as its outcome says."""
+        return self.outcome in (PASSED, NOTHING_OLDER, NO_KEY)
 
 
 @dataclass(frozen=True)

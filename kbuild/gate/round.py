@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from kbuild.gate.machine import Boot, Command
 from kbuild.gate.report import BootSeen
 from kbuild.gate.server import Server
 from kbuild.guest.outcome import MODULE_TAINT
-from kbuild.guest.spec import Accelerator, ServerSpec
+from kbuild.guest.spec import Accelerator, Firmware, ServerSpec
 from kbuild.lab import oracle, procfile
 from kbuild.ship import dkms, versions
 
@@ -138,9 +138,14 @@ class Round:
     # --- trees ------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def server(self, name: str, *, dkms: bool = False) -> Iterator[Server]:
-        """Yield a server with Debian's kernel, on which nothing of ours was ever installed."""
-        with self.copy(self.trees[dkms], name) as made:
+    def server(
+        self, name: str, *, dkms: bool = False, tree: Root | None = None
+    ) -> Iterator[Server]:
+        """Yield a server with Debian's kernel, on which nothing of ours was ever installed.
+
+        ``tree`` is another one than those of the round.
+        """
+        with self.copy(tree or self.trees[dkms], name) as made:
             place = made.root.path / TOOLS.lstrip("/")
             place.mkdir(parents=True)
             for program, path in self.programs.items():
@@ -213,11 +218,11 @@ class Round:
     # --- boots ------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def disk(self, made: Server) -> Iterator[Path]:
-        """Yield a disk made of a tree, for the time of the block."""
+    def disk(self, made: Server, *, write: Callable[..., Path] = disk.write) -> Iterator[Path]:
+        """Yield a disk made of a tree by ``write``, for the time of the block."""
         path = self.home / f"{made.root.path.parent.name}.disk"
         try:
-            yield disk.write(made.root.path, path, log=made.log)
+            yield write(made.root.path, path, log=made.log)
         finally:
             path.unlink(missing_ok=True)
 
@@ -229,6 +234,7 @@ class Round:
         what: str,
         *,
         changes: Path | None = None,
+        firmware: Firmware | None = None,
         watchdog: bool = False,
         expected_taint: int = MODULE_TAINT,
         cut_at: re.Pattern[str] | None = None,
@@ -245,6 +251,7 @@ class Round:
             accelerator=self.accelerator,
             network=self.network,
             changes=changes,
+            firmware=firmware,
             watchdog=watchdog,
             slowness=patience,
         )
@@ -280,16 +287,20 @@ class Round:
         module: str | None,
         commands: Sequence[Command] = (),
         changes: Path | None = None,
+        firmware: Firmware | None = None,
     ) -> Boot:
         """Boot a disk, judge it into ``trial``, and return what was seen.
 
         ``what`` names the server in reasons.  It must come up with the kernel ``release`` of
         GRUB's choice.  With ``module`` (:data:`PREBUILT`, :data:`BUILT`) the module must have been
         loaded by itself from there, and its file must agree with /proc.  With None, this server
-        has no module of ours.  ``commands`` come after that.
+        has no module of ours.  ``commands`` come after that.  ``firmware`` is UEFI's, else the
+        machine has a BIOS.
         """
         taint = 0 if module is None else MODULE_TAINT
-        with self.running(trial, image, what, changes=changes, expected_taint=taint) as server:
+        with self.running(
+            trial, image, what, changes=changes, firmware=firmware, expected_taint=taint
+        ) as server:
             return self.judge(
                 trial, server, what, release=release, module=module, commands=commands
             )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,9 @@ PACKAGES = (
     "udev",
     "zstd",
 )
+# For a server with UEFI and Secure Boot, in place of the boot loader for a BIOS.
+EFI_PACKAGES = ("grub-efi-amd64", "grub-efi-amd64-signed", "shim-signed", "mokutil")
+_BIOS_PACKAGES = ("grub-pc",)
 # For a server that builds its modules itself.
 DKMS_PACKAGES = ("dkms", "gcc", "libc6-dev", "libelf1", "libssl3", "make")
 
@@ -123,6 +127,12 @@ _FILES = {
         "TasksMax=infinity\nOOMPolicy=continue\nLimitNOFILE=1024:524288\n"
         "[Install]\nWantedBy=multi-user.target\n"
     ),
+}
+# The firmware's console is on the serial port already, and Debian's signed GRUB has no driver of
+# its own for that port.
+_EFI_FILES = {
+    "etc/default/grub": re.sub(r"(?m)^GRUB_(TERMINAL|SERIAL).*\n", "", _FILES["etc/default/grub"])
+    + 'GRUB_TERMINAL="console"\n',
 }
 _ENABLED = ("systemd-networkd.service", "cplayground-gate.service")
 # A login on the console would write to what is judged.
@@ -210,29 +220,37 @@ class Server:
         )
 
 
-def server_root(settings: Settings, suite: str, *, dkms: bool = False) -> Root:
+def server_root(settings: Settings, suite: str, *, dkms: bool = False, efi: bool = False) -> Root:
     """Return the root that servers of a suite are copied from; raises what make_root raises."""
-    kind = "server-dkms" if dkms else "server"
-    return roots.make_root(settings, suite, kind, packages(suite, dkms=dkms))
+    return roots.make_root(
+        settings, suite, _name(dkms=dkms, efi=efi), packages(suite, dkms=dkms, efi=efi)
+    )
 
 
-def packages(suite: str, *, dkms: bool) -> tuple[str, ...]:
+def _name(*, dkms: bool, efi: bool) -> str:
+    return "server" + "-dkms" * dkms + "-efi" * efi
+
+
+def packages(suite: str, *, dkms: bool, efi: bool = False) -> tuple[str, ...]:
     """Return the packages of a server's root, by their names in that suite."""
     row = suites.suite(suite)
     more = (*row.packages(DKMS_PACKAGES), *row.guest) if dkms else ()
-    return (*row.packages(PACKAGES), *more)
+    names = [one for one in PACKAGES if not (efi and one in _BIOS_PACKAGES)]
+    return (*row.packages((*names, *(EFI_PACKAGES if efi else ()))), *more)
 
 
-def stock(settings: Settings, base: Base, *, dkms: bool = False) -> Root:
+def stock(settings: Settings, base: Base, *, dkms: bool = False, efi: bool = False) -> Root:
     """Return the tree of a server with Debian's kernel ``base`` installed, and keep it.
 
-    With ``dkms`` it has the headers of that kernel, too.
+    With ``dkms`` it has the headers of that kernel, too.  With ``efi`` its boot loaders are those
+    for UEFI.
     """
-    root = server_root(settings, base.suite, dkms=dkms)
+    root = server_root(settings, base.suite, dkms=dkms, efi=efi)
     compile_root = roots.compile_root(settings, base.suite)
     agent = programs.compile_programs(settings, compile_root, [_AGENT_SOURCE])["agent"]
     debs = base.packages if dkms else (base.image, *base.parts)
-    name = "server-dkms" if dkms else "server"
+    name = _name(dkms=dkms, efi=efi)
+    files = _FILES | (_EFI_FILES if efi else {})
     home = settings.build / base.suite / f"{name}-{base.flavour}"
     log = settings.build / "logs" / f"{name}-{base.suite}-{base.flavour}.log"
     inputs = {
@@ -240,14 +258,14 @@ def stock(settings: Settings, base: Base, *, dkms: bool = False) -> Root:
         "root": root.digest,
         "agent": fs.sha256_file(agent),
         **{place: fs.sha256_file(path) for place, path in _STAND_INS.items()},
-        **{f"file {path}": content for path, content in _FILES.items()},
+        **{f"file {path}": content for path, content in files.items()},
         **{f"deb {deb.path.name}": deb.sha256 for deb in debs},
     }
 
     def make(scratch: Path) -> list[Path]:
         log.unlink(missing_ok=True)
         with copy(root, scratch / "copy", log=log) as server:
-            _set_up(server, agent)
+            _set_up(server, agent, files, efi=efi)
             server.install(*(deb.path for deb in debs))
             (scratch / "root").mkdir()
             (scratch / "copy" / "root").rename(scratch / "root")
@@ -288,10 +306,10 @@ def copy(root: Root, path: Path, *, log: Path) -> Iterator[Server]:
         fs.remove_tree(path)
 
 
-def _set_up(server: Server, agent: Path) -> None:
+def _set_up(server: Server, agent: Path, files: Mapping[str, str], *, efi: bool) -> None:
     """Make a server out of a root without a kernel."""
     tree = server.root.path
-    for name, content in _FILES.items():
+    for name, content in files.items():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text(content)
     place = tree / AGENT.lstrip("/")
@@ -299,15 +317,19 @@ def _set_up(server: Server, agent: Path) -> None:
     shutil.copy(agent, place)
     server.run(["systemctl", "enable", *_ENABLED])
     server.run(["systemctl", "mask", *_MASKED])
-    # As grub-install does, which needs the device itself.
-    server.run(
-        [
-            *("sh", "-c", 'mkdir -p "$2" && cp "$1"/* "$2" && shift 2 && "$@"', "sh"),
-            *(f"/usr/lib/grub/{_GRUB}", f"/boot/grub/{_GRUB}"),
-            *("grub-mkimage", "-O", _GRUB, "-o", f"/boot/grub/{_GRUB}/core.img"),
-            *("-p", "(hd0,msdos1)/boot/grub", *_CORE_MODULES),
-        ]
-    )
+    if efi:
+        # Debian's signed GRUB lies on the disk's other partition: kbuild/gate/efi.py.
+        (tree / "boot/grub").mkdir(exist_ok=True)
+    else:
+        # As grub-install does, which needs the device itself.
+        server.run(
+            [
+                *("sh", "-c", 'mkdir -p "$2" && cp "$1"/* "$2" && shift 2 && "$@"', "sh"),
+                *(f"/usr/lib/grub/{_GRUB}", f"/boot/grub/{_GRUB}"),
+                *("grub-mkimage", "-O", _GRUB, "-o", f"/boot/grub/{_GRUB}/core.img"),
+                *("-p", "(hd0,msdos1)/boot/grub", *_CORE_MODULES),
+            ]
+        )
     server.run(["grub-editenv", "/boot/grub/grubenv", "create"])
     # The kernel's hook updates the menu only if there is one.
     server.run(["grub-mkconfig", "-o", "/boot/grub/grub.cfg"])

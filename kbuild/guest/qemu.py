@@ -28,6 +28,7 @@ from kbuild.guest.spec import (
     KVM,
     TCG,
     Accelerator,
+    Firmware,
     GuestSpec,
     MachineSpec,
     ServerSpec,
@@ -125,6 +126,10 @@ def command(
         if restored:
             kept += ["-incoming", "defer"]
     changes = spec.changes if isinstance(spec, ServerSpec) else None
+    firmware = spec.firmware if isinstance(spec, ServerSpec) else None
+    if firmware is not None:
+        machine = "q35,smm=on"
+        kept += _firmware(firmware, opened)
     if changes is not None:
         disk = _overlay(opened(changes), opened(spec.disk))
     drive = f"{disk},if=none,id=disk"
@@ -190,6 +195,20 @@ def _network(spec: ServerSpec) -> tuple[str, ...]:
         # Without the firmware's own program for a boot from the network.
         *("-device", "virtio-net-pci,netdev=net,romfile="),
     )
+
+
+def _firmware(firmware: Firmware, opened: Callable[[Path], str]) -> list[str]:
+    """Return the options for a firmware whose variables only its own code in SMM can write.
+
+    Secure Boot needs that (OVMF's README).  A change of a variable ends with the machine.
+    """
+    flash = "if=pflash,format=raw"
+    return [
+        *("-global", "driver=cfi.pflash01,property=secure,value=on"),
+        *("-global", "ICH9-LPC.disable_s3=1"),
+        *("-drive", f"{flash},unit=0,readonly=on,file={_escape(opened(firmware.program))}"),
+        *("-drive", f"{flash},unit=1,snapshot=on,file={_escape(opened(firmware.variables))}"),
+    ]
 
 
 def _overlay(changes: str, base: str) -> str:

@@ -59,12 +59,21 @@ class GuestSpec(MachineSpec):
     append: tuple[str, ...] = ()  # further kernel parameters
 
 
+@dataclass(frozen=True)
+class Firmware:
+    """A firmware with Secure Boot: OVMF's program, and its variables, which are never written."""
+
+    program: Path
+    variables: Path
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServerSpec(MachineSpec):
     """A server: a disk from which the firmware boots, and the machine that runs it."""
 
     changes: Path | None = None  # a qcow2 that keeps what it writes to its disk; else that is lost
     network: Path | None = None  # the network namespace that QEMU runs in; else it has no network
+    firmware: Firmware | None = None  # UEFI's; else the machine has a BIOS
     watchdog: bool = False  # it has an i6300esb, which resets it if a driver armed it
     # QEMU 7.2 with two may run old code under TCG while a kernel boots: docs/results/qemu.md.
     cpus: int = 1

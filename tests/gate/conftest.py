@@ -23,7 +23,8 @@ from kbuild.gate.round import Round
 from kbuild.gate.wire import Wire
 from kbuild.guest import qemu
 from kbuild.guest.spec import ServerSpec
-from kbuild.ship import signing
+from kbuild.ship import mok, signing
+from tests.gate import planting
 from tests.gate.guarded import guarded
 
 __all__ = ["guarded"]
@@ -101,17 +102,30 @@ def older(request: pytest.FixtureRequest) -> Release:
 
 
 @pytest.fixture(scope="session")
-def newer(request: pytest.FixtureRequest) -> Release:
-    """The release that is judged."""
-    return candidate.read(request.config.getoption("candidate"))
+def newer(
+    request: pytest.FixtureRequest, signed: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Release:
+    """The release that is judged, signed for Secure Boot by a key that only these tests use."""
+    given = candidate.read(request.config.getoption("candidate"))
+    return planting.sign(given, signed, tmp_path_factory.mktemp("signed"))
 
 
 @pytest.fixture(scope="session")
 def signed(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Settings with a key that only these tests use."""
+    """Settings with keys that only these tests use."""
     keys = tmp_path_factory.mktemp("keys") / "keys"
-    made = dataclasses.replace(settings, keys=keys, signing_key="", sign_command=(), offline=False)
+    made = dataclasses.replace(
+        settings,
+        keys=keys,
+        signing_key="",
+        sign_command=(),
+        mok_key=keys.with_name("mok.key"),
+        mok_certificate=keys.with_name("mok.pem"),
+        mok_sign_command=(),
+        offline=False,
+    )
     signing.make_key(made)
+    mok.make(made)
     return dataclasses.replace(made, archive_url=made.archive_url or "https://archive.example")
 
 

@@ -12,8 +12,11 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.relocation import RelocationSection
 
 from kbuild.archive.release import Release
-from kbuild.core import fs
+from kbuild.core import fs, suites
+from kbuild.core.model import Settings
 from kbuild.core.run import run
+from kbuild.gate.secure_boot import without_signature
+from kbuild.ship import mok, versions
 
 _TIMEOUT_S = 300
 
@@ -33,6 +36,36 @@ def plant(release: Release, name: str, change: Callable[[Path], None], into: Pat
     bad = dataclasses.replace(package, path=path, sha256=fs.sha256_file(path))
     packages = tuple(bad if one is package else one for one in release.packages)
     return dataclasses.replace(release, packages=packages)
+
+
+def sign(release: Release, settings: Settings, into: Path) -> Release:
+    """Return a release whose kernel and modules are signed for Secure Boot, and no others."""
+    certificate, key = settings.mok_certificate, settings.mok_key
+    assert certificate is not None and key is not None
+
+    def sign_kernel(tree: Path) -> None:
+        (image,) = tree.glob("boot/vmlinuz-*")
+        # One that the pipeline signed has a signature already.
+        run(["sbattach", "--remove", image], timeout_s=_TIMEOUT_S, check=False)
+        image.write_bytes(mok.sign_kernel(settings, image, (), into).read_bytes())
+        if release.target.flavour not in suites.DEBIAN_FLAVOURS:
+            sign_modules(tree)
+
+    def sign_modules(tree: Path) -> None:
+        for module in tree.glob("**/*.ko"):
+            content = into / "content"
+            content.write_bytes(without_signature(module.read_bytes()))
+            signature = into / "signature"
+            mok._sign_module(key, certificate, content, signature)
+            # struct module_signature of include/linux/module_signature.h: PKCS#7, and the length.
+            tail = struct.pack(">BBBBBxxxI", 0, 0, 2, 0, 0, signature.stat().st_size)
+            whole = content.read_bytes() + signature.read_bytes() + tail
+            module.write_bytes(whole + b"~Module signature appended~\n")
+
+    image = versions.image_package(release.kernel)
+    modules = versions.modules_package(release.kernel)
+    with_kernel = plant(release, image, sign_kernel, into)
+    return plant(with_kernel, modules, sign_modules, into)
 
 
 def write(name: str, content: bytes) -> Callable[[Path], None]:
