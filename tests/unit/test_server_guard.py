@@ -691,12 +691,6 @@ def _overwrite(server: Server) -> list[str]:
     return ["hook", "installed", NEW]
 
 
-def _rollback(server: Server) -> list[str]:
-    server.install(NEW)
-    server.boot()
-    return ["rollback"]
-
-
 def _retire(server: Server) -> list[str]:
     server.install(NEW)
     return ["retire"]
@@ -709,7 +703,6 @@ CUT: dict[str, Callable[[Server], list[str]]] = {
     "a crash": _crash,
     "withdrawn": _withdraw,
     "overwritten": _overwrite,
-    "rollback": _rollback,
     "retire": _retire,
 }
 
@@ -730,6 +723,8 @@ def test_the_power_may_be_cut_at_each_step(server: Server, tmp_path: Path, name:
             if state in rests:
                 break
         assert state in rests and trial == "", f"step {cut}"
+        # A power cut before the trial is no fault of the kernel.
+        assert (name, state) != ("arm", "bad"), f"step {cut}"
         assert copy.load().release == good, f"step {cut}"
         assert not copy.environment.get("guard_settle"), f"step {cut}"
     pytest.fail("it never ends")
