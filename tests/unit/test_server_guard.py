@@ -725,6 +725,9 @@ def test_the_power_may_be_cut_at_each_step(server: Server, tmp_path: Path, name:
         assert state in rests and trial == "", f"step {cut}"
         # A power cut before the trial is no fault of the kernel.
         assert (name, state) != ("arm", "bad"), f"step {cut}"
+        # A failure is never forgotten.
+        if name in ("a failed check", "a crash"):
+            assert (state, copy.status()["bad"]) == ("bad", NEW), f"step {cut}"
         assert copy.load().release == good, f"step {cut}"
         assert not copy.environment.get("guard_settle"), f"step {cut}"
     pytest.fail("it never ends")
