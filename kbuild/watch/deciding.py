@@ -238,14 +238,22 @@ def relevant(
     return dataclasses.replace(journal, attempts=tuple(filter(concerns, journal.attempts)))
 
 
-def causes(attempts: Iterable[Attempt], now: datetime) -> tuple[Cause, ...]:
-    """Return the reasons to tell somebody, of the last attempts."""
+def causes(
+    attempts: Iterable[Attempt], now: datetime, before: Iterable[Cause] = ()
+) -> tuple[Cause, ...]:
+    """Return the reasons to tell somebody, of the last attempts and the causes ``before`` them.
+
+    Only a success ends a cause: one that lasts stays while the step fails in a way that may pass.
+    """
+    known = {one.subject: one for one in before if not one.over}
     found = []
     for one in sorted(attempts, key=lambda one: one.key):
         if one.outcome is Outcome.INTERRUPTED and one.tries >= PATIENCE:
             what = f"{one.key} was interrupted again and again"
             found.append(Cause(one.key, what, now.isoformat(), mark=one.outcome.value))
-        elif one.error is not None and one.failed and not _passing(one):
+        elif one.error is not None and one.failed and _passing(one):
+            found += [known[one.key]] if one.key in known else []
+        elif one.error is not None and one.failed:
             # How a machine or mirror fails may change from round to round.
             told = f"{one.inputs} {one.error.what}" if one.outcome is Outcome.REFUSED else ""
             found.append(

@@ -406,9 +406,8 @@ class _Round:
         names = {_name(one) for one in self.targets}
         self.journal = deciding.relevant(self.journal, names, self.due, self.waiting)
         now = self.work.now()
-        causes = deciding.compare(
-            self.journal.causes, deciding.causes(self.journal.attempts, now), now
-        )
+        before = self.journal.causes
+        causes = deciding.compare(before, deciding.causes(self.journal.attempts, now, before), now)
         # Known before they are told: a kill in between tells twice, and never not at all.
         self.journal = dataclasses.replace(self.journal, causes=causes)
         self._save()

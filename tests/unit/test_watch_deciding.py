@@ -367,6 +367,16 @@ def test_another_sentence_about_the_same_machine_is_no_other_cause() -> None:
     assert (one.told, one.what) == (("command",), "too slow")
 
 
+def test_a_failure_that_may_pass_is_no_end() -> None:
+    known = told(deciding.compare((), causes(after([FULL])), NOW))
+    now = deciding.causes(after([FULL, OF_A_MACHINE]).attempts, NOW, known)
+    assert deciding.compare(known, now, NOW) == known
+    assert deciding.causes(after([FULL, None]).attempts, NOW, known) == ()
+    # An end that some do not know of yet is one.
+    (over,) = deciding.compare(known, (), NOW)
+    assert deciding.causes(after([OF_A_MACHINE]).attempts, NOW, [over]) == ()
+
+
 def test_the_end_is_told_once_to_those_who_know_of_the_beginning() -> None:
     first = told(deciding.compare((), causes(after([VERDICT])), NOW))
     (over,) = deciding.compare(first, (), NOW + HOUR)
