@@ -13,7 +13,8 @@ import pytest
 from kbuild.core.errors import BuildError
 from kbuild.ship import guard_package
 from tests import guard_versions
-from tests.unit.server import FAKES, LIBRARY, Server
+from tests.unit.own_apt import Apt
+from tests.unit.server import FAKES, LIBRARY, ROOT, Server
 
 DEBIAN = "6.1.0-57-cloud-amd64"
 OLD = "6.1.0-56-cplayground-cloud-amd64"
@@ -814,6 +815,54 @@ def test_apt_removes_all_of_ours_if_debians_kernel_stays(settled: Server) -> Non
     ours = [f"linux-image-{OLD}", f"linux-image-{NEW}", f"cplayground-modules-{OLD}"]
     assert veto(settled, *ours) == 0
     assert veto(settled, *ours, f"linux-image-{DEBIAN}") == 10
+
+
+@pytest.fixture
+def apt(settled: Server, tmp_path: Path) -> Apt:
+    """The machine's own apt, for a server with two kernels of ours; its dpkg only notes its calls."""
+    settled.install(NEW)
+    made = Apt(tmp_path / "apt", "")
+    names = [f"{kind}-{release}" for kind in PARTS for release in (OLD, NEW)]
+    stanza = "Package: {}\nStatus: install ok installed\nVersion: 1\nArchitecture: amd64\n"
+    stanza += "Maintainer: x\nDescription: x\n\n"
+    (made.top / "dpkg/status").write_text("".join(map(stanza.format, names)))
+    # Both are there for another package, which is gone.
+    auto = "Package: {}\nArchitecture: amd64\nAuto-Installed: 1\n\n"
+    (made.top / "extended_states").write_text("".join(map(auto.format, names)))
+    dpkg = made.top / "dpkg-fake"
+    dpkg.write_text(f'#!/bin/sh\necho "$@" >>{made.top}/said\n')
+    dpkg.chmod(0o755)
+    hook = (ROOT / "etc/apt/apt.conf.d/50cplayground-guard").read_text()
+    keep = (settled.top / "etc/apt/apt.conf.d/51cplayground-guard-keep").read_text()
+    with (made.top / "apt.conf").open("a") as conf:
+        conf.write(f'Dir::Bin::dpkg "{dpkg}";\n{keep}')
+        conf.write(hook.replace("/usr/lib/cplayground/guard", str(LIBRARY)))
+    made.env = {"GUARD_ROOT": str(settled.top), "DEBIAN_FRONTEND": "noninteractive"}
+    return made
+
+
+PARTS = ("linux-image", "cplayground-modules")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_real_apt_asks_before_it_removes_anything(apt: Apt, part: str) -> None:
+    said = apt("apt-get", "remove", "--yes", f"{part}-{OLD}", check=False)
+    assert "last known good kernel" in said and "CPlayground::Guard::Veto=false" in said
+    assert not (apt.top / "said").exists() or f"{part}-{OLD}" not in (apt.top / "said").read_text()
+    apt("apt-get", "remove", "--yes", f"{part}-{NEW}", check=False)
+    assert f"{part}-{NEW}" in (apt.top / "said").read_text()
+    veto = "CPlayground::Guard::Veto=false"
+    apt("apt-get", "remove", "--yes", "-o", veto, f"{part}-{OLD}", check=False)
+    assert f"{part}-{OLD}" in (apt.top / "said").read_text()
+
+
+def test_the_real_apt_does_not_find_them_unused(apt: Apt, settled: Server) -> None:
+    said = apt("apt-get", "--simulate", "autoremove")
+    assert "Remv" not in said
+    # Without the list, all of them are.
+    text = (apt.top / "apt.conf").read_text()
+    (apt.top / "apt.conf").write_text(text.replace("NeverAutoRemove", "Other"))
+    assert apt("apt-get", "--simulate", "autoremove").count("Remv") == 4
 
 
 def test_before_the_guard_knows_a_kernel_apt_is_free(tmp_path: Path) -> None:
