@@ -17,7 +17,7 @@ from kbuild.core import errors, fs, places
 from kbuild.core.errors import InfrastructureError
 from kbuild.core.model import Settings, Target
 from kbuild.core.run import run as run_program
-from kbuild.watch import asking, page, rounds, telling
+from kbuild.watch import asking, clock, page, rounds, telling
 from kbuild.watch.rounds import HealthError, Work
 from kbuild.watch.state import Against, Attempt, Outcome, Status
 
@@ -29,14 +29,16 @@ def run(settings: Settings, target: Target, *, modules: str, accel: str | None) 
     """Do one round, or say what it would do; the status is that of the round's first failure."""
     places.check(settings)
     targets = updating.targets(settings, target)
-    work = real_work(settings, modules=modules, accel=accel)
+    work = real_work(settings, targets, modules=modules, accel=accel)
     if settings.dry:
         would = rounds.foresee(settings, targets, work, modules=modules)
         return Answer(data={"would": would}, text="\n".join(would))
     return answer(rounds.run(settings, targets, work, modules=modules))
 
 
-def real_work(settings: Settings, *, modules: str, accel: str | None) -> Work:
+def real_work(
+    settings: Settings, targets: Sequence[Target], *, modules: str, accel: str | None
+) -> Work:
     """Return the actions of a real round."""
 
     def ask(target: Target, records: Sequence[Record], with_source: bool) -> Against:
@@ -63,6 +65,7 @@ def real_work(settings: Settings, *, modules: str, accel: str | None) -> Work:
     policy = settings.policy
     return Work(
         now=now,
+        clocks=functools.partial(clock.of_mirrors, settings, targets),
         ask=ask,
         release=release,
         judge=judge,

@@ -20,7 +20,7 @@ from debian.deb822 import Release as ReleaseFile
 from kbuild.archive.contents import ALL, Entry, Plan
 from kbuild.archive.release import package
 from kbuild.core import fs
-from kbuild.core.errors import BuildError, InfrastructureError, TrustError
+from kbuild.core.errors import BuildError, ClockError, TrustError
 from kbuild.core.model import Package, Settings
 from kbuild.ship import indexes, signing
 from kbuild.ship.indexes import Group
@@ -218,7 +218,7 @@ def valid_until(root: Path) -> dict[str, datetime]:
 
 
 def check_clock(root: Path, now: datetime) -> None:
-    """Raise InfrastructureError if a Release file is dated later than ``now``.
+    """Raise ClockError if a Release file is dated later than ``now``.
 
     apt would ignore a new one with an earlier date as a replay of an old one.  Raises TrustError
     for a Release file without a date.
@@ -226,7 +226,7 @@ def check_clock(root: Path, now: datetime) -> None:
     for name in linked(root):
         date = _date(root, name, "Date")
         if date > now:
-            raise InfrastructureError(
+            raise ClockError(
                 "this machine's clock is wrong: the archive was signed in the future",
                 expected=f"{date:%Y-%m-%d %H:%M:%S} UTC or later, the date in"
                 f" {root / DISTS / name / 'Release'}",

@@ -144,6 +144,12 @@ class FullDiskError(InfrastructureError):
     kind = "full disk"
 
 
+class ClockError(InfrastructureError):
+    """This machine's clock is wrong; servers would refuse an index that it dates."""
+
+    kind = "clock"
+
+
 class DefectError(KbuildError):
     """This project itself is wrong: an unexpected exception (``EX_SOFTWARE``)."""
 

@@ -15,6 +15,7 @@ from debian.debian_support import Version
 from kbuild.archive import contents
 from kbuild.archive.release import Record, State
 from kbuild.core.errors import (
+    ClockError,
     FullDiskError,
     InfrastructureError,
     SigningError,
@@ -29,6 +30,8 @@ PATIENCE = 3
 # So many interruptions in a row are continued at once; then each waits, for the machine may die
 # of the attempt itself.
 _INTERRUPTIONS = 2
+# Kinds of failures of a machine that only a person ends.
+LASTING = (FullDiskError.kind, ClockError.kind)
 # Failures that are no verdict on the inputs.
 _UNAVAILABLE = {one.exit_status for one in (TrustError, InfrastructureError, SigningError)}
 # Steps that cost seconds, and whose inputs are outside of this machine.
@@ -124,7 +127,9 @@ def obstacle(attempt: Attempt | None, inputs: str, now: datetime) -> str | None:
         if attempt.step in _ALWAYS:
             return None
         return f"refused on {attempt.ended}, and nothing has changed since"
-    if attempt.not_before and now < datetime.fromisoformat(attempt.not_before):
+    later = datetime.fromisoformat(attempt.not_before) if attempt.not_before else now
+    # A time that is further away was written with a wrong clock.
+    if timedelta() < later - now <= LONGEST_WAIT:
         return f"not before {attempt.not_before}, after {attempt.tries} failures"
     return None
 
@@ -271,7 +276,7 @@ def causes(
 def _passing(attempt: Attempt) -> bool:
     assert attempt.error is not None
     machine = attempt.error.status == InfrastructureError.exit_status
-    return machine and attempt.error.kind != FullDiskError.kind and attempt.tries < PATIENCE
+    return machine and attempt.error.kind not in LASTING and attempt.tries < PATIENCE
 
 
 def compare(before: Iterable[Cause], now: Iterable[Cause], when: datetime) -> tuple[Cause, ...]:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import logging
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from kbuild.archive import evidence, operations, place, records, snapshots
 from kbuild.archive.release import Record
 from kbuild.core import fs, progress, stamp
 from kbuild.core.errors import (
+    ClockError,
     DefectError,
     EvidenceError,
     FullDiskError,
@@ -29,7 +30,7 @@ from kbuild.core.errors import (
 )
 from kbuild.core.model import Settings, Target
 from kbuild.ship import manifest, versions
-from kbuild.watch import asking, deciding, inputs, state, telling
+from kbuild.watch import asking, clock, deciding, inputs, state, telling
 from kbuild.watch.deciding import Promotion
 from kbuild.watch.state import Against, Failure, Journal, Listed, Status, Step
 from kbuild.watch.telling import Tell
@@ -56,6 +57,7 @@ class Work:
     """The actions of a round.  Tests give stand-ins for those that take minutes or a network."""
 
     now: Callable[[], datetime]  # UTC
+    clocks: Callable[[], Iterable[tuple[str, datetime]]]  # of mirrors: the name, and its time
     ask: Callable[[Target, Sequence[Record], bool], Against]  # the last: fetch the source
     release: Callable[[Target], str]  # build, test, judge and stage; returns the ID
     judge: Callable[[str], None]  # a release of the archive again, and record its verdict
@@ -112,6 +114,11 @@ def _foreseen(
         if root is not None:
             journal = deciding.interrupted(state.read_journal(root), now)
             until = snapshots.expiry(root)
+    try:
+        _check_clock(settings, work, journal, now)
+    except InfrastructureError as error:
+        yield error.what
+        return
     if until is not None and until - now < operations.RENEWAL:
         yield f"would sign the indexes again, which are valid until {until.isoformat()}"
     known = operations.releases(settings)
@@ -176,7 +183,7 @@ class _Round:
             self._save()
             # Nothing can be published without signatures, so each release would fail likewise.
             if self._may(Step.SIGN, _ARCHIVE, "") and self._attempt(
-                Step.SIGN, _ARCHIVE, "", self.work.refresh
+                Step.SIGN, _ARCHIVE, "", self._sign
             ):
                 for target in self.targets:
                     self._check(target)
@@ -193,6 +200,18 @@ class _Round:
         """Record an error that belongs to no attempt; the first one stays."""
         logger.error("%s error: %s", failure.kind, failure.what)
         self.status = dataclasses.replace(self.status, error=self.status.error or failure)
+
+    def _sign(self) -> None:
+        """Sign what must be signed now, by a clock that is right; the later steps rely on it."""
+        now = self.work.now()
+        try:
+            _check_clock(self.settings, self.work, self.journal, now)
+        except ClockError:
+            # From now on, only a mirror can say that it is right.
+            self.journal = dataclasses.replace(self.journal, clock="")
+            raise
+        self.journal = dataclasses.replace(self.journal, clock=now.isoformat())
+        self.work.refresh()
 
     # The mirror.
 
@@ -479,6 +498,12 @@ class _Round:
     def _say(self, text: str) -> None:
         logger.info("%s", text)
         self.status = dataclasses.replace(self.status, done=(*self.status.done, text))
+
+
+def _check_clock(settings: Settings, work: Work, journal: Journal, now: datetime) -> None:
+    with place.reading(settings) as root:
+        until = snapshots.expiry(root) if root else None
+    clock.check(now, work.clocks(), journal.clock, until)
 
 
 class _ToldError(Exception):

@@ -210,6 +210,7 @@ class Journal:
 
     attempts: tuple[Attempt, ...] = ()  # one for each key
     causes: tuple[Cause, ...] = ()  # those that last, or whose end is not told
+    clock: str = ""  # when this machine's clock was last known to be right
 
     def attempt(self, step: Step, subject: str) -> Attempt | None:
         """Return the last attempt of a step; None if there was none."""

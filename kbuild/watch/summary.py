@@ -13,8 +13,9 @@ from enum import StrEnum
 
 from kbuild.archive.contents import ALL
 from kbuild.archive.release import State
-from kbuild.core.errors import FullDiskError, InfrastructureError, TrustError
+from kbuild.core.errors import InfrastructureError, TrustError
 from kbuild.core.model import Target
+from kbuild.watch.deciding import LASTING
 from kbuild.watch.state import Against, Attempt, Failure, Listed, Outcome, Status, Step
 
 # A round must end in this time after the one before, else nobody keeps the kernels current.
@@ -235,7 +236,7 @@ def _needs_person(
     if attempt is not None and attempt.outcome is Outcome.INTERRUPTED:
         # A round that is cut off again and again.
         return True
-    return error is None or error.status not in _PASSING or error.kind == FullDiskError.kind
+    return error is None or error.status not in _PASSING or error.kind in LASTING
 
 
 def _signatures(status: Status, now: datetime) -> Iterator[Problem]:

@@ -31,6 +31,7 @@ def test_statuses_tell_whose_failure_it_is() -> None:
         "TrustError": 65,
         "InfrastructureError": 69,
         "FullDiskError": 69,
+        "ClockError": 69,
         "DefectError": 70,
         "LostDependencyError": 69,
     }

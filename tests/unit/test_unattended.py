@@ -24,7 +24,7 @@ __all__ = ["line"]
 
 
 def work(line: Line) -> Work:
-    return unattended.real_work(line.settings, modules="auto", accel=None)
+    return unattended.real_work(line.settings, [line.packaged.target], modules="auto", accel=None)
 
 
 def test_a_release_is_that_of_the_task(line: Line) -> None:

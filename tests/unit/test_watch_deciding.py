@@ -23,6 +23,7 @@ NAME = "bookworm-lab"
 OF_A_MACHINE = Failure("infrastructure", "no answer", 69)
 VERDICT = Failure("guest", "the guest crashed", 21)
 FULL = Failure("full disk", "no room", 69)
+CLOCK = Failure("clock", "the clock is wrong", 69)
 
 # Every status that an error of ours can have, and those of guests.
 STATUSES = sorted(
@@ -143,6 +144,12 @@ def test_an_interrupted_attempt_goes_on_at_once_but_not_for_ever() -> None:
         waits.append(deciding.obstacle(last(journal), "a", NOW) is not None)
     # A machine that dies of each attempt must not do so all day.
     assert waits == [False, False, True, True, True]
+
+
+def test_a_wait_that_a_wrong_clock_wrote_is_no_wait() -> None:
+    made = last(after([OF_A_MACHINE]))
+    assert deciding.obstacle(made, "a", NOW) is not None
+    assert deciding.obstacle(made, "a", NOW - 40 * 24 * HOUR) is None
 
 
 def test_what_had_ended_is_not_interrupted() -> None:
@@ -330,7 +337,7 @@ def test_a_machine_is_given_time() -> None:
         assert bool(causes(after([OF_A_MACHINE] * tries))) is (tries >= PATIENCE)
 
 
-@pytest.mark.parametrize("failure", [FULL, Failure("signing", "expired", 42), VERDICT])
+@pytest.mark.parametrize("failure", [FULL, CLOCK, Failure("signing", "expired", 42), VERDICT])
 def test_what_does_not_pass_by_itself_is_told_at_once(failure: Failure) -> None:
     assert causes(after([failure]))
 

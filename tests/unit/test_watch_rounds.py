@@ -8,14 +8,14 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kbuild import unattended
-from kbuild.archive import evidence, operations, verify
+from kbuild.archive import evidence, operations, snapshots, verify
 from kbuild.archive.release import Record, State
 from kbuild.core import fs
 from kbuild.core.errors import (
@@ -29,7 +29,7 @@ from kbuild.core.errors import (
 from kbuild.core.model import Policy, Settings, Target
 from kbuild.fetch import roots
 from kbuild.ship import versions
-from kbuild.watch import asking, inputs, page, rounds, state
+from kbuild.watch import asking, inputs, page, rounds, state, summary
 from kbuild.watch.rounds import BusyError, HealthError, Work
 from kbuild.watch.state import Against, Answer, Failure, Outcome, Status, Step, Told
 from tests.unit import releases
@@ -65,6 +65,7 @@ class Operator:
     freed: int = 0  # by cleaning
     channel_fails: KbuildError | None = None
     passed: timedelta = timedelta()
+    wrong: timedelta | None = timedelta()  # of our clock, by the mirrors; None: none answers
     did: list[str] = field(default_factory=list)
     told: list[tuple[str, str]] = field(default_factory=list)
     targets: tuple[Target, ...] = (TARGET,)
@@ -73,6 +74,9 @@ class Operator:
 
     def now(self) -> datetime:
         return datetime.now(UTC) + self.passed
+
+    def clocks(self) -> list[tuple[str, datetime]]:
+        return [] if self.wrong is None else [("http://m.example", self.now() - self.wrong)]
 
     def later(self, **passed: float) -> None:
         self.passed += timedelta(**passed)
@@ -137,6 +141,7 @@ class Operator:
     def work(self) -> Work:
         made = Work(
             now=self.now,
+            clocks=self.clocks,
             ask=self.ask,
             release=self.release,
             judge=self.judge,
@@ -583,6 +588,88 @@ def test_indexes_are_signed_again_before_they_expire(
     assert all(after[name] >= before[name] for name in after)
     assert operator.attempt(Step.SIGN, "archive").outcome is Outcome.DONE
     operator.installable()
+
+
+# The clock.
+
+
+def wrong_by(operator: Operator, wrong: timedelta, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the archive's own clock be wrong too."""
+
+    class Wrong(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Wrong:
+            return super().now(tz) + wrong
+
+    operator.wrong = operator.passed = wrong
+    monkeypatch.setattr(operations, "datetime", Wrong)
+
+
+@pytest.mark.parametrize("days", [40, 25, 1, -2])
+def test_a_wrong_clock_signs_nothing_and_is_told_at_once(
+    days: int, operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator.policy(promote=((100, 1),))
+    operator.round()
+    dates = operator.round().valid_until
+    operator.newest = "6.1.193-1"
+    with monkeypatch.context() as patch:
+        wrong_by(operator, timedelta(days=days), patch)
+        assert foreseen(operator) == ("this machine's clock is wrong, so nothing is signed",)
+        status = operator.round()
+        assert (operator.did, status.done, status.valid_until) == ([], (), dates)
+        assert operator.told == [("began", "sign archive")]
+        assert unattended.answer(status).status == 69
+        assert "clock is wrong" in str(summary.summarize(status).persons)
+        # The wrong time is not known to be right, and no mirror says so.
+        operator.wrong = None
+        operator.later(hours=1)
+        assert (operator.round().valid_until, operator.did) == (dates, [])
+    operator.wrong = operator.passed = timedelta()
+    operator.round()
+    assert operator.told == [("over", "sign archive")]
+    assert "6.1.193-1" in operator.states()
+    operator.installable()
+
+
+def test_an_archive_signed_in_the_future_is_mended_as_documented(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator.round()
+    dists = operator.settings.archive / snapshots.DISTS
+    before = {path.name: path.readlink() for path in dists.iterdir()}
+    with monkeypatch.context() as patch:
+        wrong_by(operator, timedelta(days=40), patch)
+        operations.resign(operator.settings)
+    operator.wrong = operator.passed = timedelta()
+    operator.round()
+    assert operator.attempt(Step.SIGN, "archive").error is not None
+    for name, there in before.items():
+        (dists / name).unlink()
+        (dists / name).symlink_to(there)
+    operations.resign(operator.settings)
+    assert operator.round().error is None
+    assert operator.attempt(Step.SIGN, "archive").outcome is Outcome.DONE
+    operator.installable()
+
+
+def test_without_a_mirror_a_round_after_a_long_time_waits_for_one(operator: Operator) -> None:
+    operator.round()
+    operator.wrong = None
+    operator.later(days=9)
+    assert operator.round().error is None
+    assert operator.attempt(Step.SIGN, "archive").outcome is Outcome.DONE
+    operator.later(days=11)
+    operator.round()
+    assert operator.did == []
+    found = operator.attempt(Step.SIGN, "archive").error
+    assert found is not None
+    assert "no mirror confirms" in found.what
+    # It may answer soon.
+    assert operator.told == []
+    operator.wrong = timedelta()
+    operator.round()
+    assert operator.attempt(Step.SIGN, "archive").outcome is Outcome.DONE
 
 
 # Notifications.
