@@ -131,6 +131,12 @@ class TrustError(KbuildError):
     kind = "trust"
 
 
+class ExpiredError(TrustError):
+    """A mirror's index is authentic but past its Valid-Until, until the mirror is updated."""
+
+    kind = "expired"
+
+
 class InfrastructureError(KbuildError):
     """Network, mirror, disk or QEMU failed; this is no verdict on the code (``EX_UNAVAILABLE``)."""
 

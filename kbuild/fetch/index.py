@@ -24,6 +24,7 @@ from debian.deb822 import Release as ReleaseFile
 
 from kbuild.core import fs, suites
 from kbuild.core.errors import (
+    ExpiredError,
     FullDiskError,
     InfrastructureError,
     KbuildError,
@@ -79,9 +80,11 @@ Acquire::https::Timeout "{timeout_s}";
 # apt's messages about wrong content, as opposed to missing content; since trixie, sqv's.
 _REFUSED = re.compile(
     r"GPG error|OpenPGP signature verification failed|Clearsigned file|Splitting up"
-    r"|signatures? (?:was|were|could)|is expired|not valid yet|Hash Sum mismatch"
+    r"|signatures? (?:was|were|could)|not valid yet|Hash Sum mismatch"
     r"|unexpected size|insufficient|too weak"
 )
+# apt's message about an InRelease past its Valid-Until.
+_EXPIRED = re.compile(r"is expired")
 # The same request would get these answers again.
 _LASTING = re.compile(r"\b(?:3\d\d|4(?!08|25|29)\d\d) ")
 # The mirror's base URL is in a file of the working directory.  With this path instead of the URL
@@ -185,8 +188,10 @@ def _no_index(settings: Settings, dist: str, failures: Mapping[str, KbuildError]
         f"{redact(base)}: {error.what}\n{error.found or ''}".rstrip()
         for base, error in failures.items()
     )
-    if any(isinstance(error, TrustError) for error in counting or failures.values()):
-        return TrustError(
+    refusals = [e for e in counting or failures.values() if isinstance(e, TrustError)]
+    if refusals:
+        expired = all(isinstance(error, ExpiredError) for error in refusals)
+        return (ExpiredError if expired else TrustError)(
             f"the index of {dist} was refused",
             expected="an index of that suite, signed by Debian's keys and not expired",
             found=found,
@@ -305,6 +310,8 @@ def _update_once(apt: _Apt) -> None:
     said += f"\n(through the proxy {redact(proxy)})" if proxy else ""
     if _REFUSED.search(said):
         raise TrustError("apt refuses the index", found=said)
+    if _EXPIRED.search(said):
+        raise ExpiredError("apt refuses the index", found=said)
     if _LASTING.search(said):
         raise InfrastructureError("apt cannot fetch the index", found=said)
     raise PassingError(said)
@@ -323,7 +330,8 @@ def _checked(apt: _Apt, fields: ReleaseFile, signers: tuple[str, ...]) -> Releas
     expired = until is not None and until < datetime.now(UTC)
     if expired and not (apt.settings.accept_expired or apt.settings.offline):
         # The index that apt remembers has expired, and the mirror has an older one.
-        raise TrustError(f"the index of {apt.dist} has expired", found=f"it is expired on {until}")
+        what = f"the index of {apt.dist} has expired"
+        raise ExpiredError(what, found=f"it is expired on {until}")
     if expired:
         logger.warning("the index of %s expired on %s; it is used anyway", apt.dist, until)
     return Release(apt.dist, apt.bases, signers, expired)

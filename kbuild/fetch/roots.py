@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kbuild.core import fs, results, stamp, suites
-from kbuild.core.errors import InfrastructureError, TrustError, UserError
+from kbuild.core.errors import ExpiredError, InfrastructureError, UserError
 from kbuild.core.model import Root, Settings
 from kbuild.core.run import Completed, need, run
 from kbuild.core.sandbox import OWN_PROCESSES
@@ -136,7 +136,7 @@ def make_root(
     """Return a root of the cache, made from the archive if it is missing.
 
     ``refresh`` is a reason to make it again: the suite's compiler was updated.  Raises
-    InfrastructureError if mmdebstrap fails or is needed offline, TrustError if an index has
+    InfrastructureError if mmdebstrap fails or is needed offline, ExpiredError if an index has
     expired, and UserError without root privileges.
     """
     inputs = root_inputs(suite, kind, packages)
@@ -262,7 +262,7 @@ def _debootstrap(
         said = _EXPIRED.search(log.read_text(errors="replace")) if log.exists() else None
         if said is None:
             raise
-        raise TrustError(
+        raise ExpiredError(
             f"an index for the {kind} root of {suite} has expired",
             expected="a mirror that is kept up to date",
             found=said[0],

@@ -16,6 +16,7 @@ from kbuild.archive import contents
 from kbuild.archive.release import Record, State
 from kbuild.core.errors import (
     ClockError,
+    ExpiredError,
     FullDiskError,
     InfrastructureError,
     SigningError,
@@ -275,8 +276,9 @@ def causes(
 
 def _passing(attempt: Attempt) -> bool:
     assert attempt.error is not None
-    machine = attempt.error.status == InfrastructureError.exit_status
-    return machine and attempt.error.kind not in LASTING and attempt.tries < PATIENCE
+    status, kind = attempt.error.status, attempt.error.kind
+    machine = status == InfrastructureError.exit_status and kind not in LASTING
+    return (machine or kind == ExpiredError.kind) and attempt.tries < PATIENCE
 
 
 def compare(before: Iterable[Cause], now: Iterable[Cause], when: datetime) -> tuple[Cause, ...]:

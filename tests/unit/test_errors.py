@@ -29,6 +29,7 @@ def test_statuses_tell_whose_failure_it_is() -> None:
         "SigningError": 42,
         "PoolError": 43,
         "TrustError": 65,
+        "ExpiredError": 65,
         "InfrastructureError": 69,
         "FullDiskError": 69,
         "ClockError": 69,

@@ -15,6 +15,7 @@ import pytest
 
 from kbuild.core import suites
 from kbuild.core.errors import (
+    ExpiredError,
     FullDiskError,
     InfrastructureError,
     LostDependencyError,
@@ -168,7 +169,20 @@ def test_a_bad_release_or_index_is_refused(
         read(one, server.url)
     assert server.url in str(caught.value)
     assert reason in (caught.value.found or "")
+    # Only this passes by itself.
+    assert isinstance(caught.value, ExpiredError) is (how == "expired")
     assert kept(one) == []
+
+
+def test_a_mirror_that_lies_is_not_excused_by_one_that_has_expired(
+    tmp_path: Path, home: SignedArchive, server: Server, other: Server
+) -> None:
+    REFUSED["expired"][0](home)
+    lying = tmp_path / "other" / home.inrelease(DIST).relative_to(home.root)
+    os.truncate(lying, 400)
+    with pytest.raises(TrustError) as caught:
+        read(settings(tmp_path, server.url), server.url, other.url)
+    assert not isinstance(caught.value, ExpiredError)
 
 
 @pytest.mark.parametrize("how", ["stranger", "expired", "a byte of the index"])

@@ -23,6 +23,9 @@ NAME = "bookworm-lab"
 OF_A_MACHINE = Failure("infrastructure", "no answer", 69)
 VERDICT = Failure("guest", "the guest crashed", 21)
 FULL = Failure("full disk", "no room", 69)
+KEYS = Failure("signing", "expired", 42)
+EXPIRED = Failure("expired", "the index was refused", 65)
+DAMAGED = Failure("trust", "the index was refused", 65)
 CLOCK = Failure("clock", "the clock is wrong", 69)
 
 # Every status that an error of ours can have, and those of guests.
@@ -332,12 +335,13 @@ def test_a_verdict_is_told_at_once_and_names_its_error() -> None:
     assert (one.subject, one.what, one.error) == (f"release {NAME}", VERDICT.what, VERDICT)
 
 
-def test_a_machine_is_given_time() -> None:
+@pytest.mark.parametrize("failure", [OF_A_MACHINE, EXPIRED])
+def test_a_machine_is_given_time(failure: Failure) -> None:
     for tries in range(1, PATIENCE + 2):
-        assert bool(causes(after([OF_A_MACHINE] * tries))) is (tries >= PATIENCE)
+        assert bool(causes(after([failure] * tries))) is (tries >= PATIENCE)
 
 
-@pytest.mark.parametrize("failure", [FULL, CLOCK, Failure("signing", "expired", 42), VERDICT])
+@pytest.mark.parametrize("failure", [FULL, CLOCK, DAMAGED, KEYS, VERDICT])
 def test_what_does_not_pass_by_itself_is_told_at_once(failure: Failure) -> None:
     assert causes(after([failure]))
 
