@@ -19,7 +19,7 @@ def test_days_of_watching(part: str, tmp_path: Path) -> None:
     if part == "disk" and no_disk:
         pytest.skip("this machine gives no mount namespace")
     chapters = watched_days.names(part)
-    assert len(watched_days.run(tmp_path, chapters)) > len(chapters)
+    assert len(watched_days.run(tmp_path, chapters)) >= len(chapters)
 
 
 def test_a_walk(tmp_path: Path) -> None:

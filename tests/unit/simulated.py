@@ -544,9 +544,9 @@ class Machine(own_apt.Apt):
     def offered(self) -> str:
         """Return the version of the kernel that an upgrade would install, or apt's refusal."""
         said = self("apt-get", "update", "--error-on=any", check=False)
-        wrong = [line for line in said.splitlines() if line.startswith(("E:", "W:", "Err:"))]
+        wrong = [line for line in said.splitlines() if line.startswith(("E:", "W:"))]
         if wrong:
-            return f"refused: {wrong[0]}"
+            return f"refused: {min(wrong)}"
         wanted = (META, versions.modules_meta(FLAVOUR), versions.headers_meta(FLAVOUR))
         said = self("apt-get", "install", "--simulate", *wanted, check=False)
         found = re.search(rf"^Inst {re.escape(META)} \((\S+) ", said, re.MULTILINE)
@@ -719,12 +719,16 @@ class World:
     def offered(self, suite: str) -> str:
         """Return what a server of a suite would install; it keeps its keyring current."""
         if suite not in self.machines:
-            (package, *_) = sorted(self.settings.archive.rglob(f"{keyring_package.NAME}_*.deb"))
+            *_, package = sorted(self.settings.archive.rglob(f"{keyring_package.NAME}_*.deb"))
             with tempfile.TemporaryDirectory() as name:
                 running.run(["dpkg-deb", "--extract", package, name], timeout_s=60)
                 keyring = Path(name, keyring_package.KEYRING)
                 self.machines[suite] = Machine(
-                    self.home / f"server-{suite}", self.server.url, suite, self.clock, keyring
+                    self.home / f"server-{suite}-{time.monotonic_ns()}",
+                    self.server.url,
+                    suite,
+                    self.clock,
+                    keyring,
                 )
         machine = self.machines[suite]
         offered = machine.offered()
