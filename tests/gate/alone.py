@@ -32,13 +32,17 @@ _SOURCE = Path(__file__).with_name("kernel.S")
 _TIMEOUT_S = 120.0
 # A machine that has not started a kernel by then waits for a key.
 _BOOT_S = 60.0
+# More than one in a row would not end.
+_RESETS = 3
 # isa-debug-exit's port and the value that tests/gate/kernel.S writes to it, as a status of QEMU.
 _EXIT = "isa-debug-exit,iobase=0x501,iosize=1"
 _STARTED = 2 * 0x10 + 1
-_BOOTS = itertools.count(1)
+# Numbers of boots, for stand-ins of the kernel's boot_id.
+BOOTS = itertools.count(1)
 _SECTOR, _MIB = 512, 1 << 20
 _BOOT_CODE = 440
-_LINUX, _ESP = 0x83, 0xEF
+_LINUX = 0x83
+_TYPES = {"vfat": 0xEF}
 
 
 # --- kernels -------------------------------------------------------------------------------
@@ -403,30 +407,38 @@ class Partition:
 def write(
     disk: Path, partitions: Sequence[Partition], *, boot: bytes = b"", core: bytes = b""
 ) -> Path:
-    """Write a disk with a partition table of the MBR, and GRUB's two images in front of it."""
+    """Write a disk with GRUB's two images in front of its partitions."""
+    starts = divide(disk, [(_TYPES.get(one.kind, _LINUX), one.mib) for one in partitions])
+    assert len(core) <= _MIB - _SECTOR, "core.img does not fit in front of the first partition"
+    with disk.open("r+b") as stream:
+        stream.write(boot[:_BOOT_CODE])
+        stream.seek(_SECTOR)
+        stream.write(core)
+    for one, start in zip(partitions, starts, strict=True):
+        (_ext4 if one.kind == "ext4" else _copy)(disk, one, start)
+    return disk
+
+
+def divide(disk: Path, wanted: Sequence[tuple[int, int]]) -> list[int]:
+    """Make a disk with a partition table of the MBR, and return the partitions' first bytes.
+
+    Each one has a type and a size in MiB; the first one begins at 1 MiB and is active.
+    """
     entries, starts, at = b"", [], 1
-    for one in partitions:
-        kind = _ESP if one.kind == "vfat" else _LINUX
+    for kind, mib in wanted:
         sectors = _MIB // _SECTOR
         entries += struct.pack(
             "<B3sB3sII", 0x80 if at == 1 else 0, b"\xfe\xff\xff", kind, b"\xfe\xff\xff",
-            at * sectors, one.mib * sectors,
+            at * sectors, mib * sectors,
         )  # fmt: skip
         starts.append(at * _MIB)
-        at += one.mib
+        at += mib
     disk.unlink(missing_ok=True)
-    assert len(core) <= _MIB - _SECTOR, "core.img does not fit in front of the first partition"
     with disk.open("wb") as stream:
         stream.truncate(at * _MIB)
-        stream.write(boot[:_BOOT_CODE].ljust(_BOOT_CODE, b"\0") + b"cpg\x02\0\0")
-        stream.write(entries.ljust(64, b"\0") + b"\x55\xaa")
-        stream.write(core)
-    for one, start in zip(partitions, starts, strict=True):
-        if one.kind == "ext4":
-            _ext4(disk, one, start)
-        else:
-            _copy(disk, one, start)
-    return disk
+        stream.seek(_BOOT_CODE)
+        stream.write(b"cpg\x02\0\0" + entries.ljust(64, b"\0") + b"\x55\xaa")
+    return starts
 
 
 def _ext4(disk: Path, one: Partition, start: int) -> None:
@@ -470,6 +482,7 @@ class Boot:
     console: str
     seconds: float
     number: int  # of this boot among all
+    resets: int = 0  # by GRUB itself, before it started a kernel
 
     @property
     def words(self) -> list[str]:
@@ -535,10 +548,11 @@ def boot(
     """Start a machine from a disk, which it may write, and return what its kernel said.
 
     ``firmware`` is that of UEFI; without it the machine has a BIOS.  ``more`` are further disks.
-    ``keys`` are pressed on the serial line.  A machine that starts no kernel of ours is ended
-    after ``timeout_s``.
+    ``keys`` are pressed on the serial line.  A machine that GRUB resets starts again.  One that
+    starts no kernel of ours is ended after ``timeout_s``.
     """
     began = time.monotonic()
+    text, resets = "", -1
     with contextlib.ExitStack() as stack:
         flash: list[str | tuple[str, Path]] = []
         if firmware is not None:
@@ -549,21 +563,24 @@ def boot(
             for unit, (path, how) in enumerate(((firmware, "on"), (variables, "off"))):
                 option = f"if=pflash,format=raw,unit={unit},readonly={how},file=%s"
                 flash += ["-drive", (option, path)]
-        process = stack.enter_context(_machine([disk, *more], *flash, readonly=readonly))
-        status: int | None = None
-        try:
-            said = process.communicate(keys, timeout=timeout_s)[0]
-            status = process.returncode
-        except subprocess.TimeoutExpired as late:
-            said = late.stdout or b""
-    text = said.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
+        status: int | None = 0
+        # A reset ends QEMU with 0.
+        while status == 0 and (resets := resets + 1) < _RESETS:
+            with _machine([disk, *more], *flash, readonly=readonly) as process:
+                try:
+                    said = process.communicate(keys, timeout=timeout_s)[0]
+                    status = process.returncode
+                except subprocess.TimeoutExpired as late:
+                    said, status = late.stdout or b"", None
+            text += said.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
     if log is not None:
         with log.open("a") as stream:
             stream.write(f"=== {disk.name}: status {status}\n{text}\n")
     found = re.search(r"^@kernel (.*)\n+@cmdline (.*)\n+@initrd (.*)\n+@end", text, re.MULTILINE)
     assert (found is not None) == (status == _STARTED), (status, text)
     kernel, cmdline, initrd = found.groups() if found else ("", "", "")
-    return Boot(kernel, cmdline, initrd, text, time.monotonic() - began, next(_BOOTS))
+    seconds = time.monotonic() - began
+    return Boot(kernel, cmdline, initrd, text, seconds, next(BOOTS), resets)
 
 
 def guest(

@@ -6,7 +6,7 @@
 # its kind.  The kind md takes two lines.  After "ext4 cut" and "xfs cut" the guard's commands run,
 # and each line "@cut NAME" asks the host for a copy of the disk as it is at that instant.
 #
-# tests/gate/test_disks.py starts it and reads the console.
+# tests/gate/test_grub_disks.py starts it and reads the console.
 
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C
 exec </dev/null 2>&1
@@ -20,21 +20,19 @@ mountpoint -q /dev || mount -t devtmpfs devtmpfs /dev
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /tmp
 /lib/systemd/systemd-udevd --daemon
+modprobe -a dm-mod raid1 btrfs xfs
 udevadm trigger --action=add --subsystem-match=block
 udevadm settle
 
-# Partition the disks $2..., make a file system of the kind $1, and set $device to it.
+# Make a file system of the kind $1 on the disks $2..., which have one partition each, and set
+# $device to it.
 make() {
 	kind=$1
 	shift
-	for one; do
-		echo 'start=2048, type=83' | sfdisk --quiet "$one"
-	done
-	udevadm settle
 	case $kind in
 	ext4) device=${1}1 && mkfs.ext4 -q -O ^metadata_csum_seed "$device" ;;
-	xfs) device=${1}1 && mkfs.xfs -q "$device" ;;
-	btrfs) device=${1}1 && mkfs.btrfs -q "$device" ;;
+	xfs) device=${1}1 && mkfs.xfs -q -f "$device" ;;
+	btrfs) device=${1}1 && mkfs.btrfs -q -f "$device" ;;
 	lvm)
 		device=/dev/vg/boot
 		vgcreate -q vg "${1}1" && lvcreate -q -y -W n -l 100%FREE -n boot vg &&
