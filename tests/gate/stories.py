@@ -273,7 +273,8 @@ def power_cut_in_arm(scene: Scene, trial: Trial, *, at: str) -> Told:
             server.run(command)
             cut = server.finish()
         trial.require(cut.end is End.CUT, f"the end of the boot is {cut.end}, no power cut")
-        return _after_the_cut(scene, trial, image, changes, ("armed", "good"))
+        # The guard had taken the candidate from its trial before.
+        return _after_the_cut(scene, trial, image, changes, ("armed", "bad"))
 
 
 def power_cut_in_good(scene: Scene, trial: Trial, *, at: str) -> Told:
