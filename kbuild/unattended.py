@@ -17,6 +17,7 @@ from kbuild.core import errors, fs, places
 from kbuild.core.errors import InfrastructureError
 from kbuild.core.model import Settings, Target
 from kbuild.core.run import run as run_program
+from kbuild.ship import signing
 from kbuild.watch import asking, clock, page, rounds, telling
 from kbuild.watch.rounds import HealthError, Work
 from kbuild.watch.state import Against, Attempt, Outcome, Status
@@ -70,6 +71,7 @@ def real_work(
         release=release,
         judge=judge,
         promote=functools.partial(operations.promote, settings),
+        key_expires=functools.partial(signing.expiry, settings),
         refresh=functools.partial(operations.refresh, settings),
         healthy=functools.partial(check_health, policy.health_command)
         if policy.health_command

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 # their upgrades in that time.
 ROTATION = timedelta(days=60)
 # A warning comes so long before the key that signs expires.
-_NOTICE = timedelta(days=90)
+NOTICE = timedelta(days=90)
 _LIFETIME = "2y"
 
 _TIMEOUT_S = 60
@@ -161,9 +161,21 @@ def signers(settings: Settings) -> tuple[Key, ...]:
                 hint="restore keys_dir from its backup; or set sign_command",
             )
     last = active[-1]
-    if last.expires is not None and last.expires - datetime.now(UTC) < _NOTICE:
+    if last.expires is not None and last.expires - datetime.now(UTC) < NOTICE:
         logger.warning("the key that signs expires soon: ./inv keys.rotate; %s", last)
     return active
+
+
+def expiry(settings: Settings) -> datetime | None:
+    """Return when the newest key expires, or has expired; None if it never does.
+
+    Raises SigningError without a key, and as :func:`keys` does.
+    """
+    found = keys(settings)
+    if not found:
+        raise SigningError(f"there is no key in {settings.keys}")
+    active = [key for key in found if key.role in (Role.SIGNS, Role.ALSO)]
+    return (active or found)[-1].expires
 
 
 def keyring(settings: Settings, *, armor: bool = False, retired: bool = False) -> bytes:

@@ -22,12 +22,16 @@ from kbuild.core.errors import (
     SigningError,
     TrustError,
 )
+from kbuild.ship import signing
 from kbuild.watch.state import Attempt, Cause, Failure, Journal, Outcome, Step
 
 # The first wait after a failure of a machine, which doubles with each further one up to the second.
 FIRST_WAIT, LONGEST_WAIT = timedelta(minutes=15), timedelta(hours=4)
 # A mirror that is away for a moment is nobody's concern: so many failures in a row are told.
 PATIENCE = 3
+# The subject of the cause of a key that expires, which is told once more in its last days.
+KEY = "key archive"
+LAST_DAYS = timedelta(days=14)
 # So many interruptions in a row are continued at once; then each waits, for the machine may die
 # of the attempt itself.
 _INTERRUPTIONS = 2
@@ -272,6 +276,22 @@ def causes(
                 )
             )
     return tuple(found)
+
+
+def of_key(expires: datetime | None, now: datetime) -> tuple[Cause, ...]:
+    """Return the reason to tell somebody of a key that expires soon."""
+    if expires is None or expires - now >= signing.NOTICE:
+        return ()
+    failure = Failure(
+        kind=SigningError.kind,
+        what=f"the key that signs the archive expires on {expires:%Y-%m-%d}",
+        status=0,
+        expected=f"a key that is valid for {signing.NOTICE.days} days or more, because servers"
+        " must know the next one before that",
+        do="./inv keys.rotate; with sign_command, make the new key where that command signs",
+    )
+    mark = "last days" if expires - now < LAST_DAYS else ""
+    return (Cause(KEY, failure.what, now.isoformat(), mark=mark, error=failure),)
 
 
 def _passing(attempt: Attempt) -> bool:

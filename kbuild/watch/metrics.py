@@ -91,6 +91,11 @@ def _of_the_round(status: Status) -> Iterable[GaugeMetricFamily]:
         ("dist",),
         [((name,), _seconds(until)) for name, until in sorted(status.valid_until.items())],
     )
+    yield _family(
+        "key_end_timestamp_seconds",
+        "Time at which the key of the archive expires; no sample if it is not known.",
+        samples=[((), _seconds(status.key_expires))],
+    )
 
 
 def _of_the_kernels(status: Status) -> Iterable[GaugeMetricFamily]:

@@ -32,7 +32,7 @@ from kbuild.core.model import Settings, Target
 from kbuild.ship import manifest, versions
 from kbuild.watch import asking, clock, deciding, inputs, state, telling
 from kbuild.watch.deciding import Promotion
-from kbuild.watch.state import Against, Failure, Journal, Listed, Status, Step
+from kbuild.watch.state import Against, Cause, Failure, Journal, Listed, Status, Step
 from kbuild.watch.telling import Tell
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class Work:
     release: Callable[[Target], str]  # build, test, judge and stage; returns the ID
     judge: Callable[[str], None]  # a release of the archive again, and record its verdict
     promote: Callable[[str, int], object]
+    key_expires: Callable[[], datetime | None]  # None: never; raises SigningError without a key
     refresh: Callable[[], object]  # finish what a killed task began; sign again if it is time
     healthy: Callable[[str], None] | None  # raises HealthError for a bad report; None: not asked
     free: Callable[[], int]  # bytes, where a build writes
@@ -162,6 +163,7 @@ class _Round:
         self.journal = deciding.interrupted(state.read_journal(self.root), work.now())
         self.found = _last_answers(self.root)
         self.due: dict[str, bool] = {}  # of the targets whose mirror answered
+        self.key: tuple[Cause, ...] | None = None  # of a key that expires; None: not known
         self.waiting: set[str] | None = None  # IDs of the releases that wait for a step
         self.status = Status(
             began=work.now().isoformat(),
@@ -211,7 +213,19 @@ class _Round:
             self.journal = dataclasses.replace(self.journal, clock="")
             raise
         self.journal = dataclasses.replace(self.journal, clock=now.isoformat())
+        self._look_at_the_key(now)
         self.work.refresh()
+
+    def _look_at_the_key(self, now: datetime) -> None:
+        """Learn when the key expires; without it, what is known of it stays."""
+        try:
+            expires = self.work.key_expires()
+        except KbuildError as error:
+            logger.warning("it is not known when the key expires: %s", error.what)
+            return
+        self.key = deciding.of_key(expires, now)
+        text = expires.isoformat() if expires else ""
+        self.status = dataclasses.replace(self.status, key_expires=text)
 
     # The mirror.
 
@@ -426,7 +440,10 @@ class _Round:
         self.journal = deciding.relevant(self.journal, names, self.due, self.waiting)
         now = self.work.now()
         before = self.journal.causes
-        causes = deciding.compare(before, deciding.causes(self.journal.attempts, now, before), now)
+        key = tuple(one for one in before if one.subject == deciding.KEY and not one.over)
+        found = deciding.causes(self.journal.attempts, now, before)
+        found += key if self.key is None else self.key
+        causes = deciding.compare(before, found, now)
         # Known before they are told: a kill in between tells twice, and never not at all.
         self.journal = dataclasses.replace(self.journal, causes=causes)
         self._save()

@@ -260,6 +260,7 @@ class Status:
     releases: tuple[Listed, ...] = ()  # by suite and target, the newest version first
     done: tuple[str, ...] = ()  # what this round did, one sentence each
     error: Failure | None = None  # the round itself could not go on
+    key_expires: str = ""  # the key that signs; empty too if it never does
 
 
 def read_status(root: Path) -> Status | None:

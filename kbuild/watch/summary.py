@@ -15,7 +15,7 @@ from kbuild.archive.contents import ALL
 from kbuild.archive.release import State
 from kbuild.core.errors import InfrastructureError, TrustError
 from kbuild.core.model import Target
-from kbuild.watch.deciding import LASTING
+from kbuild.watch.deciding import KEY, LASTING
 from kbuild.watch.state import Against, Attempt, Failure, Listed, Outcome, Status, Step
 
 # A round must end in this time after the one before, else nobody keeps the kernels current.
@@ -264,6 +264,8 @@ def _signatures(status: Status, now: datetime) -> Iterator[Problem]:
 
 def _about(key: str) -> tuple[str, str]:
     """Return the subject of an attempt's key, and what was being done."""
+    if key == KEY:
+        return "the key of the archive", ""
     step, _, subject = key.partition(" ")
     return subject or key, _DOING[Step(step)] if step in set(Step) else ""
 

@@ -236,6 +236,14 @@ def test_without_a_key_nothing_is_signed(settings: Settings) -> None:
     assert not settings.keys.exists()
 
 
+def test_the_end_is_that_of_the_newest_key(signed: Settings, settings: Settings) -> None:
+    assert signing.expiry(signed) == signing.keys(signed)[0].expires
+    newer = signing.rotate(signed)
+    assert signing.expiry(signed) == newer.expires
+    with pytest.raises(SigningError, match="no key"):
+        signing.expiry(dataclasses.replace(settings, keys=settings.keys / "none"))
+
+
 def test_an_expired_key_does_not_sign(settings: Settings) -> None:
     expired = signed_archive.key("expired", expired=True)
     error = refused(dataclasses.replace(settings, keys=expired.home), "is expired")

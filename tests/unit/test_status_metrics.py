@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,3 +98,10 @@ def test_the_attempts_of_a_step_are_one_series(tmp_path: Path) -> None:
     assert of(found["last_attempt_refused"], step="release", suite="bookworm") == 1
     names = {name for labels in found["last_attempt_failed"] for name, _ in labels}
     assert names == {"step", "suite", "flavour", "variant"}
+
+
+def test_the_end_of_the_key() -> None:
+    made = statuses.status(statuses.current("trixie"))
+    assert not read(made)["key_end_timestamp_seconds"]
+    known = dataclasses.replace(made, key_expires="2026-11-30T12:00:00+00:00")
+    assert of(read(known)["key_end_timestamp_seconds"]) == 1796040000

@@ -65,6 +65,8 @@ class Operator:
     freed: int = 0  # by cleaning
     channel_fails: KbuildError | None = None
     passed: timedelta = timedelta()
+    key_expires: datetime | None = None
+    no_key: bool = False
     wrong: timedelta | None = timedelta()  # of our clock, by the mirrors; None: none answers
     did: list[str] = field(default_factory=list)
     told: list[tuple[str, str]] = field(default_factory=list)
@@ -74,6 +76,11 @@ class Operator:
 
     def now(self) -> datetime:
         return datetime.now(UTC) + self.passed
+
+    def key(self) -> datetime | None:
+        if self.no_key:
+            raise SigningError("there is no key")
+        return self.key_expires
 
     def clocks(self) -> list[tuple[str, datetime]]:
         return [] if self.wrong is None else [("http://m.example", self.now() - self.wrong)]
@@ -142,6 +149,7 @@ class Operator:
         made = Work(
             now=self.now,
             clocks=self.clocks,
+            key_expires=self.key,
             ask=self.ask,
             release=self.release,
             judge=self.judge,
@@ -670,6 +678,31 @@ def test_without_a_mirror_a_round_after_a_long_time_waits_for_one(operator: Oper
     operator.wrong = timedelta()
     operator.round()
     assert operator.attempt(Step.SIGN, "archive").outcome is Outcome.DONE
+
+
+# The key.
+
+
+def test_an_expiring_key_is_told_twice_and_over_with_the_next(operator: Operator) -> None:
+    end = operator.now() + timedelta(days=100)
+    operator.key_expires = end
+    told = []
+    for day in range(103):
+        operator.passed = timedelta(days=day, minutes=1)
+        # A key that cannot be read is not a better one.
+        operator.no_key = day in (20, 95)
+        status = operator.round()
+        told += [(day, *one) for one in operator.told]
+        if not operator.no_key:
+            assert status.key_expires == end.isoformat()
+        if day == 10:
+            (problem,) = summary.summarize(status).persons
+            assert (problem.subject, problem.person) == ("the key of the archive", True)
+            assert f"expires on {end:%Y-%m-%d}" in problem.what
+    assert told == [(10, "began", "key archive"), (86, "began", "key archive")]
+    operator.key_expires = operator.now() + timedelta(days=700)
+    operator.round()
+    assert operator.told == [("over", "key archive")]
 
 
 # Notifications.

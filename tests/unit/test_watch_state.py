@@ -46,7 +46,7 @@ LISTED = Listed(
 )
 STATUS = Status(
     *("began", "ended", "commit", "0.2.0", "/archive", "http://a.example/", {"bookworm": "then"}),
-    *((AGAINST,), (ATTEMPT,), (CAUSE,), (LISTED,), ("staged",), FAILURE),
+    *((AGAINST,), (ATTEMPT,), (CAUSE,), (LISTED,), ("staged",), FAILURE, "key ends"),
 )
 
 
