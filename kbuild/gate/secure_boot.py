@@ -159,7 +159,7 @@ def judge_controls(trial: Trial, console: Path) -> None:
 
 def _write_unsigned_module(tree: Path, release: str) -> None:
     """Write our module without its signature to the server."""
-    (module,) = tree.glob(f"**/lib/modules/{release}/{PREBUILT}/{MODULE}.ko")
+    module = tree / f"lib/modules/{release}/{PREBUILT}/{MODULE}.ko"
     (tree / _UNSIGNED_MODULE).write_bytes(without_signature(module.read_bytes()))
 
 
