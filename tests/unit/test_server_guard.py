@@ -819,7 +819,7 @@ def test_apt_removes_all_of_ours_if_debians_kernel_stays(settled: Server) -> Non
 
 @pytest.fixture
 def apt(settled: Server, tmp_path: Path) -> Apt:
-    """The machine's own apt, for a server with two kernels of ours; its dpkg only notes its calls."""
+    """The machine's apt, for a server with two kernels of ours; its dpkg only notes its calls."""
     settled.install(NEW)
     made = Apt(tmp_path / "apt", "")
     names = [f"{kind}-{release}" for kind in PARTS for release in (OLD, NEW)]
