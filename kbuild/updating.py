@@ -10,14 +10,11 @@ from datetime import UTC, datetime
 from kbuild.answer import Answer, plain
 from kbuild.archive import operations
 from kbuild.core import suites, table
-from kbuild.core.errors import UserError
+from kbuild.core.errors import UPDATE_STATUS, UserError
 from kbuild.core.model import Settings, Target
 from kbuild.watch import asking
 from kbuild.watch.state import Against, Told
 from kbuild.watch.state import Answer as Said
-
-# The exit status if the distro has a version above the promoted one; this is no failure.
-UPDATE = 10
 
 _HEADS = ("target", "distro", "promoted", "staged", "lag", "CVEs", "patch", "fast path")
 _SHOWN_CVES = 8
@@ -60,7 +57,7 @@ def check(
     source: bool,
     modules: str,
 ) -> Answer:
-    """Compare each kernel with the distro; the status is :data:`UPDATE` if one is behind.
+    """Compare each kernel with the distro; the status is UPDATE_STATUS if one is behind.
 
     If a mirror could not be asked, the status is that of its error.
     """
@@ -74,7 +71,7 @@ def check(
     failed = [one for one in found if one.error]
     said = [f"an update for {', '.join(behind)}"] if behind else []
     said += [f"not known for {', '.join(map(name, failed))}"] if failed else []
-    status = next((one.error.status for one in found if one.error), UPDATE if behind else 0)
+    status = next((one.error.status for one in found if one.error), UPDATE_STATUS if behind else 0)
     return Answer(
         data={"targets": [describe(one) for one in found]},
         text=render(found),

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from kbuild.core.secrets import redact
 
+# The exit status of check-updates if the distro has a newer kernel, which is no error.
+UPDATE_STATUS = 10
 # Errors of the machine, which a retry or an administrator may cure.  Any other OSError is a
 # mistake of ours, and keeps its traceback.
 _MACHINE = (

@@ -35,6 +35,7 @@ _BY_SIGNAL = 128
 # Statuses that ./inv itself ends with: docs/reference/exit-status.md.
 _TAKEN = frozenset(
     {
+        errors.UPDATE_STATUS,
         *(outcome.exit_status for outcome in Outcome if outcome is not Outcome.PASSED),
         *(
             kind.exit_status

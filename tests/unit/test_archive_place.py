@@ -151,7 +151,7 @@ def test_a_second_writer_says_what_it_waits_for(
     given: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     original = fs.lock
-    monkeypatch.setattr(fs, "lock", lambda *args, **given: original(*args, timeout_s=0, **given))
+    monkeypatch.setattr(fs, "lock", lambda *args, **given: original(*args, timeout_s=0.1, **given))
     with (
         place.writing(given),
         caplog.at_level("INFO"),

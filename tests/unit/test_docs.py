@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from kbuild import updating
 from kbuild.core import errors, suites, variants
 from kbuild.core.errors import KbuildError
 from kbuild.guest import outcome
@@ -94,7 +93,7 @@ def test_every_exit_status_is_documented() -> None:
         for value in vars(errors).values()
         if isinstance(value, type) and issubclass(value, KbuildError)
     }
-    statuses.add(updating.UPDATE)
+    statuses.add(errors.UPDATE_STATUS)
     ended = {128 + one for one in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM)}
     assert sorted(int(cell) for cell in cells if cell.isdigit()) == sorted(statuses | ended)
 
