@@ -13,7 +13,7 @@ import pytest
 from kbuild import testing
 from kbuild.core.errors import UserError
 from kbuild.core.model import Settings, Target
-from kbuild.fetch import source
+from kbuild.fetch import roots, source
 from kbuild.gate import candidate, server
 from kbuild.lab import setup
 from kbuild.pipeline import stages
@@ -104,6 +104,9 @@ def packaged(project: Settings, monkeypatch: pytest.MonkeyPatch) -> list[tuple[s
         "stock",
         lambda settings, base: SimpleNamespace(path=settings.build / f"server of {base.version}"),
     )
+    monkeypatch.setattr(
+        roots, "make_root", lambda settings, suite, kind, packages: SimpleNamespace(path=kind)
+    )
     return made
 
 
@@ -129,6 +132,7 @@ def test_the_gate_has_a_pair_of_releases_and_leaves_the_targets_own_in_place(
     said = dict(zip(options[::2], options[1::2], strict=True))
     assert (tier, said["--accel"]) == ("gate", "tcg")
     assert said["--server"].endswith("server of 6.1.192-3")
+    assert said["--disks"] == "server-disks"
     assert candidate.read(Path(said["--candidate"])).id == f"bookworm-cloud-amd64-{judged}"
     assert candidate.read(Path(said["--promoted"])).version == promoted
 
