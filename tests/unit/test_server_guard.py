@@ -577,6 +577,18 @@ def test_a_machine_without_a_way_back_stays_as_it_is(tmp_path: Path, name: str) 
     assert not list(server.top.glob("etc/apt/apt.conf.d/*"))
 
 
+def test_nothing_is_tried_if_another_entry_is_the_first_one(tmp_path: Path) -> None:
+    server = Server.new(tmp_path / "server", DEBIAN)
+    server.env = {"FAKE_FIRST": "of the administrator"}
+    server.guard("prepare")
+    assert "entry 0" in server.install(NEW).stderr
+    assert server.state == ("good", DEBIAN, "")
+    assert "next_entry" not in server.environment
+    server.env = {}
+    server.run(["grub-mkconfig", "-o", server.top / "boot/grub/grub.cfg"])
+    assert server.guard("arm").returncode == 0
+
+
 @pytest.mark.parametrize("value", ["0", "", "saved", "cplayground-good"])
 def test_these_defaults_start_the_good_kernel(server: Server, value: str) -> None:
     _default(value)(server)
