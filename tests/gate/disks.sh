@@ -19,6 +19,8 @@ mount -t sysfs sysfs /sys
 mountpoint -q /dev || mount -t devtmpfs devtmpfs /dev
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /tmp
+# As on a machine that systemd has started.
+mkdir -p /run/systemd/system
 /lib/systemd/systemd-udevd --daemon
 modprobe -a dm-mod raid1 btrfs xfs
 udevadm trigger --action=add --subsystem-match=block

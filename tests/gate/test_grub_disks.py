@@ -21,7 +21,7 @@ from tests.gate.guarded import NEW, STOCK, TRIAL
 
 # Kinds of disks, each with the places of their disks; "cut" runs the guard's commands.
 _KINDS = {"btrfs": 1, "lvm": 1, "md": 2, "ext4 cut": 1, "xfs cut": 1}
-_GUEST_TIMEOUT_S = 900.0
+_GUEST_TIMEOUT_S = 1800.0
 _SCRIPT = Path(__file__).with_name("disks.sh")
 
 
