@@ -219,7 +219,6 @@ OLDER = Option(
         "stock": BUILD,
         "tier=unit": (VARIANT, VERSION, WHOLE, ACCEL, *BUILD),
         "tier=vm": (WHOLE,),
-        "tier=gate": (WHOLE,),
         "tier=mutants": (MODULES,),
         "tier=lab": (MODULES,),
     },

@@ -263,6 +263,7 @@ def _gate_options(settings: Settings, target: Target, selection: Selection) -> l
     packages = (*server.packages(target.suite, dkms=False), *_DISK_PACKAGES)
     disks = roots.make_root(settings, target.suite, "server-disks", packages)
     options += ["--disks", str(disks.path)]
+    options += ["--all"] if selection.whole else []
     return [*options, *_place_options(settings, target, selection.accel)]
 
 

@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="auto: kvm if it works here"
     )
+    group.addoption("--all", action="store_true", help="run everything instead of a sample")
     group.addoption(
         "--keep-vm", action="store_true", help="open a shell in the guest when a test has failed"
     )

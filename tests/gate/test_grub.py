@@ -296,6 +296,7 @@ def _roll_back(one: Installed) -> None:
     one.guard("rollback", cut="cut")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("step", "ends"),
     [(_arm, {GOOD}), (_make_good, {GOOD, NEW}), (_go_back, {GOOD}), (_roll_back, {GOOD, STOCK})],

@@ -19,6 +19,9 @@ from tests.gate import alone
 from tests.gate.alone import Boot, Installed
 from tests.gate.guarded import NEW, STOCK, TRIAL
 
+# A guest makes each kind of disk, which takes minutes.
+pytestmark = pytest.mark.long
+
 # Kinds of disks, each with the places of their disks; "cut" runs the guard's commands.
 _KINDS = {"btrfs": 1, "lvm": 1, "md": 2, "ext4 cut": 1, "xfs cut": 1}
 _GUEST_TIMEOUT_S = 1800.0

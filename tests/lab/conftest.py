@@ -29,7 +29,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--fragment", action="append", default=[], type=Path, help="additional kernel configuration"
     )
-    group.addoption("--all", action="store_true", help="run everything instead of a sample")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
