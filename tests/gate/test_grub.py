@@ -384,20 +384,20 @@ _PINNED = {
 }
 
 
-def _set(one: Installed, settings: str) -> None:
+def _set(one: Installed, defaults: str) -> None:
     path = one.tree / "etc/default/grub"
-    path.write_text(f"{path.read_text()}{settings}\n")
+    path.write_text(f"{path.read_text()}{defaults}\n")
 
 
-@pytest.mark.parametrize("settings", _SETTINGS.values(), ids=_SETTINGS.keys())
-def test_a_trial_works_with_an_administrators_settings(plain: Installed, settings: str) -> None:
-    _set(plain, settings)
+@pytest.mark.parametrize("defaults", _SETTINGS.values(), ids=_SETTINGS.keys())
+def test_a_trial_works_with_an_administrators_settings(plain: Installed, defaults: str) -> None:
+    _set(plain, defaults)
     (plain.tree / "boot/early.img").write_bytes(b"")
     install(plain)
     first, second = plain.start(), plain.start()
     assert is_trial(first), first
     assert is_good(second), second
-    if "saved" in settings:
+    if "saved" in defaults:
         # GRUB has saved an entry of ours, which must not pin the old kernel.
         plain.guard("probation", booted=second)
         plain.guard("retry", NEW, booted=second)
@@ -407,9 +407,9 @@ def test_a_trial_works_with_an_administrators_settings(plain: Installed, setting
         assert is_good(plain.start(), NEW)
 
 
-@pytest.mark.parametrize("settings", _PINNED.values(), ids=_PINNED.keys())
-def test_a_pinned_entry_stays_what_it_is(plain: Installed, settings: str) -> None:
-    _set(plain, settings)
+@pytest.mark.parametrize("defaults", _PINNED.values(), ids=_PINNED.keys())
+def test_a_pinned_entry_stays_what_it_is(plain: Installed, defaults: str) -> None:
+    _set(plain, defaults)
     plain.run(["dpkg-divert", "--local", "--rename", "/etc/grub.d/09_cplayground_guard"])
     plain.run(["dpkg-divert", "--local", "--rename", "/etc/grub.d/90_cplayground_guard"])
     plain.menu()
