@@ -24,7 +24,7 @@ from kbuild.archive.required import SIGNATURE
 from kbuild.archive.states import Event, Happening, next_state
 from kbuild.core import fs
 from kbuild.core.errors import EvidenceError, PoolError, UserError
-from kbuild.core.model import Settings
+from kbuild.core.model import Package, Settings
 from kbuild.ship import dkms, guard_package, indexes, keyring_package, manifest
 from kbuild.ship import rollback as going_back
 from kbuild.ship.manifest import Output
@@ -150,7 +150,8 @@ def _opened(settings: Settings, *, make: bool = False) -> Iterator[_Archive]:
 
     Without ``make`` there must be an archive.  Raises UserError, EvidenceError, TrustError or
     InfrastructureError for a directory, a record or a link that is not as it should be, and for a
-    wrong clock.  Nothing is changed then.
+    wrong clock.  Raises what :func:`keyring_package.check` does for settings that are not those
+    of this archive.  Nothing is changed then.
     """
     if not (place.check(settings) or make):
         raise place.none(settings)
@@ -158,6 +159,7 @@ def _opened(settings: Settings, *, make: bool = False) -> Iterator[_Archive]:
         now = datetime.now(UTC).replace(microsecond=0)
         records.read_all(root)
         snapshots.check_clock(root, now)
+        _check_servers(settings, root)
         for scratch in root.glob(f"{_SCRATCH}*"):
             fs.remove_tree(scratch)
         for recover in (records.recover, pool.recover, snapshots.recover):
@@ -176,6 +178,8 @@ def preview(settings: Settings, release: Release, into: Path) -> View:
     suite, now = release.target.suite, datetime.now(UTC).replace(microsecond=0)
     with place.reading(settings) as root, fs.fresh_directory(into) as fresh:
         known = records.read_all(root) if root else {}
+        if root is not None:
+            _check_servers(settings, root)
         candidate = _candidate(root, known, release, packages)
         for event in (Event.JUDGED, Event.STAGED):
             if not candidate.published:
@@ -517,6 +521,22 @@ def _seen(known: Iterable[Record]) -> dict[str, str]:
     }
 
 
+def _shown_keyring(root: Path, links: Mapping[str, int], name: str) -> Package | None:
+    """Return the package with the archive's keys that a name in dists/ shows, if it does."""
+    entries = snapshots.read(root, links[name]).plan[name] if name in links else ()
+    found = (one.output for one in entries if one.output.name == keyring_package.NAME)
+    return next((package(root, output) for output in found), None)
+
+
+def _check_servers(settings: Settings, root: Path) -> None:
+    """Raise what :func:`keyring_package.check` does, for each package that servers may have."""
+    links = snapshots.linked(root)
+    found = {_shown_keyring(root, links, name) for name in links} - {None}
+    for one in found:
+        if one is not None:
+            keyring_package.check(settings, one)
+
+
 def _keyrings(
     settings: Settings, root: Path | None, known: Iterable[Record], now: datetime, scratch: Path
 ) -> dict[str, tuple[Output, Path]]:
@@ -527,11 +547,7 @@ def _keyrings(
     links = {} if root is None else snapshots.linked(root)
     found = {}
     for suite in sorted({one.suite for one in known if one.published}):
-        last = None
-        if root is not None and suite in links:
-            for entry in snapshots.read(root, links[suite]).plan[suite]:
-                if entry.output.name == keyring_package.NAME:
-                    last = package(root, entry.output)
+        last = _shown_keyring(root, links, suite) if root is not None else None
         made = keyring_package.build(settings, suite, scratch / suite, now=now, last=last)
         found[suite] = (pool.describe(made), made.path)
     return found

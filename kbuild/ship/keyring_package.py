@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from kbuild.core import fs, suites
-from kbuild.core.errors import BuildError, UserError
+from kbuild.core.errors import BuildError, TrustError, UserError
 from kbuild.core.model import Package, Settings
 from kbuild.core.run import run
 from kbuild.ship import deb, indexes, mok, signing
@@ -51,6 +51,33 @@ def build(
     made = max(key.made for key in signing.signers(settings))
     version = _above(last.version if last else None, [made, now], suites.suite(suite).mark)
     return _build(settings, suite, keyring, version, out)
+
+
+def check(settings: Settings, last: Package) -> None:
+    """Check that servers with ``last``, a package of the archive, could follow the next one.
+
+    Raises SigningError as :func:`signing.check_continues` does, and TrustError if ``last`` is
+    damaged.
+    """
+    signing.check_continues(settings, _content(last, KEYRING))
+
+
+def _content(package: Package, path: Path) -> bytes:
+    """Return a file of a package with keys."""
+    hint = "'./inv verify-archive' lists all damage; copy the package from a backup"
+    with tempfile.TemporaryDirectory(prefix="cplayground-keyring-") as name:
+        run(
+            ["dpkg-deb", "--extract", package.path, name],
+            timeout_s=_TIMEOUT_S,
+            error=TrustError,
+            hint=hint,
+        )
+        file = Path(name, path)
+        if not file.is_file():
+            raise TrustError(
+                f"{package.path} has no {path}", expected="the archive's package", hint=hint
+            )
+        return file.read_bytes()
 
 
 def _above(last: str | None, dates: list[datetime], mark: str) -> str:

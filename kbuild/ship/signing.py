@@ -195,6 +195,36 @@ def keyring(settings: Settings, *, armor: bool = False, retired: bool = False) -
         return b"".join(parts)
 
 
+def fingerprints(keyring: bytes) -> frozenset[str]:
+    """Return the fingerprints of the primary keys in a keyring; raises SigningError."""
+    with tempfile.TemporaryDirectory(prefix="cplayground-gpg-") as name:
+        path = Path(name, "keyring.gpg")
+        path.write_bytes(keyring)
+        listing = _public(Path(name), "--with-colons", "--show-keys", path).stdout
+        return frozenset(key.fingerprint for key in _parse(Path(name), f"\n{listing}"))
+
+
+def check_continues(settings: Settings, keyring: bytes) -> None:
+    """Raise SigningError if servers that know ``keyring`` could not verify the next signatures.
+
+    Keys that signed before, and that were retired or have expired since, may be all that servers
+    know: the administrator has ended them.  Without any key this says nothing.
+    """
+    every, known = keys(settings), fingerprints(keyring)
+    mine = {key.fingerprint for key in every}
+    if every and known.isdisjoint(mine):
+        raise SigningError(
+            "servers do not know the key that would sign the archive",
+            expected="a key of the published keyring package:\n" + "\n".join(sorted(known)),
+            found="\n".join([f"in {settings.keys}", *map(str, every)]),
+            hint="set keys_dir to the directory with that key, or restore it from its backup;"
+            " './inv keys.rotate' replaces a key",
+        )
+    signing = {key.fingerprint for key in every if key.role in (Role.SIGNS, Role.ALSO)}
+    if signing and known.isdisjoint(signing):
+        logger.warning("servers know ended keys only: they need the keyring package by hand")
+
+
 def make_key(settings: Settings, *, lifetime: str = _LIFETIME) -> Key:
     """Make the archive's first key, and return it.
 

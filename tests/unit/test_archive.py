@@ -26,7 +26,7 @@ from kbuild.core.errors import (
     UserError,
 )
 from kbuild.core.model import Settings
-from kbuild.ship import indexes
+from kbuild.ship import indexes, signing
 from tests.unit import releases
 from tests.unit.releases import release
 
@@ -685,6 +685,54 @@ def test_without_a_key_nothing_is_published(given: Settings, tmp_path: Path) -> 
     with pytest.raises(SigningError):
         operations.resign(keyless)
     assert stage(given, one).state is State.STAGED
+
+
+def test_a_key_that_servers_do_not_know_changes_nothing(given: Settings) -> None:
+    one, _ = promoted(given, 1, 2)
+    other = dataclasses.replace(given, keys=releases.keys("other"))
+    for action in (
+        lambda: stage(other, release(3)),
+        lambda: operations.promote(other, one.id, 100),
+        lambda: operations.rollback(other, one.id, "it hangs"),
+        lambda: operations.resign(other),
+        lambda: operations.refresh(other),
+        lambda: operations.preview(other, release(3), given.build / "view"),
+    ):
+        error = refused(given, SigningError, "servers do not know the key", action)
+        assert "keys_dir" in (error.hint or "")
+    assert not (given.build / "view").exists()
+    assert verify.check(given).findings == ()
+
+
+def test_servers_follow_a_rotation_to_its_end(given: Settings, tmp_path: Path) -> None:
+    """Each index is signed by a key of the keyring package that was published before it."""
+    own = dataclasses.replace(given, keys=tmp_path / "keys")
+    signing.make_key(own)
+    promoted(own, 1)
+    known, ring = signing.keyring(own), tmp_path / "servers.gpg"
+    for step in (signing.rotate, signing.finish):
+        step(own)
+        operations.refresh(own)
+        ring.write_bytes(known)
+        for name in ("bookworm", "bookworm-staging"):
+            assert signing.verify(ring, (own.archive / "dists" / name / "InRelease").read_bytes())
+        known = signing.keyring(own)
+    promoted(own, 2)
+    assert verify.check(own).findings == ()
+
+
+def test_a_key_that_was_ended_before_servers_knew_the_next_may_be_replaced(
+    given: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stolen key must not sign once more, and an expired one cannot."""
+    own = dataclasses.replace(given, keys=tmp_path / "keys")
+    signing.make_key(own)
+    promoted(own, 1)
+    signing.rotate(own)
+    signing.finish(own)
+    operations.resign(own)
+    assert "by hand" in caplog.text
+    assert verify.check(own).findings == ()
 
 
 @pytest.mark.parametrize("name", ["archive.json", "record"])
