@@ -56,10 +56,21 @@ def build(
 def check(settings: Settings, last: Package) -> None:
     """Check that servers with ``last``, a package of the archive, could follow the next one.
 
-    Raises SigningError as :func:`signing.check_continues` does, and TrustError if ``last`` is
-    damaged.
+    Raises SigningError as :func:`signing.check_continues` does, UserError if ``last`` has the
+    archive's address and the settings have none, and TrustError if ``last`` is damaged.
     """
     signing.check_continues(settings, _content(last, KEYRING))
+    if settings.archive_url:
+        return
+    entry = _content(last, SOURCES).decode()
+    if not re.search(r"^Enabled: *no$", entry, re.MULTILINE):
+        address = re.search(r"^URIs: *(.+)$", entry, re.MULTILINE)
+        raise UserError(
+            "archive_url is not set, which would switch the archive off on every server",
+            expected=f"archive_url: {address[1]}" if address else "archive_url",
+            found=f"none in the configuration; {last.path.name} has one",
+            hint="set archive_url in the configuration, or use the configuration of the releaser",
+        )
 
 
 def _content(package: Package, path: Path) -> bytes:

@@ -704,6 +704,35 @@ def test_a_key_that_servers_do_not_know_changes_nothing(given: Settings) -> None
     assert verify.check(given).findings == ()
 
 
+def test_an_address_that_servers_have_is_not_taken_away(given: Settings) -> None:
+    own = dataclasses.replace(given, archive_url="http://kernels.example/")
+    one, _ = promoted(own, 1, 2)
+    for action in (
+        lambda: stage(given, release(3)),
+        lambda: operations.promote(given, one.id, 100),
+        lambda: operations.rollback(given, one.id, "it hangs"),
+        lambda: operations.resign(given),
+        lambda: operations.refresh(given),
+        lambda: operations.preview(given, release(3), given.build / "view"),
+    ):
+        error = refused(given, UserError, "archive_url is not set", action)
+        assert "http://kernels.example/" in (error.expected or "")
+
+
+def test_an_address_may_come_late_and_may_change(given: Settings) -> None:
+    promoted(given, 1)
+    for url in ("", "http://kernels.example/", "https://other.example/kernels"):
+        own = dataclasses.replace(given, archive_url=url)
+        operations.refresh(own)
+        (version,) = shown(own, "bookworm")["cplayground-archive-keyring"]
+        (path,) = own.archive.glob(f"pool/**/cplayground-archive-keyring_{version}_all.deb")
+        packed = subprocess.run(
+            ["dpkg-deb", "--fsys-tarfile", path], capture_output=True, check=True
+        )
+        assert (url or "http://archive.invalid/").encode() in packed.stdout
+    assert verify.check(own).findings == ()
+
+
 def test_servers_follow_a_rotation_to_its_end(given: Settings, tmp_path: Path) -> None:
     """Each index is signed by a key of the keyring package that was published before it."""
     own = dataclasses.replace(given, keys=tmp_path / "keys")
