@@ -18,7 +18,7 @@ from kbuild.archive import operations, place, verify
 from kbuild.archive.contents import ALL
 from kbuild.archive.release import VISIBLE, Record, Release, State
 from kbuild.core import fs, progress
-from kbuild.core.errors import EvidenceError
+from kbuild.core.errors import EvidenceError, SigningError
 from kbuild.core.model import Settings, Target
 from kbuild.gate import candidate, report
 from kbuild.pipeline import papers, stages
@@ -51,9 +51,9 @@ def run(settings: Settings, target: Target, *, modules: str, accel: str | None) 
     """Package a target, test and judge it, and put it into the staging of its suite.
 
     A release that is staged already stays as it is, as long as its evidence holds.  Raises
-    SigningError before anything is built if no key can sign, what the stages raise,
-    FailedTestsError, PoolError, and GateError if the gate refuses the packages.  The archive then
-    shows servers what it showed before.
+    SigningError before anything is built if no key can sign, or if nothing would sign the kernel
+    after signed releases.  Raises what the stages raise, FailedTestsError, PoolError, and GateError
+    if the gate refuses the packages.  The archive then shows servers what it showed before.
     """
     if settings.dry:
         return dry_run.explain(settings, target, modules)
@@ -62,8 +62,11 @@ def run(settings: Settings, target: Target, *, modules: str, accel: str | None) 
     with fs.lock(settings.build / ".release.lock"):
         with clock.step("archive"):
             signing.signers(settings)
-            for one in mok.check(settings)[:1]:
+            certificates = mok.check(settings)
+            for one in certificates[:1]:
                 mok.check_valid(one)
+            if not certificates:
+                _check_unsigned(settings, target)
             operations.refresh(settings)
             check(settings)
         with clock.step("package"):
@@ -85,6 +88,18 @@ def run(settings: Settings, target: Target, *, modules: str, accel: str | None) 
         ),
         summary=f"{operations.describe(record)}: {record.id}, after {took}",
     )
+
+
+def _check_unsigned(settings: Settings, target: Target) -> None:
+    """Raise SigningError if servers with Secure Boot would refuse an unsigned kernel."""
+    before = operations.served_signed(settings, target)
+    if before is not None:
+        raise SigningError(
+            f"{target.name} of {target.suite} would not be signed for Secure Boot",
+            expected=f"a signature, because servers may have {before.id}, which is signed",
+            found="no mok_certificate in the configuration",
+            hint="set mok_certificate and mok_key as in the configuration of that release",
+        )
 
 
 def check(settings: Settings) -> None:

@@ -24,7 +24,7 @@ from kbuild.archive.required import SIGNATURE
 from kbuild.archive.states import Event, Happening, next_state
 from kbuild.core import fs
 from kbuild.core.errors import EvidenceError, PoolError, UserError
-from kbuild.core.model import Package, Settings
+from kbuild.core.model import Package, Settings, Target
 from kbuild.ship import dkms, guard_package, indexes, keyring_package, manifest
 from kbuild.ship import rollback as going_back
 from kbuild.ship.manifest import Output
@@ -34,6 +34,10 @@ logger = logging.getLogger(__name__)
 # So long before they expire, a release signs the indexes of all suites again.
 RENEWAL = timedelta(days=10)
 _SCRATCH = ".work."
+_UNSIGNED = (
+    "its kernel is not signed for Secure Boot, but that of {} is, which servers may have:"
+    " set mok_certificate and mok_key"
+)
 
 
 @dataclass
@@ -89,14 +93,20 @@ class _Archive:
         found = pool.found(self.root, record.packages)
         return (
             *((f"{path} has changed since the release was staged",) if changed else ()),
-            *evidence.complaints(
-                gate,
-                record.id,
-                found,
-                older=self.older(record),
-                signed=SIGNATURE in record.evidence,
-            ),
+            *self.complaints(record, gate, found, signed=SIGNATURE in record.evidence),
         )
+
+    def complaints(
+        self, record: Record, gate: evidence.Gate, found: Mapping[str, str], *, signed: bool
+    ) -> tuple[str, ...]:
+        """Return why a verdict on packages does not allow a release for this archive's servers."""
+        older = (one for one in self.of_target(record) if one.order < record.order)
+        before = None if signed else _served_signed(older)
+        unsigned = () if before is None else (_UNSIGNED.format(before.id),)
+        judged = evidence.complaints(
+            gate, record.id, found, older=self.older(record), signed=signed
+        )
+        return (*judged, *unsigned)
 
     def publish(self, *, again: bool = False) -> Plan:
         """Make dists/ show what the records in memory say, and write those that changed.
@@ -221,10 +231,7 @@ def stage(settings: Settings, release: Release, files: Iterable[Path]) -> Record
     found = {Path(one.path).name: fs.sha256_file(path) for one, path in packages.items()}
     with _opened(settings, make=True) as archive:
         record = _candidate(archive.root, archive.records, release, packages)
-        older = archive.older(record)
-        complaints = evidence.complaints(
-            gate, release.id, found, older=older, signed=SIGNATURE in named
-        )
+        complaints = archive.complaints(record, gate, found, signed=SIGNATURE in named)
         if not record.published:
             record = archive.change(record, Event.JUDGED, complaints)
         digests = {name: fs.sha256_file(path) for name, path in sorted(named.items())}
@@ -449,6 +456,17 @@ def releases(settings: Settings) -> tuple[Record, ...]:
         known = records.read_all(root) if root else {}
     newest = sorted(known.values(), key=lambda one: one.order, reverse=True)
     return tuple(sorted(newest, key=lambda one: (one.suite, one.target.name)))
+
+
+def served_signed(settings: Settings, target: Target) -> Record | None:
+    """Return the newest release that servers may have, and that is signed for Secure Boot."""
+    return _served_signed(one for one in releases(settings) if one.target == target)
+
+
+def _served_signed(same: Iterable[Record]) -> Record | None:
+    """Return the first of these that servers may have, and that is signed for Secure Boot."""
+    found = (one for one in same if one.state in SERVED and SIGNATURE in one.evidence)
+    return next(found, None)
 
 
 def describe(record: Record) -> str:

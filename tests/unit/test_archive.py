@@ -15,6 +15,7 @@ import pytest
 
 from kbuild.archive import evidence, operations, records, snapshots, verify
 from kbuild.archive.release import Record, Release, State
+from kbuild.archive.required import SIGNATURE
 from kbuild.core import fs
 from kbuild.core.errors import (
     EvidenceError,
@@ -731,6 +732,49 @@ def test_an_address_may_come_late_and_may_change(given: Settings) -> None:
         )
         assert (url or "http://archive.invalid/").encode() in packed.stdout
     assert verify.check(own).findings == ()
+
+
+def signed(given: Settings, one: Release) -> list[Path]:
+    """Return the evidence of a release that is signed for Secure Boot."""
+    files = releases.files(given.build, one)
+    files.append(files[0].with_name(SIGNATURE))
+    files[-1].write_bytes(b"a signature")
+    return files
+
+
+def test_an_unsigned_release_after_a_signed_one_is_refused(given: Settings) -> None:
+    one, two, three = (release(number) for number in (1, 2, 3))
+    operations.stage(given, one, signed(given, one))
+    # Nobody has it yet, so this may be the first time that servers get one.
+    stage(given, two)
+    operations.promote(given, one.id, 10)
+    error = refused(
+        given, EvidenceError, "not promoted", lambda: operations.promote(given, two.id, 10)
+    )
+    assert one.id in str(error)
+    assert "not signed for Secure Boot" in operations.complaints(given, two.id)[-1]
+    with pytest.raises(EvidenceError, match="not staged") as caught:
+        stage(given, three)
+    assert "not signed for Secure Boot" in (caught.value.found or "")
+    assert images(given, "bookworm-staging") == {"1", "2"}
+    # The same version, signed, goes on.
+    operations.stage(given, three, signed(given, three))
+    assert operations.promote(given, three.id, 100).percent == 100
+    assert verify.check(given).findings == ()
+
+
+def test_signed_releases_of_another_kernel_or_that_are_withdrawn_do_not_count(
+    given: Settings,
+) -> None:
+    other, one, two = release(1, flavour="amd64"), release(1), release(2)
+    for made in (other, one):
+        operations.stage(given, made, signed(given, made))
+        operations.promote(given, made.id, 100)
+    operations.rollback(given, one.id, "the servers have no Secure Boot")
+    assert operations.served_signed(given, other.target) is not None
+    assert operations.served_signed(given, one.target) is None
+    stage(given, two)
+    assert operations.promote(given, two.id, 100).percent == 100
 
 
 def test_servers_follow_a_rotation_to_its_end(given: Settings, tmp_path: Path) -> None:

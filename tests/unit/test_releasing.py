@@ -16,7 +16,7 @@ from kbuild import gating, releasing, testing
 from kbuild.answer import Answer
 from kbuild.archive import evidence, operations
 from kbuild.archive.release import Record, Release, State, View
-from kbuild.archive.required import REQUIRED
+from kbuild.archive.required import REQUIRED, SIGNATURE
 from kbuild.core import fs
 from kbuild.core.errors import InfrastructureError, PoolError, SigningError
 from kbuild.core.model import Settings
@@ -227,6 +227,27 @@ def test_without_a_key_nothing_is_built(line: Line, tmp_path: Path) -> None:
     with pytest.raises(SigningError):
         line.run()
     assert line.ran == []
+
+
+def test_nothing_is_built_unsigned_after_a_signed_release(line: Line) -> None:
+    signature = line.settings.build / SIGNATURE
+
+    def papers_(*made: object, sign: Callable[[bytes], bytes]) -> tuple[Path, ...]:
+        signature.write_bytes(b"a signature")
+        return (*line.papers(*made, sign=sign), signature)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(papers, "write", papers_)
+        line.run()
+    operations.promote(line.settings, line.packaged.id, 10)
+    line.packaged = releases.release(2)
+    with pytest.raises(SigningError, match="Secure Boot") as caught:
+        line.run()
+    assert "mok_certificate" in (caught.value.hint or "")
+    assert line.ran[4:] == []
+    operations.rollback(line.settings, releases.release(1).id, "the servers have no Secure Boot")
+    line.run()
+    assert line.states()[line.packaged.id] is State.STAGED
 
 
 def test_other_bytes_are_refused_before_the_tests(line: Line) -> None:
