@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from debian.debian_support import Version
 
@@ -32,6 +33,8 @@ PATIENCE = 3
 # The subject of the cause of a key that expires, which is told once more in its last days.
 KEY = "key archive"
 LAST_DAYS = timedelta(days=14)
+# The subjects of the causes that belong to no attempt: the round's own error, and its memory.
+ROUND, JOURNAL = "round", "journal"
 # So many interruptions in a row are continued at once; then each waits, for the machine may die
 # of the attempt itself.
 _INTERRUPTIONS = 2
@@ -292,6 +295,26 @@ def of_key(expires: datetime | None, now: datetime) -> tuple[Cause, ...]:
     )
     mark = "last days" if expires - now < LAST_DAYS else ""
     return (Cause(KEY, failure.what, now.isoformat(), mark=mark, error=failure),)
+
+
+def of_round(error: Failure | None, now: datetime) -> tuple[Cause, ...]:
+    """Return the reason to tell somebody of an error of the round itself."""
+    if error is None:
+        return ()
+    return (Cause(ROUND, error.what, now.isoformat(), mark=error.kind, error=error),)
+
+
+def of_journal(damaged: Path, now: datetime) -> tuple[Cause, ...]:
+    """Return the reason to tell somebody of a journal that was damaged; a person removes it."""
+    failure = Failure(
+        kind=TrustError.kind,
+        what="the journal was damaged, so the rounds began a new one",
+        status=0,
+        expected="the last attempts and causes: what had failed may be tried and told again",
+        found=str(damaged),
+        do="find out what damaged it, such as a failing disk, and remove it",
+    )
+    return (Cause(JOURNAL, failure.what, now.isoformat(), error=failure),)
 
 
 def _passing(attempt: Attempt) -> bool:

@@ -75,7 +75,7 @@ def run(settings: Settings, targets: Sequence[Target], work: Work, *, modules: s
     """Do one round for the targets, and return the status that was written.
 
     A failed step stops only what needs it; the status has its error.  Raises BusyError at once if
-    another round runs, and what reading the archive and the journal raises.
+    another round runs, and what opening the archive raises.
     """
     with place.writing(settings) as root:
         # The first round makes the archive, as the first release does.
@@ -160,8 +160,11 @@ class _Round:
         self.work = work
         self.modules = modules
         self.root = settings.archive
-        self.journal = deciding.interrupted(state.read_journal(self.root), work.now())
-        self.found = _last_answers(self.root)
+        before = _last_status(self.root)
+        self.blind = False  # without the journal, which stays as it is: only sign and tell
+        self.error: Failure | None = None  # the first one that belongs to no attempt
+        self.journal = deciding.interrupted(self._remembered(before), work.now())
+        self.found = {_name(one.target): one for one in before.targets} if before else {}
         self.due: dict[str, bool] = {}  # of the targets whose mirror answered
         self.key: tuple[Cause, ...] | None = None  # of a key that expires; None: not known
         self.waiting: set[str] | None = None  # IDs of the releases that wait for a step
@@ -172,7 +175,23 @@ class _Round:
             version=_version(settings.project),
             archive=str(self.root),
             url=settings.archive_url,
+            error=self.error,
         )
+
+    def _remembered(self, before: Status | None) -> Journal:
+        """Return the journal; a damaged one gets another name, and an empty one takes its place."""
+        path = self.root / state.HOME / state.JOURNAL
+        try:
+            try:
+                return state.read_journal(self.root)
+            except TrustError as error:
+                logger.error("%s: %s", error.what, error.found)
+                fs.rename(path, path.with_name(state.DAMAGED))
+                return Journal()
+        except Exception as error:
+            # Such as a newer format.  The last status knows who was told.
+            self.blind, self.error = True, self._failure(error)
+            return Journal(causes=before.causes if before else ())
 
     @functools.cached_property
     def code(self) -> str:
@@ -184,9 +203,10 @@ class _Round:
         try:
             self._save()
             # Nothing can be published without signatures, so each release would fail likewise.
-            if self._may(Step.SIGN, _ARCHIVE, "") and self._attempt(
+            signed = self._may(Step.SIGN, _ARCHIVE, "") and self._attempt(
                 Step.SIGN, _ARCHIVE, "", self._sign
-            ):
+            )
+            if signed and not self.blind:
                 for target in self.targets:
                     self._check(target)
                 # Before the releases, which take hours.
@@ -194,14 +214,24 @@ class _Round:
                 for target in self.targets:
                     self._release(target)
                 self.waiting = waiting
-        except KbuildError as error:
-            self._fail(Failure.of(error))
+        except Exception as error:
+            self._fail(self._failure(error))
         self._finish()
 
     def _fail(self, failure: Failure) -> None:
         """Record an error that belongs to no attempt; the first one stays."""
-        logger.error("%s error: %s", failure.kind, failure.what)
         self.status = dataclasses.replace(self.status, error=self.status.error or failure)
+
+    def _failure(self, error: Exception) -> Failure:
+        """Log an error, and return its fields."""
+        known = error
+        if not isinstance(known, KbuildError):
+            known = DefectError.of(error, (self.settings.build, self.settings.cache, self.root))
+        if isinstance(known, DefectError):
+            logger.error("the round: %s", known.what, exc_info=error)
+        else:
+            logger.error("%s error: %s", known.kind, known.what)
+        return Failure.of(known)
 
     def _sign(self) -> None:
         """Sign what must be signed now, by a clock that is right; the later steps rely on it."""
@@ -395,15 +425,11 @@ class _Round:
             act()
         except _ToldError as told:
             failure = told.failure
-        except KbuildError as error:
-            failure = Failure.of(error)
         except Exception as error:
-            logger.exception("%s %s", step.value, subject)
-            places = (self.settings.build, self.settings.cache, self.root)
-            failure = Failure.of(DefectError.of(error, places))
+            failure = self._failure(error)
         ended = deciding.end(attempt, now(), failure)
         if failure is not None:
-            logger.error("%s %s: %s error: %s", step.value, subject, failure.kind, failure.what)
+            logger.error("%s %s has failed: %s", step.value, subject, failure.what)
             gate = self._gate(attempt.release) if step is Step.RELEASE else None
             # An earlier attempt may have left one.
             if gate is not None and _moment(gate.when) >= _moment(attempt.began):
@@ -413,7 +439,8 @@ class _Round:
         return failure is None
 
     def _save(self) -> None:
-        self._kept(lambda: state.write_journal(self.root, self.journal))
+        if not self.blind:
+            self._kept(lambda: state.write_journal(self.root, self.journal))
 
     def _kept(self, write: Callable[[], None]) -> bool:
         """Write to status/, and go on if that fails: the archive's disk may be full.
@@ -422,13 +449,8 @@ class _Round:
         """
         try:
             write()
-        except KbuildError as error:
-            self._fail(Failure.of(error))
         except Exception as error:
-            known = DefectError.of(error, [self.root])
-            if isinstance(known, DefectError):
-                logger.exception("the status cannot be written")
-            self._fail(Failure.of(known))
+            self._fail(self._failure(error))
         else:
             return True
         return False
@@ -443,6 +465,13 @@ class _Round:
         key = tuple(one for one in before if one.subject == deciding.KEY and not one.over)
         found = deciding.causes(self.journal.attempts, now, before)
         found += key if self.key is None else self.key
+        found += deciding.of_round(self.status.error, now)
+        damaged = self.root / state.HOME / state.DAMAGED
+        found += deciding.of_journal(damaged, now) if damaged.exists() else ()
+        if self.blind:
+            # The attempts that would say whether these are over are not known.
+            seen = {one.subject for one in found}
+            found += tuple(one for one in before if not one.over and one.subject not in seen)
         causes = deciding.compare(before, found, now)
         # Known before they are told: a kill in between tells twice, and never not at all.
         self.journal = dataclasses.replace(self.journal, causes=causes)
@@ -456,13 +485,15 @@ class _Round:
     def _publish(self) -> None:
         """Write the status as it is now; a round that is still running has no end."""
         known: tuple[Record, ...] = ()
+        listed: tuple[Listed, ...] = ()
         until: Mapping[str, datetime] = {}
         try:
             with place.reading(self.settings) as root:
                 until = snapshots.valid_until(root or self.root)
             known = self._records()
-        except KbuildError as error:
-            self._fail(Failure.of(error))
+            listed = tuple(map(self._listed, known))
+        except Exception as error:
+            self._fail(self._failure(error))
         self.status = dataclasses.replace(
             self.status,
             valid_until={name: when.isoformat() for name, when in until.items()},
@@ -473,7 +504,7 @@ class _Round:
             ),
             attempts=self.journal.attempts,
             causes=self.journal.causes,
-            releases=tuple(map(self._listed, known)),
+            releases=listed,
         )
         if not self._kept(lambda: self.work.write(self.status, self.root)):
             # A page that cannot be made must not hide what the round did.
@@ -546,14 +577,13 @@ def _with_ours(found: Against, known: Sequence[Record]) -> Against:
     return dataclasses.replace(found, promoted=promoted, staged=staged)
 
 
-def _last_answers(root: Path) -> dict[str, Against]:
-    """Return the distro's last answers by target; none if the last status is damaged."""
+def _last_status(root: Path) -> Status | None:
+    """Return the last round's status; None if there is none, or none that can be read."""
     try:
-        before = state.read_status(root)
-    except TrustError as error:
-        logger.warning("%s: %s", error.what, error.found)
-        return {}
-    return {_name(one.target): one for one in before.targets} if before else {}
+        return state.read_status(root)
+    except (KbuildError, OSError) as error:
+        logger.warning("the last status cannot be read: %s", error)
+        return None
 
 
 def _version(project: Path) -> str:

@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +31,7 @@ FORMAT = 1
 HOME = "status"
 STATUS = "status.json"
 JOURNAL = "journal.json"
+DAMAGED = "journal.json.damaged"  # the last one that could not be read
 
 T = TypeVar("T")
 
@@ -302,16 +304,31 @@ def _read(path: Path, kind: type[T]) -> T | None:
                 found=f"format {found}",
                 hint=place.NEWER,
             )
-        return typing.cast(T, _decoded(raw, kind))
+        made = typing.cast(T, _decoded(raw, kind))
+        if isinstance(made, Journal):
+            _check_times(made)
+        return made
     except FileNotFoundError:
         return None
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise TrustError(
             f"{path} is damaged",
             expected=f"a {kind.__name__.lower()} as ./inv watch writes it",
             found=str(error) or type(error).__name__,
-            hint="remove it: the next round makes it again, without its memory of failures",
+            hint="the next round makes it again",
         ) from error
+
+
+def _check_times(journal: Journal) -> None:
+    """Raise ValueError if a time cannot be compared with others."""
+    times = [journal.clock]
+    for one in journal.attempts:
+        times += [one.began, one.ended, one.not_before, one.good_since]
+    for cause in journal.causes:
+        times += [cause.since, cause.over]
+    for text in filter(None, times):
+        if datetime.fromisoformat(text).tzinfo is None:
+            raise ValueError(f"{text!r} has no time zone")
 
 
 def _decoded(raw: Any, kind: Any) -> Any:  # noqa: ANN401

@@ -15,7 +15,7 @@ from kbuild.archive.contents import ALL
 from kbuild.archive.release import State
 from kbuild.core.errors import InfrastructureError, TrustError
 from kbuild.core.model import Target
-from kbuild.watch.deciding import KEY, LASTING
+from kbuild.watch.deciding import JOURNAL, KEY, LASTING, ROUND
 from kbuild.watch.state import Against, Attempt, Failure, Listed, Outcome, Status, Step
 
 # A round must end in this time after the one before, else nobody keeps the kernels current.
@@ -27,6 +27,7 @@ SIGNED = timedelta(days=5)
 
 _PASSING = (TrustError.exit_status, InfrastructureError.exit_status)
 
+_NAMES = {KEY: "the key of the archive", ROUND: "the round", JOURNAL: "the journal"}
 _DOING = {
     Step.CHECK: "asking Debian's archive",
     Step.RELEASE: "building, testing and judging a release",
@@ -171,9 +172,10 @@ def _problems(status: Status, now: datetime) -> Iterator[Problem]:
     attempts = {one.key: one for one in status.attempts}
     causes = {one.subject: one for one in status.causes if not one.over}
     seen = set()
-    if status.error is not None:
+    if status.error is not None and ROUND not in causes:
         yield Problem(
-            "round", "the round", "", status.error.what, written(status), True, error=status.error
+            *(ROUND, "the round", "", status.error.what, written(status), True),
+            error=status.error,
         )
     for key, cause in causes.items():
         seen.add(key)
@@ -264,8 +266,8 @@ def _signatures(status: Status, now: datetime) -> Iterator[Problem]:
 
 def _about(key: str) -> tuple[str, str]:
     """Return the subject of an attempt's key, and what was being done."""
-    if key == KEY:
-        return "the key of the archive", ""
+    if key in _NAMES:
+        return _NAMES[key], ""
     step, _, subject = key.partition(" ")
     return subject or key, _DOING[Step(step)] if step in set(Step) else ""
 

@@ -830,15 +830,87 @@ def test_a_round_may_end_at_each_write(operator: Operator, monkeypatch: pytest.M
     operator.installable()
 
 
-def test_a_journal_of_a_newer_version_is_left_alone(operator: Operator) -> None:
+def journal(operator: Operator) -> Path:
+    return operator.settings.archive / state.HOME / state.JOURNAL
+
+
+def signs(operator: Operator) -> bool:
+    """Do a round, and say whether it came to the signing."""
+    signed = []
+    operator.changes["refresh"] = lambda: signed.append(True)
     operator.round()
-    path = operator.settings.archive / state.HOME / state.JOURNAL
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    del operator.changes["refresh"]
+    return bool(signed)
+
+
+def test_with_a_journal_of_a_newer_version_a_round_only_signs_and_tells(
+    operator: Operator,
+) -> None:
+    operator.round()
+    operator.newest, operator.fails = "6.1.193-1", Crashed("no")
+    operator.round()
+    told = [("began", "round")]
+    path = journal(operator)
+    known = path.read_bytes()
+    path.write_text(json.dumps(json.loads(known) | {"format": 99}))
     before = path.read_bytes()
-    with pytest.raises(UserError, match="newer version"):
-        operator.round()
+    assert signs(operator)
+    assert (operator.did, operator.told) == ([], told)
+    status = operator.round()
+    assert (operator.did, operator.told) == ([], [])
     assert path.read_bytes() == before
-    assert operator.did == []
+    assert status.error is not None
+    assert "newer version" in status.error.what
+    # The newer version is back.
+    path.write_bytes(known)
+    operator.round()
+    assert operator.did == ["ask"]
+
+
+@pytest.mark.parametrize("damage", ['"format": ', '"not_before": "', '"step": "'])
+def test_a_damaged_journal_is_set_aside_and_told(damage: str, operator: Operator) -> None:
+    operator.round()
+    operator.newest, operator.fails = "6.1.193-1", InfrastructureError("no answer")
+    operator.round()
+    path = journal(operator)
+    text = path.read_text().replace(damage, f"{damage}x")
+    path.write_text(text)
+    operator.fails = None
+    assert signs(operator)
+    assert operator.told == [("began", "journal")]
+    assert operator.states()["6.1.193-1"] == (State.STAGED, 0)
+    aside = path.with_name(state.DAMAGED)
+    assert aside.read_text() == text
+    status = operator.round()
+    (problem,) = summary.summarize(status).persons
+    assert (operator.told, problem.subject) == ([], "the journal")
+    aside.unlink()
+    operator.round()
+    assert operator.told == [("over", "journal")]
+
+
+def test_an_error_outside_of_the_steps_is_told_once(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged(operator)
+    operator.later(hours=25)
+
+    def lost(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", "/srv/archive")
+
+    with monkeypatch.context() as context:
+        context.setattr(operations, "complaints", lost)
+        status = operator.round()
+        assert operator.told == [("began", "round")]
+        assert status.error is not None
+        assert unattended.answer(status).status == 69
+        # The page has it once.
+        (problem,) = summary.summarize(status).problems
+        assert problem.subject == "the round"
+        operator.round()
+        assert operator.told == []
+    operator.round()
+    assert operator.told == [("over", "round")]
 
 
 # The foreseen round.

@@ -28,12 +28,13 @@ from kbuild.watch.state import (
 )
 
 FAILURE = Failure("guest", "crashed", 21, "a", "b\nc", "/log", "look")
+WHEN = "2026-11-30T12:00:00+00:00"
 CASE = Case("boot", "failed", 1.5, ("no answer",))
 ATTEMPT = Attempt(
-    *(Step.RELEASE, "bookworm-lab", "digest", "began", "ended", Outcome.REFUSED, 21, FAILURE),
-    *("6.1.9-1", "id", "commit", 3.5, (CASE, CASE), 4, "good", "later"),
+    *(Step.RELEASE, "bookworm-lab", "digest", WHEN, WHEN, Outcome.REFUSED, 21, FAILURE),
+    *("6.1.9-1", "id", "commit", 3.5, (CASE, CASE), 4, WHEN, WHEN),
 )
-CAUSE = Cause("a", "b", "c", "d", FAILURE, "e", ("command",), {"webhook": "no"}, ("webhook",))
+CAUSE = Cause("a", "b", WHEN, "d", FAILURE, WHEN, ("command",), {"webhook": "no"}, ("webhook",))
 OURS = Ours("id", "6.1.9-1", "6.1.0-9", "when", 10)
 YES, NO = Answer(Told.YES, "why"), Answer(Told.NO)
 AGAINST = Against(
@@ -77,7 +78,7 @@ def test_there_is_nothing_before_the_first_round(tmp_path: Path) -> None:
 
 
 def rewritten(root: Path, **values: object) -> None:
-    state.write_journal(root, Journal((Attempt(state.Step.CHECK, "a", "", "now"),)))
+    state.write_journal(root, Journal((Attempt(state.Step.CHECK, "a", "", WHEN),)))
     path = root / state.HOME / state.JOURNAL
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
@@ -95,6 +96,8 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
         {"attempts": [{}]},
         {"attempts": [{"step": "fly", "subject": "a", "inputs": "", "began": ""}]},
         {"attempts": [{"step": "check", "subject": 1, "inputs": "", "began": ""}]},
+        {"attempts": [{"step": "check", "subject": "a", "inputs": "", "began": "soon"}]},
+        {"clock": "2026-11-30T12:00:00"},
         {"format": None},
     ],
 )
