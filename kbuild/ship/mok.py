@@ -401,8 +401,9 @@ def fits(kind: Kind, file: Path, signature: Path, certificate: Path) -> bool:
     """Return whether a detached signature of a file is by the key of a certificate (PEM)."""
     if kind is Kind.KERNEL:
         return _ok("sbverify", "--cert", certificate, "--detached", signature, file)
+    # A signature may have certificates in it, and openssl would take the signer's from there.
     return _ok(
-        *("openssl", "cms", "-verify", "-binary", "-noverify", "-inform", "DER"),
+        *("openssl", "cms", "-verify", "-binary", "-noverify", "-nointern", "-inform", "DER"),
         *("-in", signature, "-content", file, "-certfile", certificate, "-out", "/dev/null"),
     )
 

@@ -281,6 +281,27 @@ def test_a_module_ends_with_its_signature(
     assert sign_module(settings, module, [], tmp_path / "again").read_bytes() == signed.read_bytes()
 
 
+def test_a_modules_signature_by_another_key_does_not_fit_with_its_certificate_in_it(
+    settings: Settings, module: Path, tmp_path: Path
+) -> None:
+    def sign(own: Settings) -> bool:
+        assert own.mok_key is not None
+        assert own.mok_certificate is not None
+        assert settings.mok_certificate is not None
+        subprocess.run(
+            [
+                *("openssl", "cms", "-sign", "-binary", "-noattr", "-outform", "DER"),
+                *("-signer", own.mok_certificate, "-inkey", own.mok_key),
+                *("-in", module, "-out", tmp_path / SIGNATURE),
+            ],
+            check=True,
+        )
+        return mok.fits(Kind.MODULE, module, tmp_path / SIGNATURE, settings.mok_certificate)
+
+    assert sign(settings)
+    assert not sign(secure_boot.with_key(settings, tmp_path / "stranger"))
+
+
 # A command.
 
 
