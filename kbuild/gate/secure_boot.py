@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kbuild.core import fs
@@ -36,6 +36,11 @@ _TRAILER_BYTES = 12 + 28
 _LOCKDOWN = Command(("cat", "/sys/kernel/security/lockdown"), _ASKED_S)
 _STATE = Command(("mokutil", "--sb-state"), _ASKED_S, status=None)
 _ENROLLED = Command(("mokutil", "--test-key", f"/{keyring_package.MOK}"), _ASKED_S, status=None)
+_WANTED = {
+    _LOCKDOWN: "[integrity]",
+    _STATE: "SecureBoot enabled",
+    _ENROLLED: "is already enrolled",
+}
 _LOADED = Command(("cat", "/proc/modules"), _ASKED_S)
 _INSERT = Command(("insmod", f"/{_UNSIGNED_MODULE}"), _ASKED_S, status=None)
 _TAINT = Command(("cat", "/proc/sys/kernel/tainted"), _ASKED_S)
@@ -97,7 +102,7 @@ def _boot(round: Round, trial: Trial, disk: Path, changes: Path, firmware: Firmw
         changes=changes,
         firmware=firmware,
     )
-    judge_lockdown(trial, stock)
+    judge_lockdown(trial, stock, (_LOCKDOWN, _STATE, _ENROLLED))
     ours = round.boot(
         trial,
         disk,
@@ -108,7 +113,7 @@ def _boot(round: Round, trial: Trial, disk: Path, changes: Path, firmware: Firmw
         changes=changes,
         firmware=firmware,
     )
-    judge_lockdown(trial, ours)
+    judge_lockdown(trial, ours, (_LOCKDOWN,))
     judge_modules(trial, ours)
 
 
@@ -178,18 +183,12 @@ def without_signature(module: bytes) -> bytes:
     return module[: -_TRAILER_BYTES - int.from_bytes(found[1], "big")]
 
 
-def judge_lockdown(trial: Trial, seen: Boot) -> None:
-    """Judge whether a kernel was locked down, and what mokutil says, if it was asked."""
+def judge_lockdown(trial: Trial, seen: Boot, asked: Sequence[Command]) -> None:
+    """Judge whether a kernel was locked down, by the answer to each command that was ``asked``."""
     by_command = {one.argv: one for one in seen.results}
-    for command, wanted in (
-        (_LOCKDOWN, "[integrity]"),
-        (_STATE, "SecureBoot enabled"),
-        (_ENROLLED, "is already enrolled"),
-    ):
-        done = by_command.get(command.argv)
-        if done is not None or command is _LOCKDOWN:
-            said = _said(done)
-            trial.require(wanted in said, f"{' '.join(command.argv)} says {said!r}, not {wanted!r}")
+    for command in asked:
+        said, wanted = _said(by_command.get(command.argv)), _WANTED[command]
+        trial.require(wanted in said, f"{' '.join(command.argv)} says {said!r}, not {wanted!r}")
 
 
 def judge_modules(trial: Trial, seen: Boot) -> None:
@@ -205,7 +204,9 @@ def judge_modules(trial: Trial, seen: Boot) -> None:
     for name, letters in sorted(flags.items()):
         if name != MODULE and letters:
             trial.reasons.append(f"the module {name} taints the kernel: {' '.join(letters)}")
-    trial.notes.append(f"{len(flags) - 1} modules besides ours were loaded and verified")
+    others = len(flags.keys() - {MODULE})
+    trial.require(others > 0, "no module besides ours was loaded, so Debian's were not verified")
+    trial.notes.append(f"{others} modules besides ours were loaded and verified")
     inserted = by_command.get(_INSERT.argv)
     text = seen.console.read_text(errors="replace") if seen.console.exists() else ""
     trial.require(

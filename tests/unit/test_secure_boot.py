@@ -134,7 +134,7 @@ def judged(
     seen = Boot(Verdict(Outcome.PASSED), console, results=tuple(results))
     trial = Trial("secure-boot")
     secure_boot.judge_controls(trial, console)
-    secure_boot.judge_lockdown(trial, seen)
+    secure_boot.judge_lockdown(trial, seen, [*secure_boot._WANTED])
     secure_boot.judge_modules(trial, seen)
     return trial.reasons
 
@@ -174,6 +174,7 @@ def test_a_control_that_does_not_hold_is_a_reason(tmp_path: Path, text: str, rea
         (2, "mok.der is not enrolled", 0, "is not enrolled"),
         (3, OURS.replace("(O)", "(OE)"), 0, "loaded as ['(OE)']"),
         (3, "ext4 1 0 - Live 0x0\n", 0, "loaded as None"),
+        (3, OURS.splitlines()[0], 0, "no module besides ours"),
         (3, OURS + "virtio_net 1 0 - Live 0x0 (E)\n", 0, "virtio_net taints the kernel: (E)"),
         (4, "", 0, "did not refuse an unsigned module"),
         (5, "12288", 0, "taint is '12288'"),
@@ -187,7 +188,7 @@ def test_each_thing_that_is_not_as_it_should_be_is_a_reason(
     assert reason in "\n".join(judged(tmp_path / "console", results))
 
 
-@pytest.mark.parametrize("at", [0, 3, 4, 5])
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 4, 5])
 def test_silence_is_a_reason(tmp_path: Path, at: int) -> None:
     assert judged(tmp_path / "console", [*GOOD[:at], *GOOD[at + 1 :]]) != []
 
