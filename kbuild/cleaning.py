@@ -85,8 +85,9 @@ def _cached(cache: Path) -> Iterator[Path]:
 
 
 def _built(build: Path) -> Iterator[Path]:
-    """Yield patched sources, failed reproductions, and kernels whose version is in no record."""
-    yield from sorted((build / "reproduce").glob("[!.]*"))
+    """Yield patched sources, remains of reproductions and of the gate, and unrecorded kernels."""
+    for name in ("reproduce", "gate", "logs/gate"):
+        yield from sorted((build / name).glob("[!.]*"))
     for suite in suites.SUITES:
         yield from sorted((build / suite).glob("source-*"))
         for home in sorted(path for path in (build / suite).glob("*") if path.is_dir()):

@@ -73,9 +73,12 @@ def test_entries_with_a_limit_of_their_own_stay(settings: Settings) -> None:
     assert cleaning.clean_unused(settings, days=DAYS) == ()
 
 
-def test_a_second_build_that_failed_long_ago_is_removed(settings: Settings) -> None:
-    old = entry(settings.build / "reproduce" / "bookworm-lab-6.1.192-3+cplayground1")
-    young = entry(settings.build / "reproduce" / "young", age_days=DAYS - 1)
+@pytest.mark.parametrize("home", ["reproduce", "gate", "logs/gate"])
+def test_remains_of_a_release_that_is_not_made_again_are_removed(
+    settings: Settings, home: str
+) -> None:
+    old = entry(settings.build / home / "bookworm-lab-6.1.192-3+cplayground1")
+    young = entry(settings.build / home / "young", age_days=DAYS - 1)
     assert cleaning.clean_unused(settings, days=DAYS) == (old,)
     assert young.exists()
 
