@@ -110,10 +110,10 @@ def check_health(command: Sequence[str], id: str) -> None:
 
 
 def free(settings: Settings) -> int:
-    """Return the free bytes of the fuller one of the two directories that a build writes to."""
+    """Return the free bytes of the fullest one of the directories that a release is written to."""
     there = [
         next(path for path in (one, *one.parents) if path.exists())
-        for one in (settings.build, settings.cache)
+        for one in (settings.build, settings.cache, settings.archive)
     ]
     return min((left for left, _ in errors.room(there)), default=sys.maxsize)
 

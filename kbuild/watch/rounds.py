@@ -326,7 +326,8 @@ class _Round:
         if (free := self.work.free()) < needed:
             raise FullDiskError(
                 "there is too little room for a build",
-                expected=f"{progress.size(needed)} free in build_dir and cache_dir: watch_free_gb",
+                expected=f"{progress.size(needed)} free in build_dir, cache_dir and archive_dir:"
+                " watch_free_gb",
                 found=progress.size(free),
                 hint="free some space; './inv doctor' shows what is used",
             )

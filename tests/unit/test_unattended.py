@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from kbuild import unattended
 from kbuild.archive import operations
 from kbuild.archive.release import State
-from kbuild.core import fs, places
+from kbuild.core import errors, fs, places
 from kbuild.core.errors import InfrastructureError
 from kbuild.core.model import Policy
 from kbuild.gate.report import GateError
@@ -104,5 +105,20 @@ def test_the_health_command_is_given_the_id() -> None:
 
 def test_free_space_is_asked_where_a_build_writes(tmp_path: Path) -> None:
     made = releases.settings(tmp_path)
-    # Neither exists yet.
+    # None exists yet.
     assert 0 < unattended.free(made) < 10**18
+
+
+@pytest.mark.parametrize("fullest", ["build", "cache", "archive"])
+def test_the_fullest_place_of_a_release_counts(
+    fullest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = releases.settings(tmp_path)
+    for path in (made.build, made.cache, made.archive):
+        path.mkdir(parents=True, exist_ok=True)
+
+    def room(places: Iterable[Path]) -> list[tuple[int, str]]:
+        return [(1 if one == getattr(made, fullest) else 9, str(one)) for one in places]
+
+    monkeypatch.setattr(errors, "room", room)
+    assert unattended.free(made) == 1
