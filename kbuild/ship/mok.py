@@ -45,9 +45,9 @@ HOME = "signed"
 # The names in ``keys_dir`` of a key that is made without a configured place.
 _KEY_NAME, _CERTIFICATE_NAME = "mok.key", "mok.pem"
 
-# A certificate is enrolled by hand on each server, so it lives long.
+# A certificate is enrolled by hand on each server, so it lives long, and is warned of early.
 _LIFETIME_DAYS = 3650
-_NOTICE = timedelta(days=180)
+NOTICE = timedelta(days=180)
 _LEAST_BITS = 2048  # the firmware and shim know RSA only
 # A key for modules only, by this usage: shim refuses a kernel that it signed.
 _MODULES_ONLY = "1.3.6.1.4.1.2312.16.1.2"
@@ -194,7 +194,7 @@ def check_valid(certificate: Certificate, *, now: datetime | None = None) -> Non
             found=f"valid from {certificate.begins:%Y-%m-%d} to {certificate.expires:%Y-%m-%d}",
             hint="docs/howto/secure-boot.md says how to change the key",
         )
-    if certificate.expires - now < _NOTICE:
+    if certificate.expires - now < NOTICE:
         logger.warning("the certificate for Secure Boot expires soon: %s", certificate)
 
 

@@ -23,15 +23,16 @@ from kbuild.core.errors import (
     SigningError,
     TrustError,
 )
-from kbuild.ship import signing
+from kbuild.ship import mok, signing
 from kbuild.watch.state import Attempt, Cause, Failure, Journal, Outcome, Step
 
 # The first wait after a failure of a machine, which doubles with each further one up to the second.
 FIRST_WAIT, LONGEST_WAIT = timedelta(minutes=15), timedelta(hours=4)
 # A mirror that is away for a moment is nobody's concern: so many failures in a row are told.
 PATIENCE = 3
-# The subject of the cause of a key that expires, which is told once more in its last days.
-KEY = "key archive"
+# The subjects of the causes of keys that expire, which are told once more in their last days: the
+# archive's, and the one for Secure Boot.
+KEY, MOK = "key archive", "key secure-boot"
 LAST_DAYS = timedelta(days=14)
 # The subjects of the causes that belong to no attempt: the round's own error, and its memory.
 ROUND, JOURNAL = "round", "journal"
@@ -285,16 +286,34 @@ def of_key(expires: datetime | None, now: datetime) -> tuple[Cause, ...]:
     """Return the reason to tell somebody of a key that expires soon."""
     if expires is None or expires - now >= signing.NOTICE:
         return ()
-    failure = Failure(
-        kind=SigningError.kind,
-        what=f"the key that signs the archive expires on {expires:%Y-%m-%d}",
-        status=0,
+    return _expiring(
+        *(KEY, f"the key that signs the archive expires on {expires:%Y-%m-%d}", expires, now),
         expected=f"a key that is valid for {signing.NOTICE.days} days or more, because servers"
         " must know the next one before that",
         do="./inv keys.rotate; with sign_command, make the new key where that command signs",
     )
+
+
+def of_mok(expires: datetime | None, error: Failure | None, now: datetime) -> tuple[Cause, ...]:
+    """Return the reason to tell somebody of the key for Secure Boot: its end, or its error."""
+    if error is not None:
+        return (Cause(MOK, error.what, now.isoformat(), mark=error.what, error=error),)
+    if expires is None or expires - now >= mok.NOTICE:
+        return ()
+    return _expiring(
+        *(MOK, f"the certificate for Secure Boot expires on {expires:%Y-%m-%d}", expires, now),
+        expected=f"one that is valid for {mok.NOTICE.days} days or more, because each server must"
+        " enroll the next one at its console before that",
+        do="change the key as docs/howto/secure-boot.md says; without it, releases end on that day",
+    )
+
+
+def _expiring(
+    subject: str, what: str, expires: datetime, now: datetime, *, expected: str, do: str
+) -> tuple[Cause, ...]:
+    failure = Failure(SigningError.kind, what, 0, expected=expected, do=do)
     mark = "last days" if expires - now < LAST_DAYS else ""
-    return (Cause(KEY, failure.what, now.isoformat(), mark=mark, error=failure),)
+    return (Cause(subject, what, now.isoformat(), mark=mark, error=failure),)
 
 
 def of_round(error: Failure | None, now: datetime) -> tuple[Cause, ...]:

@@ -96,6 +96,11 @@ def _of_the_round(status: Status) -> Iterable[GaugeMetricFamily]:
         "Time at which the key of the archive expires; no sample if it is not known.",
         samples=[((), _seconds(status.key_expires))],
     )
+    yield _family(
+        "mok_end_timestamp_seconds",
+        "Time at which the certificate for Secure Boot expires; no sample without one.",
+        samples=[((), _seconds(status.mok_expires))],
+    )
 
 
 def _of_the_kernels(status: Status) -> Iterable[GaugeMetricFamily]:

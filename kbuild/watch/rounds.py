@@ -29,7 +29,7 @@ from kbuild.core.errors import (
     TrustError,
 )
 from kbuild.core.model import Settings, Target
-from kbuild.ship import manifest, versions
+from kbuild.ship import manifest, mok, versions
 from kbuild.watch import asking, clock, deciding, inputs, state, telling
 from kbuild.watch.deciding import Promotion
 from kbuild.watch.state import Against, Cause, Failure, Journal, Listed, Status, Step
@@ -166,7 +166,7 @@ class _Round:
         self.journal = deciding.interrupted(self._remembered(before), work.now())
         self.found = {_name(one.target): one for one in before.targets} if before else {}
         self.due: dict[str, bool] = {}  # of the targets whose mirror answered
-        self.key: tuple[Cause, ...] | None = None  # of a key that expires; None: not known
+        self.keys: dict[str, tuple[Cause, ...]] = {}  # of those that were looked at: its causes
         self.waiting: set[str] | None = None  # IDs of the releases that wait for a step
         self.status = Status(
             began=work.now().isoformat(),
@@ -244,6 +244,7 @@ class _Round:
             raise
         self.journal = dataclasses.replace(self.journal, clock=now.isoformat())
         self._look_at_the_key(now)
+        self._look_at_the_mok(now)
         self.work.refresh()
 
     def _look_at_the_key(self, now: datetime) -> None:
@@ -253,9 +254,22 @@ class _Round:
         except KbuildError as error:
             logger.warning("it is not known when the key expires: %s", error.what)
             return
-        self.key = deciding.of_key(expires, now)
+        self.keys[deciding.KEY] = deciding.of_key(expires, now)
         text = expires.isoformat() if expires else ""
         self.status = dataclasses.replace(self.status, key_expires=text)
+
+    def _look_at_the_mok(self, now: datetime) -> None:
+        """Learn whether the key for Secure Boot signs, and for how long, if there is to be one."""
+        expires, failure = None, None
+        try:
+            for one in mok.check(self.settings)[:1]:
+                expires = one.expires
+                mok.check_valid(one, now=now)
+        except KbuildError as error:
+            failure = Failure.of(error)
+        self.keys[deciding.MOK] = deciding.of_mok(expires, failure, now)
+        text = expires.isoformat() if expires else ""
+        self.status = dataclasses.replace(self.status, mok_expires=text)
 
     # The mirror.
 
@@ -463,9 +477,10 @@ class _Round:
         self.journal = deciding.relevant(self.journal, names, self.due, self.waiting)
         now = self.work.now()
         before = self.journal.causes
-        key = tuple(one for one in before if one.subject == deciding.KEY and not one.over)
         found = deciding.causes(self.journal.attempts, now, before)
-        found += key if self.key is None else self.key
+        for subject in (deciding.KEY, deciding.MOK):
+            same = tuple(one for one in before if one.subject == subject and not one.over)
+            found += self.keys.get(subject, same)
         found += deciding.of_round(self.status.error, now)
         damaged = self.root / state.HOME / state.DAMAGED
         found += deciding.of_journal(damaged, now) if damaged.exists() else ()

@@ -263,6 +263,7 @@ class Status:
     done: tuple[str, ...] = ()  # what this round did, one sentence each
     error: Failure | None = None  # the round itself could not go on
     key_expires: str = ""  # the key that signs; empty too if it never does
+    mok_expires: str = ""  # the certificate for Secure Boot; empty without one
 
 
 def read_status(root: Path) -> Status | None:

@@ -15,7 +15,7 @@ from kbuild.archive.contents import ALL
 from kbuild.archive.release import State
 from kbuild.core.errors import InfrastructureError, TrustError
 from kbuild.core.model import Target
-from kbuild.watch.deciding import JOURNAL, KEY, LASTING, ROUND
+from kbuild.watch.deciding import JOURNAL, KEY, LASTING, MOK, ROUND
 from kbuild.watch.state import Against, Attempt, Failure, Listed, Outcome, Status, Step
 
 # A round must end in this time after the one before, else nobody keeps the kernels current.
@@ -27,7 +27,12 @@ SIGNED = timedelta(days=5)
 
 _PASSING = (TrustError.exit_status, InfrastructureError.exit_status)
 
-_NAMES = {KEY: "the key of the archive", ROUND: "the round", JOURNAL: "the journal"}
+_NAMES = {
+    KEY: "the key of the archive",
+    MOK: "the key for Secure Boot",
+    ROUND: "the round",
+    JOURNAL: "the journal",
+}
 _DOING = {
     Step.CHECK: "asking Debian's archive",
     Step.RELEASE: "building, testing and judging a release",

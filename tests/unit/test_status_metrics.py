@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -100,8 +101,10 @@ def test_the_attempts_of_a_step_are_one_series(tmp_path: Path) -> None:
     assert names == {"step", "suite", "flavour", "variant"}
 
 
-def test_the_end_of_the_key() -> None:
+@pytest.mark.parametrize("key", ["key", "mok"])
+def test_the_end_of_a_key(key: str) -> None:
     made = statuses.status(statuses.current("trixie"))
-    assert not read(made)["key_end_timestamp_seconds"]
-    known = dataclasses.replace(made, key_expires="2026-11-30T12:00:00+00:00")
-    assert of(read(known)["key_end_timestamp_seconds"]) == 1796040000
+    assert not read(made)[f"{key}_end_timestamp_seconds"]
+    end: dict[str, Any] = {f"{key}_expires": "2026-11-30T12:00:00+00:00"}
+    known = dataclasses.replace(made, **end)
+    assert of(read(known)[f"{key}_end_timestamp_seconds"]) == 1796040000

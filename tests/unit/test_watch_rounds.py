@@ -28,11 +28,11 @@ from kbuild.core.errors import (
 )
 from kbuild.core.model import Policy, Settings, Target
 from kbuild.fetch import roots
-from kbuild.ship import versions
+from kbuild.ship import mok, versions
 from kbuild.watch import asking, inputs, page, rounds, state, summary
 from kbuild.watch.rounds import BusyError, HealthError, Work
 from kbuild.watch.state import Against, Answer, Failure, Outcome, Status, Step, Told
-from tests.unit import releases
+from tests.unit import releases, secure_boot
 from tests.unit.command_line import Here, here
 from tests.unit.test_docs import first_column
 from tests.unit.test_json import COMMON, asked
@@ -703,6 +703,33 @@ def test_an_expiring_key_is_told_twice_and_over_with_the_next(operator: Operator
     operator.key_expires = operator.now() + timedelta(days=700)
     operator.round()
     assert operator.told == [("over", "key archive")]
+
+
+def test_the_key_for_secure_boot_is_told_long_before_its_end_and_when_it_is_lost(
+    operator: Operator, tmp_path: Path
+) -> None:
+    own = secure_boot.with_key(operator.settings, tmp_path / "mok")
+    operator.settings = own
+    (certificate,) = mok.certificates(own)
+    told = []
+    status = operator.round()
+    assert status.mok_expires == certificate.expires.isoformat()
+    assert operator.told == []
+    for days in (181, 179, 100, 13, 12, -1, -2):
+        operator.passed = certificate.expires - timedelta(days=days) - datetime.now(UTC)
+        operator.round()
+        told += [(days, *one) for one in operator.told]
+    subject = "key secure-boot"
+    assert told == [(179, "began", subject), (13, "began", subject), (-1, "began", subject)]
+    operator.passed = timedelta()
+    operator.round()
+    assert operator.told == [("over", subject)]
+    assert own.mok_key is not None
+    own.mok_key.unlink()
+    operator.round()
+    assert operator.told == [("began", subject)]
+    (problem,) = summary.summarize(operator.round()).persons
+    assert (operator.told, problem.subject) == ([], "the key for Secure Boot")
 
 
 # Notifications.

@@ -48,6 +48,7 @@ LISTED = Listed(
 STATUS = Status(
     *("began", "ended", "commit", "0.2.0", "/archive", "http://a.example/", {"bookworm": "then"}),
     *((AGAINST,), (ATTEMPT,), (CAUSE,), (LISTED,), ("staged",), FAILURE, "key ends"),
+    mok_expires="mok ends",
 )
 
 
