@@ -22,6 +22,7 @@ from kbuild.core.errors import (
     InfrastructureError,
     SigningError,
     TrustError,
+    UserError,
 )
 from kbuild.ship import mok, signing
 from kbuild.watch.state import Attempt, Cause, Failure, Journal, Outcome, Step
@@ -106,10 +107,11 @@ def end(attempt: Attempt, now: datetime, failure: Failure | None) -> Attempt:
 def outcome_of(step: Step, failure: Failure) -> Outcome:
     """Return the outcome of a failed attempt.
 
-    A failure of the machine, the mirror or the keys is tried again later.  Any other is a verdict
-    on the inputs, which only other inputs can change.
+    A failure of the machine, the mirror or the keys is tried again later, and so is a release that
+    the configuration forbids.  Any other is a verdict on the inputs, which only others can change.
     """
-    if step in (Step.CHECK, Step.SIGN) or failure.status in _UNAVAILABLE:
+    wrong = step is Step.RELEASE and failure.status == UserError.exit_status
+    if step in (Step.CHECK, Step.SIGN) or wrong or failure.status in _UNAVAILABLE:
         return Outcome.UNAVAILABLE
     return Outcome.REFUSED
 

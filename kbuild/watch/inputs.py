@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kbuild.archive.release import Record
 from kbuild.core import fs, recipe, stamp
-from kbuild.core.model import Target
+from kbuild.core.model import Settings, Target
 
 # The parts of the checkout that make or judge a release.
 _PARTS = (
@@ -22,14 +22,15 @@ def of_release(
     target: Target,
     *,
     code: str,
+    configured: str,
     version: str,
     modules: str,
     records: Iterable[Record],
 ) -> str:
     """Return the digest of all inputs of a release that are known before it is built.
 
-    They are the package version, the digest of our ``code``, the target's configuration, and the
-    older releases from which the gate's servers come.
+    They are the package version, the digests of our ``code`` and of the ``configured`` signing,
+    the target's configuration, and the older releases from which the gate's servers come.
     """
     return stamp.digest(
         {
@@ -38,7 +39,21 @@ def of_release(
             "modules": modules,
             "fragments": " ".join(fs.sha256_file(path) for path in target.fragments),
             "code": code,
+            "configured": configured,
             "older": " ".join(sorted(one.id for one in records if one.published)),
+        }
+    )
+
+
+def configured(settings: Settings) -> str:
+    """Return the digest of the settings that decide how servers get and verify a release."""
+    certificate = settings.mok_certificate
+    there = certificate is not None and certificate.is_file()
+    return stamp.digest(
+        {
+            "url": settings.archive_url,
+            "certificate": fs.sha256_file(certificate) if certificate and there else "",
+            "signs": f"{bool(settings.mok_key)} {bool(settings.mok_sign_command)}",
         }
     )
 

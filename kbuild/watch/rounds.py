@@ -134,7 +134,12 @@ def _foreseen(
             version = versions.package_version(found.newest, settings.revision)
             wanted = deciding.wanted(mine, version)
             digest = inputs.of_release(
-                target, code=code, version=version, modules=modules, records=mine
+                target,
+                code=code,
+                configured=inputs.configured(settings),
+                version=version,
+                modules=modules,
+                records=mine,
             )
             last = journal.attempt(Step.RELEASE, name)
             why = wanted.blocked or deciding.obstacle(last, digest, now)
@@ -307,6 +312,7 @@ class _Round:
         digest = inputs.of_release(
             target,
             code=self.code,
+            configured=inputs.configured(self.settings),
             version=version,
             modules=self.modules,
             records=self._of(target),

@@ -774,6 +774,7 @@ def test_each_input_of_a_release_counts(tmp_path: Path) -> None:
     usual: dict[str, Any] = {
         "target": TARGET,
         "code": "c",
+        "configured": "s",
         "version": "1",
         "modules": "auto",
         "records": (),
@@ -782,11 +783,46 @@ def test_each_input_of_a_release_counts(tmp_path: Path) -> None:
         {"target": Target("trixie", "cloud-amd64")},
         {"target": dataclasses.replace(TARGET, fragments=(fragment,))},
         {"code": "d"},
+        {"configured": "t"},
         {"version": "2"},
         {"modules": "keep"},
     )
     digests = {inputs.of_release(**usual | one) for one in ({}, *others)}
     assert len(digests) == 1 + len(others)
+
+
+def test_the_configured_signing_and_address_count(tmp_path: Path) -> None:
+    certificate = tmp_path / "certificate"
+    certificate.write_text("a")
+    plain = releases.settings(tmp_path)
+    others: tuple[dict[str, Any], ...] = (
+        {"archive_url": "http://a.example/"},
+        {"mok_certificate": certificate},
+        {"mok_key": tmp_path / "key"},
+        {"mok_sign_command": ("sign",)},
+    )
+    digests = {inputs.configured(dataclasses.replace(plain, **one)) for one in ({}, *others)}
+    certificate.write_text("b")
+    digests.add(inputs.configured(dataclasses.replace(plain, mok_certificate=certificate)))
+    assert len(digests) == 2 + len(others)
+    # It may be missing; the release tells that.
+    certificate.unlink()
+    assert inputs.configured(dataclasses.replace(plain, mok_certificate=certificate))
+
+
+def test_a_corrected_configuration_is_tried(operator: Operator) -> None:
+    operator.fails = Crashed("signed by another certificate")
+    operator.round()
+    operator.settings = dataclasses.replace(operator.settings, archive_url="http://a.example/")
+    operator.fails = UserError("there are two ways to sign")
+    operator.round()
+    assert operator.told == [("began", f"release {NAME}")]
+    operator.round()
+    assert (operator.did, operator.told) == (["ask"], [])
+    operator.fails = None
+    operator.later(hours=1)
+    operator.round()
+    assert operator.states() == {"6.1.192-3": (State.STAGED, 0)}
 
 
 # Other rounds, and ends without warning.
