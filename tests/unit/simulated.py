@@ -757,23 +757,27 @@ class Running:
     told: int  # notifications before
 
 
-# Each step that changes a name.
+# Each step that changes a name, and how few of those in a scratch directory count.
 _STEPS = ("rename", "replace", "link", "symlink", "unlink", "rmdir")
+_SAMPLED = 30
 
 
 def kill_before(step: int, place: Path) -> None:
     """Let this process be killed before its so manieth change of a name below ``place``."""
-    left = step
+    visible = hidden = 0
 
     def watched(name: str) -> Callable[..., object]:
         function = getattr(os, name)
 
         def call(*names: str | Path, **options: object) -> object:
-            nonlocal left
+            nonlocal visible, hidden
             paths = [Path(one) for one in names if isinstance(one, str | Path)]
-            if any(one.is_relative_to(place) for one in paths):
-                left -= 1
-                if left == 0:
+            inside = [one.relative_to(place) for one in paths if one.is_relative_to(place)]
+            if inside:
+                scratch = any(part.startswith(".") for part in inside[-1].parts)
+                visible, hidden = visible + (not scratch), hidden + scratch
+                due = not scratch or hidden % _SAMPLED == 0
+                if due and visible + hidden // _SAMPLED == step:
                     os.kill(os.getpid(), signal.SIGKILL)
             return function(*names, **options)
 
