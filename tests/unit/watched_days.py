@@ -651,8 +651,8 @@ PARTS: dict[str, tuple[Callable[[Story], None], ...]] = {
 }
 
 
-# A chapter of few days, and one of many minutes: neither belongs to a part.
-OTHERS = (short, each_step)
+# Parts that no test tells: it takes 10 to 20 minutes.
+LONG = {"steps": (each_step,)}
 
 
 def tell(home: Path, chapters: Sequence[Callable[[Story], None]]) -> Iterator[Row]:
@@ -879,7 +879,7 @@ def run(home: Path, chapters: Sequence[str], *, timeout_s: float = 3000) -> list
 
 def names(part: str) -> list[str]:
     """Return the names of a part's chapters."""
-    return [one.__name__ for one in PARTS[part]]
+    return [one.__name__ for one in (PARTS | LONG)[part]]
 
 
 def table(found: Sequence[Row]) -> str:
@@ -914,12 +914,14 @@ def main() -> None:
         for row in walk(given.home, given.seed, given.walk):
             print(json.dumps(dataclasses.asdict(row)), flush=True)
     elif given.home:
-        every = {one.__name__: one for one in (*OTHERS, *(x for p in PARTS.values() for x in p))}
+        every = {one.__name__: one for part in (PARTS | LONG).values() for one in part}
+        every[short.__name__] = short
         for row in tell(given.home, [every[name] for name in given.chapters]):
             print(json.dumps(dataclasses.asdict(row)), flush=True)
     else:
-        parts = {one: names(one) for one in given.chapters or PARTS if one in PARTS}
-        if chapters := [one for one in given.chapters if one not in PARTS]:
+        known = PARTS | LONG
+        parts = {one: names(one) for one in given.chapters or PARTS if one in known}
+        if chapters := [one for one in given.chapters if one not in known]:
             parts["chosen"] = chapters
         if given.walk:
             parts = {"walk": ["--walk", str(given.walk), "--seed", str(given.seed)]}
@@ -927,7 +929,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory(prefix="cplayground-days-") as name:
                 text = table(run(Path(name), chapters))
             print(f"\n## {part.capitalize()}\n\n{text}", flush=True)
-            if given.page and part in PARTS:
+            if given.page and part in known:
                 _write(part, text)
 
 
@@ -936,7 +938,7 @@ def _write(part: str, text: str) -> None:
     before = PAGE.read_text() if PAGE.exists() else ""
     sections = dict(re.findall(r"^## (.+)\n\n((?:.+\n)+)", before, re.MULTILINE))
     sections[part.capitalize()] = text
-    order = [one.capitalize() for one in PARTS if one.capitalize() in sections]
+    order = [one.capitalize() for one in PARTS | LONG if one.capitalize() in sections]
     page = _HEAD.format(today=f"{datetime.now(UTC):%-d %B %Y}")
     PAGE.write_text(page + "".join(f"\n## {one}\n\n{sections[one]}" for one in order))
 
