@@ -479,6 +479,23 @@ def test_a_release_is_promoted_by_its_age(operator: Operator) -> None:
     operator.installable()
 
 
+def test_a_release_is_held_without_its_next_step_and_all_after_it(operator: Operator) -> None:
+    steps = ((10, 24), (50, 24), (100, 48))
+    operator.policy(promote=steps)
+    operator.round()
+    operator.later(hours=25)
+    operator.round()
+    assert operator.states() == {"6.1.192-3": (State.PROMOTED, 10)}
+    operator.policy(promote=steps[:1])
+    for _ in range(4):
+        operator.later(hours=49)
+        operator.round()
+    assert operator.states() == {"6.1.192-3": (State.PROMOTED, 10)}
+    operator.policy(promote=steps)
+    operator.round()
+    assert operator.states() == {"6.1.192-3": (State.PROMOTED, 50)}
+
+
 def test_without_a_policy_a_person_promotes(operator: Operator) -> None:
     operator.round()
     operator.later(days=100)
