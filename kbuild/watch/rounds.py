@@ -221,6 +221,13 @@ class _Round:
                 self.waiting = waiting
         except Exception as error:
             self._fail(self._failure(error))
+        except (KeyboardInterrupt, SystemExit):
+            # The page must not go on to say that something is being built.  Nobody is told.
+            now = self.work.now()
+            self.journal = deciding.interrupted(self.journal, now)
+            self.status = dataclasses.replace(self.status, ended=now.isoformat())
+            self._publish()
+            raise
         self._finish()
 
     def _fail(self, failure: Failure) -> None:

@@ -863,6 +863,11 @@ def test_an_interrupted_release_goes_on_in_the_next_round(
     operator.fails = signal
     with pytest.raises(type(signal)):
         operator.round()
+    stopped = state.read_status(operator.settings.archive)
+    assert stopped is not None
+    assert stopped.ended
+    assert Outcome.RUNNING not in {one.outcome for one in stopped.attempts}
+    assert operator.told == []
     operator.fails = None
     operator.round()
     assert operator.states() == {"6.1.192-3": (State.STAGED, 0)}
