@@ -13,8 +13,8 @@ HIDDEN = "***"
 # ASCII spaces only: in a password, a no-break space is an ordinary character.
 _WORD = re.compile(r"[^ \t\n\r\f\v]+")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-# An attribute of ccache's HTTP storage.
-_TOKEN = re.compile(r"(bearer-token=)[^|\s]+")
+# An attribute of ccache's HTTP storage.  In a JSON text it ends with the string, or at an escape.
+_TOKEN = re.compile(r"(bearer-token=)[^|\s\"\\]+")
 
 
 def redact(text: str) -> str:

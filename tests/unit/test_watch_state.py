@@ -121,6 +121,16 @@ def test_fields_of_a_later_version_are_left_out(tmp_path: Path) -> None:
     assert len(state.read_journal(tmp_path).attempts) == 1
 
 
+@pytest.mark.parametrize("end", ["", "\nmore", "|more", '"more', "\\more"])
+def test_a_token_is_hidden_and_the_file_stays_whole(end: str, tmp_path: Path) -> None:
+    text = f"ccache: http://cache.example|bearer-token=secret{end}"
+    cause = dataclasses.replace(CAUSE, what=text)
+    for _ in range(2):
+        state.write_journal(tmp_path, Journal(causes=(cause,)))
+        (cause,) = state.read_journal(tmp_path).causes
+    assert cause.what == f"ccache: http://cache.example|bearer-token=***{end}"
+
+
 def test_an_error_has_its_fields_and_no_password() -> None:
     error: KbuildError = BuildError(
         "no: https://u:secret@h.example/", found="f", log=Path("/log"), hint="try"
