@@ -240,7 +240,7 @@ def test_a_unit_that_had_failed_before_is_no_fault(
 
 
 def test_the_machine_that_never_comes_up_is_restarted(server: Server) -> None:
-    server.configure(BOOT_LIMIT="0", PROBATION="0")
+    server.configure(BOOT_LIMIT="1", PROBATION="0")
     server.install(NEW)
     server.boot(judge=False)
     server.guard("deadline")
@@ -250,11 +250,281 @@ def test_the_machine_that_never_comes_up_is_restarted(server: Server) -> None:
 
 
 def test_the_deadline_is_over_when_the_probation_began(server: Server) -> None:
-    server.configure(BOOT_LIMIT="0", PROBATION="0")
+    server.configure(BOOT_LIMIT="1", PROBATION="0")
     server.install(NEW)
     server.boot()
     server.guard("deadline")
     assert "reboot" not in (server.top / "systemctl").read_text()
+
+
+# --- what must not harm a server ----------------------------------------------------------------
+
+
+def reboots(server: Server) -> list[str]:
+    """Return the restarts that the guard asked for since the last call."""
+    path = server.top / "systemctl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return [line.strip() for line in lines if line.endswith("reboot")]
+
+
+def begun(server: Server) -> Server:
+    """Let a trial run, until its service is stopped."""
+    server.configure(PROBATION="10min", BOOT_LIMIT="1")
+    server.install(NEW)
+    server.boot(judge=False)
+    server.check("stop", STOP)
+    server.guard("probation")
+    (server.top / "etc/cplayground/check.d/stop").unlink()
+    server.configure(PROBATION="0", BOOT_LIMIT="1")
+    assert server.state == ("trying", DEBIAN, NEW)
+    return server
+
+
+@pytest.mark.parametrize("command", ["probation", "good"])
+def test_a_build_that_was_not_booted_is_not_made_good(server: Server, command: str) -> None:
+    """The command line says "trial" as long as the machine runs, also after the trial."""
+    server.install(NEW)
+    server.boot()
+    server.install(NEW, "2")
+    assert server.state == ("armed", DEBIAN, NEW)
+    server.guard("prepare")
+    done = server.guard(command)
+    assert (done.returncode != 0) == (command == "good")
+    assert server.state == ("armed", DEBIAN, NEW)
+    assert slots(server)["good/vmlinuz"] == [DEBIAN, "1"]
+    assert server.boot().version == "2"
+    assert server.state == ("good", NEW, "")
+    assert slots(server)["good/vmlinuz"] == [NEW, "2"]
+
+
+def test_a_check_does_not_restart_a_machine_whose_trial_has_ended(server: Server) -> None:
+    server.install(NEW)
+    server.boot()
+    server.put(NEW, initrd="with microcode")
+    server.guard("hook", "initrd", NEW)
+    server.check("bad", "exit 1")
+    reboots(server)
+    server.guard("probation")
+    assert server.state == ("armed", NEW, NEW) and reboots(server) == []
+
+
+def _power_cut(server: Server) -> None:
+    """Cut the power while the good pair is replaced, and let the trial's pair settle it."""
+    server.install(NEW)
+    server.boot(judge=False)
+    for cut in range(1, 200):
+        copy = server.copy(server.top.with_name(f"cut-{cut}"))
+        assert copy.cuts(copy.guard("probation", cut=cut))
+        if copy.stored[0] == "settling" and copy.load().slot == "trial":
+            break
+    server.top = copy.top
+    assert server.boot().slot == "trial"
+
+
+def _good_before_the_probation(server: Server) -> None:
+    server.install(NEW)
+    server.boot(judge=False)
+    server.guard("good")
+
+
+def _kexec(server: Server) -> None:
+    server.install(NEW)
+    server.boot()
+    server.come_up(NEW, trial=True)
+
+
+def _another_one_waits(server: Server) -> None:
+    _good_before_the_probation(server)
+    server.install(NEWER)
+
+
+ENDED = (_power_cut, _good_before_the_probation, _kexec, _another_one_waits)
+
+
+@pytest.mark.parametrize("end", ENDED)
+def test_the_deadline_leaves_a_machine_whose_trial_has_ended(
+    server: Server, end: Callable[[Server], None]
+) -> None:
+    server.configure(PROBATION="0", BOOT_LIMIT="1")
+    end(server)
+    before = server.stored
+    assert before[:2] in [("good", NEW), ("armed", NEW)]
+    reboots(server)
+    server.guard("deadline")
+    assert server.stored == before and reboots(server) == []
+
+
+def test_an_ended_trial_that_cannot_be_settled_is_not_restarted_for_ever(server: Server) -> None:
+    server.configure(PROBATION="0", BOOT_LIMIT="1")
+    _power_cut(server)
+    state = server.top / "var/lib/cplayground-guard/state"
+    state.write_text(state.read_text().replace("state=good", "state=settling"))
+    (server.top / "run/cplayground-guard/began").unlink()
+    _read_only(server)
+    reboots(server)
+    server.guard("deadline")
+    assert reboots(server) == []
+
+
+@pytest.mark.parametrize("pending", [False, True])
+def test_good_overrules_a_check_that_is_being_repeated(server: Server, pending: bool) -> None:
+    begun(server)
+    if pending:
+        server.install(NEWER)
+    server.check("bad", "cplayground-guard good; exit 1")
+    reboots(server)
+    server.guard("probation")
+    assert server.stored[:2] == ("armed" if pending else "good", NEW) and reboots(server) == []
+    assert server.status()["bad"] == ""
+
+
+def _read_only(server: Server) -> None:
+    """Let the lock be a file that cannot be opened, also by root."""
+    lock = server.top / "var/lib/cplayground-guard/lock"
+    lock.unlink()
+    lock.mkdir()
+
+
+def _full(server: Server) -> None:
+    (server.top / "var/lib/cplayground-guard/state.new").mkdir()
+
+
+@pytest.mark.parametrize("break_state", [_read_only, _full])
+def test_a_state_that_cannot_be_written_does_not_keep_a_machine(
+    server: Server, break_state: Callable[[Server], None]
+) -> None:
+    server.configure(PROBATION="0", BOOT_LIMIT="1")
+    server.install(NEW)
+    server.boot(judge=False)
+    break_state(server)
+    reboots(server)
+    server.guard("deadline")
+    assert reboots(server) == ["--force reboot"]
+
+
+def test_a_check_restarts_a_machine_whose_state_cannot_be_written(server: Server) -> None:
+    begun(server)
+    server.check("bad", 'rm -f "$GUARD_STATE/lock"; mkdir -p "$GUARD_STATE/lock"; exit 1')
+    reboots(server)
+    server.guard("probation")
+    assert reboots(server) == ["reboot"]
+    (server.top / "var/lib/cplayground-guard/lock").rmdir()
+    assert server.boot().release == DEBIAN
+    assert server.state[0] == "bad"
+
+
+def test_a_machine_that_refuses_to_restart_is_forced(server: Server) -> None:
+    server.install(NEW)
+    server.check("bad", "exit 1")
+    server.boot(judge=False)
+    server.guard("probation", FAKE_NO_BUS="1")
+    assert reboots(server) == ["reboot", "--force reboot", "--force --force reboot"]
+
+
+def test_what_works_is_recorded_also_after_a_trial(server: Server) -> None:
+    units = LIBRARY / "check.d/30-units"
+    server.write("usr/lib/cplayground/guard/check.d/30-units", units.read_text(), mode=0o755)
+    server.install(NEW)
+    server.boot()
+    server.write("failed-units", "certbot.service loaded failed failed it\n")
+    server.install(NEWER)
+    server.boot()
+    assert server.state == ("good", NEWER, "")
+
+
+def test_nothing_is_recorded_while_a_trial_runs(server: Server) -> None:
+    server.install(NEW)
+    server.boot()
+    server.put(NEW, initrd="with microcode")
+    server.guard("hook", "initrd", NEW)
+    server.boot(judge=False)
+    server.write("failed-units", "b.service loaded failed failed it\n")
+    # As an upgrade of the guard does, before its service runs.
+    server.guard("prepare")
+    assert server.state == ("trying", NEW, NEW)
+    assert (server.top / "var/lib/cplayground-guard/record/failed-units").read_text() == ""
+
+
+_XEN = """if [ "$XEN_OVERRIDE_GRUB_DEFAULT" = "" ]; then
+	XEN_OVERRIDE_GRUB_DEFAULT=1
+fi
+if [ "$XEN_OVERRIDE_GRUB_DEFAULT" = "1" ]; then
+	GRUB_DEFAULT="Debian GNU/Linux, with Xen hypervisor"
+fi
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "text"),
+    [
+        ("0", _XEN),
+        ("'1>2'", 'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX console=ttyS0"\n'),
+        ("0", "exit 0\n"),
+    ],
+    ids=["Xen", "a pin and an unset variable", "no answer"],
+)
+def test_a_pin_is_seen_in_files_that_use_unset_variables(
+    tmp_path: Path, first: str, text: str
+) -> None:
+    server = Server.new(tmp_path / "server", DEBIAN)
+    _default(first)(server)
+    server.write("etc/default/grub.d/of-others.cfg", text)
+    server.guard("prepare")
+    server.install(NEW)
+    assert server.guard("menu-place").stdout == "back\n"
+    assert server.state[0] == "unsupported"
+    assert not server.environment.get("next_entry")
+
+
+def test_a_machine_restarts_once_for_an_armed_kernel(server: Server) -> None:
+    server.configure(PROBATION="0", REBOOT="00:00-23:59")
+    server.install(NEW)
+    reboots(server)
+    server.guard("reboot-if-due")
+    assert reboots(server) == ["reboot"]
+    server.load()
+    # The trial crashed, and the service has not run yet in the good kernel's boot.
+    server.boot(judge=False)
+    for _ in range(3):
+        server.guard("reboot-if-due")
+    assert reboots(server) == []
+
+
+def test_a_kernel_whose_arming_a_power_cut_interrupted_is_armed_at_the_next_boot(
+    server: Server,
+) -> None:
+    server.configure(PROBATION="0", REBOOT="00:00-23:59")
+    server.put(NEW)
+    for cut in range(1, 200):
+        copy = server.copy(server.top.with_name(f"cut-{cut}"))
+        assert copy.cuts(copy.guard("hook", "installed", NEW, cut=cut))
+        if copy.top.joinpath("var/lib/cplayground-guard/state").exists() and (
+            copy.stored[0] == "arming" and not copy.environment.get("next_entry")
+        ):
+            break
+    copy.boot()
+    reboots(copy)
+    copy.guard("reboot-if-due")
+    assert reboots(copy) == ["reboot"]
+    # Again, as an upgrade of the guard does: no boot has skipped the trial.
+    copy.guard("probation")
+    copy.boot(writes=False)
+    assert copy.state == ("armed", DEBIAN, NEW)
+    assert copy.boot().slot == "trial"
+    assert copy.state == ("good", NEW, "")
+
+
+def test_debians_kernel_that_waits_for_a_reboot_is_started(tmp_path: Path) -> None:
+    newest = "6.1.0-58-cloud-amd64"
+    server = Server.new(tmp_path / "server", DEBIAN, newest)
+    assert server.load().release == newest
+    server.guard("prepare")
+    assert server.boot().release == newest
+    # An administrator returns, and the guard is upgraded.
+    assert server.guard("rollback").returncode == 0
+    server.guard("prepare")
+    assert server.boot().release == DEBIAN
 
 
 # --- what an administrator says -----------------------------------------------------------------
