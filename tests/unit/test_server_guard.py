@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -412,6 +414,69 @@ def test_a_check_restarts_a_machine_whose_state_cannot_be_written(server: Server
     (server.top / "var/lib/cplayground-guard/lock").rmdir()
     assert server.boot().release == DEBIAN
     assert server.state[0] == "bad"
+
+
+@pytest.mark.parametrize(
+    ("job", "waited"),
+    [
+        ("12 systemd-cryptsetup@data.service start running", True),
+        ("12 systemd-fsck@dev-vdb1.service start running", True),
+        ("12 systemd-fsck@dev-vdb1.service start waiting", False),
+        ("12 database.service start running", False),
+    ],
+)
+def test_the_deadline_waits_for_a_passphrase_and_for_a_check_of_a_file_system(
+    server: Server, job: str, waited: bool
+) -> None:
+    server.configure(PROBATION="0", BOOT_LIMIT="1")
+    server.install(NEW)
+    server.boot(judge=False)
+    server.write("jobs", f"{job}\n")
+    server.write("systemctl", "")
+    server.guard("deadline")
+    looks = (server.top / "systemctl").read_text().count("list-jobs")
+    assert looks == (2 if waited else 1) and reboots(server) == ["--force reboot"]
+
+
+def in_initramfs(top: Path, crypttab: str) -> subprocess.Popen[bytes]:
+    """Start the script of init-top on a tree; the watchdog is a file, and a sleep is short."""
+    for name, text in {
+        "proc/cmdline": "root=/dev/vda1 cplayground_guard=trial\n",
+        "proc/7/comm": "fsck.ext4\n",
+        "conf/cplayground-watchdogs": "",
+        "cryptroot/crypttab": crypttab,
+        "dev/watchdog": "",
+        "run/empty": "",
+    }.items():
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_text(text)
+    text = (ROOT / "usr/share/initramfs-tools/scripts/init-top/cplayground-guard").read_text()
+    text = text.replace("[ -c /dev/watchdog ]", "[ -e /dev/watchdog ]")
+    for name in ("proc/", "dev/watchdog", "run/", "conf/", "cryptroot/"):
+        text = text.replace(f" /{name}", f" {top}/{name}").replace(f">/{name}", f">{top}/{name}")
+        text = text.replace(f"</{name}", f"<{top}/{name}")
+    text = text.replace("sleep 5 ", "sleep 0.01 ").replace("sleep 3600 ", "sleep 0 ")
+    (top / "script").write_text(f"{text}wait\n")
+    return subprocess.Popen(["/bin/sh", top / "script"])
+
+
+def test_the_watchdog_is_fed_while_the_root_is_checked(tmp_path: Path) -> None:
+    script = in_initramfs(tmp_path, "")
+    fed = tmp_path / "dev/watchdog"
+    while fed.stat().st_size < 60:
+        assert script.poll() is None, f"fed only {fed.stat().st_size} times"
+        time.sleep(0.01)
+    (tmp_path / "proc/7/comm").write_text("sh\n")
+    before = fed.stat().st_size
+    assert script.wait(timeout=60) == 0
+    # Then a hang is a hang.
+    assert 35 <= fed.stat().st_size - before <= 40
+
+
+def test_no_watchdog_is_armed_where_the_root_needs_a_passphrase(tmp_path: Path) -> None:
+    script = in_initramfs(tmp_path, "vda2_crypt UUID=1-2-3 none luks\n")
+    assert script.wait(timeout=60) == 0
+    assert (tmp_path / "dev/watchdog").read_text() == ""
 
 
 def test_a_machine_that_refuses_to_restart_is_forced(server: Server) -> None:
