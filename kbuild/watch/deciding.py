@@ -37,6 +37,8 @@ KEY, MOK = "key archive", "key secure-boot"
 LAST_DAYS = timedelta(days=14)
 # The subjects of the causes that belong to no attempt: the round's own error, and its memory.
 ROUND, JOURNAL = "round", "journal"
+# A failure for a kernel that this round does not keep current matters for so long.
+FORGOTTEN = timedelta(days=30)
 # So many interruptions in a row are continued at once; then each waits, for the machine may die
 # of the attempt itself.
 _INTERRUPTIONS = 2
@@ -231,25 +233,36 @@ def relevant(
     journal: Journal,
     targets: Collection[str],
     due: Mapping[str, bool],
-    waiting: Collection[str] | None,
+    records: Collection[Record] | None,
+    now: datetime,
 ) -> Journal:
     """Return the journal without attempts that concern nothing any more.
 
     ``targets`` are the names of the kernels kept current.  ``due`` has those whose mirror was
-    asked, and whether they must be released.  ``waiting`` are the IDs of the releases that wait
-    for a step, or None if that is not known.
+    asked, and whether they must be released.  ``records`` are those of the archive, or None if
+    they are not known.  A round with other targets or another policy has its memory here too.
     """
+    known = records if records is not None else ()
+    of: dict[str, list[Record]] = {}
+    for record in known:
+        of.setdefault(f"{record.suite}-{record.target.name}", []).append(record)
+    waiting = {
+        one.record.id
+        for mine in of.values()
+        for one in promotions(mine, ((contents.ALL, 0),), journal)
+    }
 
     def concerns(one: Attempt) -> bool:
         if one.step is Step.SIGN:
             return True
-        if one.step is Step.CHECK:
-            return one.subject in targets
-        if one.step is Step.RELEASE:
+        if one.step in (Step.CHECK, Step.RELEASE):
+            if one.subject not in targets:
+                since = datetime.fromisoformat(one.began)
+                return since <= now < since + FORGOTTEN
             # A person may have released it meanwhile.
             over = one.outcome is not Outcome.DONE and not due.get(one.subject, True)
-            return one.subject in targets and not over
-        return waiting is None or one.subject in waiting
+            return one.step is Step.CHECK or not over
+        return records is None or one.subject in waiting
 
     return dataclasses.replace(journal, attempts=tuple(filter(concerns, journal.attempts)))
 

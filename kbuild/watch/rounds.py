@@ -172,7 +172,6 @@ class _Round:
         self.found = {_name(one.target): one for one in before.targets} if before else {}
         self.due: dict[str, bool] = {}  # of the targets whose mirror answered
         self.keys: dict[str, tuple[Cause, ...]] = {}  # of those that were looked at: its causes
-        self.waiting: set[str] | None = None  # IDs of the releases that wait for a step
         self.status = Status(
             began=work.now().isoformat(),
             ended="",
@@ -215,10 +214,10 @@ class _Round:
                 for target in self.targets:
                     self._check(target)
                 # Before the releases, which take hours.
-                waiting = {id for target in self.targets for id in self._promote(target)}
+                for target in self.targets:
+                    self._promote(target)
                 for target in self.targets:
                     self._release(target)
-                self.waiting = waiting
         except Exception as error:
             self._fail(self._failure(error))
         except (KeyboardInterrupt, SystemExit):
@@ -361,8 +360,8 @@ class _Round:
 
     # Promotions.
 
-    def _promote(self, target: Target) -> list[str]:
-        """Do the next step of one release of a target; return the IDs of all that wait for one."""
+    def _promote(self, target: Target) -> None:
+        """Do the next step of one release of a target."""
         records_, steps = self._of(target), self.settings.policy.promote
         healthy = {
             one.record.id: self._is_healthy(one)
@@ -375,7 +374,6 @@ class _Round:
             elif healthy[one.record.id] and self._step(one):
                 # Servers take the newest; an older one may follow in the next round.
                 break
-        return [*healthy]
 
     def _is_healthy(self, one: Promotion) -> bool:
         ask, id = self.work.healthy, one.record.id
@@ -487,8 +485,13 @@ class _Round:
 
     def _finish(self) -> None:
         names = {_name(one) for one in self.targets}
-        self.journal = deciding.relevant(self.journal, names, self.due, self.waiting)
         now = self.work.now()
+        known: tuple[Record, ...] | None = None
+        try:
+            known = self._records()
+        except Exception as error:
+            self._fail(self._failure(error))
+        self.journal = deciding.relevant(self.journal, names, self.due, known, now)
         before = self.journal.causes
         found = deciding.causes(self.journal.attempts, now, before)
         for subject in (deciding.KEY, deciding.MOK):

@@ -439,23 +439,29 @@ def test_a_notification_follows_each_change_and_nothing_else(rounds: list[Failur
 
 
 def test_attempts_that_concern_nothing_any_more_are_forgotten() -> None:
+    new, old = record("6.1.192-3", State.STAGED), record("6.1.192-2")
+    then = NOW.isoformat()
     made = [
-        Attempt(Step.SIGN, "archive", "", ""),
-        Attempt(Step.CHECK, "bookworm-lab", "", ""),
-        Attempt(Step.CHECK, "trixie-lab", "", ""),
-        Attempt(Step.RELEASE, "bookworm-lab", "", "", outcome=Outcome.REFUSED),
-        Attempt(Step.HEALTH, "old", "", ""),
-        Attempt(Step.PROMOTE, "new", "", ""),
+        Attempt(Step.SIGN, "archive", "", then),
+        Attempt(Step.CHECK, "bookworm-lab", "", then),
+        # Of a round with other targets.
+        Attempt(Step.RELEASE, "trixie-lab", "", then, outcome=Outcome.REFUSED),
+        Attempt(Step.RELEASE, "bookworm-lab", "", then, outcome=Outcome.REFUSED),
+        Attempt(Step.HEALTH, old.id, "", then),
+        Attempt(Step.HEALTH, new.id, "", then),
     ]
 
-    def left(due: dict[str, bool], waiting: set[str] | None) -> list[str]:
-        found = deciding.relevant(Journal(tuple(made)), {"bookworm-lab"}, due, waiting)
+    def left(due: dict[str, bool], records: list[Record] | None, days: int = 29) -> list[str]:
+        now = NOW + timedelta(days=days)
+        found = deciding.relevant(Journal(tuple(made)), {"bookworm-lab"}, due, records, now)
         return [one.key for one in found.attempts]
 
-    always = ["sign archive", "check bookworm-lab"]
-    failed = "release bookworm-lab"
-    assert left({"bookworm-lab": True}, {"new"}) == [*always, failed, "promote new"]
+    always, theirs = ["sign archive", "check bookworm-lab"], "release trixie-lab"
+    failed, waits = "release bookworm-lab", f"health {new.id}"
+    both = [old, new]
+    assert left({"bookworm-lab": True}, both) == [*always, theirs, failed, waits]
+    assert left({"bookworm-lab": True}, both, days=31) == [*always, failed, waits]
     # A person has released it.
-    assert left({"bookworm-lab": False}, {"new"}) == [*always, "promote new"]
+    assert left({"bookworm-lab": False}, both) == [*always, theirs, waits]
     # The mirror did not answer, and the archive could not be read.
-    assert left({}, None) == [*always, failed, "health old", "promote new"]
+    assert left({}, None) == [*always, theirs, failed, f"health {old.id}", waits]

@@ -842,6 +842,45 @@ def test_a_corrected_configuration_is_tried(operator: Operator) -> None:
     assert operator.states() == {"6.1.192-3": (State.STAGED, 0)}
 
 
+# Rounds with another configuration.
+
+
+def test_a_bad_report_is_not_forgotten_by_other_rounds(operator: Operator) -> None:
+    id = staged(operator, health_command=("x",))
+    operator.bad = {id}
+    operator.later(hours=25)
+    operator.round()
+    assert operator.told == [("began", f"health {id}")]
+    # One without that step, and one for another kernel.
+    steps, targets = operator.settings.policy, operator.targets
+    operator.policy(health_command=("x",))
+    operator.round()
+    assert operator.told == []
+    operator.targets = (Target("trixie", "cloud-amd64"),)
+    operator.round()
+    assert operator.told == []
+    operator.settings = dataclasses.replace(operator.settings, policy=steps)
+    operator.targets, operator.bad = targets, set()
+    operator.round()
+    # The hours count anew.
+    assert operator.record(id).percent == 0
+    operator.later(hours=25)
+    operator.round()
+    assert operator.record(id).percent == 10
+
+
+def test_a_refusal_is_not_forgotten_by_a_round_for_another_kernel(operator: Operator) -> None:
+    operator.fails = Crashed("the kernel panics")
+    operator.round()
+    both = (TARGET, Target("trixie", "cloud-amd64"))
+    for target in reversed(both):
+        operator.targets = (target,)
+        operator.round()
+        operator.fails = None
+    assert operator.did == ["ask"]
+    assert operator.told == []
+
+
 # Other rounds, and ends without warning.
 
 
