@@ -61,6 +61,7 @@ class Server:
         server.write("etc/grub.d/10_linux", "#!/bin/sh\n", mode=0o755)
         server.write("etc/default/grub", "GRUB_DEFAULT=0\nGRUB_TIMEOUT=5\n")
         server.write("proc/locks", "")
+        server.write("etc/machine-id", f"{uuid.uuid4().hex}\n")
         server.write("proc/net/route", "Iface\tDestination\n")
         server.configure(PROBATION="0")
         for release in kernels:

@@ -511,6 +511,38 @@ def test_nothing_is_recorded_while_a_trial_runs(server: Server) -> None:
     assert (server.top / "var/lib/cplayground-guard/record/failed-units").read_text() == ""
 
 
+def test_a_clone_is_not_judged_by_the_machine_it_was_made_of(server: Server) -> None:
+    for name in ("20-default-route", "30-units"):
+        text = (LIBRARY / "check.d" / name).read_text().replace("/proc/net", "$GUARD_ROOT/proc/net")
+        server.write(f"usr/lib/cplayground/guard/check.d/{name}", text, mode=0o755)
+    server.write("proc/net/route", "eth0\t00000000\t1\t3\t0\t0\t0\t00000000\n")
+    server.install(NEW)
+    clone = server.copy(server.top.with_name("clone"))
+    clone.write("etc/machine-id", "0123456789abcdef0123456789abcdef\n")
+    for machine in (server, clone):
+        machine.write("proc/net/route", "")
+        machine.write("failed-units", "of-this-network.service loaded failed failed it\n")
+        machine.boot()
+    assert server.boot().release == DEBIAN
+    assert clone.state == ("good", NEW, "")
+
+
+def test_a_machine_of_an_image_is_not_judged_by_units_that_always_fail(tmp_path: Path) -> None:
+    server = Server.new(tmp_path / "server", NEW, DEBIAN, running="6.6.0-of-the-host")
+    units = LIBRARY / "check.d/30-units"
+    server.write("usr/lib/cplayground/guard/check.d/30-units", units.read_text(), mode=0o755)
+    shutil.rmtree(server.top / "run/systemd")
+    server.guard("prepare")
+    (server.top / "run/systemd/system").mkdir(parents=True)
+    server.write("failed-units", "always.service loaded failed failed it\n")
+    settings = [server.top / f"proc/sys/kernel/{name}" for name in ("panic_on_oops", "panic")]
+    for path in settings:
+        path.write_text("0\n")
+    server.boot()
+    assert server.state == ("good", NEW, "")
+    assert [path.read_text() for path in settings] == ["0\n", "0\n"]
+
+
 _XEN = """if [ "$XEN_OVERRIDE_GRUB_DEFAULT" = "" ]; then
 	XEN_OVERRIDE_GRUB_DEFAULT=1
 fi
