@@ -986,6 +986,26 @@ def test_a_line_that_is_not_understood_is_named_and_has_no_effect(
     assert "kernels: ours\nprobation: 10min\nreboot: never\n" in done.stdout
 
 
+@pytest.mark.parametrize("value", ["08min", "009", "010min", "0000000000000000000000000000008h"])
+def test_a_time_is_a_decimal_number(server: Server, value: str) -> None:
+    server.write("etc/cplayground/guard.conf", f"PROBATION={value}\nBOOT_LIMIT={value}\n")
+    done = server.install(NEW)
+    assert done.stderr == "" and server.state == ("armed", DEBIAN, NEW)
+
+
+@pytest.mark.parametrize("line", ["BOOT_LIMIT=0", "BOOT_LIMIT=00min", "PROBATION=" + "9" * 30])
+def test_a_time_that_would_restart_at_once_or_never_has_no_effect(
+    server: Server, line: str
+) -> None:
+    server.write("etc/cplayground/guard.conf", f"{line}\n")
+    assert line in server.guard("status").stderr
+
+
+def test_the_last_line_needs_no_end(server: Server) -> None:
+    (server.top / "etc/cplayground/guard.conf").write_text("PROBATION=1h\nKERNELS=all")
+    assert (server.status()["kernels"], server.status()["probation"]) == ("all", "1h")
+
+
 # --- reboots ------------------------------------------------------------------------------------
 
 
