@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import random
 import shutil
@@ -541,6 +542,54 @@ def test_a_machine_of_an_image_is_not_judged_by_units_that_always_fail(tmp_path:
     server.boot()
     assert server.state == ("good", NEW, "")
     assert [path.read_text() for path in settings] == ["0\n", "0\n"]
+
+
+def _without_grubs_environment(server: Server, changes: str) -> str:
+    """Return a path with a grub-editenv that refuses some changes."""
+    path = server.top / "bin/grub-editenv"
+    fake = f'case "$*" in {changes}) exit 1 ;; esac; exec {FAKES}/grub-editenv "$@"'
+    server.write("bin/grub-editenv", f"#!/bin/sh\n{fake}\n", mode=0o755)
+    return f"{path.parent}:{FAKES}"
+
+
+def test_a_full_environment_of_grub_arms_nothing(server: Server) -> None:
+    path = _without_grubs_environment(server, "*guard_trial=*")
+    server.put(NEW)
+    done = server.guard("hook", "installed", NEW, GUARD_PATH=path)
+    assert done.returncode == 0 and "may be full" in done.stderr
+    assert server.stored == ("good", DEBIAN, "")
+    assert not (server.top / "boot/cplayground-trial").exists()
+    assert [p.name for p in server.top.glob("boot/grub/grubenv*")] == ["grubenv"]
+    assert server.guard("arm", NEW).returncode == 0
+
+
+def test_a_rollback_that_does_not_disarm_fails(server: Server) -> None:
+    server.install(NEW)
+    path = _without_grubs_environment(server, "*unset*")
+    done = server.guard("rollback", GUARD_PATH=path)
+    assert done.returncode == 1 and "still tries" in done.stderr
+    # So that boot is judged.
+    assert server.state == ("armed", DEBIAN, NEW)
+    assert server.guard("rollback").returncode == 0
+    assert server.boot().release == DEBIAN
+
+
+def test_the_entry_that_an_administrator_told_grub_goes_first(server: Server) -> None:
+    server.save(server.environment | {"next_entry": DEBIAN})
+    assert f"starts '{DEBIAN}'" in server.install(NEW).stdout
+    assert server.environment["next_entry"] == DEBIAN
+    assert server.boot().slot == ""
+    assert server.state == ("armed", DEBIAN, NEW)
+    assert server.boot().slot == "trial"
+    assert server.state == ("good", NEW, "")
+
+
+def test_a_hook_does_not_wait_for_ever(server: Server) -> None:
+    lock = server.top / "var/lib/cplayground-guard/lock"
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = server.guard("hook", "installed", DEBIAN, GUARD_LOCK_S="0")
+    assert done.returncode == 1 and "another cplayground-guard" in done.stderr
 
 
 _XEN = """if [ "$XEN_OVERRIDE_GRUB_DEFAULT" = "" ]; then
