@@ -218,8 +218,8 @@ def goes_back(
 ) -> Told:
     """Require that the candidate is tried once, and that the good kernel stays after that.
 
-    ``end`` is that of the only boot on trial, in which the candidate ``starts`` unless GRUB cannot
-    load it.  ``reason`` is what the guard says of it.
+    ``end`` is that of the only boot on trial, in which the candidate ``starts``; if GRUB cannot
+    load it, the good kernel runs in the same boot.  ``reason`` is what the guard says of it.
     """
     with scene.disk(trial, scene.armed) as (image, changes):
         plant(scene, image)
@@ -237,7 +237,7 @@ def goes_back(
             patience=patience,
         )
         tried = [(one.started, one.end) for one in seen.before]
-        wanted = [((scene.candidate,) if starts else (), end)]
+        wanted = [((scene.candidate,), end)] if starts else []
         trial.require(tried == wanted, f"the boots before are {tried}, not {wanted}")
         if seen.last is not None:
             state = {"state": "bad", "good": scene.good, "bad": scene.candidate, "trial": ""}
