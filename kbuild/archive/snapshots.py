@@ -306,6 +306,8 @@ def prune(root: Path) -> None:
         needed.update(generations(root, name, before=used))
     for number in numbers(root):
         if number not in needed:
+            # Without this file, what a kill leaves of the rest is no snapshot any more.
+            (path(root, number) / NAME).unlink()
             fs.remove_tree(path(root, number))
 
 
