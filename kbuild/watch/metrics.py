@@ -30,7 +30,7 @@ def render(status: Status) -> bytes:
 
 
 class _Families:
-    """What prometheus_client collects: one family for each fact."""
+    """Collect one family of metrics for each fact, for prometheus_client."""
 
     def __init__(self, status: Status) -> None:
         self._status = status

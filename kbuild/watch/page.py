@@ -29,7 +29,7 @@ PAGE = "index.html"
 METRICS = "metrics.prom"
 LOGS = "logs"
 
-# Of a log: a copy of the end lies next to the page, and its last lines are in the page.
+# A copy of the end of a log lies next to the page, and its last lines are in the page.
 _COPIED = 256 * 1024  # bytes
 _SHOWN_LINES, _SHOWN_COLUMNS = 40, 400
 # Characters that would change how the text around them is shown: controls, and overrides of the

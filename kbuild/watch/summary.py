@@ -64,7 +64,7 @@ _URGENT = (
 
 
 class Tone(StrEnum):
-    """What the headline asks of its reader."""
+    """The action that the headline asks of its reader."""
 
     GOOD = "good"  # nothing
     BUSY = "busy"  # nothing: the pipeline is at work

@@ -93,7 +93,7 @@ class Layout:
 
 BIOS = Layout("bios")
 _ROOT_UUID = "f2b1a3a0-5c07-4f0c-8d8e-2d3c7c1a9f01"
-# Of the partition with /boot.
+# The partition with /boot has these.
 _UUIDS = {"ext4": server.UUID, "xfs": "5ba1c9a4-8d3f-4c57-9c58-0a8b5a6c0b02", "vfat": "0C91-F0E5"}
 _GRUB_NAMES = {"ext4": "ext2", "xfs": "xfs", "vfat": "fat"}
 # The smallest xfs that mkfs.xfs makes.
@@ -474,7 +474,7 @@ def environment(block: bytes) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Boot:
-    """What was seen of one boot."""
+    """The observations of one boot."""
 
     kernel: str  # the name of the kernel that GRUB started; "" if it started none
     cmdline: str

@@ -30,7 +30,7 @@ _SCRIPT = Path(__file__).with_name("disks.sh")
 
 @dataclass
 class Seen:
-    """What a guest said of one kind of disk, and the disk itself."""
+    """The answers of a guest about one kind of disk, and the disk itself."""
 
     disks: list[Path]
     lines: list[str] = field(default_factory=list)

@@ -25,7 +25,7 @@ from kbuild.watch.state import (
 
 NOW = datetime(2026, 11, 30, 18, 5, tzinfo=UTC)
 YES, NO = Answer(Told.YES), Told.NO
-# What would be shown or run if a value were not escaped.
+# Text that would be shown or run if a value were not escaped.
 HOSTILE = "</pre><script>document.title='owned'</script><img src=x onerror=alert(1)>&amp;\"'"
 SECRET = "https://builder:hunter2@mirror.example/debian"
 OLD, NEW = "6.1.192-2", "6.1.192-3"
