@@ -145,7 +145,7 @@ def test_without_a_key_nothing_is_signed(tmp_path: Path) -> None:
     assert mok.check(settings) == mok.certificates(settings) == ()
 
 
-# What is refused.
+# Files and keys that are refused.
 
 
 def test_a_missing_key_or_certificate_is_told(settings: Settings) -> None:

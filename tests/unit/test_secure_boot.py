@@ -104,7 +104,7 @@ def test_the_firmware_has_the_keys_that_were_enrolled(tmp_path: Path) -> None:
     assert made.program.stat().st_mode & 0o444 == 0o444
 
 
-# What the boots say.
+# The consoles of the boots.
 
 
 def result(command: Command, text: str, status: int = 0) -> GuestResult:

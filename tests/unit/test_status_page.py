@@ -20,7 +20,7 @@ STATUS = state.HOME
 
 
 class Reader(HTMLParser):
-    """What a browser would make of a page: its elements and its text."""
+    """The elements and the text that a browser would make of a page."""
 
     def __init__(self) -> None:
         super().__init__()

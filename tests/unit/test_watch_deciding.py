@@ -444,7 +444,7 @@ def test_attempts_that_concern_nothing_any_more_are_forgotten() -> None:
     made = [
         Attempt(Step.SIGN, "archive", "", then),
         Attempt(Step.CHECK, "bookworm-lab", "", then),
-        # Of a round with other targets.
+        # A round with other targets wrote this one.
         Attempt(Step.RELEASE, "trixie-lab", "", then, outcome=Outcome.REFUSED),
         Attempt(Step.RELEASE, "bookworm-lab", "", then, outcome=Outcome.REFUSED),
         Attempt(Step.HEALTH, old.id, "", then),
