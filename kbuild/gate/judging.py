@@ -38,16 +38,22 @@ _UNSIGNED = "mok_certificate is not set, so nothing is signed for Secure Boot"
 
 
 def run(
-    settings: Settings, view: View, *, k: str | None = None, accel: str | None = None
+    settings: Settings,
+    view: View,
+    *,
+    k: str | None = None,
+    accel: str | None = None,
+    part: str = "",
 ) -> Report:
     """Run the cases on a release, and return the report.
 
     ``k`` selects cases by words of their names.  The others are "not run" in the report, which then
-    never passes.  Raises UserError if ``k`` selects nothing, and what making a server raises.
+    never passes.  ``part`` is as in :func:`opened`.  Raises UserError if ``k`` selects nothing, and
+    what making a server raises.
     """
     wanted = choose(k)
     began = time.monotonic()
-    with opened(settings, view, accel=accel) as made, started(made, wanted) as futures:
+    with opened(settings, view, accel=accel, part=part) as made, started(made, wanted) as futures:
         results = [future.result() for future in futures.values()]
         return finish(made, results, seconds=time.monotonic() - began)
 
@@ -97,12 +103,18 @@ def home(settings: Settings, release: Release) -> Path:
 
 
 @contextlib.contextmanager
-def opened(settings: Settings, view: View, *, accel: str | None = None) -> Iterator[Round]:
-    """Yield a round: the view is served, and the programs and the server are made."""
+def opened(
+    settings: Settings, view: View, *, accel: str | None = None, part: str = ""
+) -> Iterator[Round]:
+    """Yield a round: the view is served, and the programs and the server are made.
+
+    It removes the logs of the release's last round; ``part`` names a directory of its own for them.
+    A second round of the release waits for the end of the first.
+    """
     target = view.candidate.target
     place = home(settings, view.candidate)
     place.mkdir(parents=True, exist_ok=True)
-    logs = settings.build / "logs" / "gate" / view.candidate.id
+    logs = settings.build / "logs" / "gate" / view.candidate.id / part
     with fs.lock(place.with_name(f".{place.name}.lock")):
         work = place / "work"
         fs.remove_tree(work)

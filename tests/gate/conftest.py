@@ -49,8 +49,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ours = [item for item in items if here in item.path.parents]
     for item in ours:
         item.add_marker("gate")
-        # A server has deadlines of its own, which depend on its speed.
-        item.add_marker(pytest.mark.timeout(3600))
+        # A server has deadlines of its own, which depend on its speed.  This one names the test
+        # that hangs, before the whole tier is out of time.
+        limit_s = 3600 if item.get_closest_marker("long") else 1200
+        item.add_marker(pytest.mark.timeout(limit_s))
     if None not in map(config.getoption, ("server", "candidate", "promoted")):
         # All of them take an hour; a keyword asks for its tests, however long they take.
         everything = config.getoption("all") or config.option.keyword
@@ -149,14 +151,20 @@ def view(signed: Settings, place: Path, older: Release, newer: Release) -> View:
     return operations.preview(scratch, newer, place / "view")
 
 
-@pytest.fixture(scope="session")
-def round(signed: Settings, view: View, accel: str | None) -> Iterator[Round]:
-    """The round that all cases of this session share."""
-    with judging.opened(signed, view, accel=accel) as made:
+@pytest.fixture(scope="module")
+def round(
+    request: pytest.FixtureRequest, signed: Settings, view: View, accel: str | None
+) -> Iterator[Round]:
+    """The round that the tests of a file share.
+
+    It ends with the file: no other round of the release can begin before that.
+    """
+    part = request.path.stem.removeprefix("test_")
+    with judging.opened(signed, view, accel=accel, part=part) as made:
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def judged(request: pytest.FixtureRequest, round: Round) -> Iterator[Callable[[str], CaseResult]]:
     """The function that waits for the verdict of a case; those of all selected tests run now."""
     asked = {

@@ -77,6 +77,7 @@ def test_a_planted_defect_is_found(
     older: Release,
     newer: Release,
     accel: str | None,
+    request: pytest.FixtureRequest,
     tmp_path: Path,
     package: Callable[[Release], str],
     change: Change,
@@ -86,7 +87,8 @@ def test_a_planted_defect_is_found(
     bad = planting.plant(newer, package(newer), change, tmp_path)
     scratch = rehearsal.archive(signed, tmp_path / "promoted", [older])
     view = operations.preview(scratch, bad, tmp_path / "view")
-    made = judging.run(signed, view, k=case, accel=accel)
+    part = f"planted/{request.node.callspec.id}"
+    made = judging.run(signed, view, k=case, accel=accel, part=part)
     assert report.error(made) is not None
     (result,) = (one for one in made.cases if one.name == case)
     assert result.outcome == FAILED
