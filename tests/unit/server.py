@@ -32,6 +32,17 @@ class Started:
     version: str
 
 
+def _files(top: Path) -> tuple[object, ...]:
+    """Return what is in a tree: each file's text, and which of them are one file."""
+    names: dict[int, str] = {}
+    found = []
+    for path in sorted(top.rglob("*")):
+        name = str(path.relative_to(top))
+        text = path.read_bytes() if path.is_file() else None
+        found.append((name, text, names.setdefault(path.lstat().st_ino, name)))
+    return tuple(found)
+
+
 @dataclass
 class Server:
     """One server; ``env`` are more variables for the programs, such as FAKE_FS."""
@@ -58,6 +69,9 @@ class Server:
             "packages",
         ):
             (top / name).mkdir(parents=True)
+        server.write("lib/systemd/systemd", "")
+        (top / "sbin").mkdir()
+        (top / "sbin/init").symlink_to("../lib/systemd/systemd")
         server.write("etc/grub.d/10_linux", "#!/bin/sh\n", mode=0o755)
         server.write("etc/default/grub", "GRUB_DEFAULT=0\nGRUB_TIMEOUT=5\n")
         server.write("proc/locks", "")
@@ -147,6 +161,24 @@ class Server:
 
     def guard(self, *argv: str, cut: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
         return self.run([PROGRAM, *argv], cut=cut, **env)
+
+    def each_cut(self, *argv: str) -> list[tuple[int, Server]]:
+        """Run the guard, and return the server as a power cut before each step would leave it.
+
+        Steps before which the files are the same have one server, with the first step's number.
+        """
+        home = self.top.with_name("cuts")
+        home.mkdir()
+        self.guard(*argv, FAKE_CUTS=str(home))
+        seen: set[tuple[object, ...]] = set()
+        found = []
+        for top in sorted(home.iterdir(), key=lambda path: int(path.name)):
+            (top / "steps").unlink()
+            files = _files(top)
+            if files not in seen:
+                seen.add(files)
+                found.append((int(top.name), Server(top, dict(self.env))))
+        return found
 
     def cuts(self, done: subprocess.CompletedProcess[str]) -> bool:
         """Return whether the power was cut in a program that has ended."""
