@@ -960,6 +960,11 @@ def _saved(server: Server) -> None:
     server.save({"saved_entry": "gnulinux-advanced-x>gnulinux-6.1.0-57-cloud-amd64-advanced-x"})
 
 
+def _sysvinit(server: Server) -> None:
+    (server.top / "sbin/init").unlink()
+    server.write("sbin/init", "")
+
+
 WITHOUT: dict[str, tuple[Callable[[Server], object], str]] = {
     "LVM": (lambda server: server.env.update(FAKE_ABSTRACTION="lvm"), "lvm"),
     "md": (lambda server: server.env.update(FAKE_ABSTRACTION="mdraid1x diskfilter"), "mdraid1x"),
@@ -972,6 +977,7 @@ WITHOUT: dict[str, tuple[Callable[[Server], object], str]] = {
     "a pinned title": (_default("'Debian GNU/Linux'"), "pins"),
     "a pinned path": (_default("'1>2'"), "pins"),
     "a saved entry": (_saved, "pinned"),
+    "sysvinit": (_sysvinit, "not systemd"),
     "no 10_linux": (lambda server: (server.top / "etc/grub.d/10_linux").chmod(0o644), "10_linux"),
 }
 
