@@ -178,6 +178,8 @@ class Installed:
         """Put kernels into /boot."""
         for one in releases:
             plant(self.tree / "boot", one, self.code)
+            # The guard takes a file without this for a copy of a kernel.
+            (self.tree / "lib/modules" / one).mkdir(parents=True, exist_ok=True)
 
     def prepare(self) -> None:
         """Put the modules of GRUB for the layout into /boot."""

@@ -103,6 +103,7 @@ class Server:
     def put(self, release: str, version: str = "1", initrd: str = "") -> None:
         """Unpack a kernel's package, and make its initrd."""
         self.write(f"packages/linux-image-{release}", version)
+        (self.top / f"lib/modules/{release}").mkdir(parents=True, exist_ok=True)
         self.write(f"boot/vmlinuz-{release}", json.dumps(["kernel", release, version]))
         said = ["initrd", release, version, initrd]
         self.write(f"boot/initrd.img-{release}", json.dumps(said))

@@ -680,6 +680,21 @@ def test_debians_kernel_that_waits_for_a_reboot_is_started(tmp_path: Path) -> No
     assert server.boot().release == DEBIAN
 
 
+def test_a_copy_of_a_kernel_is_no_kernel(tmp_path: Path) -> None:
+    server = Server.new(tmp_path / "server", DEBIAN, OLD)
+    for name in ("bak", "old"):
+        for kind in ("vmlinuz", "initrd.img"):
+            path = server.top / f"boot/{kind}-{OLD}"
+            shutil.copy(path, path.with_name(f"{path.name}.{name}"))
+    server.guard("prepare")
+    server.guard("arm", OLD)
+    assert server.state == ("armed", DEBIAN, OLD)
+    server.boot()
+    assert "no kernel in" in server.guard("arm").stderr
+    server.remove(OLD)
+    assert server.state == ("good", DEBIAN, "")
+
+
 # --- what an administrator says -----------------------------------------------------------------
 
 
