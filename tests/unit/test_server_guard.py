@@ -695,6 +695,15 @@ def test_a_copy_of_a_kernel_is_no_kernel(tmp_path: Path) -> None:
     assert server.state == ("good", DEBIAN, "")
 
 
+@pytest.mark.parametrize("command", ["status", "why", "arm"])
+def test_another_user_is_told_that_only_root_may_ask(server: Server, command: str) -> None:
+    done = server.guard(command, FAKE_USER="1000", FAKE_ABSTRACTION="error")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "only root" in done.stderr
+    server.install(NEW)
+    assert "on trial at the next boot" in server.guard("motd", FAKE_USER="1000").stdout
+
+
 # --- what an administrator says -----------------------------------------------------------------
 
 
