@@ -17,7 +17,7 @@ from kbuild.core.errors import BuildError
 from kbuild.ship import guard_package
 from tests import guard_versions
 from tests.unit.own_apt import Apt
-from tests.unit.server import FAKES, LIBRARY, ROOT, Server
+from tests.unit.server import FAKES, LIBRARY, PROJECT, ROOT, Server
 
 DEBIAN = "6.1.0-57-cloud-amd64"
 OLD = "6.1.0-56-cplayground-cloud-amd64"
@@ -1413,6 +1413,26 @@ def test_without_a_good_kernel_the_menu_is_as_before(tmp_path: Path) -> None:
 
 def test_the_fakes_are_programs() -> None:
     assert all(path.stat().st_mode & 0o111 for path in FAKES.iterdir())
+
+
+@pytest.mark.parametrize("menu_fails", [False, True])
+def test_the_files_that_the_menu_needs_stay_also_after_a_purge(
+    server: Server, menu_fails: bool
+) -> None:
+    text = (PROJECT / "debian/guard/guard.postrm").read_text()
+    for place in ("/boot", "/var", "/etc"):
+        text = text.replace(f" {place}/", f" {server.top}{place}/")
+    server.write("postrm", text, mode=0o755)
+    # Debian's scripts make no entry without the program.
+    shutil.rmtree(server.top / "usr/lib/cplayground")
+    for step in ("remove", "purge"):
+        env = {"FAKE_NO_MENU": "1"} if menu_fails else {"FAKE_NO_GUARD": "1"}
+        done = server.run(["sh", server.top / "postrm", step], **env)
+        assert done.returncode == 0, done.stderr
+    menu = (server.top / "boot/grub/grub.cfg").read_text()
+    assert ("cplayground-good" in menu) == menu_fails
+    assert (server.top / "boot/cplayground-good/vmlinuz").exists() == menu_fails
+    assert not (server.top / "var/lib/cplayground-guard").exists()
 
 
 # --- the package --------------------------------------------------------------------------------
