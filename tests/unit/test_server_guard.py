@@ -210,25 +210,25 @@ def test_a_check_that_fails_once_is_repeated(server: Server) -> None:
 
 
 def test_the_settings_of_a_trial_end_with_it(server: Server) -> None:
-    names = ("panic", "panic_on_oops", "softlockup_panic", "hung_task_panic")
+    names = ("panic", "panic_on_oops", "softlockup_panic")
 
     def settings(*values: str) -> list[str]:
         for name, value in zip(names, values, strict=False):
             (server.top / f"proc/sys/kernel/{name}").write_text(f"{value}\n")
         return [(server.top / f"proc/sys/kernel/{name}").read_text().strip() for name in names]
 
-    settings("30", "0", "0", "0")
+    settings("30", "0", "0")
     server.install(NEW)
     server.boot(judge=False)
     # /etc/sysctl.d has overruled the arguments.
-    settings("0", "0", "1", "1")
+    settings("0", "0", "1")
     server.check(
         "see", 'cat "$GUARD_ROOT"/proc/sys/kernel/*panic* | tr "\\n" " " >"$GUARD_ROOT/seen"'
     )
     server.guard("probation")
-    assert (server.top / "seen").read_text().split() == ["1", "10", "1", "1"]
+    assert (server.top / "seen").read_text().split() == ["10", "1", "1"]
     assert server.state == ("good", NEW, "")
-    assert settings() == ["30", "0", "0", "0"]
+    assert settings() == ["30", "0", "0"]
 
 
 def test_a_users_check_replaces_ours_of_that_name(server: Server) -> None:
@@ -1394,9 +1394,7 @@ def test_the_entries_have_the_arguments_of_debians(server: Server) -> None:
     trial = text[text.index("'cplayground-trial'") :]
     # A trial is never the entry that GRUB remembers.
     assert "savedefault" not in trial and "savedefault" in text
-    assert (
-        "panic=10 oops=panic softlockup_panic=1 hung_task_panic=1 systemd.watchdog_sec=60" in trial
-    )
+    assert "panic=10 oops=panic softlockup_panic=1 systemd.watchdog_sec=60" in trial
 
 
 def test_the_entries_go_to_the_end_if_an_entry_is_pinned(server: Server) -> None:
