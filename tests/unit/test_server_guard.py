@@ -448,10 +448,12 @@ def test_the_deadline_waits_for_a_passphrase_and_for_a_check_of_a_file_system(
     assert looks == (2 if waited else 1) and reboots(server) == ["--force reboot"]
 
 
-def in_initramfs(top: Path, crypttab: str) -> subprocess.Popen[bytes]:
+def in_initramfs(
+    top: Path, crypttab: str, words: str = "systemd.watchdog_sec=60"
+) -> subprocess.Popen[bytes]:
     """Start the script of init-top on a tree; the watchdog is a file, and a sleep is short."""
     for name, text in {
-        "proc/cmdline": "root=/dev/vda1 cplayground_guard=trial\n",
+        "proc/cmdline": f"root=/dev/vda1 cplayground_guard=trial {words}\n",
         "proc/7/comm": "fsck.ext4\n",
         "conf/cplayground-watchdogs": "",
         "cryptroot/crypttab": crypttab,
@@ -487,6 +489,21 @@ def test_no_watchdog_is_armed_where_the_root_needs_a_passphrase(tmp_path: Path) 
     script = in_initramfs(tmp_path, "vda2_crypt UUID=1-2-3 none luks\n")
     assert script.wait(timeout=60) == 0
     assert (tmp_path / "dev/watchdog").read_text() == ""
+
+
+def test_the_watchdog_is_left_to_a_service_that_needs_it(server: Server, tmp_path: Path) -> None:
+    server.write("sys/class/watchdog/watchdog0/identity", "iTCO_wdt\n")
+    assert server.status()["watchdog"] == "hardware"
+    assert "systemd.watchdog_sec=60" in entries(server, "front")
+    wanted = server.top / "etc/systemd/system/corosync.service.requires/sbd.service"
+    wanted.parent.mkdir(parents=True)
+    wanted.symlink_to("/lib/systemd/system/sbd.service")
+    assert server.status()["watchdog"] == "none"
+    assert "watchdog is left to sbd.service" in server.install(NEW).stdout
+    assert "systemd.watchdog_sec" not in entries(server, "front")
+    script = in_initramfs(tmp_path / "initramfs", "", words="")
+    assert script.wait(timeout=60) == 0
+    assert (tmp_path / "initramfs/dev/watchdog").read_text() == ""
 
 
 def test_a_machine_that_refuses_to_restart_is_forced(server: Server) -> None:
