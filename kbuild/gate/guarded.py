@@ -33,7 +33,7 @@ WORD = "cplayground_guard=trial"
 FAILING_CHECK = "etc/cplayground/check.d/90-gate"
 COMPLAINT = "this check fails on purpose"
 _FAILING = f"#!/bin/sh\necho '{COMPLAINT}'\nexit 1\n"
-_PROBATION = "5s"
+_PROBATION, _PATIENCE = "5s", "10s"
 # A check that failed is repeated after so many seconds.
 _AGAIN_S = 1
 SERVICE = "etc/systemd/system/cplayground-guard.service.d/gate.conf"
@@ -170,7 +170,7 @@ def guard(round: Round, trials: Mapping[str, Trial]) -> None:
     (trial,) = trials.values()
     candidate = round.candidate.kernel
     with round.server(trial.name) as made:
-        good = prepare(round, made, PROBATION=_PROBATION)
+        good = prepare(round, made, PROBATION=_PROBATION, PATIENCE=_PATIENCE)
         round.apt(made, "install", *names(round.candidate).prebuilt)
         there = parse(round.run(made, STATUS.argv).stdout)
         what = "after the installation"

@@ -76,7 +76,8 @@ def install_guard(one: Installed, release: Release) -> None:
     for path in checks.iterdir():
         (one.tree / "etc/cplayground/check.d" / path.name).write_text("")
     conf = one.tree / "etc/cplayground/guard.conf"
-    conf.write_text(conf.read_text().replace("PROBATION=10min", "PROBATION=0"))
+    text = conf.read_text().replace("PROBATION=10min", "PROBATION=0")
+    conf.write_text(text.replace("PATIENCE=3min", "PATIENCE=0"))
 
 
 def _keep(one: Installed) -> None:

@@ -40,7 +40,7 @@ _WANTS = "/etc/systemd/system/multi-user.target.wants/planted.service"
 _GARBAGE = b"no kernel\n" * 500_000
 # Debian's servers have none of these words, which the gate's own servers have for their judge.
 _OWN_WORDS = " panic=-1 oops=panic softlockup_panic=1"
-_SETTINGS = {"PROBATION": "15s", "BOOT_LIMIT": "2min"}
+_SETTINGS = {"PROBATION": "15s", "PATIENCE": "20s", "BOOT_LIMIT": "2min"}
 _COMMAND_S = 60.0
 
 # The console has this line where we cut the power.

@@ -98,7 +98,8 @@ class Server:
         new.replace(path)
 
     def configure(self, **values: str) -> None:
-        self.write("etc/cplayground/guard.conf", "".join(f"{k}={v}\n" for k, v in values.items()))
+        said = {"PATIENCE": "0"} | values
+        self.write("etc/cplayground/guard.conf", "".join(f"{k}={v}\n" for k, v in said.items()))
 
     def put(self, release: str, version: str = "1", initrd: str = "") -> None:
         """Unpack a kernel's package, and make its initrd."""

@@ -203,10 +203,28 @@ def test_a_failed_check_restarts_into_the_good_kernel(server: Server) -> None:
 
 
 def test_a_check_that_fails_once_is_repeated(server: Server) -> None:
+    server.configure(PROBATION="0", PATIENCE="3min")
     server.install(NEW)
     server.check("network", 'mkdir "$GUARD_STATE/seen" && exit 1; exit 0')
     server.boot()
     assert server.state == ("good", NEW, "")
+
+
+@pytest.mark.parametrize(("minutes", "state"), [(2, "good"), (3, "bad")])
+def test_a_check_may_fail_for_some_minutes_also_at_the_end_of_the_probation(
+    server: Server, minutes: int, state: str
+) -> None:
+    server.configure(PROBATION="1min", PATIENCE="3min")
+    server.install(NEW)
+    # The first round passes; then a minute passes in each round.
+    turn = 'turn=$(($(cat "$GUARD_STATE/turn" || echo -1) + 1)); echo $turn >"$GUARD_STATE/turn"'
+    clock = 'echo "$((10 + turn * 60)).0 1.0" >"$GUARD_ROOT/proc/uptime"'
+    server.check("network", f"{turn}\n{clock}\n[ $turn = 0 ] || [ $turn -gt {minutes + 1} ]")
+    server.write("bin/sleep", "#!/bin/sh\n", mode=0o755)
+    server.boot(judge=False)
+    server.guard("probation", GUARD_PATH=f"{server.top}/bin:{FAKES}")
+    server.boot()
+    assert server.state[0] == state
 
 
 def test_the_settings_of_a_trial_end_with_it(server: Server) -> None:
@@ -382,6 +400,7 @@ def test_an_ended_trial_that_cannot_be_settled_is_not_restarted_for_ever(server:
 @pytest.mark.parametrize("pending", [False, True])
 def test_good_overrules_a_check_that_is_being_repeated(server: Server, pending: bool) -> None:
     begun(server)
+    server.configure(PROBATION="0", PATIENCE="1min")
     if pending:
         server.install(NEWER)
     server.check("bad", "cplayground-guard good; exit 1")
