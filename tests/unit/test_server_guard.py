@@ -271,6 +271,29 @@ def test_a_unit_that_had_failed_before_is_no_fault(
     assert server.state[0] == state
 
 
+@pytest.mark.parametrize(
+    ("properties", "state"),
+    [
+        ("Transient=no\nTriggeredBy=\nWantedBy=multi-user.target\nRequiredBy=\n", "bad"),
+        ("Transient=no\nTriggeredBy=x.socket\nWantedBy=\nRequiredBy=local-fs.target\n", "bad"),
+        ("Transient=no\nTriggeredBy=\nWantedBy=\nRequiredBy=\n", "good"),
+        ("Transient=no\nTriggeredBy=x.timer\nWantedBy=multi-user.target\n", "good"),
+        ("Transient=yes\nTriggeredBy=\nWantedBy=multi-user.target\n", "good"),
+    ],
+    ids=["enabled", "required", "started by a person", "of a timer", "transient"],
+)
+def test_only_units_that_the_machine_starts_are_judged(
+    server: Server, properties: str, state: str
+) -> None:
+    units = LIBRARY / "check.d/30-units"
+    server.write("usr/lib/cplayground/guard/check.d/30-units", units.read_text(), mode=0o755)
+    server.install(NEW)
+    server.write("failed-units", "a.service loaded failed failed A\n")
+    server.write("properties", properties)
+    server.boot()
+    assert server.state[0] == state
+
+
 def test_the_machine_that_never_comes_up_is_restarted(server: Server) -> None:
     server.configure(BOOT_LIMIT="1", PROBATION="0")
     server.install(NEW)
