@@ -692,7 +692,7 @@ def test_a_pin_is_seen_in_files_that_use_unset_variables(
 
 
 def test_a_machine_restarts_once_for_an_armed_kernel(server: Server) -> None:
-    server.configure(PROBATION="0", REBOOT="00:00-23:59")
+    server.configure(PROBATION="0", REBOOT="11:50-12:10")
     server.install(NEW)
     reboots(server)
     server.guard("reboot-if-due")
@@ -708,7 +708,7 @@ def test_a_machine_restarts_once_for_an_armed_kernel(server: Server) -> None:
 def test_a_kernel_whose_arming_a_power_cut_interrupted_is_armed_at_the_next_boot(
     server: Server,
 ) -> None:
-    server.configure(PROBATION="0", REBOOT="00:00-23:59")
+    server.configure(PROBATION="0", REBOOT="11:50-12:10")
     server.put(NEW)
     for _, copy in server.each_cut("hook", "installed", NEW):
         if copy.top.joinpath("var/lib/cplayground-guard/state").exists() and (
@@ -1158,8 +1158,13 @@ def test_the_last_line_needs_no_end(server: Server) -> None:
     ("window", "due"),
     [
         ("never", False),
-        ("00:00-23:59", True),
-        ("00:00-00:00", False),
+        ("11:50-12:10", True),
+        ("12:00-12:20", True),
+        ("11:40-12:00", False),
+        ("12:01-12:20", False),
+        ("23:50-12:01", True),
+        ("12:01-11:59", False),
+        ("12:00-12:00", False),
     ],
 )
 def test_a_machine_restarts_by_itself_only_in_the_window(
@@ -1172,8 +1177,35 @@ def test_a_machine_restarts_by_itself_only_in_the_window(
     assert ("reboot" in (server.top / "systemctl").read_text()) == due
 
 
+def test_machines_restart_at_different_times_of_the_window(server: Server) -> None:
+    server.configure(REBOOT="22:00-04:00", PROBATION="0")
+    server.install(NEW)
+    # The timer comes every 15 minutes, and up to five minutes late.
+    clocks = [f"{22 + n // 3 - 24 * (n // 3 > 1):02}:{n % 3 * 20:02}" for n in range(18)]
+    first = set()
+    for machine in range(6):
+        server.write("etc/machine-id", f"{machine:032x}\n")
+        due = []
+        for clock in clocks:
+            server.guard("reboot-if-due", FAKE_CLOCK=clock)
+            due.append(bool(reboots(server)))
+        # From its time to the end of the window.
+        assert due[-1] and due == sorted(due), machine
+        first.add(due.index(True))
+    assert len(first) > 2
+
+
+def test_a_machine_does_not_restart_for_a_new_initrd(settled: Server) -> None:
+    settled.configure(REBOOT="11:50-12:10", PROBATION="0")
+    settled.put(OLD, initrd="with microcode")
+    settled.guard("hook", "initrd", OLD)
+    assert settled.state == ("armed", OLD, OLD)
+    settled.guard("reboot-if-due")
+    assert reboots(settled) == []
+
+
 def test_a_machine_does_not_restart_while_packages_are_installed(server: Server) -> None:
-    server.configure(REBOOT="00:00-23:59", PROBATION="0")
+    server.configure(REBOOT="11:50-12:10", PROBATION="0")
     server.install(NEW)
     server.write("systemctl", "")
     lock = server.top / "var/lib/dpkg/lock-frontend"
@@ -1184,7 +1216,7 @@ def test_a_machine_does_not_restart_while_packages_are_installed(server: Server)
 
 
 def test_a_machine_restarts_only_for_an_armed_kernel(server: Server) -> None:
-    server.configure(REBOOT="00:00-23:59")
+    server.configure(REBOOT="11:50-12:10")
     server.guard("reboot-if-due")
     assert (
         not (server.top / "systemctl").exists()
