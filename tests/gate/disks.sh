@@ -73,9 +73,12 @@ cuts() {
 	chmod +x /tmp/front/uname
 	echo cplayground_guard=trial >/tmp/cmdline
 	mount --bind /tmp/cmdline /proc/cmdline
+	# A kernel that was armed in this boot has not run.
+	echo another >/tmp/boot_id
+	mount --bind /tmp/boot_id /proc/sys/kernel/random/boot_id
 	GUARD_PATH=/tmp/front cplayground-guard good
 	copy "$kind good"
-	umount /proc/cmdline
+	umount /proc/cmdline /proc/sys/kernel/random/boot_id
 	cplayground-guard rollback
 	copy "$kind back"
 }

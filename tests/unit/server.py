@@ -264,9 +264,10 @@ class Server:
         assert kernel[1:] == initrd[1:3], f"a kernel would start with another one's initrd: {name}"
         return Started(name, kernel[1], kernel[2])
 
-    def come_up(self, release: str, *, trial: bool) -> None:
+    def come_up(self, release: str, *, trial: bool, version: str = "1") -> None:
         """Let a kernel run."""
         self.write("uname", release)
+        self.write("build", json.dumps([release, version])[1:])
         self.write("proc/cmdline", "root=/dev/vda1" + " cplayground_guard=trial" * trial)
         self.write("proc/sys/kernel/random/boot_id", f"{uuid.uuid4()}\n")
         self.write("proc/uptime", "10.0 20.0\n")
@@ -276,7 +277,7 @@ class Server:
     def boot(self, *, writes: bool = True, choice: str = "", judge: bool = True) -> Started:
         """Start the machine, and let the guard's service do its work."""
         started = self.load(writes=writes, choice=choice)
-        self.come_up(started.release, trial=started.slot == "trial")
+        self.come_up(started.release, trial=started.slot == "trial", version=started.version)
         if judge:
             self.guard("probation")
         return started

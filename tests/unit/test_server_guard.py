@@ -162,6 +162,9 @@ def test_a_kernel_that_grub_cannot_load_is_unloadable(server: Server) -> None:
 
 def test_another_entry_of_the_menu_is_no_trial(server: Server) -> None:
     server.install(NEW)
+    for _ in range(2):
+        server.boot(choice="cplayground-good")
+        assert server.state == ("armed", DEBIAN, NEW)
     server.boot(choice="cplayground-good")
     assert server.status()["reason"].startswith("not tried: ")
     assert server.state[0] == "bad"
@@ -176,7 +179,14 @@ def test_a_reboot_during_the_probation_returns_to_the_good_kernel(server: Server
     server.guard("probation", FAKE_SYSTEM="stopping")
     assert server.state == ("trying", DEBIAN, NEW)
     assert server.boot().release == DEBIAN
+    # Again, at most twice.
+    for _ in range(2):
+        assert server.state == ("armed", DEBIAN, NEW)
+        assert server.boot(judge=False).release == NEW
+        server.guard("probation", FAKE_SYSTEM="stopping")
+        assert server.boot().release == DEBIAN
     assert server.status()["reason"].startswith("not tried to the end: ")
+    assert server.state[0] == "bad"
 
 
 def test_grub_that_cannot_clear_its_next_entry_never_tries(server: Server) -> None:
@@ -812,6 +822,52 @@ def test_the_newest_of_two_installed_kernels_is_tried(server: Server) -> None:
     assert server.state == ("armed", DEBIAN, NEWER)
 
 
+def test_the_newest_of_the_kernels_that_waited_is_tried(server: Server) -> None:
+    begun(server)
+    server.install(NEWER)
+    server.install("6.1.0-58-cloud-amd64")
+    server.boot(judge=False)
+    # The trial crashed.  The way back starts the good kernel, which then arms the next one.
+    server.boot()
+    assert server.status()["bad"] == NEW
+    assert server.state == ("armed", "6.1.0-58-cloud-amd64", NEWER)
+
+
+def test_a_failed_trial_returns_to_the_good_kernel_also_if_another_one_waits(
+    server: Server,
+) -> None:
+    begun(server)
+    server.install(NEWER)
+    server.check("bad", "exit 1")
+    server.guard("probation")
+    assert server.boot().release == DEBIAN
+    assert server.state == ("armed", DEBIAN, NEWER)
+
+
+def test_status_says_why_nothing_was_armed_and_the_next_boot_looks_again(server: Server) -> None:
+    server.put(NEW)
+    server.guard("hook", "installed", NEW, FAKE_BOOT="full")
+    assert server.state == ("good", DEBIAN, "")
+    reason = server.status()["reason"]
+    assert reason.startswith(f"{NEW} is not put on trial: ") and "no room" in reason
+    server.boot()
+    assert server.state == ("armed", DEBIAN, NEW)
+    assert server.status()["reason"] == ""
+
+
+def test_good_takes_only_the_build_that_runs(settled: Server) -> None:
+    settled.put(OLD, "2")
+    assert settled.guard("good").returncode == 0
+    assert slots(settled)["good/vmlinuz"] == [OLD, "1"]
+    settled.put(DEBIAN, "2")
+    settled.come_up(DEBIAN, trial=False)
+    done = settled.guard("good")
+    assert done.returncode == 1 and "not the build" in done.stderr
+    settled.come_up(DEBIAN, trial=False, version="2")
+    assert settled.guard("good").returncode == 0
+    assert slots(settled)["good/vmlinuz"] == [DEBIAN, "2"]
+
+
 # --- Debian's kernels ---------------------------------------------------------------------------
 
 
@@ -841,6 +897,7 @@ def test_debians_kernel_does_not_end_a_trial(server: Server) -> None:
     server.install("6.1.0-58-cloud-amd64")
     assert server.state == ("trying", DEBIAN, NEW)
     server.guard("rollback")
+    assert server.boot().release == DEBIAN
     assert server.state == ("good", "6.1.0-58-cloud-amd64", "")
 
 
@@ -909,7 +966,13 @@ def test_a_new_initrd_of_the_good_kernel_is_tried(settled: Server) -> None:
     settled.load()
     assert settled.boot().slot == "good"
     assert "microcode" not in good.read_text()
-    settled.guard("retry", OLD)
+    # The kernel is not bad, and neither is its next initrd.
+    assert settled.boot().slot == "good"
+    settled.guard("hook", "initrd", OLD)
+    assert settled.state == ("bad", OLD, "")
+    settled.put(OLD, initrd="with newer microcode")
+    settled.guard("hook", "initrd", OLD)
+    assert settled.state == ("armed", OLD, OLD)
     settled.boot()
     assert settled.state == ("good", OLD, "")
     assert "microcode" in good.read_text()
@@ -1348,8 +1411,10 @@ def test_any_order_of_events_and_power_cuts_leaves_a_machine_that_starts(tmp_pat
             assert (slot / "vmlinuz").exists(), f"turn {turn}"
         server.load()
     server.check("check", "exit 0")
-    for _ in range(3):
+    for _ in range(12):
         server.boot()
+        if server.stored[0] in ("good", "bad"):
+            break
     state, good, _ = server.stored
     assert state in ("good", "bad") and server.boot().release == good
 
