@@ -39,6 +39,8 @@ LAST_DAYS = timedelta(days=14)
 ROUND, JOURNAL = "round", "journal"
 # A failure for a kernel that this round does not keep current matters for so long.
 FORGOTTEN = timedelta(days=30)
+# So many inputs are remembered as refused, for each step: checkouts that take turns have few.
+_REFUSED = 20
 # So many interruptions in a row are continued at once; then each waits, for the machine may die
 # of the attempt itself.
 _INTERRUPTIONS = 2
@@ -74,6 +76,9 @@ def begin(
     last = journal.attempt(step, subject)
     again = last is not None and last.inputs == inputs and last.outcome is not Outcome.DONE
     tries = last.tries + 1 if last is not None and again else 1
+    refused = () if last is None else last.refused
+    if last is not None and last.outcome is Outcome.REFUSED and not again:
+        refused = (*refused, last.inputs)[-_REFUSED:]
     return Attempt(
         step,
         subject,
@@ -84,6 +89,7 @@ def begin(
         commit=commit,
         tries=tries,
         good_since=last.good_since if last else "",
+        refused=refused,
     )
 
 
@@ -102,6 +108,7 @@ def end(attempt: Attempt, now: datetime, failure: Failure | None) -> Attempt:
         error=failure,
         not_before=later.isoformat() if later else "",
         tries=attempt.tries if failure else 1,
+        refused=attempt.refused if failure else (),
         seconds=(now - datetime.fromisoformat(attempt.began)).total_seconds(),
     )
 
@@ -135,6 +142,8 @@ def obstacle(attempt: Attempt | None, inputs: str, now: datetime) -> str | None:
     if attempt is None or attempt.outcome is Outcome.DONE:
         return None
     if attempt.inputs != inputs:
+        if inputs in attempt.refused:
+            return "refused before, and what it depends on is again the same"
         return None
     if attempt.outcome is Outcome.REFUSED:
         if attempt.step in _ALWAYS:

@@ -178,6 +178,8 @@ class Attempt:
     tries: int = 1  # in a row with the same inputs and a failure
     good_since: str = ""  # of HEALTH: no report was bad since then; empty: the last one was
     not_before: str = ""  # the next one, if it is unavailable
+    # Other inputs that were refused since the last success, the newest last.
+    refused: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:

@@ -112,6 +112,22 @@ def test_each_status_is_one_or_the_other() -> None:
         assert (outcome is Outcome.UNAVAILABLE) is (status in (2, 42, 65, 69)), status
 
 
+def test_inputs_that_were_refused_stay_so_until_a_success() -> None:
+    journal = Journal()
+    for number in range(2 * deciding._REFUSED):
+        for failure in (OF_A_MACHINE, VERDICT):
+            journal = journal.with_attempt(attempt(journal, failure, NOW, str(number)))
+    refused = [
+        number
+        for number in range(2 * deciding._REFUSED)
+        if deciding.obstacle(last(journal), str(number), NOW)
+    ]
+    assert refused == [*range(deciding._REFUSED - 1, 2 * deciding._REFUSED)]
+    assert deciding.obstacle(last(journal), "new", NOW) is None
+    journal = journal.with_attempt(attempt(journal, None, NOW, "new"))
+    assert last(journal).refused == ()
+
+
 def test_other_inputs_begin_to_count_anew() -> None:
     journal = after([OF_A_MACHINE] * 5)
     assert deciding.begin(journal, Step.RELEASE, NAME, "b", NOW).tries == 1

@@ -881,6 +881,24 @@ def test_a_refusal_is_not_forgotten_by_a_round_for_another_kernel(operator: Oper
     assert operator.told == []
 
 
+def test_two_checkouts_that_take_turns_try_each_release_once(operator: Operator) -> None:
+    operator.fails = Crashed("the kernel panics")
+    did, told = [], 0
+    for number in range(8):
+        operator.code = f"checkout {number % 2}"
+        operator.round()
+        did += operator.did
+        told += len(operator.told)
+        operator.later(hours=1)
+    assert did.count("release") == 2
+    # Each one's refusal is a verdict of its own.
+    assert told == 2
+    # After a success nothing is refused any more.
+    operator.code, operator.fails = "mended", None
+    operator.round()
+    assert operator.attempt(Step.RELEASE).refused == ()
+
+
 # Other rounds, and ends without warning.
 
 

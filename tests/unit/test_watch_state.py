@@ -33,6 +33,7 @@ CASE = Case("boot", "failed", 1.5, ("no answer",))
 ATTEMPT = Attempt(
     *(Step.RELEASE, "bookworm-lab", "digest", WHEN, WHEN, Outcome.REFUSED, 21, FAILURE),
     *("6.1.9-1", "id", "commit", 3.5, (CASE, CASE), 4, WHEN, WHEN),
+    refused=("other",),
 )
 CAUSE = Cause("a", "b", WHEN, "d", FAILURE, WHEN, ("command",), {"webhook": "no"}, ("webhook",))
 OURS = Ours("id", "6.1.9-1", "6.1.0-9", "when", 10)
