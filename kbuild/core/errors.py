@@ -184,6 +184,12 @@ class LostDependencyError(InfrastructureError):
     kind = "missing program"
 
 
+class KilledError(InfrastructureError):
+    """A program was killed by SIGKILL, as the kernel does when memory ends; it gave no verdict."""
+
+    kind = "killed"
+
+
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Let an OSError of the block name ``path``; an error of a write or a flush names no file."""

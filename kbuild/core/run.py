@@ -27,6 +27,7 @@ from kbuild.core.errors import (
     BuildError,
     FullDiskError,
     KbuildError,
+    KilledError,
     LostDependencyError,
     naming,
     room,
@@ -60,6 +61,12 @@ _TAIL_BYTES = 4096
 _NO_ROOM = re.compile(
     rb"No space left on device|Disk quota exceeded|File too large|File size limit exceeded"
     rb"|You don't have enough free space|Wrote only \d+ of \d+ bytes"
+)
+# The words of gcc, of its linker, of make and of shells for a program that SIGKILL ended.
+_KILLED = re.compile(
+    r"fatal error: Killed signal terminated program|terminated with signal 9\b"
+    r"|^make(\[\d+\])?: \*\*\* .*(\] Killed|\] Error 137)$|: line \d+: +\d+ Killed\b|^Killed$",
+    re.MULTILINE,
 )
 # With less free space than this, a failed program has met a full disk, whatever it says.
 _FULL = 64 * 1024  # bytes
@@ -147,6 +154,22 @@ def describe_status(returncode: int) -> str:
         return f"killed by {signal.Signals(-returncode).name}"
     except ValueError:
         return f"killed by signal {-returncode}"
+
+
+def failure(
+    completed: Completed,
+    what: str,
+    *,
+    error: type[KbuildError] = BuildError,
+    found: str | None = None,
+    log: Path | None = None,
+    hint: str | None = None,
+) -> KbuildError:
+    """Return the error of a program that failed: KilledError if SIGKILL ended it or a child."""
+    killed = completed.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
+    if killed or _KILLED.search(completed.stdout + completed.stderr):
+        error, hint = KilledError, "give the machine more memory, or set a lower 'jobs'"
+    return error(what, found=found, log=log, hint=hint)
 
 
 def start(
@@ -298,7 +321,8 @@ def run(
     and ``stdout`` holds them merged.  ``on_line`` receives each line as it comes.
     With ``check``, a status other than 0 raises ``error`` with the tail of the output.
     A program that exceeds ``timeout_s`` seconds is ended with its children, and raises ``error``.
-    A program that failed because a disk is full always raises FullDiskError.
+    A program that failed because a disk is full always raises FullDiskError.  With ``check``, one
+    that failed because it or a child was killed by SIGKILL raises KilledError.
     With ``secret``, errors, logs and the result name only the program, not its arguments.
     """
     text = _shown(argv, secret)
@@ -392,8 +416,10 @@ def run(
     if completed.returncode != 0:
         _check_room(completed, cwd, bytes(out + err), check, log)
     if check and completed.returncode != 0:
-        raise error(
+        raise failure(
+            completed,
             f"{shlex.join(text)} failed: {describe_status(completed.returncode)}",
+            error=error,
             found=_tail(out, err),
             log=log,
             hint=hint,

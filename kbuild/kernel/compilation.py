@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kbuild.core import fs, interrupted, progress, results, sandbox, stamp
-from kbuild.core.errors import BuildError, GuardError
+from kbuild.core.errors import GuardError
 from kbuild.core.model import BuiltKernel, Root, Settings, Tree
 from kbuild.core.results import Result
+from kbuild.core.run import failure
 from kbuild.core.sandbox import Bind
 from kbuild.core.suites import DEBIAN_FLAVOURS, suite, usual_objects
 from kbuild.kernel import ccache, debian_image, guard, helpers, kconfig, symbol_versions, symvers
@@ -365,7 +366,8 @@ def _make(shop: _Workshop, goals: Sequence[str]) -> None:
             on_line=on_line,
             network=shop.help.network,
         )
-        failed = BuildError(
+        failed = failure(
+            completed,
             f"the kernel {release} does not build",
             found=first_error(completed.stdout),
             log=shop.log,

@@ -22,6 +22,7 @@ from elftools.elf.sections import SymbolTableSection
 from kbuild.core import fs, progress, sandbox
 from kbuild.core.errors import BuildError
 from kbuild.core.model import Root, Settings
+from kbuild.core.run import failure
 from kbuild.core.sandbox import Bind
 from kbuild.kernel import symvers
 from kbuild.kernel.makelog import first_error
@@ -289,7 +290,8 @@ def _make(
         check=False,
     )
     if completed.returncode:
-        raise BuildError(
+        raise failure(
+            completed,
             "the module does not build",
             found=first_error(completed.stdout).replace(_MODULE, str(shown)),
             log=log,

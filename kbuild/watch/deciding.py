@@ -116,10 +116,11 @@ def end(attempt: Attempt, now: datetime, failure: Failure | None) -> Attempt:
 def outcome_of(step: Step, failure: Failure) -> Outcome:
     """Return the outcome of a failed attempt.
 
-    A failure of the machine, the mirror or the keys is tried again later, and so is a release that
-    the configuration forbids.  Any other is a verdict on the inputs, which only others can change.
+    A failure of the machine, the mirror or the keys is tried again later, and so is a release or a
+    judgement that the configuration forbids.  Any other is a verdict on the inputs, which only
+    others can change.
     """
-    wrong = step is Step.RELEASE and failure.status == UserError.exit_status
+    wrong = step in (Step.RELEASE, Step.JUDGE) and failure.status == UserError.exit_status
     if step in (Step.CHECK, Step.SIGN) or wrong or failure.status in _UNAVAILABLE:
         return Outcome.UNAVAILABLE
     return Outcome.REFUSED

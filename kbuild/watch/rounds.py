@@ -392,7 +392,14 @@ class _Round:
         id, percent = one.record.id, one.percent
         wrong = operations.complaints(self.settings, id)
         if wrong:
-            digest = stamp.digest({**one.inputs, "code": self.code, "wrong": "\n".join(wrong)})
+            digest = stamp.digest(
+                {
+                    **one.inputs,
+                    "code": self.code,
+                    "configured": inputs.configured(self.settings),
+                    "wrong": "\n".join(wrong),
+                }
+            )
             if not self._may(Step.JUDGE, id, digest):
                 return False
             if not self._attempt(Step.JUDGE, id, digest, lambda: self._judge(id), release=id):

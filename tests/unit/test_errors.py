@@ -35,6 +35,7 @@ def test_statuses_tell_whose_failure_it_is() -> None:
         "ClockError": 69,
         "DefectError": 70,
         "LostDependencyError": 69,
+        "KilledError": 69,
     }
 
 

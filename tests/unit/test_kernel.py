@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kbuild.core import fs
-from kbuild.core.errors import BuildError, GuardError, UserError
+from kbuild.core.errors import BuildError, GuardError, KilledError, UserError
 from kbuild.core.model import BuiltKernel, Root, Settings, Target
 from kbuild.kernel import (
     compilation,
@@ -297,7 +297,7 @@ def test_an_object_of_a_build_that_was_cut_short_is_made_again(bench: Bench) -> 
     cut = bench.distro.pristine / "cut"
     toy.write(cut, "open.o\n")
     (bench.home / "cloud-amd64/kernel.json").unlink()
-    with pytest.raises(BuildError, match="does not build"):
+    with pytest.raises(KilledError, match="does not build"):
         bench.build()
     assert (built.output / "fs/open.o").read_bytes() != whole
     cut.unlink()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kbuild.core.errors import BuildError, InfrastructureError, LostDependencyError
+from kbuild.core.errors import BuildError, InfrastructureError, KilledError, LostDependencyError
 from kbuild.core.run import (
     Interrupted,
     describe_status,
@@ -166,6 +166,45 @@ def test_a_failure_shows_the_tail_and_the_log(tmp_path: Path) -> None:
     assert error.found.splitlines()[-2:] == ["1000", "the reason"]
     assert len(error.found.splitlines()) == 20
     assert (error.log, error.hint) == (log, "read the log")
+
+
+def test_a_killed_program_is_the_machines_failure(tmp_path: Path) -> None:
+    makefile = tmp_path / "Makefile"
+    # The recipe's shell, a child of it, the shell of a shell, and the compiler that gcc starts.
+    makefile.write_text(
+        "shell:\n\tkill -9 $$$$\n"
+        "child:\n\tsh -c 'kill -9 $$$$'; true; false\n"
+        "bash:\n\tbash -c 'sh -c \"kill -9 \\$$\\$$\"; exit 1'\n"
+        "cc:\n\tgcc -wrapper sh,-c,'kill -9 $$$$' -xc -c /dev/null -o x\n"
+    )
+    for argv in (
+        [*SH, "kill -9 $$"],
+        [*SH, "sh -c 'kill -9 $$'"],
+        *(["make", goal] for goal in ("shell", "child", "bash", "cc")),
+    ):
+        for log in (None, tmp_path / "log"):
+            with pytest.raises(KilledError, match=r"(?s)failed.*more memory"):
+                run(argv, timeout_s=60, cwd=tmp_path, log=log, hint="correct the source")
+    with pytest.raises(BuildError):
+        run([*SH, "kill -15 $$"], timeout_s=20)
+
+
+@pytest.mark.parametrize(
+    ("said", "killed"),
+    [
+        ("collect2: fatal error: ld terminated with signal 9 [Killed]", True),
+        ("make[3]: *** [scripts/Makefile.build:250: a.o] Error 137", True),
+        ("scripts/link-vmlinux.sh: line 62:  4242 Killed    pahole -J", True),
+        ("collect2: fatal error: ld terminated with signal 11 [Segmentation fault]", False),
+        ("make: *** [Makefile:1: all] Error 1", False),
+        ("a.c:9: error: 'Killed' undeclared", False),
+    ],
+)
+def test_a_killed_child_is_known_by_what_is_said_of_it(said: str, killed: bool) -> None:
+    error = KilledError if killed else BuildError
+    with pytest.raises(error) as caught:
+        run([*SH, 'printf "a\n%s\nb\n" "$1"; exit 2', "sh", said], timeout_s=20)
+    assert type(caught.value) is error
 
 
 def test_the_log_is_complete_and_appended_to(tmp_path: Path) -> None:
