@@ -668,13 +668,18 @@ def verify_archive(settings: Settings, target: Target) -> Answer:
     return archive_tasks.verify_archive(settings)
 
 
-@command(JSON, reads=True)
-def sign_archive(settings: Settings, target: Target) -> Answer:
+WITHDRAW = Option(
+    "withdraw-mok", "SHA-256 of a certificate for Secure Boot that servers need no more", default=""
+)
+
+
+@command(JSON, WITHDRAW, reads=True)
+def sign_archive(settings: Settings, target: Target, *, withdraw_mok: str) -> Answer:
     """Sign the archive's indexes again, for another 30 days.
 
     ./inv sign-archive
     """
-    return archive_tasks.sign_archive(settings)
+    return archive_tasks.sign_archive(settings, withdraw=withdraw_mok)
 
 
 MOK = Option("mok", "key for Secure Boot is made, in place of the archive's", kind=bool)

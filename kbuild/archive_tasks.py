@@ -72,11 +72,14 @@ def _check(id: str) -> None:
         raise UserError("no release is named", hint="./inv releases lists their IDs")
 
 
-def sign_archive(settings: Settings) -> Answer:
-    """Sign all indexes again, and say until when servers accept them."""
+def sign_archive(settings: Settings, *, withdraw: str = "") -> Answer:
+    """Sign all indexes again, and say until when servers accept them.
+
+    ``withdraw`` is the SHA-256 of a certificate for Secure Boot that servers need no more.
+    """
     if settings.dry:
         return Answer(text=f"would sign the indexes in {settings.archive}")
-    until = operations.resign(settings)
+    until = operations.resign(settings, withdrawn=withdraw.lower())
     names = ", ".join(until) or "nothing"
     return Answer(
         data={"archive": settings.archive, "until": {n: d.isoformat() for n, d in until.items()}},

@@ -25,7 +25,7 @@ from kbuild.archive.states import Event, Happening, next_state
 from kbuild.core import fs
 from kbuild.core.errors import EvidenceError, PoolError, UserError
 from kbuild.core.model import Package, Settings, Target
-from kbuild.ship import dkms, guard_package, indexes, keyring_package, manifest
+from kbuild.ship import dkms, guard_package, indexes, keyring_package, manifest, mok
 from kbuild.ship import rollback as going_back
 from kbuild.ship.manifest import Output
 
@@ -108,14 +108,17 @@ class _Archive:
         )
         return (*judged, *unsigned)
 
-    def publish(self, *, again: bool = False) -> Plan:
+    def publish(self, *, again: bool = False, withdrawn: str = "") -> Plan:
         """Make dists/ show what the records in memory say, and write those that changed.
 
-        ``again`` writes and signs a new snapshot even if the present one shows it.
+        ``again`` writes and signs a new snapshot even if the present one shows it.  ``withdrawn``
+        is as in :func:`keyring_package.build`.
         """
         with self.scratch() as scratch:
             every = self.records.values()
-            keyrings = _keyrings(self.settings, self.root, every, self.now, scratch)
+            keyrings = _keyrings(
+                self.settings, self.root, every, self.now, scratch, withdrawn=withdrawn
+            )
             made = dict(keyrings.values())
             pool.check(self.root, made, {})
             pool.add(self.root, made)
@@ -427,13 +430,17 @@ def _way_back(archive: _Archive, record: Record) -> tuple[Record | None, tuple[s
     return older, tuple(notes)
 
 
-def resign(settings: Settings) -> dict[str, datetime]:
+def resign(settings: Settings, *, withdrawn: str = "") -> dict[str, datetime]:
     """Write and sign all indexes again; return until when each name in dists/ is valid now.
 
-    Raises UserError if there is no archive, and SigningError.
+    The certificate for Secure Boot with the SHA-256 ``withdrawn`` leaves the package with the
+    archive's keys.  Raises UserError if there is no archive, or if that package has no such
+    certificate, or must have it by the settings.  Raises SigningError.
     """
     with _opened(settings) as archive:
-        plan = archive.publish(again=True)
+        if withdrawn:
+            _check_withdrawal(settings, archive.root, withdrawn)
+        plan = archive.publish(again=True, withdrawn=withdrawn)
         return dict.fromkeys(sorted(plan), archive.now + indexes.VALID)
 
 
@@ -555,8 +562,39 @@ def _check_servers(settings: Settings, root: Path) -> None:
             keyring_package.check(settings, one)
 
 
+def _check_withdrawal(settings: Settings, root: Path, withdrawn: str) -> None:
+    """Raise UserError if a certificate cannot leave the packages that servers may have."""
+    links = snapshots.linked(root)
+    shown = {_shown_keyring(root, links, name) for name in links} - {None}
+    known = {
+        keyring_package.digest(der)
+        for one in shown
+        if one is not None
+        for der in keyring_package.certificates(one)
+    }
+    if withdrawn not in known:
+        raise UserError(
+            "the archive has no such certificate for Secure Boot",
+            expected="the SHA-256 of a published one: " + (", ".join(sorted(known)) or "none"),
+            found=withdrawn,
+        )
+    if withdrawn in {one.digest for one in mok.certificates(settings)}:
+        raise UserError(
+            "the configuration has the certificate that is to be withdrawn",
+            expected="mok_certificate without it",
+            found=f"{withdrawn} in {settings.mok_certificate}",
+            hint="remove it there first: docs/howto/secure-boot.md",
+        )
+
+
 def _keyrings(
-    settings: Settings, root: Path | None, known: Iterable[Record], now: datetime, scratch: Path
+    settings: Settings,
+    root: Path | None,
+    known: Iterable[Record],
+    now: datetime,
+    scratch: Path,
+    *,
+    withdrawn: str = "",
 ) -> dict[str, tuple[Output, Path]]:
     """Return the package with the archive's keys, and its file, for each suite with a release.
 
@@ -566,6 +604,8 @@ def _keyrings(
     found = {}
     for suite in sorted({one.suite for one in known if one.published}):
         last = _shown_keyring(root, links, suite) if root is not None else None
-        made = keyring_package.build(settings, suite, scratch / suite, now=now, last=last)
+        made = keyring_package.build(
+            settings, suite, scratch / suite, now=now, last=last, withdrawn=withdrawn
+        )
         found[suite] = (pool.describe(made), made.path)
     return found

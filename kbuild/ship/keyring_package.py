@@ -5,10 +5,13 @@ It also has the certificates for Secure Boot, which an administrator enrolls fro
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
+import itertools
 import re
 import tempfile
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +21,7 @@ from kbuild.core.errors import BuildError, TrustError, UserError
 from kbuild.core.model import Package, Settings
 from kbuild.core.run import run
 from kbuild.ship import deb, indexes, mok, signing
+from kbuild.ship.mok import Certificate
 
 NAME = "cplayground-archive-keyring"
 KEYRING = Path("usr/share/keyrings/cplayground-archive-keyring.gpg")
@@ -28,29 +32,41 @@ MOK = Path("usr/share/cplayground/mok.der")
 # The date of its content; a number after it for a second change on that day; the suite's mark.
 _VERSION = re.compile(r"(\d{4})\.(\d\d)\.(\d\d)(?:\.(\d+))?\+(\w+)")
 _TIMEOUT_S = 60
+_DAMAGED = "'./inv verify-archive' lists all damage; copy the package from a backup"
 
 
 def build(
-    settings: Settings, suite: str, out: Path, *, now: datetime, last: Package | None = None
+    settings: Settings,
+    suite: str,
+    out: Path,
+    *,
+    now: datetime,
+    last: Package | None = None,
+    withdrawn: str = "",
 ) -> Package:
     """Build the package of a suite into the directory ``out``, or return ``last``.
 
     ``last`` is the newest one in the archive.  It stays if a package of its version would have
     the same bytes.  Otherwise the new version is above it: the date of the newest key, or the
     date of ``now``.  The same keys, address, suite and version give the same bytes.
+
+    The certificates for Secure Boot of ``last`` stay after those of the settings, because servers
+    need them for the kernels that they have; only the one with the SHA-256 ``withdrawn`` goes.
     Raises SigningError as :func:`signing.signers` and :func:`mok.certificates` do, and UserError
     for an unusable archive_url.
     """
     keyring = signing.keyring(settings)
     _check_url(settings.archive_url)
+    ders = [one.der for one in mok.certificates(settings)]
     if last is not None:
+        ders += [one for one in certificates(last) if one not in ders and digest(one) != withdrawn]
         with tempfile.TemporaryDirectory(prefix="cplayground-keyring-") as name:
-            again = _build(settings, suite, keyring, last.version, Path(name))
+            again = _build(settings, suite, keyring, ders, last.version, Path(name))
             if again.sha256 == last.sha256:
                 return last
     made = max(key.made for key in signing.signers(settings))
     version = _above(last.version if last else None, [made, now], suites.suite(suite).mark)
-    return _build(settings, suite, keyring, version, out)
+    return _build(settings, suite, keyring, ders, version, out)
 
 
 def check(settings: Settings, last: Package) -> None:
@@ -73,22 +89,53 @@ def check(settings: Settings, last: Package) -> None:
         )
 
 
+def certificates(package: Package) -> tuple[bytes, ...]:
+    """Return the certificates for Secure Boot in a package, as DER and in their order."""
+    with _extracted(package) as tree:
+        return tuple((tree / one).read_bytes() for one in _places(tree))
+
+
+def place_of(certificate: Certificate, tree: Path) -> Path | None:
+    """Return where an installed package has a certificate, relative to ``tree``; None if not."""
+    found = (one for one in _places(tree) if (tree / one).read_bytes() == certificate.der)
+    return next(found, None)
+
+
+def _places(tree: Path) -> Iterator[Path]:
+    """Yield the certificates' files in a tree."""
+    for number in itertools.count(1):
+        if not (tree / _place(number)).is_file():
+            return
+        yield _place(number)
+
+
+def digest(der: bytes) -> str:
+    """Return the SHA-256 of a certificate, as sha256sum(1) prints it for its file."""
+    return hashlib.sha256(der).hexdigest()
+
+
 def _content(package: Package, path: Path) -> bytes:
     """Return a file of a package with keys."""
-    hint = "'./inv verify-archive' lists all damage; copy the package from a backup"
+    with _extracted(package) as tree:
+        file = tree / path
+        if not file.is_file():
+            raise TrustError(
+                f"{package.path} has no {path}", expected="the archive's package", hint=_DAMAGED
+            )
+        return file.read_bytes()
+
+
+@contextlib.contextmanager
+def _extracted(package: Package) -> Iterator[Path]:
+    """Yield a directory with the files of a package, for the time of the block."""
     with tempfile.TemporaryDirectory(prefix="cplayground-keyring-") as name:
         run(
             ["dpkg-deb", "--extract", package.path, name],
             timeout_s=_TIMEOUT_S,
             error=TrustError,
-            hint=hint,
+            hint=_DAMAGED,
         )
-        file = Path(name, path)
-        if not file.is_file():
-            raise TrustError(
-                f"{package.path} has no {path}", expected="the archive's package", hint=hint
-            )
-        return file.read_bytes()
+        yield Path(name)
 
 
 def _above(last: str | None, dates: list[datetime], mark: str) -> str:
@@ -126,7 +173,14 @@ def _check_url(url: str) -> None:
         )
 
 
-def _build(settings: Settings, suite: str, keyring: bytes, version: str, out: Path) -> Package:
+def _build(
+    settings: Settings,
+    suite: str,
+    keyring: bytes,
+    ders: Sequence[bytes],
+    version: str,
+    out: Path,
+) -> Package:
     row = suites.suite(suite)
     year, month, day, _ = _ordered(version)
     epoch = int(datetime(year, month, day, tzinfo=UTC).timestamp())
@@ -151,7 +205,7 @@ def _build(settings: Settings, suite: str, keyring: bytes, version: str, out: Pa
             docs / "copyright": (work / "copyright").read_bytes(),
             docs / "changelog.gz": gzip.compress((work / "changelog").read_bytes(), mtime=0),
             Path("usr/share/lintian/overrides", NAME): (work / "lintian-overrides").read_bytes(),
-            **_certificates(settings),
+            **{_place(number): der for number, der in enumerate(ders, 1)},
         }
         sums = [f"{hashlib.md5(raw).hexdigest()}  {path}\n" for path, raw in files.items()]
         files |= {
@@ -173,9 +227,6 @@ def _build(settings: Settings, suite: str, keyring: bytes, version: str, out: Pa
     return Package(NAME, version, "all", out / file, fs.sha256_file(out / file))
 
 
-def _certificates(settings: Settings) -> dict[Path, bytes]:
-    """Return the certificates for Secure Boot by their paths, as mokutil(1) reads them."""
-    return {
-        MOK if number == 1 else MOK.with_stem(f"{MOK.stem}-{number}"): one.der
-        for number, one in enumerate(mok.certificates(settings), 1)
-    }
+def _place(number: int) -> Path:
+    """Return the path of a certificate for Secure Boot, from 1 on."""
+    return MOK if number == 1 else MOK.with_stem(f"{MOK.stem}-{number}")

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from email.utils import format_datetime, parsedate_to_datetime
 from pathlib import Path
@@ -26,9 +27,9 @@ from kbuild.core.errors import (
     TrustError,
     UserError,
 )
-from kbuild.core.model import Settings
-from kbuild.ship import indexes, signing
-from tests.unit import releases
+from kbuild.core.model import Package, Settings
+from kbuild.ship import indexes, keyring_package, mok, signing
+from tests.unit import releases, secure_boot
 from tests.unit.releases import release
 
 
@@ -732,6 +733,45 @@ def test_an_address_may_come_late_and_may_change(given: Settings) -> None:
         )
         assert (url or "http://archive.invalid/").encode() in packed.stdout
     assert verify.check(own).findings == ()
+
+
+def enrolled(given: Settings, name: str) -> list[str]:
+    """Return the digests of the certificates in the package with keys of a name in dists/."""
+    (version,) = shown(given, name)["cplayground-archive-keyring"]
+    (path,) = given.archive.glob(f"pool/**/cplayground-archive-keyring_{version}_all.deb")
+    package = Package("cplayground-archive-keyring", version, "all", path, "")
+    return [keyring_package.digest(one) for one in keyring_package.certificates(package)]
+
+
+def test_a_certificate_that_servers_have_stays_until_it_is_withdrawn(
+    given: Settings, tmp_path: Path
+) -> None:
+    own = secure_boot.with_key(given, tmp_path / "mok")
+    _, one = promoted(own, 1, 2, percent=10)
+    (certificate,) = mok.certificates(own)
+    for action in (
+        lambda: operations.promote(given, one.id, 100),
+        lambda: operations.refresh(given),
+        lambda: operations.resign(given),
+        lambda: stage(given, release(3)),
+        lambda: operations.rollback(given, one.id, "it hangs"),
+    ):
+        action()
+        for name in ("bookworm", "bookworm-staging"):
+            assert enrolled(given, name) == [certificate.digest]
+    view = operations.preview(given, release(4), given.build / "view")
+    package = Package("cplayground-archive-keyring", "", "all", view.keyring, "")
+    assert keyring_package.certificates(package) == (certificate.der,)
+
+    def withdraw(settings: Settings, digest: str) -> Callable[[], object]:
+        return lambda: operations.resign(settings, withdrawn=digest)
+
+    refused(given, UserError, "no such certificate", withdraw(given, "0" * 64))
+    refused(given, UserError, "the configuration has", withdraw(own, certificate.digest))
+    withdraw(given, certificate.digest)()
+    operations.refresh(given)
+    assert enrolled(given, "bookworm") == enrolled(given, "bookworm-staging") == []
+    assert verify.check(given).findings == ()
 
 
 def signed(given: Settings, one: Release) -> list[Path]:

@@ -54,6 +54,13 @@ def test_the_archive_is_signed_again(given: Settings, here: Here) -> None:
     assert asked(here, "verify-archive")["findings"] == []
 
 
+@pytest.mark.usefixtures("given")
+def test_a_certificate_is_withdrawn_by_its_digest_only(here: Here) -> None:
+    found = asked(here, "sign-archive", "--withdraw-mok", "0" * 64, status=2)
+    assert "no such certificate" in found["error"]["what"]
+    assert "none" in found["error"]["expected"]
+
+
 def test_without_an_archive_nothing_is_signed(here: Here) -> None:
     found = asked(here, "sign-archive", status=2)
     assert "there is no archive" in found["error"]["what"]

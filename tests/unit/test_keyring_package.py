@@ -41,8 +41,9 @@ def build(
     suite: str = "bookworm",
     now: datetime = NOW,
     last: Package | None = None,
+    withdrawn: str = "",
 ) -> Package:
-    return keyring_package.build(settings, suite, out, now=now, last=last)
+    return keyring_package.build(settings, suite, out, now=now, last=last, withdrawn=withdrawn)
 
 
 def unpacked(package: Package, into: Path) -> Path:
@@ -195,3 +196,24 @@ def test_the_certificates_for_secure_boot_come_with_a_higher_version(
     assert (both / "usr/share/cplayground/mok.der").read_bytes() == certificate.der
     (second,) = mok.certificates(following)
     assert (both / "usr/share/cplayground/mok-2.der").read_bytes() == second.der
+
+
+def test_a_certificate_stays_until_it_is_withdrawn(settings: Settings, tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    old, new = (secure_boot.with_key(settings, tmp_path / name) for name in ("old", "new"))
+    first, second = (mok.certificates(one)[0] for one in (old, new))
+    one = build(old, pool)
+    # A task without the settings, or with those of the next key only, takes nothing away.
+    assert build(settings, pool, last=one) == one
+    two = build(new, pool, last=one)
+    assert keyring_package.certificates(two) == (second.der, first.der)
+    assert build(settings, pool, last=two) == two
+    three = build(new, pool, last=two, withdrawn=first.digest)
+    assert keyring_package.certificates(three) == (second.der,)
+    assert Version(one.version) < Version(two.version) < Version(three.version)
+    # It does not come back.
+    assert build(new, pool, last=three) == three
+    assert (
+        keyring_package.certificates(build(settings, pool, last=three, withdrawn=second.digest))
+        == ()
+    )
