@@ -17,14 +17,14 @@ from kbuild.core import fs, progress
 from kbuild.core.errors import BuildError, DefectError, KbuildError, UserError
 from kbuild.core.model import Kernel, Settings
 from kbuild.fetch import roots, source
-from kbuild.gate import server, wire
+from kbuild.gate import secure_boot, server, wire
 from kbuild.gate.cases import CASES, Case
 from kbuild.gate.report import FAILED, NOT_RUN, PASSED, CaseResult, Report
 from kbuild.gate.round import Round, Trial
 from kbuild.guest import programs, qemu
 from kbuild.guest.guest import GuestCommandError, GuestLost
 from kbuild.lab import readying
-from kbuild.ship import manifest, mok
+from kbuild.ship import manifest
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _PROGRAMS = ("observe", "topology")
 # Errors of the packages' own steps, in a tree and in a booted server.
 _VERDICTS = (BuildError, GuestLost, GuestCommandError)
 _NO_OLDER = "the archive has no promoted release of this target"
-_UNSIGNED = "mok_certificate is not set, so nothing is signed for Secure Boot"
+_UNSIGNED = "mok_certificate was not set, so the release is not signed for Secure Boot"
 
 
 def run(
@@ -217,7 +217,7 @@ def _lacking(made: Round, name: str) -> CaseResult | None:
     """Return the result of a case that lacks what it starts from; None for all others."""
     if name in NEED_OLDER and not made.view.promoted:
         return CaseResult(name, NOTHING_OLDER, 0.0, (_NO_OLDER,))
-    if name in NEED_KEY and not mok.configured(made.settings):
+    if name in NEED_KEY and secure_boot.certificate(made.settings, made.candidate) is None:
         return CaseResult(name, NO_KEY, 0.0, (_UNSIGNED,))
     return None
 

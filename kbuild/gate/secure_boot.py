@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
+from kbuild.archive import operations, records
+from kbuild.archive.release import Release
 from kbuild.core import fs
 from kbuild.core.errors import SigningError
 from kbuild.core.model import MODULE, Settings
@@ -23,6 +25,7 @@ from kbuild.gate.steps import boot_next
 from kbuild.guest.guest import GuestResult
 from kbuild.guest.spec import Firmware
 from kbuild.ship import keyring_package, mok
+from kbuild.ship.mok import Certificate
 
 _TIMEOUT_S = 60
 _ASKED_S = 20.0
@@ -35,12 +38,8 @@ _TRAILER_BYTES = 12 + 28
 
 _LOCKDOWN = Command(("cat", "/sys/kernel/security/lockdown"), _ASKED_S)
 _STATE = Command(("mokutil", "--sb-state"), _ASKED_S, status=None)
-_ENROLLED = Command(("mokutil", "--test-key", f"/{keyring_package.MOK}"), _ASKED_S, status=None)
-_WANTED = {
-    _LOCKDOWN: "[integrity]",
-    _STATE: "SecureBoot enabled",
-    _ENROLLED: "is already enrolled",
-}
+# The answers of a kernel that is locked down.
+_LOCKED = {_LOCKDOWN: "[integrity]"}
 _LOADED = Command(("cat", "/proc/modules"), _ASKED_S)
 _INSERT = Command(("insmod", f"/{_UNSIGNED_MODULE}"), _ASKED_S, status=None)
 _TAINT = Command(("cat", "/proc/sys/kernel/tainted"), _ASKED_S)
@@ -58,20 +57,22 @@ def secure_boot(round: Round, trials: Mapping[str, Trial]) -> None:
     """Boot the candidate and Debian's kernel under Secure Boot, and see the others refused."""
     (trial,) = trials.values()
     candidate = round.candidate
-    (certificate, *_) = mok.certificates(round.settings)
+    signer = certificate(round.settings, candidate)
+    assert signer is not None  # else the case is not judged
     tree = server.stock(round.settings, round.base, efi=True)
     with round.server(trial.name, tree=tree) as made:
         round.follow(made, round.view.staging)
         round.apt(made, "install", *names(candidate).prebuilt)
         image = made.root.path / f"boot/vmlinuz-{candidate.kernel}"
-        enrolled = made.root.path / keyring_package.MOK
-        held = enrolled.exists() and enrolled.read_bytes() == certificate.der
-        trial.require(held, f"/{keyring_package.MOK} is not the certificate that signs")
+        enrolled = keyring_package.place_of(signer, made.root.path)
+        if enrolled is None:
+            trial.reasons.append(f"the archive's package has not the certificate {signer}")
+            return
         pem = round.home / "secure-boot.pem"
-        pem.write_bytes(certificate.pem)
+        pem.write_bytes(signer.pem)
         done = run(["sbverify", "--cert", pem, image], timeout_s=_TIMEOUT_S, check=False)
         if done.returncode != 0:
-            trial.reasons.append(f"the kernel {candidate.kernel} is not signed by {certificate}")
+            trial.reasons.append(f"the kernel {candidate.kernel} is not signed by {signer}")
             return
         _write_controls(round.settings, made.root.path, image, round.home / "other-key")
         _write_unsigned_module(made.root.path, candidate.kernel)
@@ -86,23 +87,49 @@ def secure_boot(round: Round, trials: Mapping[str, Trial]) -> None:
             efi.write_menu(disk, log=made.log)
             changes = machine.keep_changes(disk, disk.with_suffix(".qcow2"))
             try:
-                _boot(round, trial, disk, changes, firmware)
+                _boot(round, trial, disk, changes, firmware, enrolled)
             finally:
                 changes.unlink(missing_ok=True)
 
 
-def _boot(round: Round, trial: Trial, disk: Path, changes: Path, firmware: Firmware) -> None:
+def certificate(settings: Settings, release: Release) -> Certificate | None:
+    """Return the certificate of the key that signed a release, or signs it now; None without one.
+
+    A release that the archive has published was signed by the key of its time, or by none.
+    """
+    packages = {one.sha256 for one in release.packages}
+    for one in operations.releases(settings):
+        same = one.id == release.id and packages == {known.sha256 for known in one.packages}
+        if same and one.published:
+            path = records.home(settings.archive, one.id) / mok.CERTIFICATE
+            return mok.read(path)[0] if mok.CERTIFICATE in one.evidence else None
+    return next(iter(mok.certificates(settings)), None)
+
+
+def _asked(enrolled: Path) -> dict[Command, str]:
+    """Return what Debian's kernel is asked, and what each answer must have.
+
+    ``enrolled`` is the certificate's file in the server.
+    """
+    tested = Command(("mokutil", "--test-key", f"/{enrolled}"), _ASKED_S, status=None)
+    return {**_LOCKED, _STATE: "SecureBoot enabled", tested: "is already enrolled"}
+
+
+def _boot(
+    round: Round, trial: Trial, disk: Path, changes: Path, firmware: Firmware, enrolled: Path
+) -> None:
+    asked = _asked(enrolled)
     stock = round.boot(
         trial,
         disk,
         "the server with Debian's kernel",
         release=round.base.release,
         module=None,
-        commands=(_LOCKDOWN, _STATE, _ENROLLED),
+        commands=tuple(asked),
         changes=changes,
         firmware=firmware,
     )
-    judge_lockdown(trial, stock, (_LOCKDOWN, _STATE, _ENROLLED))
+    judge_lockdown(trial, stock, asked)
     ours = round.boot(
         trial,
         disk,
@@ -113,7 +140,7 @@ def _boot(round: Round, trial: Trial, disk: Path, changes: Path, firmware: Firmw
         changes=changes,
         firmware=firmware,
     )
-    judge_lockdown(trial, ours, (_LOCKDOWN,))
+    judge_lockdown(trial, ours, _LOCKED)
     judge_modules(trial, ours)
 
 
@@ -183,11 +210,11 @@ def without_signature(module: bytes) -> bytes:
     return module[: -_TRAILER_BYTES - int.from_bytes(found[1], "big")]
 
 
-def judge_lockdown(trial: Trial, seen: Boot, asked: Sequence[Command]) -> None:
-    """Judge whether a kernel was locked down, by the answer to each command that was ``asked``."""
+def judge_lockdown(trial: Trial, seen: Boot, asked: Mapping[Command, str]) -> None:
+    """Judge whether a kernel was locked down, by what each answer must have that was ``asked``."""
     by_command = {one.argv: one for one in seen.results}
-    for command in asked:
-        said, wanted = _said(by_command.get(command.argv)), _WANTED[command]
+    for command, wanted in asked.items():
+        said = _said(by_command.get(command.argv))
         trial.require(wanted in said, f"{' '.join(command.argv)} says {said!r}, not {wanted!r}")
 
 

@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from kbuild.archive import evidence
+from kbuild.archive import evidence, operations
 from kbuild.archive.required import NO_KEY, NOTHING_OLDER, REQUIRED
 from kbuild.core.errors import BuildError
 from kbuild.core.model import Settings
@@ -24,7 +24,8 @@ from kbuild.guest.guest import GuestResult
 from kbuild.guest.outcome import Outcome
 from kbuild.guest.spec import Firmware, ServerSpec
 from kbuild.guest.verdict import Verdict
-from tests.unit import fake_kernel
+from kbuild.ship import keyring_package, mok
+from tests.unit import fake_kernel, releases
 from tests.unit import secure_boot as keys
 
 MIB = 1 << 20
@@ -111,11 +112,13 @@ def result(command: Command, text: str, status: int = 0) -> GuestResult:
     return GuestResult(command.argv, status, text.encode(), b"", 0.1)
 
 
+ASKED = secure_boot._asked(keyring_package.MOK)
+ENROLLED = [*ASKED][-1]
 OURS = "cplayground 53248 0 - Live 0xffffffffc0000000 (O)\next4 1 0 - Live 0x0\n"
 GOOD = (
     result(secure_boot._LOCKDOWN, "none [integrity] confidentiality\n"),
     result(secure_boot._STATE, "SecureBoot enabled\n"),
-    result(secure_boot._ENROLLED, "/usr/share/cplayground/mok.der is already enrolled\n", 1),
+    result(ENROLLED, "/usr/share/cplayground/mok.der is already enrolled\n", 1),
     result(secure_boot._LOADED, OURS),
     result(secure_boot._INSERT, "insmod: ERROR: Key was rejected by service\n", 1),
     result(secure_boot._TAINT, "4096\n"),
@@ -134,7 +137,7 @@ def judged(
     seen = Boot(Verdict(Outcome.PASSED), console, results=tuple(results))
     trial = Trial("secure-boot")
     secure_boot.judge_controls(trial, console)
-    secure_boot.judge_lockdown(trial, seen, [*secure_boot._WANTED])
+    secure_boot.judge_lockdown(trial, seen, ASKED)
     secure_boot.judge_modules(trial, seen)
     return trial.reasons
 
@@ -205,12 +208,42 @@ def test_the_signature_of_a_module_is_cut_off() -> None:
 
 def round_of(settings: Settings) -> Round:
     view = SimpleNamespace(promoted=())
-    return cast(Round, SimpleNamespace(view=view, settings=settings))
+    candidate = releases.release(1, small=True)
+    return cast(Round, SimpleNamespace(view=view, settings=settings, candidate=candidate))
+
+
+def test_a_published_release_is_judged_by_the_key_of_its_time(tmp_path: Path) -> None:
+    plain = releases.settings(tmp_path)
+    old, new = (keys.with_key(plain, tmp_path / name) for name in ("old", "new"))
+    unsigned, signed, coming = (releases.release(number, small=True) for number in (1, 2, 3))
+    operations.stage(plain, unsigned, releases.files(plain.build, unsigned))
+    files = releases.files(plain.build, signed)
+    for name, content in (
+        ("kernel.sig", b"a signature"),
+        ("mok.pem", mok.certificates(old)[0].pem),
+    ):
+        files.append(files[0].with_name(name))
+        files[-1].write_bytes(content)
+    operations.stage(old, signed, files)
+    for settings in (plain, old, new):
+        assert secure_boot.certificate(settings, unsigned) is None
+        found = secure_boot.certificate(settings, signed)
+        assert found is not None and found.der == mok.certificates(old)[0].der
+    assert secure_boot.certificate(plain, coming) is None
+    assert secure_boot.certificate(new, coming) == mok.certificates(new)[0]
+    # Its server finds the certificate under whatever name the package has it.
+    with_both = operations.preview(new, signed, tmp_path / "view").keyring
+    subprocess.run(["dpkg-deb", "-x", with_both, tmp_path / "server"], check=True)
+    places = [
+        keyring_package.place_of(mok.certificates(one)[0], tmp_path / "server")
+        for one in (new, old)
+    ]
+    assert places == [keyring_package.MOK, Path("usr/share/cplayground/mok-2.der")]
 
 
 def test_without_a_key_the_case_is_not_judged_and_says_so(tmp_path: Path) -> None:
     (case,) = (one for one in CASES if one.names == ("secure-boot",))
-    (result,) = judging.judge(round_of(fake_kernel.settings(tmp_path)), case)
+    (result,) = judging.judge(round_of(releases.settings(tmp_path)), case)
     assert result.outcome == NO_KEY == "not judged: no MOK key"
     assert result.outcome != PASSED and result.reasons
     others = tuple(CaseResult(name, PASSED) for name in REQUIRED if name != result.name)
