@@ -25,7 +25,7 @@ from kbuild.core.errors import (
     UserError,
 )
 from kbuild.ship import mok, signing
-from kbuild.watch.state import Attempt, Cause, Failure, Journal, Outcome, Step
+from kbuild.watch.state import Attempt, Cause, Failure, Journal, Next, Outcome, Step
 
 # The first wait after a failure of a machine, which doubles with each further one up to the second.
 FIRST_WAIT, LONGEST_WAIT = timedelta(minutes=15), timedelta(hours=4)
@@ -221,6 +221,18 @@ def promotions(
             at = max(since, good) + timedelta(hours=hours)
             found.append(Promotion(one, percent, since, at))
     return tuple(found)
+
+
+def next_steps(
+    records: Sequence[Record], steps: Sequence[tuple[int, int]], journal: Journal
+) -> tuple[Next, ...]:
+    """Return what comes next for each release of a target that can go to more servers."""
+    known = {one.record.id: one for one in promotions(records, steps, journal)}
+    able = (one.record.id for one in promotions(records, ((contents.ALL, 0),), journal))
+    return tuple(
+        Next(id, known[id].percent, known[id].at.isoformat()) if id in known else Next(id, 0)
+        for id in able
+    )
 
 
 def good_since(last: Attempt | None, outcome: Outcome, since: datetime, now: datetime) -> str:

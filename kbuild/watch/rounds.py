@@ -544,6 +544,15 @@ class _Round:
             attempts=self.journal.attempts,
             causes=self.journal.causes,
             releases=listed,
+            promotions=tuple(
+                one
+                for target in self.targets
+                for one in deciding.next_steps(
+                    [record for record in known if _name(record.target) == _name(target)],
+                    self.settings.policy.promote,
+                    self.journal,
+                )
+            ),
         )
         if not self._kept(lambda: self.work.write(self.status, self.root)):
             # A page that cannot be made must not hide what the round did.

@@ -248,6 +248,15 @@ class Listed:
 
 
 @dataclass(frozen=True)
+class Next:
+    """The next promotion of a release that not every server gets yet."""
+
+    id: str  # of the release
+    percent: int  # of the servers, afterwards; 0 if a person decides it
+    at: str = ""  # not before; empty if watch_promote has no step for it, so a person does it
+
+
+@dataclass(frozen=True)
 class Status:
     """The archive against the distro, after one round."""
 
@@ -266,6 +275,7 @@ class Status:
     error: Failure | None = None  # the round itself could not go on
     key_expires: str = ""  # the key that signs; empty too if it never does
     mok_expires: str = ""  # the certificate for Secure Boot; empty without one
+    promotions: tuple[Next, ...] = ()  # of the releases that can go to more servers
 
 
 def read_status(root: Path) -> Status | None:

@@ -16,7 +16,7 @@ from kbuild.archive.release import State
 from kbuild.core.errors import InfrastructureError, TrustError
 from kbuild.core.model import Target
 from kbuild.watch.deciding import JOURNAL, KEY, LASTING, MOK, ROUND
-from kbuild.watch.state import Against, Attempt, Failure, Listed, Outcome, Status, Step
+from kbuild.watch.state import Against, Attempt, Failure, Listed, Ours, Outcome, Status, Step
 
 # A round must end in this time after the one before, else nobody keeps the kernels current.
 VALID = timedelta(hours=24)
@@ -68,7 +68,7 @@ class Tone(StrEnum):
 
     GOOD = "good"  # nothing
     BUSY = "busy"  # nothing: the pipeline is at work
-    UNSURE = "unsure"  # to come back: something is tried again
+    UNSURE = "unsure"  # to come back: something is tried again, or waits for a decision
     BAD = "bad"  # to act
 
 
@@ -95,6 +95,7 @@ class Kernel:
     against: Against
     condition: Condition
     note: str  # one sentence; empty if the condition says it all
+    waits: bool = False  # for a person, who gives it to more servers
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,11 @@ class Summary:
         return tuple(one for one in self.problems if one.person)
 
     @property
+    def waiting(self) -> tuple[Kernel, ...]:
+        """Return the kernels that a person may give to more servers."""
+        return tuple(one for one in self.kernels if one.waits)
+
+    @property
     def retried(self) -> tuple[Problem, ...]:
         """Return the problems that the next rounds try to solve."""
         return tuple(one for one in self.problems if not one.person)
@@ -122,7 +128,7 @@ def summarize(status: Status) -> Summary:
     """Answer every question about a status."""
     now = moment(written(status))
     problems = sorted(_problems(status, now), key=lambda one: not one.person)
-    found = (_kernel(status, one, problems) for one in status.targets)
+    found = (_kernel(status, one, problems, now) for one in status.targets)
     kernels = tuple(sorted(found, key=lambda one: _URGENT.index(one.condition)))
     headline, tone = _headline(kernels, problems)
     return Summary(headline, tone, kernels, tuple(problems), (now + VALID).isoformat())
@@ -277,7 +283,7 @@ def _about(key: str) -> tuple[str, str]:
     return subject or key, _DOING[Step(step)] if step in set(Step) else ""
 
 
-def _kernel(status: Status, against: Against, problems: Sequence[Problem]) -> Kernel:
+def _kernel(status: Status, against: Against, problems: Sequence[Problem], now: datetime) -> Kernel:
     mine = [one for one in problems if one.target == against.target]
     running = [
         one
@@ -295,11 +301,12 @@ def _kernel(status: Status, against: Against, problems: Sequence[Problem]) -> Ke
         return Kernel(against, Condition.UNKNOWN, last)
     if promoted is not None and not against.behind:
         if promoted.percent < ALL:
-            note = f"{promoted.percent} % of the servers get it"
-            return Kernel(against, Condition.ROLLING, note)
+            note, waits = _promotion(status, promoted, now)
+            note = f"{promoted.percent} % of the servers get it; {note}"
+            return Kernel(against, Condition.ROLLING, note, waits)
         return Kernel(against, Condition.CURRENT, "")
     if staged is not None and not against.due:
-        return Kernel(against, Condition.STAGED, "waits for its promotion")
+        return Kernel(against, Condition.STAGED, *_promotion(status, staged, now))
     if running:
         return Kernel(against, Condition.WORKING, f"since {when(running[0].began)}")
     if any(_withdrawn(one, against) for one in status.releases):
@@ -309,6 +316,17 @@ def _kernel(status: Status, against: Against, problems: Sequence[Problem]) -> Ke
         again = next((one.attempt.not_before for one in mine if one.attempt), "")
         return Kernel(against, Condition.DUE, f"tried again after {when(again)}" if again else "")
     return Kernel(against, Condition.DUE, "the next round builds it")
+
+
+def _promotion(status: Status, ours: Ours, now: datetime) -> tuple[str, bool]:
+    """Return how a release comes to more servers, and whether it waits for a person."""
+    for one in status.promotions:
+        if one.id == ours.id and one.at:
+            when_ = f"not before {when(one.at)}" if moment(one.at) > now else "in the next round"
+            return f"goes to {one.percent} % {when_}", False
+        if one.id == ours.id:
+            return f"waits for a person: ./inv promote {ours.id}", True
+    return "stays there, because servers may have a newer release", False
 
 
 def _withdrawn(listed: Listed, against: Against) -> bool:
@@ -336,6 +354,9 @@ def _headline(kernels: Sequence[Kernel], problems: Sequence[Problem]) -> tuple[s
     if gone := counts[Condition.WITHDRAWN]:
         has = "has" if gone == 1 else "have"
         return f"{gone} of {_kernels(every)} {has} only a withdrawn update", Tone.UNSURE
+    if waits := sum(kernel.waits for kernel in kernels):
+        verb = "waits" if waits == 1 else "wait"
+        return f"{waits} of {_kernels(every)} {verb} for a person's promotion", Tone.UNSURE
     if not any(kernel.against.promoted for kernel in kernels):
         return "No kernel is published yet", tone if problems else Tone.BUSY
     waiting = every - counts[Condition.CURRENT]

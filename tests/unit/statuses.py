@@ -16,6 +16,7 @@ from kbuild.watch.state import (
     Cause,
     Failure,
     Listed,
+    Next,
     Ours,
     Outcome,
     Status,
@@ -177,12 +178,32 @@ def working(log: Path) -> Status:
     rolling = replace(
         current("bullseye"), promoted=ours(versions("bullseye")[1], suite="bullseye", percent=10)
     )
+    assert staged.staged is not None and rolling.promoted is not None
     return status(
         *(building, staged, rolling, behind("bookworm", "amd64")),
+        promotions=(
+            Next(staged.staged.id, 10, ago(hours=-19)),
+            Next(rolling.promoted.id, 50, ago(hours=1)),
+        ),
         attempts=(attempt,),
         ended="",
         began=ago(minutes=22),
         done=("staged trixie-cloud-amd64-6.12.48-1+cplayground1",),
+    )
+
+
+def by_hand(log: Path) -> Status:
+    """No step for what is in staging and for what half of the servers get: a person promotes."""
+    (_, bookworm), (_, trixie), (_, bullseye) = map(versions, ("bookworm", "trixie", "bullseye"))
+    staged = replace(behind(), staged=ours(bookworm, percent=0, hours=5))
+    half = ours(trixie, suite="trixie", percent=50, hours=60)
+    stuck = replace(
+        behind("bullseye"), staged=ours(bullseye, suite="bullseye", percent=0, hours=90)
+    )
+    assert staged.staged is not None
+    return status(
+        *(staged, replace(current("trixie"), promoted=half), stuck),
+        promotions=(Next(staged.staged.id, 0), Next(half.id, 0)),
     )
 
 
@@ -288,5 +309,5 @@ def many(log: Path) -> Status:
 
 DAYS: Mapping[str, Callable[[Path], Status]] = {
     one.__name__: one
-    for one in (good, empty, working, failed, unreachable, withdrawn, expired, many)
+    for one in (good, empty, working, by_hand, failed, unreachable, withdrawn, expired, many)
 }

@@ -86,6 +86,7 @@ def test_no_password_is_written(name: str, tmp_path: Path, log: Path) -> None:
         ("good", "All 4 kernels are current", Tone.GOOD),
         ("empty", "No kernel is published yet", Tone.BUSY),
         ("working", "4 of 4 kernels have an update on the way", Tone.BUSY),
+        ("by_hand", "2 of 3 kernels wait for a person's promotion", Tone.UNSURE),
         ("failed", "2 things need a person", Tone.BAD),
         ("unreachable", "1 of 2 kernels could not be checked", Tone.UNSURE),
         ("withdrawn", "1 of 2 kernels has only a withdrawn update", Tone.UNSURE),
@@ -99,6 +100,20 @@ def test_the_first_line_says_what_the_reader_has_to_do(
     answers = summary.summarize(statuses.DAYS[name](log))
     assert (answers.headline, answers.tone) == (headline, tone)
     assert headline in write(statuses.DAYS[name](log), tmp_path).text
+
+
+def test_it_says_who_promotes_and_when(tmp_path: Path, log: Path) -> None:
+    working = write(statuses.working(log), tmp_path).text
+    assert "goes to 10 % not before 2026-12-01 13:05 UTC" in working
+    assert "10 % of the servers get it; goes to 50 % in the next round" in working
+    assert "a person does" not in working and "Nothing needs a person." in working
+    by_hand = write(statuses.by_hand(log), tmp_path).text
+    bookworm, trixie = "bookworm-cloud-amd64-6.1.192-3", "trixie-cloud-amd64-6.12.48-1"
+    assert f"waits for a person: ./inv promote {bookworm}+cplayground1" in by_hand
+    assert f"50 % of the servers get it; waits for a person: ./inv promote {trixie}+" in by_hand
+    assert "gives bookworm cloud-amd64, trixie cloud-amd64 to more servers" in by_hand
+    assert "stays there, because servers may have a newer release" in by_hand
+    assert "Nothing needs a person" not in by_hand
 
 
 def test_one_kernel_and_none_have_a_line_of_their_own() -> None:

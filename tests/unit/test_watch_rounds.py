@@ -566,6 +566,32 @@ def test_a_release_that_was_judged_before_another_was_promoted_is_judged_again(
     operator.installable()
 
 
+def test_the_status_says_who_promotes_and_when(operator: Operator) -> None:
+    def next_of(status: Status) -> list[tuple[int, str]]:
+        return [(one.percent, one.at) for one in status.promotions]
+
+    operator.policy(promote=((10, 24), (50, 24)))
+    operator.round()
+    id = f"{NAME}-6.1.192-3+cplayground1"
+    ((percent, at),) = next_of(operator.round())
+    since = datetime.fromisoformat(operator.record(id).history[-1].when)
+    assert (percent, datetime.fromisoformat(at)) == (10, since + timedelta(hours=24))
+    # Without a step it is for a person, before the first one and after the last one.
+    operator.policy()
+    assert next_of(operator.round()) == [(0, "")]
+    operator.policy(promote=((10, 24), (50, 24)))
+    operator.later(hours=25)
+    assert [percent for percent, _ in next_of(operator.round())] == [50]
+    operations.promote(operator.settings, id, 50)
+    status = operator.round()
+    assert next_of(status) == [(0, "")]
+    assert [one.waits for one in summary.summarize(status).kernels] == [True]
+    operations.promote(operator.settings, id, 100)
+    status = operator.round()
+    assert next_of(status) == []
+    assert [one.waits for one in summary.summarize(status).kernels] == [False]
+
+
 def test_an_update_each_day_still_reaches_the_servers(operator: Operator) -> None:
     operator.policy(promote=((100, 24),))
     for day in range(4):

@@ -20,6 +20,7 @@ from kbuild.watch.state import (
     Failure,
     Journal,
     Listed,
+    Next,
     Ours,
     Outcome,
     Status,
@@ -50,6 +51,7 @@ STATUS = Status(
     *("began", "ended", "commit", "0.2.0", "/archive", "http://a.example/", {"bookworm": "then"}),
     *((AGAINST,), (ATTEMPT,), (CAUSE,), (LISTED,), ("staged",), FAILURE, "key ends"),
     mok_expires="mok ends",
+    promotions=(Next("id", 10, "then"),),
 )
 
 
