@@ -21,12 +21,12 @@ from kbuild.archive.release import Release
 from kbuild.core.errors import BuildError
 from kbuild.core.run import Arg, run
 from kbuild.core.sandbox import Bind
-from kbuild.gate import listing, machine, rehearsal, secure_boot, wire
+from kbuild.gate import installed, listing, machine, rehearsal, secure_boot, wire
 from kbuild.gate.guarded import guard
 from kbuild.gate.machine import Command
 from kbuild.gate.round import BUILT, PREBUILT, Names, Round, Trial, names
 from kbuild.gate.server import Server
-from kbuild.gate.steps import boot_next, install_older, of_kernel
+from kbuild.gate.steps import boot_both, boot_next, install_older, of_kernel
 from kbuild.ship import dkms, versions
 
 # Seconds of a fast machine, for apt in a booted server.
@@ -34,8 +34,6 @@ _UPDATE_S, _INSTALL_S, _AUDIT_S = 60.0, 300.0, 20.0
 _BUILD_TIMEOUT_S = 120
 
 _AUDIT = Command(("dpkg", "--audit"), _AUDIT_S)
-# Prints each package that dpkg knows, with its state.
-_STATES = ("dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n")
 
 Trials = Mapping[str, Trial]
 
@@ -54,37 +52,21 @@ class Case:
 def install(round: Round, trials: Trials) -> None:
     """Install the candidate from staging in a booted server, and boot it."""
     (trial,) = trials.values()
-    wanted, candidate = names(round.candidate), round.candidate
+    wanted = names(round.candidate)
     commands = [Command(argv, _UPDATE_S) for argv in round.following(round.view.staging)]
     commands += [
         Command(("apt-get", "install", "--yes", *wanted.prebuilt), _INSTALL_S),
         _AUDIT,
     ]
+
+    def judge(seen: machine.Boot) -> bool:
+        audits = [one.text for one in seen.results if one.argv == _AUDIT.argv]
+        trial.require(audits == [""], f"dpkg --audit: {''.join(audits) or 'it did not run'}")
+        return not trial.reasons
+
     with round.server(trial.name) as made, round.disk(made) as disk:
-        changes = machine.keep_changes(disk, disk.with_suffix(".qcow2"))
-        try:
-            seen = round.boot(
-                trial,
-                disk,
-                "the server with Debian's kernel",
-                release=round.base.release,
-                module=None,
-                commands=commands,
-                changes=changes,
-            )
-            audits = [one.text for one in seen.results if one.argv == _AUDIT.argv]
-            trial.require(audits == [""], f"dpkg --audit: {''.join(audits) or 'it did not run'}")
-            if not trial.reasons:
-                round.boot(
-                    trial,
-                    disk,
-                    "the server after the installation",
-                    release=candidate.kernel,
-                    module=PREBUILT,
-                    changes=changes,
-                )
-        finally:
-            changes.unlink(missing_ok=True)
+        what = "the server after the installation"
+        boot_both(round, trial, disk, what, first=commands, judge=judge)
 
 
 # --- DKMS -------------------------------------------------------------------------------------
@@ -97,7 +79,7 @@ def with_dkms(round: Round, trials: Trials) -> None:
     with round.server(trial.name, dkms=True) as made:
         round.follow(made, round.view.staging)
         round.apt(made, "install", *wanted.dkms)
-        _require_configured(trial, made, round)
+        installed.require_configured(trial, made, round)
         alone = round.record(made)
         with round.disk(made) as disk:
             round.boot(
@@ -125,7 +107,7 @@ def _next_to_a_failing_module(
     round.follow(made, round.view.staging)
     # No package of ours is named: the failure of the other must not be ours.
     done = round.apt(made, "install", *wanted.dkms, check=False)
-    half = _unconfigured(round, made)
+    half = installed.unconfigured(round, made)
     if done.returncode != 0:
         culprit = re.search(rf"/var/lib/dkms/{_FOREIGN}/|Module {_FOREIGN}[/ ]", done.stdout)
         trial.require(culprit is not None, "apt failed, and its output does not name the other one")
@@ -145,10 +127,10 @@ def _next_to_a_failing_module(
     trial.require(
         any(built.glob("cplayground.ko*")), f"our module was not built for {round.candidate.kernel}"
     )
-    trial.reasons += menu_faults(made.root.path)
+    trial.reasons += installed.menu_faults(made.root.path)
     round.apt(made, "purge", f"{_FOREIGN}-dkms", check=False)
     round.apt(made, "install", "--fix-broken")
-    _require_configured(trial, made, round)
+    installed.require_configured(trial, made, round)
     after = round.record(made)
     trial.reasons += [
         f"without the other module: {one}"
@@ -221,8 +203,8 @@ def upgrade(round: Round, trials: Trials) -> None:
         with round.server(f"{trial.name}-{older.version}") as made:
             install_older(round, made, older)
             _upgrade(round, made)
-            _require_versions(trial, round, made, names(round.candidate).prebuilt)
-            _require_kernels(trial, round, made, older, round.candidate)
+            installed.require_versions(trial, round, made, names(round.candidate).prebuilt)
+            installed.require_kernels(trial, round, made, older, round.candidate)
             with round.disk(made) as disk:
                 round.boot(
                     trial,
@@ -275,7 +257,7 @@ def downgrade(round: Round, trials: Trials) -> None:
                 round.run(made, argv)
             # The next upgrade must not bring the newer version back.
             _upgrade(round, made)
-            _require_versions(trial, round, made, old.prebuilt, older)
+            installed.require_versions(trial, round, made, old.prebuilt, older)
             with round.disk(made) as disk:
                 round.boot(
                     trial,
@@ -337,7 +319,7 @@ def _upgrade(round: Round, made: Server) -> None:
 _UNWANTED = "0.0.1-1-cplayground-unwanted"
 AUTOREMOVE = (
     Command(("apt-get", "autoremove", "--yes"), _INSTALL_S),
-    Command(_STATES, _AUDIT_S),
+    Command(installed.STATES, _AUDIT_S),
 )
 
 
@@ -364,7 +346,7 @@ def judge_autoremove(trial: Trial, seen: machine.Boot, releases: Sequence[Releas
     done = [one for one in seen.results if one.argv == AUTOREMOVE[-1].argv]
     if not trial.require(bool(done), "apt-get autoremove did not run in the server"):
         return
-    states = _by_name(done[0].text)
+    states = installed.by_name(done[0].text)
     kept = {name for name, state in states.items() if state == "installed"}
     for release in releases:
         for wanted in of_kernel(release):
@@ -412,18 +394,18 @@ def rollback(round: Round, trials: Trials) -> None:
                 return
             _become(made, outside)
             _plain_upgrade(there, made)
-            _require_versions(trial, there, made, wanted, older)
+            installed.require_versions(trial, there, made, wanted, older)
             _become(made, inside)
             _plain_upgrade(there, made)
-            _require_versions(trial, there, made, wanted)
+            installed.require_versions(trial, there, made, wanted)
             operations.rollback(scratch, candidate.id, "the gate rehearses a bad release")
-            had = _states(there, made)
+            had = installed.states(there, made)
             there.apt(made, "update")
             _plain_upgrade(there, made)
-            lost = sorted(had.keys() - _states(there, made).keys())
+            lost = sorted(had.keys() - installed.states(there, made).keys())
             trial.require(not lost, f"the rollback removed {', '.join(lost)}")
-            _require_configured(trial, made, there)
-            _require_kernels(trial, there, made, older)
+            installed.require_configured(trial, made, there)
+            installed.require_kernels(trial, there, made, older)
             with there.disk(made) as disk:
                 there.boot(
                     trial,
@@ -487,7 +469,7 @@ def remove(round: Round, trials: Trials) -> None:
             before = round.record(made)
             round.follow(made, round.view.staging)
             round.apt(made, "install", *kind)
-            ours = [*_ours(round, made), _keyring_name(round)]
+            ours = [*installed.ours(round, made), _keyring_name(round)]
             round.apt(made, "remove", *ours)
             for after, allowed in (
                 ("removed", (*_OF_DKMS, *_LEFT_BY_REMOVE)),
@@ -528,8 +510,8 @@ def reinstall(round: Round, trials: Trials) -> None:
         with round.copy(made.root, f"{trial.name}-whole") as whole:
             round.apt(whole, "install", *wanted.prebuilt)
             straight = round.record(whole)
-            round.apt(whole, "install", "--reinstall", *_ours(round, whole))
-            _require_configured(trial, whole, round)
+            round.apt(whole, "install", "--reinstall", *installed.ours(round, whole))
+            installed.require_configured(trial, whole, round)
             trial.reasons += _unlike(round, straight, whole, "after a reinstallation")
         image = versions.image_package(kernel)
         for word in (f"Unpacking {image} ", f"Setting up {image} ", "Generating /boot/initrd"):
@@ -540,7 +522,7 @@ def reinstall(round: Round, trials: Trials) -> None:
                 round.run(killed, ["dpkg", "--configure", "--pending"])
                 round.apt(killed, "install", "--fix-broken")
                 round.apt(killed, "install", *wanted.prebuilt)
-                _require_configured(trial, killed, round)
+                installed.require_configured(trial, killed, round)
                 trial.reasons += _unlike(round, straight, killed, f"after a kill at {word!r}")
 
 
@@ -566,88 +548,8 @@ def _kill_at(round: Round, made: Server, word: str, wanted: Sequence[str]) -> No
 
 
 def _unfinished(round: Round, made: Server, wanted: Sequence[str]) -> bool:
-    states = _states(round, made)
+    states = installed.states(round, made)
     return any(states.get(name) != "installed" for name in wanted)
-
-
-# --- what is in a tree --------------------------------------------------------------------------
-
-
-def _states(round: Round, made: Server) -> dict[str, str]:
-    """Return dpkg's state of each package that it knows."""
-    return _by_name(round.run(made, _STATES).stdout)
-
-
-def _by_name(listed: str) -> dict[str, str]:
-    """Return what dpkg-query printed after the name of each package."""
-    return dict(line.split(" ", 1) for line in listed.splitlines() if " " in line)
-
-
-def _ours(round: Round, made: Server) -> list[str]:
-    """Return the packages of releases of ours that dpkg knows there."""
-    known = {one.name for release in _releases(round) for one in release.packages}
-    return sorted(known & _states(round, made).keys())
-
-
-def _releases(round: Round) -> tuple[Release, ...]:
-    return (round.candidate, *round.view.promoted)
-
-
-def _unconfigured(round: Round, made: Server) -> list[str]:
-    states = _states(round, made)
-    return [name for name in _ours(round, made) if states[name] != "installed"]
-
-
-def _require_configured(trial: Trial, made: Server, round: Round) -> None:
-    """Require that dpkg has no complaint about a tree."""
-    said = round.run(made, ["dpkg", "--audit"], check=False).stdout.strip()
-    trial.require(not said, f"dpkg --audit: {said.splitlines()[0] if said else ''}")
-    for name in _unconfigured(round, made):
-        trial.reasons.append(f"{name} is {_states(round, made)[name]}")
-
-
-def _require_versions(
-    trial: Trial,
-    round: Round,
-    made: Server,
-    wanted: Sequence[str],
-    release: Release | None = None,
-) -> None:
-    """Require that packages are installed in the versions of a release, else the candidate's."""
-    expected = names(release or round.candidate).versions
-    query = ["dpkg-query", "-W", "-f", "${Package} ${Version} ${db:Status-Status}\n"]
-    there = _by_name(round.run(made, query).stdout)
-    for name in wanted:
-        trial.require(
-            there.get(name) == f"{expected[name]} installed",
-            f"{name} is {there.get(name, 'not installed')}, not {expected[name]} installed",
-        )
-
-
-def _require_kernels(trial: Trial, round: Round, made: Server, *releases: Release) -> None:
-    """Require that each kernel is there with its initrd and its module, and is in the menu."""
-    states = _states(round, made)
-    for release in releases:
-        for name in of_kernel(release):
-            trial.require(states.get(name) == "installed", f"{name} is not installed any more")
-        for name in (f"boot/vmlinuz-{release.kernel}", f"boot/initrd.img-{release.kernel}"):
-            trial.require((made.root.path / name).exists(), f"/{name} is missing")
-    trial.reasons += menu_faults(made.root.path)
-
-
-def menu_faults(tree: Path) -> list[str]:
-    """Return each file that the boot menu names and that is missing, and kernels without initrd."""
-    menu = (tree / "boot/grub/grub.cfg").read_text()
-    files = re.findall(r"^\s*(?:linux|initrd)\s+(/boot/\S+)", menu, re.MULTILINE)
-    found = [
-        f"the boot menu names {one}, which is missing"
-        for one in dict.fromkeys(files)
-        if not (tree / one.lstrip("/")).exists()
-    ]
-    kernels = {one.partition("vmlinuz-")[2] for one in files if "vmlinuz-" in one}
-    initrds = {one.partition("initrd.img-")[2] for one in files if "initrd.img-" in one}
-    found += [f"the boot menu starts {one} without an initrd" for one in sorted(kernels - initrds)]
-    return found if kernels else ["the boot menu starts no kernel"]
 
 
 CASES = (

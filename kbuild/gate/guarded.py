@@ -220,8 +220,7 @@ def configure(made: Server, settings: Mapping[str, str]) -> None:
 def kept(round: Round, trial: Trial, disk: Path) -> Boot:
     """Let the candidate pass its checks; it is good then, and the next boot starts it."""
     candidate, what = round.candidate.kernel, "the server with the candidate on trial"
-    changes = machine.keep_changes(disk, disk.with_suffix(".qcow2"))
-    try:
+    with machine.keeping(disk) as changes:
         seen = round.boot(
             trial,
             disk,
@@ -238,16 +237,13 @@ def kept(round: Round, trial: Trial, disk: Path) -> Boot:
         if require_status(trial, what, said(seen), wanted):
             require_next(round, trial, disk, changes, candidate)
         return seen
-    finally:
-        changes.unlink(missing_ok=True)
 
 
 def refused(round: Round, trial: Trial, disk: Path, good: str) -> None:
     """Let a check fail; the server must go back by itself, and not try the candidate again."""
     candidate, what = round.candidate.kernel, "the server with a check that fails"
     module = PREBUILT if round.view.promoted else None
-    changes = machine.keep_changes(disk, disk.with_suffix(".qcow2"))
-    try:
+    with machine.keeping(disk) as changes:
         seen = follow(round, trial, disk, changes, what, stays=good, module=module)
         tried = [(one.started, one.end) for one in seen.before]
         trial.require(
@@ -262,8 +258,6 @@ def refused(round: Round, trial: Trial, disk: Path, good: str) -> None:
             trial.notes.append(f"{good} ran again after {seen.seconds:.0f} s")
         if certain:
             require_next(round, trial, disk, changes, good)
-    finally:
-        changes.unlink(missing_ok=True)
 
 
 def require_next(round: Round, trial: Trial, disk: Path, changes: Path, kernel: str) -> None:

@@ -76,6 +76,16 @@ class Boot:
         return self.verdict.passed
 
 
+@contextlib.contextmanager
+def keeping(disk: Path) -> Iterator[Path]:
+    """Yield a file for the changes that boots make to a disk, for the time of the block."""
+    changes = keep_changes(disk, disk.with_suffix(".qcow2"))
+    try:
+        yield changes
+    finally:
+        changes.unlink(missing_ok=True)
+
+
 def keep_changes(disk: Path, changes: Path) -> Path:
     """Make a file that keeps what the boots of a disk write, from one boot to the next."""
     changes.unlink(missing_ok=True)

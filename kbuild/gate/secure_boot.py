@@ -18,10 +18,10 @@ from kbuild.core import fs
 from kbuild.core.errors import SigningError
 from kbuild.core.model import MODULE, Settings
 from kbuild.core.run import run
-from kbuild.gate import efi, machine, server
+from kbuild.gate import efi, server
 from kbuild.gate.machine import Boot, Command
 from kbuild.gate.round import PREBUILT, Round, Trial, names
-from kbuild.gate.steps import boot_next
+from kbuild.gate.steps import boot_both, boot_next
 from kbuild.guest.guest import GuestResult
 from kbuild.guest.spec import Firmware
 from kbuild.ship import keyring_package, mok
@@ -85,11 +85,7 @@ def secure_boot(round: Round, trials: Mapping[str, Trial]) -> None:
                 pass
             judge_controls(trial, Path(trial.boots[-1].console))
             efi.write_menu(disk, log=made.log)
-            changes = machine.keep_changes(disk, disk.with_suffix(".qcow2"))
-            try:
-                _boot(round, trial, disk, changes, firmware, enrolled)
-            finally:
-                changes.unlink(missing_ok=True)
+            _boot(round, trial, disk, firmware, enrolled)
 
 
 def certificate(settings: Settings, release: Release) -> Certificate | None:
@@ -115,31 +111,24 @@ def _asked(enrolled: Path) -> dict[Command, str]:
     return {**_LOCKED, _STATE: "SecureBoot enabled", tested: "is already enrolled"}
 
 
-def _boot(
-    round: Round, trial: Trial, disk: Path, changes: Path, firmware: Firmware, enrolled: Path
-) -> None:
+def _boot(round: Round, trial: Trial, disk: Path, firmware: Firmware, enrolled: Path) -> None:
     asked = _asked(enrolled)
-    stock = round.boot(
-        trial,
-        disk,
-        "the server with Debian's kernel",
-        release=round.base.release,
-        module=None,
-        commands=tuple(asked),
-        changes=changes,
-        firmware=firmware,
-    )
-    judge_lockdown(trial, stock, asked)
-    ours = round.boot(
+
+    def judge(seen: Boot) -> bool:
+        judge_lockdown(trial, seen, asked)
+        return True
+
+    ours = boot_both(
+        round,
         trial,
         disk,
         "the server with our kernel",
-        release=round.candidate.kernel,
-        module=PREBUILT,
-        commands=(_LOCKDOWN, _LOADED, _INSERT, _TAINT),
-        changes=changes,
+        first=tuple(asked),
+        judge=judge,
+        then=(_LOCKDOWN, _LOADED, _INSERT, _TAINT),
         firmware=firmware,
     )
+    assert ours is not None
     judge_lockdown(trial, ours, _LOCKED)
     judge_modules(trial, ours)
 

@@ -1,12 +1,17 @@
-"""Steps of an administrator that several cases have: an older release, the next boot."""
+"""Steps of an administrator that several cases have: an older release, boots, the next boot."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from kbuild.archive.release import Release
-from kbuild.gate.round import Round, names
+from kbuild.gate import machine
+from kbuild.gate.machine import Boot, Command
+from kbuild.gate.round import PREBUILT, Round, Trial, names
 from kbuild.gate.server import Server
+from kbuild.guest.spec import Firmware
 from kbuild.ship import versions
 
 
@@ -39,3 +44,44 @@ def boot_next(round: Round, made: Server, release: str) -> None:
     (submenu,) = (one for one in ids if one.startswith("gnulinux-advanced-"))
     (entry,) = (one for one in ids if one.startswith(f"gnulinux-{release}-advanced-"))
     round.run(made, ["grub-reboot", f"{submenu}>{entry}"])
+
+
+def boot_both(
+    round: Round,
+    trial: Trial,
+    disk: Path,
+    what: str,
+    *,
+    first: Sequence[Command],
+    judge: Callable[[Boot], bool],
+    then: Sequence[Command] = (),
+    firmware: Firmware | None = None,
+) -> Boot | None:
+    """Boot Debian's kernel and then the candidate's on one disk, and return the second boot.
+
+    ``first`` and ``then`` are the commands in each, and ``what`` names the server of the second.
+    There is none if ``judge`` is not content with the first one.
+    """
+    with machine.keeping(disk) as changes:
+        seen = round.boot(
+            trial,
+            disk,
+            "the server with Debian's kernel",
+            release=round.base.release,
+            module=None,
+            commands=first,
+            changes=changes,
+            firmware=firmware,
+        )
+        if not judge(seen):
+            return None
+        return round.boot(
+            trial,
+            disk,
+            what,
+            release=round.candidate.kernel,
+            module=PREBUILT,
+            commands=then,
+            changes=changes,
+            firmware=firmware,
+        )

@@ -26,7 +26,16 @@ from kbuild.core.errors import (
     UserError,
 )
 from kbuild.core.model import Package, Settings, Target
-from kbuild.gate import candidate, cases, judging, listing, report, steps
+from kbuild.gate import (
+    candidate,
+    cases,
+    installed,
+    judging,
+    listing,
+    machine,
+    report,
+    steps,
+)
 from kbuild.gate.cases import CASES, Case
 from kbuild.gate.machine import Boot
 from kbuild.gate.report import FAILED, NOT_RUN, PASSED, BootSeen, CaseResult, Report
@@ -147,26 +156,26 @@ def menu(tmp_path: Path, text: str, *files: str) -> Path:
 
 def test_a_menu_with_all_its_files_has_no_fault(tmp_path: Path) -> None:
     files = [f"{kind}-6.1-{age}" for kind in ("vmlinuz", "initrd.img") for age in ("old", "new")]
-    assert cases.menu_faults(menu(tmp_path, MENU, *files)) == []
+    assert installed.menu_faults(menu(tmp_path, MENU, *files)) == []
 
 
 def test_a_kernel_without_its_initrd_is_a_fault(tmp_path: Path) -> None:
     text = MENU.replace("\tinitrd\t/boot/initrd.img-6.1-new\n", "")
     files = ["vmlinuz-6.1-old", "initrd.img-6.1-old", "vmlinuz-6.1-new"]
-    assert cases.menu_faults(menu(tmp_path, text, *files)) == [
+    assert installed.menu_faults(menu(tmp_path, text, *files)) == [
         "the boot menu starts 6.1-new without an initrd"
     ]
 
 
 def test_a_missing_kernel_is_a_fault(tmp_path: Path) -> None:
     files = ["initrd.img-6.1-old", "vmlinuz-6.1-new", "initrd.img-6.1-new"]
-    assert cases.menu_faults(menu(tmp_path, MENU, *files)) == [
+    assert installed.menu_faults(menu(tmp_path, MENU, *files)) == [
         "the boot menu names /boot/vmlinuz-6.1-old, which is missing"
     ]
 
 
 def test_a_menu_without_any_kernel_is_a_fault(tmp_path: Path) -> None:
-    assert cases.menu_faults(menu(tmp_path, "set default=0\n")) == [
+    assert installed.menu_faults(menu(tmp_path, "set default=0\n")) == [
         "the boot menu starts no kernel"
     ]
 
@@ -177,6 +186,38 @@ def test_the_next_boot_is_an_entry_with_its_submenu(tmp_path: Path) -> None:
     made = cast(Server, SimpleNamespace(root=SimpleNamespace(path=tree)))
     steps.boot_next(round_of(run=lambda _, argv: ran.append(argv)), made, "6.1-old")
     assert ran == [["grub-reboot", "gnulinux-advanced-x>gnulinux-6.1-old-advanced-x"]]
+
+
+@pytest.mark.parametrize("content", [True, False])
+def test_a_second_boot_keeps_the_changes_of_the_first_and_needs_its_verdict(
+    content: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keep(disk: Path, changes: Path) -> Path:
+        changes.touch()
+        return changes
+
+    booted: list[tuple[str, str | None, Path]] = []
+
+    def boot(
+        *_: object, release: str, module: str | None, changes: Path, **other: object
+    ) -> SimpleNamespace:
+        assert changes.exists()
+        booted.append((release, module, changes))
+        return SimpleNamespace(release=release)
+
+    monkeypatch.setattr(machine, "keep_changes", keep)
+    base = SimpleNamespace(release="debian")
+    made = cast(Round, SimpleNamespace(boot=boot, base=base, candidate=NEWER))
+    seen = steps.boot_both(
+        *(made, Trial("install"), tmp_path / "disk", "the server"),
+        first=(),
+        judge=lambda first: content and first.release == "debian",
+    )
+    changes = tmp_path / "disk.qcow2"
+    assert not changes.exists()
+    wanted = [("debian", None, changes), (NEWER.kernel, "extra", changes)]
+    assert booted == wanted[: 1 + content]
+    assert (seen.release if seen else None) == (NEWER.kernel if content else None)
 
 
 # apt's choice of servers.
