@@ -1580,8 +1580,8 @@ def test_the_files_that_the_menu_needs_stay_also_after_a_purge(
     # Debian's scripts make no entry without the program.
     shutil.rmtree(server.top / "usr/lib/cplayground")
     for step in ("remove", "purge"):
-        env = {"FAKE_NO_MENU": "1"} if menu_fails else {"FAKE_NO_GUARD": "1"}
-        done = server.run(["sh", server.top / "postrm", step], **env)
+        server.env = {"FAKE_NO_MENU": "1"} if menu_fails else {"FAKE_NO_GUARD": "1"}
+        done = server.run(["sh", server.top / "postrm", step])
         assert done.returncode == 0, done.stderr
     menu = (server.top / "boot/grub/grub.cfg").read_text()
     assert ("cplayground-good" in menu) == menu_fails
