@@ -142,11 +142,15 @@ class Server:
         steps = self.top / "steps"
         steps.unlink(missing_ok=True)
         more = {"FAKE_STEPS": str(steps)} | ({"FAKE_CUT": str(cut)} if cut else {})
+        fakes = f"{FAKES}:{PROGRAM.parent}"
+        # Programs in front of those that change files cost time, and most runs do not need them.
+        if {"FAKE_CUT", "FAKE_CUTS", "FAKE_BOOT"} & (self.env | more | env).keys():
+            fakes = f"{FAKES}/steps:{fakes}"
         return subprocess.run(
             argv,
             env={
-                "PATH": f"{FAKES}:{PROGRAM.parent}:{os.environ['PATH']}",
-                "GUARD_PATH": f"{FAKES}:{PROGRAM.parent}",
+                "PATH": f"{fakes}:{os.environ['PATH']}",
+                "GUARD_PATH": fakes,
                 "GUARD_ROOT": str(self.top),
                 "GUARD_AGAIN_S": "0",
                 **self.env,

@@ -1566,7 +1566,7 @@ def test_without_a_good_kernel_the_menu_is_as_before(tmp_path: Path) -> None:
 
 
 def test_the_fakes_are_programs() -> None:
-    assert all(path.stat().st_mode & 0o111 for path in FAKES.iterdir())
+    assert all(path.stat().st_mode & 0o111 for path in FAKES.rglob("*"))
 
 
 @pytest.mark.parametrize("menu_fails", [False, True])
