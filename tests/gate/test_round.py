@@ -14,14 +14,7 @@ from kbuild.gate.report import PASSED, CaseResult
 NAMES = [name for one in CASES for name in one.names]
 
 
-# On lab it fails: docs/results/gate.md says why.  A keyword runs it.
-_FAILING = ("secure-boot",)
-
-
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(one, marks=pytest.mark.long if one in _FAILING else ()) for one in NAMES],
-)
+@pytest.mark.parametrize("case", NAMES)
 def test_the_case_passes(case: str, judged: Callable[[str], CaseResult]) -> None:
     result = judged(case)
     assert result.outcome == PASSED, "\n".join(result.reasons)
