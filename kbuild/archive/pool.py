@@ -14,7 +14,7 @@ from kbuild.core import fs
 from kbuild.core.errors import EvidenceError, InfrastructureError, PoolError
 from kbuild.core.model import Package
 from kbuild.core.run import run
-from kbuild.ship import versions
+from kbuild.ship import deb, versions
 from kbuild.ship.manifest import Output
 
 HOME = "pool"
@@ -30,12 +30,8 @@ def describe(package: Package) -> Output:
 
     Raises EvidenceError if its file is another package.
     """
-    fields = ("Package", "Version", "Architecture", "Source")
-    done = run(
-        ["dpkg-deb", "--field", package.path, *fields], timeout_s=_TIMEOUT_S, error=EvidenceError
-    )
-    said = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
-    found = tuple(said.get(name, "") for name in fields[:3])
+    said = deb.control(package.path, error=EvidenceError)
+    found = tuple(said.get(name, "") for name in ("Package", "Version", "Architecture"))
     expected = (package.name, package.version, package.architecture)
     if found != expected:
         raise EvidenceError(

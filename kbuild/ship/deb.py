@@ -17,14 +17,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
+from lzma import LZMAError
 from pathlib import Path
+from tarfile import TarError
 
 import jinja2
+from debian.arfile import ArError
 from debian.changelog import Changelog
 from debian.deb822 import Changes
+from debian.debfile import DebError, DebFile
 
 from kbuild.core import fs, sandbox, suites
-from kbuild.core.errors import BuildError
+from kbuild.core.errors import BuildError, KbuildError
 from kbuild.core.model import MODULE, BuiltKernel, Package, Root, Settings
 from kbuild.core.sandbox import Bind
 from kbuild.ship import headers, versions
@@ -443,6 +447,18 @@ def _listed(changes: Path) -> list[str]:
                 found=name,
             )
     return names
+
+
+def control(path: Path, *, error: type[KbuildError] = BuildError) -> Mapping[str, str]:
+    """Return the fields of a binary package; raises ``error`` if it is none or is damaged."""
+    try:
+        with DebFile(path) as package:
+            return dict(package.debcontrol())
+    except (DebError, ArError, TarError, LZMAError, EOFError, OSError, ValueError) as caught:
+        raise error(
+            f"{path} cannot be read as a package",
+            found=str(caught) or type(caught).__name__,
+        ) from caught
 
 
 def lint(root: Root, changes: Sequence[Path], *, log: Path) -> None:

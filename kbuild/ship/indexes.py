@@ -17,7 +17,7 @@ import logging
 import lzma
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -30,6 +30,7 @@ from kbuild.core import fs
 from kbuild.core.errors import BuildError, FullDiskError
 from kbuild.core.model import Package
 from kbuild.core.run import Completed, run
+from kbuild.ship import deb
 
 logger = logging.getLogger(__name__)
 
@@ -162,9 +163,7 @@ def _packages(work: Path, root: Path, groups: Sequence[Group]) -> bytes:
         if group.percentage is not None and files:
             override, extra = f"{number}.override", f"{number}.extra"
             # Without it, apt-ftparchive would leave out the priority of an overridden package.
-            shown = "--showformat=${Package} ${Priority} ${Section}\\n"
-            show = ["dpkg-deb", "--show", shown]
-            texts = [_run([*show, f"root/{one}"], work).stdout for one in files]
+            texts = (_override(deb.control(one.path)) for one in group.packages)
             (work / override).write_text("".join(texts))
             names = {one.name for one in group.packages}
             fields = [f"Phased-Update-Percentage {group.percentage}"]
@@ -178,6 +177,10 @@ def _packages(work: Path, root: Path, groups: Sequence[Group]) -> bytes:
     for group, part in zip(groups, parts, strict=True):
         _check(root, group, part)
     return b"".join(parts)
+
+
+def _override(control: Mapping[str, str]) -> str:
+    return " ".join(control.get(one, "") for one in ("Package", "Priority", "Section")) + "\n"
 
 
 def _run(argv: Sequence[str], work: Path, *, says: str = "") -> Completed:

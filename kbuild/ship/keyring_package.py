@@ -75,10 +75,11 @@ def check(settings: Settings, last: Package) -> None:
     Raises SigningError as :func:`signing.check_continues` does, UserError if ``last`` has the
     archive's address and the settings have none, and TrustError if ``last`` is damaged.
     """
-    signing.check_continues(settings, _content(last, KEYRING))
+    with _extracted(last) as tree:
+        signing.check_continues(settings, _content(last, tree, KEYRING))
+        entry = _content(last, tree, SOURCES).decode()
     if settings.archive_url:
         return
-    entry = _content(last, SOURCES).decode()
     if not re.search(r"^Enabled: *no$", entry, re.MULTILINE):
         address = re.search(r"^URIs: *(.+)$", entry, re.MULTILINE)
         raise UserError(
@@ -114,15 +115,14 @@ def digest(der: bytes) -> str:
     return hashlib.sha256(der).hexdigest()
 
 
-def _content(package: Package, path: Path) -> bytes:
-    """Return a file of a package with keys."""
-    with _extracted(package) as tree:
-        file = tree / path
-        if not file.is_file():
-            raise TrustError(
-                f"{package.path} has no {path}", expected="the archive's package", hint=_DAMAGED
-            )
-        return file.read_bytes()
+def _content(package: Package, tree: Path, path: Path) -> bytes:
+    """Return a file of a package with keys, which is extracted in ``tree``."""
+    file = tree / path
+    if not file.is_file():
+        raise TrustError(
+            f"{package.path} has no {path}", expected="the archive's package", hint=_DAMAGED
+        )
+    return file.read_bytes()
 
 
 @contextlib.contextmanager

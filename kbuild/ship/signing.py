@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import shlex
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -183,7 +183,10 @@ def keyring(settings: Settings, *, armor: bool = False, retired: bool = False) -
 
     The same keys give the same bytes.  Raises SigningError as :func:`signers` does.
     """
-    chosen = keys(settings) if retired else signers(settings)
+    return _exported(settings, keys(settings) if retired else signers(settings), armor=armor)
+
+
+def _exported(settings: Settings, chosen: Iterable[Key], *, armor: bool = False) -> bytes:
     options = [*(["--armor"] if armor else []), "--export-options", "export-minimal"]
     with tempfile.TemporaryDirectory(prefix="cplayground-gpg-") as name:
         parts = []
@@ -393,7 +396,7 @@ def _signed(settings: Settings, data: bytes, *how: str, detached: bool) -> bytes
         made = _secret(settings.keys, *users, *how, data=data).stdout.encode()
     with tempfile.TemporaryDirectory(prefix="cplayground-gpg-") as name:
         ring = Path(name, "keyring.gpg")
-        ring.write_bytes(keyring(settings))
+        ring.write_bytes(_exported(settings, chosen))
         try:
             if detached:
                 found = verify_detached(ring, data, made)

@@ -667,8 +667,9 @@ def test_a_package_that_changed_after_the_verdict_is_refused(
         path.write_bytes(package.path.read_bytes())
         copies.append(dataclasses.replace(package, path=path))
     one = dataclasses.replace(one, packages=tuple(copies))
-    with copies[0].path.open("ab") as stream:
-        stream.write(b"\n")
+    # In a file of the package, which is still a whole one.
+    before, found, after = copies[0].path.read_bytes().rpartition(copies[0].version.encode())
+    copies[0].path.write_bytes(before + found.swapcase() + after)
     with pytest.raises(EvidenceError, match="not staged"):
         stage(given, one)
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import random
+import subprocess
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from debian.deb822 import Packages
+from debian.deb822 import Deb822, Packages
 from debian.deb822 import Release as ReleaseFile
 
 from kbuild.core import fs
-from kbuild.core.errors import BuildError, SigningError
+from kbuild.core.errors import BuildError, EvidenceError, SigningError
 from kbuild.core.model import Package
-from kbuild.ship import indexes
+from kbuild.ship import deb, indexes
 from kbuild.ship.indexes import Group
 from tests.unit import fake_kernel, signed_archive
 from tests.unit.own_apt import Apt
@@ -269,3 +272,47 @@ def test_the_machines_apt_configuration_does_not_count(
     monkeypatch.setenv("APT_CONFIG", str(conf))
     dist = archive.write(Group(()))
     assert "machine" not in (dist / "Release").read_text()
+
+
+# The fields of a package.
+
+
+@pytest.fixture(params=["none", "gzip", "xz"])
+def packed(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    tree, path = tmp_path / "tree", tmp_path / "x.deb"
+    fake_kernel.write(
+        tree / "DEBIAN/control",
+        "Package: x\nVersion: 1:6.1-1\nArchitecture: all\nMaintainer: N <n@n.invalid>\n"
+        "Section: kernel\nPriority: optional\nDepends: a,\n b\nDescription: one\n more\n",
+    )
+    subprocess.run(["dpkg-deb", f"-Z{request.param}", "--build", tree, path], check=True)
+    return path
+
+
+def test_the_fields_of_a_package_are_dpkgs(packed: Path) -> None:
+    shown = subprocess.run(["dpkg-deb", "--field", packed], capture_output=True, text=True)
+    assert dict(Deb822(shown.stdout)) == deb.control(packed)
+
+
+def test_a_damaged_package_is_refused_by_name_of_error(packed: Path) -> None:
+    whole, good = packed.read_bytes(), deb.control(packed)
+    refused = 0
+    for length in range(0, len(whole), 7):
+        packed.write_bytes(whole[:length])
+        try:
+            # Its end is its files, which have no fields.
+            assert deb.control(packed, error=EvidenceError) == good
+        except EvidenceError:
+            refused += 1
+    assert refused
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    for _ in range(300):
+        raw = bytearray(whole)
+        raw[chance.randrange(len(raw))] ^= 1 << chance.randrange(8)
+        packed.write_bytes(raw)
+        with contextlib.suppress(EvidenceError):
+            deb.control(packed, error=EvidenceError)
+    with pytest.raises(EvidenceError):
+        deb.control(packed.parent, error=EvidenceError)
