@@ -1,0 +1,1 @@
+"""See what /proc/cplayground shows: containers' processes and their open files."""
