@@ -39,7 +39,8 @@ class RefusedTextError(Error):
 
     status = 5
 
-    def __init__(self, message: str, *, line: int, column: int) -> None:
-        super().__init__(f"line {line}, column {column}: {message}")
+    def __init__(self, message: str, *, line: int, column: int, origin: str = "") -> None:
+        place = f"{origin}: " if origin else ""
+        super().__init__(f"{place}line {line}, column {column}: {message}")
         self.line = line
         self.column = column

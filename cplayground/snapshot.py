@@ -7,7 +7,10 @@ have a million lines.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from cplayground.differences import Change
 
 
 class Name(bytes):
@@ -117,3 +120,32 @@ class Snapshot:
     files: tuple[OpenFile, ...]
     extended: bool = False
     containers: tuple[Container, ...] = ()
+
+    # The modules below use the types above, so they are imported when they are needed.
+
+    def pipes(self) -> tuple[Pipe, ...]:
+        """Return the pipes in the order of the text; see :func:`cplayground.sharing.pipes`."""
+        from cplayground.sharing import pipes
+
+        return pipes(self)
+
+    def shared(self) -> tuple[Shared, ...]:
+        """Return the open files that several descriptors hold, by number."""
+        from cplayground.sharing import shared
+
+        return shared(self)
+
+    def container(self, name: str) -> Snapshot:
+        """Return the part of one container, by its name, its id, or the beginning of its id.
+
+        Raises UsageError if none or several are meant.
+        """
+        from cplayground.selecting import container
+
+        return container(self, name)
+
+    def diff(self, after: Snapshot) -> tuple[Change, ...]:
+        """Return what changed until a later snapshot; see :func:`cplayground.diff`."""
+        from cplayground.differences import diff
+
+        return diff(self, after)
