@@ -4,9 +4,13 @@ from __future__ import annotations
 
 
 class Error(Exception):
-    """An error with one line for the user, and what to do about it."""
+    """An error with one line for the user, and what to do about it.
 
-    status = 1
+    One without a class of its own is of input or output: EX_IOERR of sysexits.h.  Status 1 is
+    for errors that ``check`` found, which no failure may look like.
+    """
+
+    status = 74
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

@@ -24,11 +24,41 @@ def shown(name: bytes) -> str:
     """
     if _PLAIN.fullmatch(name):
         return name.decode("ascii")
-    parts = []
-    for character in name.decode("utf-8", "surrogateescape"):
-        if character == "\\" or unicodedata.category(character) in _HIDDEN:
-            whole = character.encode("utf-8", "surrogateescape")
-            parts.append("".join(f"\\{byte:03o}" for byte in whole))
-        else:
-            parts.append(character)
-    return "".join(parts)
+    return _visible(name.decode("utf-8", "surrogateescape"), escaped="\\")
+
+
+def shown_text(name: str) -> str:
+    """Return a name that is text, as of a container or a file, in the form of :func:`shown`."""
+    return _visible(name, escaped="\\")
+
+
+def harmless(sentence: str) -> str:
+    """Return a text with names that are shown already, without a character for the terminal.
+
+    Its backslashes stay.
+    """
+    return _visible(sentence)
+
+
+def encodable(line: str, encoding: str) -> str:
+    """Return a line with octal digits for the characters that an encoding does not have."""
+    try:
+        line.encode(encoding)
+    except UnicodeEncodeError:
+        return "".join(one if one.encode(encoding, "ignore") else _octal(one) for one in line)
+    return line
+
+
+def _visible(text: str, *, escaped: str = "") -> str:
+    return "".join(
+        _octal(one) if one in escaped or unicodedata.category(one) in _HIDDEN else one
+        for one in text
+    )
+
+
+def _octal(character: str) -> str:
+    try:
+        whole = character.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a pair, as JSON can have it
+        whole = character.encode("utf-8", "surrogatepass")
+    return "".join(f"\\{byte:03o}" for byte in whole)
