@@ -1,0 +1,464 @@
+"""Write what a snapshot shows as lines for a person: tables, trees, findings.
+
+No name reaches a line but in the form of :func:`cplayground.names.shown`.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cplayground.kinds import kind
+from cplayground.names import harmless, shown_text
+from cplayground.snapshot import (
+    Container,
+    Descriptor,
+    Holder,
+    Name,
+    Pipe,
+    Process,
+    Shared,
+    Snapshot,
+)
+
+if TYPE_CHECKING:
+    from cplayground.findings import Finding
+
+
+class Style(NamedTuple):
+    """How lines look."""
+
+    color: bool = False
+    width: int = 0  # columns of the terminal; 0: lines are not cut
+    unicode: bool = True
+
+    def paint(self, text: str, code: str) -> str:
+        """Return a text in a colour, or as it is."""
+        return f"\033[{code}m{text}\033[0m" if self.color and code and text else text
+
+    def arrow(self, sign: str) -> str:
+        """Return an arrow or a branch in the characters that the terminal has."""
+        return sign if self.unicode else _ASCII[sign]
+
+
+PLAIN: Final = Style()
+BOLD, DIM, RED, GREEN, YELLOW, CYAN = "1", "2", "31", "32", "33", "36"
+_ASCII: Final = {"→": "->", "←": "<-", "…": "...", "├─": "|-", "└─": "`-", "│ ": "| "}
+_LEVELS: Final = {"error": RED, "warning": YELLOW, "note": CYAN}
+_PEERS = 3  # of a pipe's end in a table
+NONE_SHOWN = "none shown"
+# O_* of asm-generic/fcntl.h, as on amd64, which no call drops.  O_LARGEFILE is nearly everywhere.
+_FLAGS: Final = (
+    ("APPEND", 0o2000),
+    ("NONBLOCK", 0o4000),
+    ("SYNC", 0o4010000),
+    ("DSYNC", 0o10000),
+    ("ASYNC", 0o20000),
+    ("DIRECT", 0o40000),
+    ("TMPFILE", 0o20200000),
+    ("DIRECTORY", 0o200000),
+    ("NOFOLLOW", 0o400000),
+    ("NOATIME", 0o1000000),
+    ("PATH", 0o10000000),
+)
+_LARGEFILE = 0o100000
+_O_PATH = 0o10000000
+
+
+# Names of things
+
+
+def mode(flags: int) -> str:
+    """Return how a file is open: r, w, rw, path, or none for neither."""
+    return "path" if flags & _O_PATH else ("r", "w", "rw", "none")[flags & 3]
+
+
+def flag_names(flags: int) -> str:
+    """Return the flags of open(2) but the mode and O_LARGEFILE; unknown bits are octal."""
+    rest, names = flags & ~(_LARGEFILE | 3), []
+    for name, bits in _FLAGS:
+        if rest & bits == bits:
+            rest &= ~bits
+            names.append(name)
+    return "|".join([*names, f"0{rest:o}"] if rest else names)
+
+
+def places(snapshot: Snapshot) -> dict[int, Container]:
+    """Return the container of each process, by global pid.
+
+    A process without one, as in a text that was kept, is in its PID namespace.
+    """
+    found = {pid: one for one in snapshot.containers for pid in one.global_pids}
+    bare: dict[str, list[int]] = {}
+    for process in snapshot.processes:
+        if process.global_pid not in found:
+            bare.setdefault(process.namespace, []).append(process.global_pid)
+    for namespace, pids in bare.items():
+        one = Container(namespace[:12], namespace, "", "", tuple(pids))
+        found.update(dict.fromkeys(pids, one))
+    return found
+
+
+def by_container(
+    processes: Iterable[Process], where: Mapping[int, Container]
+) -> list[tuple[Container, list[Process]]]:
+    """Return processes by container, in the order of the first ones."""
+    groups: dict[str, tuple[Container, list[Process]]] = {}
+    for process in processes:
+        one = where[process.global_pid]
+        groups.setdefault(one.id, (one, []))[1].append(process)
+    return list(groups.values())
+
+
+def title(container: Container) -> str:
+    """Return a line that names a container."""
+    name, id = shown_text(container.name), shown_text(container.id)[:12]
+    known = [container.runtime or "namespace", *([id] if id != name else [])]
+    pod = f", pod {shown_text(container.pod)}" if container.pod else ""
+    return f"{name} ({' '.join(map(shown_text, known))}{pod})"
+
+
+def holder_name(process: Process, fds: str | int) -> str:
+    """Return COMMAND:PID/FD with the pid in the container."""
+    return f"{process.command.text}:{process.pid}/{fds}"
+
+
+def holder_names(
+    holders: Iterable[Holder], where: Mapping[int, Container], home: str = ""
+) -> list[str]:
+    """Return one name for each process, with all its descriptors.
+
+    With the id of a container as ``home``, a process elsewhere has its container's name.
+    """
+    names = []
+    for _pid, group in groupby(holders, key=lambda one: one.process.global_pid):
+        own = list(group)
+        process = own[0].process
+        place = where[process.global_pid]
+        away = f" ({shown_text(place.name)})" if home and place.id != home else ""
+        names.append(holder_name(process, ",".join(str(o.descriptor.fd) for o in own)) + away)
+    return names
+
+
+# Lines and columns
+
+
+def columns(text: str) -> int:
+    """Return the columns that a text takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0
+        if unicodedata.category(one) in ("Mn", "Me")
+        else 1 + (unicodedata.east_asian_width(one) in "WF")
+        for one in text
+    )
+
+
+def fit(text: str, width: int, dots: str = "…") -> str:
+    """Return a text with its middle left out, if it takes more columns."""
+    if columns(text) <= width:
+        return text
+    room = max(width - len(dots), 0)
+    head, tail = _head(text, room - room // 2), _head(text[::-1], room // 2)[::-1]
+    return head + dots[: max(width, 0)] + tail
+
+
+def _head(text: str, width: int) -> str:
+    taken, at = 0, 0
+    while at < len(text) and (taken := taken + columns(text[at])) <= width:
+        at += 1
+    return text[:at]
+
+
+def _pad(text: str, width: int, right: bool) -> str:
+    space = " " * (width - columns(text))
+    return space + text if right else text + space
+
+
+class _Column(NamedTuple):
+    title: str
+    cell: Callable[[Process, Descriptor | None], str]
+    right: bool = False
+    code: str = ""
+
+
+def _lines(
+    cells: Iterable[Sequence[str]], widths: Sequence[int], right: Sequence[bool]
+) -> Iterator[str]:
+    for row in cells:
+        padded = map(_pad, row, widths, right)
+        yield "  ".join(padded).rstrip()
+
+
+def table(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool], style: Style
+) -> Iterator[str]:
+    """Yield a small table; its last column is cut to the terminal."""
+    widths = [max(map(columns, column)) for column in zip(titles, *rows)]
+    first = True
+    for line in _lines([titles, *rows], widths, right):
+        if style.width:
+            line = fit(line, style.width, style.arrow("…"))
+        yield style.paint(line, BOLD if first else "")
+        first = False
+
+
+def wrapped(items: Iterable[str], indent: str, style: Style) -> Iterator[str]:
+    """Yield items in lines that the terminal holds."""
+    line = indent
+    for item in items:
+        if line != indent and style.width and columns(line) + 2 + columns(item) > style.width:
+            yield line
+            line = indent
+        line += item if line == indent else f"  {item}"
+    if line != indent:
+        yield line
+
+
+# ls
+
+
+def ls(
+    whole: Snapshot, part: Snapshot, style: Style = PLAIN, *, long: bool = False
+) -> Iterator[str]:
+    """Yield the table of the descriptors of ``part``.
+
+    ``whole`` is all that was read: it has the other holders of open files and of pipes.
+    """
+    numbers = {one.file.number: f"#{n}" for n, one in enumerate(whole.shared(), 1)}
+    pipes = {pipe.path: pipe for pipe in whole.pipes()}
+    where = places(whole)
+    shown = _ls_columns(numbers, long, part.extended)
+    widths = [columns(one.title) for one in shown]
+    for cells in _ls_cells(part.processes, shown):
+        widths = list(map(max, widths, map(columns, cells)))
+    used = [n for n, one in enumerate(shown) if widths[n] or one.title]
+    shown, widths = [shown[n] for n in used], [widths[n] for n in used]
+    head = "  ".join(_pad(one.title, width, one.right) for one, width in zip(shown, widths))
+    room = style.width - sum(widths) - 2 * len(widths) if style.width and not long else 0
+    for count, (container, processes) in enumerate(by_container(part.processes, where)):
+        if count:
+            yield ""
+        yield style.paint(title(container), BOLD)
+        yield style.paint(f"{head}  FILE", BOLD)
+        for process in processes:
+            first = True
+            for descriptor in process.descriptors or (None,):
+                cells = [
+                    style.paint(
+                        _pad(one.cell(process, descriptor), width, one.right),
+                        one.code if first or one.code != BOLD else "",
+                    )
+                    for one, width in zip(shown, widths)
+                ]
+                first = False
+                file = _file(process, descriptor, pipes, where, room, style)
+                row = "  ".join([*cells, file])
+                yield row if file else row.rstrip()
+
+
+def _ls_columns(numbers: Mapping[int, str], long: bool, extended: bool) -> list[_Column]:
+    def of(cell: Callable[[Descriptor], str]) -> Callable[[Process, Descriptor | None], str]:
+        return lambda process, descriptor: "" if descriptor is None else cell(descriptor)
+
+    more = [
+        _Column("PPID", lambda process, _: str(process.ppid), True),
+        _Column("PGID", lambda process, _: str(process.pgid), True),
+    ]
+    if extended:
+        more.append(_Column("STATE", lambda process, _: process.state or ""))
+    return [
+        _Column("PID", lambda process, _: str(process.pid), True),
+        _Column("HOST", lambda process, _: str(process.global_pid), True),
+        *(more if long else []),
+        _Column("COMMAND", lambda process, _: process.command.text, code=BOLD),
+        _Column("FD", lambda _, one: "-" if one is None else str(one.fd), True),
+        _Column("MODE", of(lambda one: mode(one.flags))),
+        *(
+            [
+                _Column("CLOEXEC", of(lambda one: "yes" if one.close_on_exec else "")),
+                _Column("POSITION", of(lambda one: str(one.position)), True),
+                _Column("FLAGS", of(lambda one: flag_names(one.flags))),
+            ]
+            if long
+            else []
+        ),
+        _Column("", of(lambda one: numbers.get(one.file.number, "")), True, YELLOW),
+    ]
+
+
+def _ls_cells(processes: Iterable[Process], shown: Sequence[_Column]) -> Iterator[list[str]]:
+    for process in processes:
+        for descriptor in process.descriptors or (None,):
+            yield [one.cell(process, descriptor) for one in shown]
+
+
+def _file(
+    process: Process,
+    descriptor: Descriptor | None,
+    pipes: Mapping[Name, Pipe],
+    where: Mapping[int, Container],
+    room: int,
+    style: Style,
+) -> str:
+    """Return the path, and the other ends of a pipe."""
+    if descriptor is None:
+        return ""
+    dots = style.arrow("…")
+    path = descriptor.path.text
+    ends = pipes.get(descriptor.path)
+    if ends is None:
+        return fit(path, max(room, 8), dots) if room else path
+    own = mode(descriptor.flags)
+    peers = [
+        f"{style.arrow(sign)} {_peers(process, descriptor, others, where)}"
+        for sign, access, others in (("←", "r", ends.writers), ("→", "w", ends.readers))
+        if own in (access, "rw")
+    ]
+    tail = " ".join(peers)
+    if room:
+        tail = fit(tail, max(room - columns(path) - 1, 8), dots)
+    return f"{path} {style.paint(tail, CYAN)}"
+
+
+def _peers(
+    process: Process,
+    descriptor: Descriptor,
+    others: Sequence[Holder],
+    where: Mapping[int, Container],
+) -> str:
+    # Many processes can hold an end: look at a few, so that a table stays linear.
+    few = [
+        one
+        for one in others[: _PEERS + 1]
+        if (one.process.global_pid, one.descriptor.fd) != (process.global_pid, descriptor.fd)
+    ]
+    if not few:
+        return NONE_SHOWN
+    names = holder_names(few[:_PEERS], where, where[process.global_pid].id)
+    more = len(others) - len(few[:_PEERS]) - (len(few) < len(others[: _PEERS + 1]))
+    return ", ".join(names) + (f" and {more} more" if more > 0 else "")
+
+
+# ps
+
+
+def alike(process: Process) -> tuple[object, ...]:
+    """Return what the processes of a group have in common: the command, and what is open as what.
+
+    Only the kinds of open files count: each of many compilers has a source of its own.
+    """
+    opened = tuple((one.fd, mode(one.flags), kind(one.path)) for one in process.descriptors)
+    return process.command, process.state == "Z", opened
+
+
+def ps(part: Snapshot, style: Style = PLAIN) -> Iterator[str]:
+    """Yield the containers with their groups of alike processes."""
+    for count, (container, processes) in enumerate(by_container(part.processes, places(part))):
+        if count:
+            yield ""
+        files = {one.file.number for process in processes for one in process.descriptors}
+        descriptors = sum(len(process.descriptors) for process in processes)
+        counts = ", ".join(
+            (
+                _count(len(processes), "process", "processes"),
+                _count(descriptors, "descriptor"),
+                _count(len(files), "open file"),
+            )
+        )
+        yield style.paint(title(container), BOLD) + f": {counts}"
+        groups: dict[tuple[object, ...], list[Process]] = {}
+        for process in processes:
+            groups.setdefault(alike(process), []).append(process)
+        rows = [_ps_row(group) for group in groups.values()]
+        yield from table(
+            ("COUNT", "PID", "COMMAND", "FDS", "OPEN"),
+            rows,
+            (True, True, False, True, False),
+            style,
+        )
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def _ps_row(group: Sequence[Process]) -> tuple[str, ...]:
+    first = group[0]
+    kinds = Counter(kind(one.path) for one in first.descriptors)
+    opened = ", ".join(f"{number} {name}" for name, number in kinds.most_common())
+    return (
+        str(len(group)),
+        _ranges([process.pid for process in group]),
+        first.command.text,
+        str(len(first.descriptors)),
+        "ended, not waited for" if first.state == "Z" else opened,
+    )
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Return numbers as ranges, at most three."""
+    ranges: list[list[int]] = []
+    for number in sorted(numbers):
+        if ranges and ranges[-1][1] + 1 == number:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    texts = [str(a) if a == b else f"{a}-{b}" for a, b in ranges]
+    return ",".join(texts if len(texts) <= 3 else [*texts[:2], "..", texts[-1]])
+
+
+# shared
+
+
+def shared(
+    whole: Snapshot, part: Snapshot, style: Style = PLAIN, *, across: bool = False
+) -> Iterator[str]:
+    """Yield the open files with several descriptors, of which ``part`` holds at least one."""
+    where = places(whole)
+    chosen = {one.number for one in part.files}
+    first = True
+    for number, one in enumerate(whole.shared(), 1):
+        homes = by_container((holder.process for holder in one.holders), where)
+        if one.file.number not in chosen or (across and len(homes) < 2):
+            continue
+        if not first:
+            yield ""
+        first = False
+        yield from _shared_file(number, one, len(homes), where, style)
+
+
+def _shared_file(
+    number: int, one: Shared, homes: int, where: Mapping[int, Container], style: Style
+) -> Iterator[str]:
+    processes = len({holder.process.global_pid for holder in one.holders})
+    counts = [_count(len(one.holders), "descriptor"), _count(processes, "process", "processes")]
+    if homes > 1:
+        counts.append(_count(homes, "container"))
+    facts = ", ".join([mode(one.file.flags), f"position {one.file.position}", *counts])
+    yield (
+        f"{style.paint(f'#{number}', YELLOW)}  {style.paint(one.file.path.text, BOLD)}  ({facts})"
+    )
+    home = lambda holder: where[holder.process.global_pid].id  # noqa: E731
+    for _id, group in groupby(sorted(one.holders, key=home), key=home):
+        own = list(group)
+        place = where[own[0].process.global_pid]
+        indent = f"    {shown_text(place.name)}: " if homes > 1 else "    "
+        yield from wrapped(holder_names(own, where), indent, style)
+
+
+# check and doctor
+
+
+def findings(found: Iterable[Finding], style: Style = PLAIN) -> Iterator[str]:
+    """Yield findings with their evidence."""
+    for count, one in enumerate(found):
+        if count:
+            yield ""
+        yield f"{style.paint(f'{one.level}:', _LEVELS[one.level])} {harmless(one.sentence)}"
+        for fact in one.evidence:
+            yield f"    {harmless(fact)}"
