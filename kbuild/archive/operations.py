@@ -25,7 +25,7 @@ from kbuild.archive.states import Event, Happening, next_state
 from kbuild.core import fs
 from kbuild.core.errors import EvidenceError, PoolError, UserError
 from kbuild.core.model import Package, Settings, Target
-from kbuild.ship import dkms, guard_package, indexes, keyring_package, manifest, mok
+from kbuild.ship import indexes, keyring_package, manifest, mok, shared
 from kbuild.ship import rollback as going_back
 from kbuild.ship.manifest import Output
 
@@ -417,15 +417,13 @@ def _way_back(archive: _Archive, record: Record) -> tuple[Record | None, tuple[s
         archive.change(older, Event.RESTORED, reason=f"{record.id} was withdrawn")
     notes = [f"servers with {record.version} go back to {older.version}"]
     before = {one.name: one.version for one in older.packages}
-    for name, what, source in (
-        (dkms.PACKAGE, "the module", "kmod/VERSION"),
-        (guard_package.PACKAGE, "the guard", "guard/VERSION"),
-    ):
+    for common in shared.ALL:
+        name = common.name
         if name in theirs and name in before and theirs[name] != before[name]:
             stay = "other kernels need it, so it stays" if name in keep else "it goes back too"
             notes.append(
-                f"{name} {theirs[name]}: {stay}; a release that changes {what} needs a higher"
-                f" {source}"
+                f"{name} {theirs[name]}: {stay}; a release that changes {common.content} needs a"
+                f" higher {common.version_file}"
             )
     return older, tuple(notes)
 

@@ -445,7 +445,7 @@ def _copied(bench: Bench) -> Settings:
     """Copy the project, so that its patch can be edited; return settings that use the copy."""
     project = bench.home / "project"
     fs.remove_tree(project)
-    for name in ("patches", "kmod", "debian", "dkms", "fragments", "guard"):
+    for name in ("cplayground", "patches", "kmod", "debian", "dkms", "fragments", "guard"):
         shutil.copytree(bench.settings.project / name, project / name, symlinks=True)
     return dataclasses.replace(bench.settings, build=bench.home / "current", project=project)
 

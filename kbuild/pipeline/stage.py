@@ -74,6 +74,7 @@ class Made:
     module_packages: tuple[Package, ...] = ()
     dkms_packages: tuple[Package, ...] = ()
     guard_packages: tuple[Package, ...] = ()
+    tool_packages: tuple[Package, ...] = ()
     repo: Path = _LATER
     took: Mapping[str, float] = field(default_factory=dict)  # seconds of this run, by stage
     seconds: Mapping[str, float] = field(default_factory=dict)  # of the making, by stamp
@@ -81,7 +82,7 @@ class Made:
     @property
     def packages(self) -> tuple[Package, ...]:
         """All packages so far."""
-        shared = (*self.dkms_packages, *self.guard_packages)
+        shared = (*self.dkms_packages, *self.guard_packages, *self.tool_packages)
         return (*self.kernel_packages, *self.module_packages, *shared)
 
     @property

@@ -22,7 +22,18 @@ from kbuild.kernel import compilation, guard, module, patches, planning, quilt
 from kbuild.kernel.module import BuiltModule, Headers
 from kbuild.pipeline import stage
 from kbuild.pipeline.stage import Made, Prepared, Stage, Step
-from kbuild.ship import deb, dkms, guard_package, manifest, mok, publishing, versions
+from kbuild.ship import (
+    deb,
+    dkms,
+    guard_package,
+    manifest,
+    mok,
+    publishing,
+    shared,
+    tool_package,
+    versions,
+)
+from kbuild.ship.shared import SharedPackage
 
 logger = logging.getLogger(__name__)
 
@@ -254,43 +265,54 @@ def module_packages(made: Made) -> Result[tuple[Package, ...]]:
     )
 
 
+# Packages that the targets of a suite share.
+
+
 def dkms_packages(made: Made) -> Result[tuple[Package, ...]]:
-    """Return the package with the module's source, which all targets of a suite share."""
-    settings, root = made.settings, made.root
-    # Not the base's time: kernels of several bases share the package, and its bytes.
-    epoch = versions.module_epoch(settings.project)
+    """Return the package with the module's source."""
+    project = made.settings.project
     inputs = {
-        "module": fs.sha256_tree(settings.project / "kmod"),
-        "dkms": fs.sha256_tree(settings.project / "dkms"),
-        "templates": fs.sha256_tree(settings.project / "debian" / "dkms"),
-        "recipe": recipe_of("ship/dkms.py", "ship/deb.py", "ship/versions.py"),
-        "root": root.digest,
-        "epoch": str(epoch),
+        "module": fs.sha256_tree(project / "kmod"),
+        "dkms": fs.sha256_tree(project / "dkms"),
+        # Not the base's time: kernels of several bases share the package, and its bytes.
+        "epoch": str(versions.module_epoch(project)),
     }
-    log = made.where.log("packages-dkms")
-    return _packages(
-        settings.build / root.suite / "packages-dkms",
-        dkms.PACKAGE,
-        inputs,
-        lambda out: dkms.build_package(settings, root, epoch=epoch, log=log, out=out),
-    )
+    return _shared(made, shared.DKMS, dkms.build_package, "ship/dkms.py", inputs)
 
 
 def guard_packages(made: Made) -> Result[tuple[Package, ...]]:
-    """Return the package that leads a server back from a bad kernel; a suite's targets share it."""
+    """Return the package that leads a server back from a bad kernel."""
+    inputs = {"guard": fs.sha256_tree(made.settings.project / "guard")}
+    build = guard_package.build_package
+    return _shared(made, shared.GUARD, build, "ship/guard_package.py", inputs)
+
+
+def tool_packages(made: Made) -> Result[tuple[Package, ...]]:
+    """Return the package of the tool that shows the module's file."""
+    inputs = {"tool": tool_package.digest(made.settings.project)}
+    return _shared(made, shared.TOOL, tool_package.build_package, "ship/tool_package.py", inputs)
+
+
+def _shared(
+    made: Made,
+    package: SharedPackage,
+    build: Callable[..., tuple[Package, ...]],
+    recipe: str,
+    inputs: Mapping[str, str],
+) -> Result[tuple[Package, ...]]:
     settings, root = made.settings, made.root
     inputs = {
-        "guard": fs.sha256_tree(settings.project / "guard"),
-        "templates": fs.sha256_tree(settings.project / "debian" / "guard"),
-        "recipe": recipe_of("ship/guard_package.py", "ship/deb.py", "ship/versions.py"),
+        **inputs,
+        "templates": fs.sha256_tree(settings.project / "debian" / package.role),
+        "recipe": recipe_of(recipe, "ship/deb.py", "ship/shared.py", "ship/versions.py"),
         "root": root.digest,
     }
-    log = made.where.log("packages-guard")
+    log = made.where.log(package.results)
     return _packages(
-        settings.build / root.suite / "packages-guard",
-        guard_package.PACKAGE,
+        settings.build / root.suite / package.results,
+        package.name,
         inputs,
-        lambda out: guard_package.build_package(settings, root, log=log, out=out),
+        lambda out: build(settings, root, log=log, out=out),
     )
 
 
@@ -369,6 +391,7 @@ STAGES = (
     Stage("module packages", "module_packages", module_packages),
     Stage("DKMS packages", "dkms_packages", dkms_packages),
     Stage("guard package", "guard_packages", guard_packages),
+    Stage("tool package", "tool_packages", tool_packages),
     Stage("repository", "repo", repository),
 )
 

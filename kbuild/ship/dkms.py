@@ -5,12 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from kbuild.core import suites
 from kbuild.core.errors import BuildError
 from kbuild.core.model import Package, Root, Settings
-from kbuild.ship import deb, versions
+from kbuild.ship import deb, shared, versions
 
-PACKAGE = "cplayground-dkms"
+PACKAGE = shared.DKMS.name
 
 _NAMES = {"Kbuild", "Makefile", "VERSION"}
 _SUFFIXES = {".c", ".h", ".sh"}
@@ -46,22 +45,13 @@ def stage_sources(project: Path, target: Path) -> None:
     shutil.copyfile(project / "dkms" / "gate.bash", target / "gate.bash")
 
 
-def build_package(
-    settings: Settings, root: Root, *, epoch: int, log: Path, out: Path
-) -> tuple[Package, ...]:
+def build_package(settings: Settings, root: Root, *, log: Path, out: Path) -> tuple[Package, ...]:
     """Build cplayground-dkms from kmod/ and dkms/; replaces ``out``.
 
-    ``epoch`` (seconds since 1970) is the time of the changelog and of every file.
+    The changelog and every file have the day of the module's version.
     """
     version = versions.module_version(settings.project)
-    row = suites.suite(root.suite)
-    source = deb.SourcePackage(
-        name=PACKAGE,
-        version=versions.dkms_version(version, row.mark),
-        templates=settings.project / "debian" / "dkms",
-        packages={"dkms": PACKAGE},
-        context={"suite": row.codename, "module_version": version},
-    )
+    dated = version, versions.module_epoch(settings.project)
 
     def collect(stage: Path) -> None:
         stage_sources(settings.project, stage / f"dkms/usr/src/cplayground-{version}")
@@ -69,4 +59,4 @@ def build_package(
         shutil.copyfile(settings.project / deb.EXAMPLE, stage / deb.EXAMPLE.name)
         deb.load_at_boot(stage / "dkms", "dkms")
 
-    return deb.build(root, source, collect, epoch=epoch, log=log, out=out)
+    return shared.build(settings, root, shared.DKMS, dated, collect, log=log, out=out)

@@ -17,7 +17,7 @@ from kbuild.core import fs, recipe, results, suites
 from kbuild.core.errors import BuildError
 from kbuild.core.model import Package, Settings, Target
 from kbuild.core.results import Result
-from kbuild.ship import indexes, manifest, repo, signing, versions
+from kbuild.ship import indexes, manifest, repo, shared, signing, versions
 from kbuild.ship.manifest import KernelRecord, Manifest, Output
 
 logger = logging.getLogger(__name__)
@@ -192,8 +192,8 @@ def _home(settings: Settings, kernel: KernelRecord) -> Path:
 def _again(settings: Settings, home: Path, known: Manifest) -> Manifest | None:
     """Make a target's record from the manifest; return None if a package is missing there."""
     kernels = tuple(one for one in known.kernels if _home(settings, one) == home)
-    shared = ("packages-dkms", "packages-guard")
-    places = tuple(f"{home.parent.name}/{name}/" for name in (home.name, *shared))
+    of_all = (one.results for one in shared.ALL)
+    places = tuple(f"{home.parent.name}/{name}/" for name in (home.name, *of_all))
     outputs = tuple(one for one in known.outputs if one.path.startswith(places))
     needed = {name for kernel in kernels for name in _packages(kernel)}
     if not needed or needed - {one.name for one in outputs}:

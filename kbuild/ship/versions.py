@@ -161,10 +161,10 @@ def prebuilt_version(module: str, kernel: str) -> str:
     return f"{module}+{kernel}"
 
 
-def dkms_version(module: str, mark: str) -> str:
-    """Return the version of the module's DKMS package in one suite: 0.1.0+deb12.
+def suite_version(version: str, mark: str) -> str:
+    """Return the version of a package in one suite, whose targets share it: 0.1.0+deb12.
 
     ``mark`` is the suite's.  It is needed because a repository has one file for each name and
     version, and the tools of each suite make a different file.
     """
-    return f"{module}+{mark}"
+    return f"{version}+{mark}"

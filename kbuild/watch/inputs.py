@@ -11,7 +11,7 @@ from kbuild.core.model import Settings, Target
 
 # The parts of the checkout that make or judge a release.
 _PARTS = (
-    *("debian", "dkms", "fragments", "guard", "kbuild", "kmod", "patches"),
+    *("cplayground", "debian", "dkms", "fragments", "guard", "kbuild", "kmod", "patches"),
     *("tests/gate", "tests/vm"),
 )
 # Rooms of kbuild that neither make nor judge one.

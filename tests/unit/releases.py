@@ -116,7 +116,7 @@ def release(
         (versions.headers_meta(flavour), version, source, versions.headers_package(kernel), ""),
         (versions.modules_package(kernel), built, modules, versions.image_package(kernel), ""),
         (modules, built, modules, versions.modules_package(kernel), ""),
-        ("cplayground-dkms", versions.dkms_version(module, "deb12"), "cplayground-dkms", "", ""),
+        ("cplayground-dkms", versions.suite_version(module, "deb12"), "cplayground-dkms", "", ""),
     ]
     packages = []
     for name, number, origin, depends, mark in parts[: 2 if small else None]:

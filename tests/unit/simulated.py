@@ -47,7 +47,8 @@ from kbuild.fetch import download, mirror, roots, source
 from kbuild.gate import candidate, judging
 from kbuild.gate.report import FAILED, PASSED, CaseResult, Report
 from kbuild.pipeline import stages
-from kbuild.ship import dkms, guard_package, keyring_package, signing, versions
+from kbuild.ship import dkms, keyring_package, shared, signing, versions
+from kbuild.ship.shared import SharedPackage
 from kbuild.testing import FailedTestsError
 from tests.unit import own_apt, papers, signed_archive, toy
 from tests.unit.signed_archive import Fault, Server, SignedArchive, Waits
@@ -347,7 +348,7 @@ class Line(Works):
     ) -> Line:
         """Return the pipeline with a checkout that has the toy's series of patches."""
         project = settings.project
-        for name in ("kmod", "dkms", "guard", "debian", "fragments"):
+        for name in ("cplayground", "kmod", "dkms", "guard", "debian", "fragments"):
             (project / name).parent.mkdir(parents=True, exist_ok=True)
             (project / name).symlink_to(PROJECT / name)
         for name in ("CHANGELOG.md", "pyproject.toml"):
@@ -442,7 +443,7 @@ class Line(Works):
     def dkms_packages(
         self, settings: Settings, root: object, *, out: Path, **_: object
     ) -> tuple[Package, ...]:
-        version = versions.dkms_version(
+        version = versions.suite_version(
             versions.module_version(settings.project), suites.suite(SUITE).mark
         )
         return self.made(out, dkms.PACKAGE, {(dkms.PACKAGE, version, ""): "source"})
@@ -450,9 +451,20 @@ class Line(Works):
     def guard_packages(
         self, settings: Settings, root: object, *, out: Path, **_: object
     ) -> tuple[Package, ...]:
-        name, number = guard_package.PACKAGE, guard_package.version(settings.project)[0]
-        version = versions.dkms_version(number, suites.suite(SUITE).mark)
-        return self.made(out, name, {(name, version, ""): "guard"})
+        return self.shared_package(settings, out, shared.GUARD)
+
+    def tool_packages(
+        self, settings: Settings, root: object, *, out: Path, **_: object
+    ) -> tuple[Package, ...]:
+        return self.shared_package(settings, out, shared.TOOL)
+
+    def shared_package(
+        self, settings: Settings, out: Path, package: SharedPackage
+    ) -> tuple[Package, ...]:
+        """Make a package whose version has a file of its own."""
+        number, _ = shared.dated_version(settings.project, package)
+        version = versions.suite_version(number, suites.suite(SUITE).mark)
+        return self.made(out, package.name, {(package.name, version, ""): package.content})
 
     def run_tests(self, settings: Settings, target: Target, *_: object) -> tuple[object, ...]:
         """Stand in for the VM tests: they fail on a kernel without what the module needs."""

@@ -17,7 +17,6 @@ from kbuild.core.errors import BuildError
 from kbuild.core.model import Package, Root
 from kbuild.ship import dkms, versions
 from tests.unit import fake_kernel
-from tests.unit.fake_kernel import EPOCH
 from tests.unit.test_deb import FakeBuilder
 
 PROJECT = Path(__file__).parents[2]
@@ -524,7 +523,6 @@ def package(
     (made,) = dkms.build_package(
         fake_kernel.settings(tmp_path),
         Root(suite, Path("/nowhere"), "digest"),
-        epoch=EPOCH,
         log=tmp_path / "log",
         out=tmp_path / "debs",
     )

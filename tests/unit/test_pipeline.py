@@ -169,6 +169,7 @@ def other_target(works: Works) -> None:
 
 
 MODULE = versions.module_version(PROJECT)
+SHARED = ["DKMS packages", "guard package", "tool package"]
 PACKED = ["kernel packages", "repository"]
 # Name: the edit, the first stage that then runs, its reason, and all that run.
 EDITS: Mapping[str, tuple[Callable[[Works], None], str, str, list[str]]] = {
@@ -215,6 +216,18 @@ EDITS: Mapping[str, tuple[Callable[[Works], None], str, str, list[str]]] = {
         "guard package",
         "templates changed from ",
         ["guard package", "repository"],
+    ),
+    "tool": (
+        edited("cplayground/names.py"),
+        "tool package",
+        "tool changed from ",
+        ["tool package", "repository"],
+    ),
+    "template of the tool": (
+        edited("debian/cplayground/new.j2"),
+        "tool package",
+        "templates changed from ",
+        ["tool package", "repository"],
     ),
     "date of the module": (
         edited("CHANGELOG.md", old=f"## [{MODULE}] - 20", new=f"## [{MODULE}] - 30"),
@@ -313,8 +326,9 @@ def test_two_revisions_have_results_of_their_own(works: Works) -> None:
         (
             "ship/deb.py",
             "COMPRESSION = 2\n",
-            [*PACKED[:1], "module packages", "DKMS packages", "guard package"],
+            [*PACKED[:1], "module packages", *SHARED],
         ),
+        ("ship/shared.py", "MORE = 1\n", SHARED),
         ("ship/headers.py", "MORE = 1\n", PACKED[:1]),
         ("kernel/module.py", '"""Prose."""\n', []),
         ("kernel/module.py", "MORE = 1\n", ["module"]),
@@ -378,8 +392,8 @@ def test_results_of_an_earlier_version_are_kept(works: Works) -> None:
 def test_the_manifest_holds_how_long_each_stage_took(works: Works) -> None:
     works.package()
     whole = manifest.read(works.settings.build / "manifest.json")
-    packed = ("packages-dkms", "packages-guard", "packages-kernel", "packages-module")
-    assert tuple(whole.seconds) == ("kernel", "module", *packed)
+    packed = ("cplayground", "dkms", "guard", "kernel", "module")
+    assert tuple(whole.seconds) == ("kernel", "module", *(f"packages-{name}" for name in packed))
 
 
 def test_offline_an_older_compiler_stays(works: Works) -> None:
@@ -500,7 +514,8 @@ def test_module_and_packages_are_checked_again_after_a_change(
         lint.check_stock_module(works.settings, works.target)
         return [name.removesuffix("-bookworm-cloud-amd64.log") for name in read]
 
-    sets = [f"lintian-packages-{name}" for name in ("kernel", "module", "dkms", "guard")]
+    packed = ("kernel", "module", "dkms", "guard", "cplayground")
+    sets = [f"lintian-packages-{name}" for name in packed]
     assert sorted(check()) == sorted(["lint", *sets, "lint-stock"])
     assert check() == []
     EDITS["dkms"][0](works)

@@ -64,7 +64,7 @@ def release(
         package(top, versions.image_meta(*flavour), version, f"{image} (= {version})"),
         package(top, versions.headers_meta(*flavour), version, f"{headers} (= {version})"),
         package(top, versions.modules_meta(*flavour), modules, f"{prebuilt} (= {modules})"),
-        package(top, "cplayground-dkms", versions.dkms_version(module, "deb12"), arch="all"),
+        package(top, "cplayground-dkms", versions.suite_version(module, "deb12"), arch="all"),
     )
     return Release(target, kernel, version, made)
 

@@ -13,9 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from kbuild.core.errors import BuildError
-from kbuild.ship import guard_package
-from tests import guard_versions
 from tests.unit.own_apt import Apt
 from tests.unit.server import FAKES, LIBRARY, PROJECT, ROOT, Server
 
@@ -1587,26 +1584,3 @@ def test_the_files_that_the_menu_needs_stay_also_after_a_purge(
     assert ("cplayground-good" in menu) == menu_fails
     assert (server.top / "boot/cplayground-good/vmlinuz").exists() == menu_fails
     assert not (server.top / "var/lib/cplayground-guard").exists()
-
-
-# --- the package --------------------------------------------------------------------------------
-
-
-def test_the_content_is_that_of_its_version() -> None:
-    version, _ = guard_package.version(guard_versions.PROJECT)
-    known = guard_versions.noted()
-    assert known.get(version) == guard_versions.digest(), (
-        "the guard has changed: raise guard/VERSION, and run python -m tests.guard_versions"
-    )
-    # Each version has content of its own, and the newest is the last.
-    assert len({*known.values()}) == len(known) and [*known][-1] == version
-
-
-@pytest.mark.parametrize("text", ["", "0.1", "0.1.0 yesterday", "v1 2026-11-30", "1.0 2026-13-01"])
-def test_a_version_has_a_number_and_a_day(tmp_path: Path, text: str) -> None:
-    (tmp_path / "guard").mkdir()
-    (tmp_path / "guard/VERSION").write_text(text)
-    with pytest.raises(BuildError, match="no version"):
-        guard_package.version(tmp_path)
-    (tmp_path / "guard/VERSION").write_text("0.2.0 1970-01-02\n")
-    assert guard_package.version(tmp_path) == ("0.2.0", 86400)

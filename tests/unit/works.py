@@ -27,7 +27,7 @@ from kbuild.kernel import compilation, module, patches
 from kbuild.kernel.module import BuiltModule
 from kbuild.pipeline import stages
 from kbuild.pipeline.stage import Made
-from kbuild.ship import deb, dkms, guard_package, manifest, repo, versions
+from kbuild.ship import deb, dkms, guard_package, manifest, repo, tool_package, versions
 from tests.unit import toy
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -45,6 +45,7 @@ _MADE = {
     "packages-module.json": "module packages",
     "packages-dkms.json": "DKMS packages",
     "packages-guard.json": "guard package",
+    "packages-cplayground.json": "tool package",
     "repo.json": "repository",
 }
 _CHANGELOG = """\
@@ -98,6 +99,7 @@ class Works:
             (deb, "build_prebuilt", self.module_packages),
             (dkms, "build_package", self.dkms_packages),
             (guard_package, "build_package", self.guard_packages),
+            (tool_package, "build_package", self.tool_packages),
             (repo, "publish", self.publish),
             (manifest, "write", self.watched("manifest", manifest.write)),
             (stamp, "write", self.note(stamp.write)),
@@ -109,7 +111,7 @@ class Works:
     def new(cls, home: Path, monkeypatch: pytest.MonkeyPatch) -> Works:
         """Return a checkout in which nothing was done yet."""
         distro = toy.make(home / "project")
-        for name in ("kmod", "dkms", "guard", "debian", "fragments"):
+        for name in ("cplayground", "kmod", "dkms", "guard", "debian", "fragments"):
             shutil.copytree(PROJECT / name, home / "project" / name)
         shutil.copy(PROJECT / "CHANGELOG.md", home / "project")
         tree = home / "scratch"
@@ -271,6 +273,13 @@ class Works:
         trees = [settings.project / name for name in ("guard", "debian/guard")]
         content = "".join(map(fs.sha256_tree, trees))
         return self.packed("guard package", out, {guard_package.PACKAGE: content})
+
+    def tool_packages(
+        self, settings: Settings, root: object, *, out: Path, **_: object
+    ) -> tuple[Package, ...]:
+        content = tool_package.digest(settings.project)
+        content += fs.sha256_tree(settings.project / "debian/cplayground")
+        return self.packed("tool package", out, {tool_package.PACKAGE: content})
 
     def publish(self, settings: Settings, by_suite: Mapping[str, list[Package]]) -> Path:
         target = settings.build / "repo"

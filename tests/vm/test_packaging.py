@@ -30,7 +30,7 @@ def make(request: pytest.FixtureRequest, settings: Settings, suite: str) -> Make
     def made(top: Path) -> tuple[Package, ...]:
         log, out = top / "log", top / "debs"
         if request.param == "dkms":
-            return dkms.build_package(settings, root, epoch=EPOCH, log=log, out=out)
+            return dkms.build_package(settings, root, log=log, out=out)
         kernel = fake_kernel.kernel(top)
         for name in ("scripts/basic/fixdep", "scripts/mod/modpost", "tools/objtool/objtool"):
             # dpkg-shlibdeps can read these programs; their modes are those after a build.
