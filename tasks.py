@@ -25,6 +25,7 @@ from kbuild import (
     unattended,
     updating,
 )
+from kbuild import demo as demonstration
 from kbuild import doctor as doctor_checks
 from kbuild import verify as verification
 from kbuild import vm as guests
@@ -296,6 +297,15 @@ def vm(
     return guests.run(
         settings, target, modules=modules, command=command, stock=stock, accel=accel, say=say
     )
+
+
+@command(ACCEL, SUITE, FLAVOUR, VERSION, *RUN, root=True)
+def demo(settings: Settings, target: Target, *, accel: str | None) -> Answer:
+    """Show a first look: a program with a mistake in a guest, found and drawn by the tool.
+
+    ./inv demo
+    """
+    return demonstration.run(settings, target, accel=accel, say=say)
 
 
 ANY_SUITE = Option("suite", "Debian suite", default="all", choices=SUITE_OR_ALL.choices)
@@ -728,7 +738,7 @@ def list_keys(settings: Settings, target: Target) -> Answer:
 
 
 VERBS: tuple[Command, ...] = (
-    *(fetch, build_kernel, build_module, package, sbom, reproduce, test, gate, vm),
+    *(demo, fetch, build_kernel, build_module, package, sbom, reproduce, test, gate, vm),
     *(release, promote, rollback, releases, verify_archive, sign_archive),
     *(check_updates, watch, report, explain, verify, doctor, clean),
 )

@@ -224,12 +224,12 @@ def _vm_options(settings: Settings, target: Target, selection: Selection) -> lis
     if selection.stock:
         again += " --stock"
         lint.check_stock_module(settings, target)
-        made = images.stock_image(settings, target)
+        made = images.stock_image(settings, target, tools=roots.RUNTIMES)
     else:
         done = stages.package(settings, target, modules=selection.modules)
         lint.check_module(done)
         lint.check_packages(done)
-        made = images.guest_image(done)
+        made = images.guest_image(done, tools=roots.RUNTIMES)
         options += ["--prebuilt", str(images.prebuilt_module(done))]
     options += ["--image", str(made.description), "--target", again]
     options += _place_options(settings, target, selection.accel)

@@ -69,11 +69,16 @@ GUEST_PACKAGES = (
     "make",
     "mount",
     "procps",
+    # for the tool
+    "python3",
     # a workload that we did not write
     "stress-ng",
     "udev",
     "zstd",
 )
+
+# Runtimes whose containers the tests look at, in a guest of their own.
+RUNTIMES = ("bubblewrap", "crun", "podman", "systemd-container")
 
 _MAKE_TIMEOUT_S = 1800.0
 _FORMAT = "1"
@@ -86,9 +91,13 @@ def compile_root(settings: Settings, suite: str, *, refresh: str | None = None) 
     return make_root(settings, suite, "compile", compile_packages(suite), refresh=refresh)
 
 
-def guest_root(settings: Settings, suite: str) -> Root:
-    """Return the root that guests of ``suite`` are copied from, without our packages."""
-    return make_root(settings, suite, "guest", guest_packages(suite))
+def guest_root(settings: Settings, suite: str, tools: Sequence[str] = ()) -> Root:
+    """Return the root that guests of ``suite`` are copied from, without our packages.
+
+    With ``tools``, which are further Debian packages, it is a root of its own.
+    """
+    kind = "guest-tools" if tools else "guest"
+    return make_root(settings, suite, kind, (*guest_packages(suite), *tools))
 
 
 def compile_packages(suite: str) -> tuple[str, ...]:

@@ -126,11 +126,13 @@ def fetch(
     settings: Settings,
     target: Target,
     *,
+    without_source: bool = False,
     network: Network | None = None,
     apt: Path = mirror.APT,
 ) -> Base:
     """Fetch the target's kernel into the cache and verify every file.
 
+    ``without_source`` leaves out the largest file, which only compiling needs.
     A dry run fetches only indexes, logs what it would fetch, and returns the paths that the files
     would have.  Raises the errors of :func:`resolve` and :func:`kbuild.fetch.download.fetch`.
     """
@@ -144,6 +146,8 @@ def fetch(
         resolved.suite,
     )
     for offer in resolved.offers:
+        if without_source and offer == resolved.source:
+            continue
         if settings.dry:
             missing = not download.place(settings, offer.wanted).exists()
             logger.info(

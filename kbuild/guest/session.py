@@ -80,26 +80,37 @@ def run(
     0 after a shell.  Raises GuestJudgedError, with the outcome's own status, when the guest did
     not pass.
     """
+    with judged(settings, made, variant=variant, stock=stock, accel=accel) as guest:
+        if command is None:
+            logger.info("a shell in %s; leave it with 'exit'", guest.release)
+            interactive(guest)
+            return 0
+        done = stream(guest, _argv(command), timeout_s=_COMMAND_TIMEOUT_S)
+        if done.oom:
+            logger.warning("the guest ran out of memory: %s", done.oom)
+    return own_status(done)
+
+
+@contextlib.contextmanager
+def judged(
+    settings: Settings, made: GuestImage, *, variant: str, stock: bool, accel: str | None
+) -> Iterator[Guest]:
+    """Boot a guest with Debian's kernel (``stock``) or ours, and judge it after the block.
+
+    Raises GuestJudgedError, with the outcome's own status, when the guest did not pass.
+    """
     kernel = next(one for one in made.kernels if image.is_ours(one) is not stock)
     choice = qemu.choose_accelerator(settings.cache, kernel, accel)
     spec = GuestSpec(kernel=kernel, disk=made.disk, accelerator=choice.accelerator)
     if not stock:
         spec = suited(spec, variant)
     guest = boot(spec, settings.build / "logs" / "vm")
-    done = None
     try:
-        if command is None:
-            logger.info("a shell in %s; leave it with 'exit'", guest.release)
-            interactive(guest)
-        else:
-            done = stream(guest, _argv(command), timeout_s=_COMMAND_TIMEOUT_S)
+        yield guest
     finally:
         verdict = guest.shutdown(status=0)
-    if done is not None and done.oom:
-        logger.warning("the guest ran out of memory: %s", done.oom)
     if not verdict.passed:
         raise GuestJudgedError(verdict, str(guest.machine.console.path))
-    return 0 if done is None else own_status(done)
 
 
 def check(command: str) -> None:

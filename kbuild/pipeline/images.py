@@ -5,36 +5,43 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kbuild.core.model import Root, Settings, Target
+from kbuild.core.model import Package, Settings, Target
 from kbuild.fetch import roots, source
 from kbuild.guest import image
 from kbuild.guest.image import GuestImage
 from kbuild.pipeline import stages
 from kbuild.pipeline.stage import Made
-from kbuild.ship import deb, dkms, versions
+from kbuild.ship import deb, dkms, tool_package, versions
 
 
-def guest_image(made: Made) -> GuestImage:
-    """Return a disk with the packages of the target installed, as well as Debian's kernel."""
+def guest_image(made: Made, *, tools: Sequence[str] = ()) -> GuestImage:
+    """Return a disk with the packages of the target installed, as well as Debian's kernel.
+
+    With ``tools``, which are further Debian packages, it is a disk of its own.
+    """
     names = deb.kernel_names(made.kernel)
     return _image(
         made,
         "guest",
+        tools,
         repo=made.repo,
-        packages=[names.image_meta, names.headers_meta, dkms.PACKAGE],
+        packages=[names.image_meta, names.headers_meta, dkms.PACKAGE, tool_package.PACKAGE],
         inputs={f"package {one.name}": one.sha256 for one in made.packages},
     )
 
 
-def stock_image(settings: Settings, target: Target) -> GuestImage:
-    """Return a disk with only Debian's own kernel, and our module built by DKMS for it.
+def stock_image(settings: Settings, target: Target, *, tools: Sequence[str] = ()) -> GuestImage:
+    """Return a disk with only Debian's own kernel, our module built by DKMS for it, and the tool.
 
-    No kernel is compiled for it, so a suite can be judged within minutes.
+    No kernel is compiled for it, so a suite can be judged within minutes.  With ``tools``, which
+    are further Debian packages, it is a disk of its own.
     """
-    base = source.fetch(settings, target)
+    base = source.fetch(settings, target, without_source=True)
     made = Made(settings, target, base=base, root=roots.compile_root(settings, target.suite))
-    packages = stages.dkms_packages(made).ensure()
-    return _image(made, "stock", debs=[one.path for one in packages])
+    packages: list[Package] = []
+    for result in (stages.dkms_packages(made), stages.tool_packages(made)):
+        packages += result.ensure()
+    return _image(made, "stock", tools, debs=[one.path for one in packages])
 
 
 def lab_image(made: Made, *, tools: Sequence[str] = ()) -> GuestImage:
@@ -45,12 +52,7 @@ def lab_image(made: Made, *, tools: Sequence[str] = ()) -> GuestImage:
     """
     names = deb.kernel_names(made.kernel)
     ours = [one.path for one in made.kernel_packages if one.name in (names.image, names.headers)]
-    if not tools:
-        return _image(made, "lab", debs=ours)
-    suite = made.target.suite
-    packages = (*roots.guest_packages(suite), *tools)
-    root = roots.make_root(made.settings, suite, "guest-tools", packages)
-    return _image(made, "lab-tools", root, debs=ours)
+    return _image(made, "lab", tools, debs=ours)
 
 
 def prebuilt_module(made: Made) -> Path:
@@ -62,7 +64,7 @@ def prebuilt_module(made: Made) -> Path:
 def _image(
     made: Made,
     name: str,
-    root: Root | None = None,
+    tools: Sequence[str],
     *,
     repo: Path | None = None,
     packages: Sequence[str] = (),
@@ -70,8 +72,10 @@ def _image(
     inputs: Mapping[str, str] | None = None,
 ) -> GuestImage:
     """Return a disk with Debian's kernel; ``debs`` are further package files."""
+    if tools:
+        name += "-tools"
     return image.make(
-        root or roots.guest_root(made.settings, made.target.suite),
+        roots.guest_root(made.settings, made.target.suite, tools),
         repo=repo,
         packages=packages,
         debs=[*debs, *(file.path for file in made.base.packages)],
