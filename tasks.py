@@ -40,6 +40,7 @@ from kbuild.lab import mutants as mutations
 from kbuild.lab import stress as stresses
 from kbuild.measure import build as bench_build
 from kbuild.measure import build_cases
+from kbuild.measure import parsing as bench_parsing
 from kbuild.measure import procfile as bench_procfile
 from kbuild.options import (
     ACCEL,
@@ -632,6 +633,19 @@ def measure_reading(
         say(f"result: {path}")
 
 
+@command(ROUNDS, name="parse")
+def measure_parsing(settings: Settings, target: Target, *, rounds: int) -> None:
+    """Measure what the library of the tool takes to parse a million lines.
+
+    ./inv bench.parse --rounds 3
+    """
+    if settings.dry:
+        say(f"would parse {bench_parsing.LOAD.lines:,} lines, {rounds} rounds")
+        return
+    path = bench_parsing.run(settings, rounds=rounds, say=say)
+    say(f"result: {path}")
+
+
 PERCENT = Option(
     "percent", "percentage of the servers that upgrade to it: 10, 50 or 100", kind=int, default=10
 )
@@ -749,7 +763,11 @@ KEYS = {
     "keys.list": list_keys,
 }
 TRIALS = {"lab.try": try_, "lab.stress": stress, "lab.mutants": mutants}
-BENCHES = {"bench.build": measure_building, "bench.procfile": measure_reading}
+BENCHES = {
+    "bench.build": measure_building,
+    "bench.procfile": measure_reading,
+    "bench.parse": measure_parsing,
+}
 
 bench = Collection("bench", *BENCHES.values())
 bench.add_task(old_name("bench", BENCHES, word="what"), default=True)
