@@ -19,6 +19,7 @@ from cplayground.errors import (
     RefusedTextError,
     UsageError,
 )
+from cplayground.findings import Finding, Host, check, look
 from cplayground.kinds import KINDS, kind
 from cplayground.parsing import parse
 from cplayground.reading import read
@@ -42,7 +43,9 @@ __all__ = [
     "Descriptor",
     "Error",
     "Filter",
+    "Finding",
     "Holder",
+    "Host",
     "Name",
     "NoModuleError",
     "NotPermittedError",
@@ -53,8 +56,10 @@ __all__ = [
     "Shared",
     "Snapshot",
     "UsageError",
+    "check",
     "diff",
     "kind",
+    "look",
     "parse",
     "read",
     "select",

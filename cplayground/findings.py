@@ -227,8 +227,7 @@ def _alone(pipe: Pipe, host: Host | None) -> list[Finding]:
     reads = [str(holder.descriptor.fd) for holder in pipe.readers]
     writes = [str(holder.descriptor.fd) for holder in pipe.writers]
     level = "warning"
-    source = "/proc/cplayground: no other process of a container holds an end of the pipe"
-    evidence = [source]
+    evidence = ["the snapshot: no other process of a container holds an end of the pipe"]
     if host is None:
         evidence.append("the host's processes were not looked at: one could hold an end too")
     else:
@@ -279,7 +278,7 @@ def _left_open(pipe: Pipe) -> list[Finding]:
         effects.append("A reader sees no end while it holds a write end itself.")
     if readers - set(both) or len(both) > 1:
         effects.append("A writer gets no SIGPIPE while it holds a read end itself.")
-    evidence = ("/proc/cplayground: neither end has close-on-exec, and a read waits",)
+    evidence = ("the snapshot: neither end has close-on-exec, and a read would wait",)
     return [Finding("note", " ".join((*told, *effects)), pipe.path, (), (), evidence)]
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from cplayground.differences import Change
+    from cplayground.facts import Host
+    from cplayground.findings import Finding
 
 
 class Name(bytes):
@@ -143,6 +145,12 @@ class Snapshot:
         from cplayground.selecting import container
 
         return container(self, name)
+
+    def check(self, host: Host | None = None) -> tuple[Finding, ...]:
+        """Return what is wrong with the pipes; see :func:`cplayground.check`."""
+        from cplayground.findings import check
+
+        return check(self, host)
 
     def diff(self, after: Snapshot) -> tuple[Change, ...]:
         """Return what changed until a later snapshot; see :func:`cplayground.diff`."""
