@@ -89,7 +89,7 @@ def _ring(ring: Ring, host: Host, known: Mapping[tuple[int, int], Holder]) -> It
     for end in host.ends:
         if end.writes and end.pipe in ends:
             ends[end.pipe].append(end)
-    # In a ring of several pipes some write ends are in use: the output of a process that waits.
+    # Standard output is in use, unless the process reads the same pipe.
     left = {
         pipe: [end for end in those if _is_left_over(end, ring.waiting[end.pid])]
         for pipe, those in ends.items()
@@ -123,7 +123,7 @@ def _ring(ring: Ring, host: Host, known: Mapping[tuple[int, int], Holder]) -> It
 
 def _is_left_over(end: End, waits: Iterable[Waiting]) -> bool:
     """Tell whether a process keeps an end that it does not write to."""
-    return end.fd > _STDERR or any(one.pipe in (None, end.pipe) for one in waits)
+    return end.fd > _STDERR or any(one.pipe == end.pipe for one in waits)
 
 
 def _sentence(

@@ -53,7 +53,11 @@ def alive(process: Seen) -> tuple[Thread, ...]:
 
 
 def rings(host: Host) -> tuple[Ring, ...]:
-    """Return the rings of stuck processes; a process that waits for itself is one too."""
+    """Return the rings of stuck processes; a process that waits for itself is one too.
+
+    No process of a ring waits for one outside of it.  Others are stuck behind a ring, and may go
+    on by themselves when the ring does: nothing is said of them.
+    """
     stuck = _stuck(host)
     holders: dict[Name, set[int]] = {}
     for end in host.ends:
@@ -69,8 +73,9 @@ def rings(host: Host) -> tuple[Ring, ...]:
                 edges[one.pipe] = sorted(holders[one.pipe])
     found = []
     for part in _components(edges):
+        inside = set(part)
         pipes = tuple(sorted(node for node in part if isinstance(node, Name)))
-        if len(part) > 1 and pipes:
+        if pipes and all(inside.issuperset(edges[node]) for node in part):
             pids = frozenset(node for node in part if isinstance(node, int))
             found.append(Ring(stuck, pids, pipes))
     return tuple(sorted(found, key=lambda ring: min(ring.pids)))

@@ -169,6 +169,13 @@ def test_a_doubt_makes_it_a_warning(one: Host, doubt: str) -> None:
     assert finding.missing_close
 
 
+def test_a_process_behind_a_ring_is_in_none() -> None:
+    """Process 20 keeps an end too, but 19 writes to the same pipe as soon as it can go on."""
+    others = [*ITSELF.ends, *ends(19, write=[13]), *ends(20, read=[13], write=[13])]
+    (ring,) = rings(host([process(19, reads(12)), process(20, reads(13))], others))
+    assert ring.pids == {19}
+
+
 def test_a_dead_leader_does_nothing() -> None:
     one = host([process(19, DEAD, reads(12))], ITSELF.ends)
     assert rings(one)
@@ -299,14 +306,12 @@ def reference(one: Host) -> set[frozenset[int]]:
         stuck = left
 
     edges: dict[int, set[int]] = {}
-    through: set[tuple[int, int]] = set()
     for pid in stuck:
         edges[pid] = set()
         for thread in known[pid].threads:
             waited = wait("x86_64", thread.before) if thread.before else None
             if waited is not None and waited.fd is not None:
                 edges[pid] |= writers[waited.fd]
-                through |= {(pid, other) for other in writers[waited.fd]}
             elif waited is not None:
                 children = {each.pid for each in one.processes if each.parent == pid}
                 edges[pid] |= (children & {waited.child} if waited.child else children) & stuck
@@ -315,9 +320,9 @@ def reference(one: Host) -> set[frozenset[int]]:
         if middle in reach[start]:
             reach[start] |= reach[middle]
     return {
-        frozenset({start} | {pid for pid in stuck if pid in reach[start] and start in reach[pid]})
+        frozenset(reach[start])
         for start in stuck
-        if start in reach[start]
+        if reach[start] and all(reach[other] == reach[start] for other in reach[start])
     }
 
 
