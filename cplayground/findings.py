@@ -135,7 +135,7 @@ def _sentence(
 ) -> str:
     readers = list(dict.fromkeys(readers))
     fds: dict[int, list[int]] = {}
-    for end in missing:
+    for end in sorted(missing, key=lambda end: (end.pid not in readers, end)):
         fds.setdefault(end.pid, []).append(end.fd)
     reasons: list[str] = []
     for pid, numbers in fds.items():
@@ -148,8 +148,11 @@ def _sentence(
         purpose = next((f" and waits for {_purpose(one, seen)}" for one in others), "")
         reasons.append(f"{_who(pid, seen)} holds {name} {numbered}{purpose}")
     verb = "waits" if len(readers) == 1 else "wait"
-    who = _listed([_who(pid, seen) for pid in readers])
-    return f"{who} {verb} for the end of {pipe.text}, but {_listed(reasons)}."
+    who = _listed(_who(pid, seen) for pid in readers)
+    if len(reasons) > 4:
+        reasons = [*reasons[:3], f"{len(reasons) - 3} more hold it"]
+    why = ", and ".join(reasons)
+    return f"{who} {verb} for the end of {pipe.text}, but {why}."
 
 
 def _purpose(one: Waiting, seen: Mapping[int, Seen]) -> str:
@@ -167,7 +170,7 @@ def _sleeps(pid: int, waits: Iterable[Waiting]) -> Iterator[str]:
         elif one.anybody:
             aim = f"{one.call}() for any child"
         else:
-            aim = f"{one.call}() for PID {_listed(list(map(str, one.children)))}"
+            aim = f"{one.call}() for PID {_listed(one.children)}"
         yield f"{place}/syscall: sleeps{inside}, {aim}"
         yield f"{place}/status: has not run from the first look to the second"
 
@@ -216,16 +219,16 @@ def _still(pipe: Pipe, host: Host) -> Pipe:
 def _alone(pipe: Pipe, host: Host | None) -> list[Finding]:
     """Return a warning if the only process that reads a pipe is the only one that writes to it.
 
-    It is a note if the process has several threads, or waits for several files: then the pipe may
-    wake one of its threads.
+    It is a note if the process has several threads, waits for several files, or runs: then the
+    pipe may wake one of its threads, or have been made just now.
     """
     pids = {holder.process.global_pid for holder in (*pipe.readers, *pipe.writers)}
     if len(pids) != 1 or not pipe.readers or not pipe.writers or not _is_plain(pipe):
         return []
     (pid,) = pids
     process = pipe.readers[0].process
-    reads = [str(holder.descriptor.fd) for holder in pipe.readers]
-    writes = [str(holder.descriptor.fd) for holder in pipe.writers]
+    reads = [holder.descriptor.fd for holder in pipe.readers]
+    writes = [holder.descriptor.fd for holder in pipe.writers]
     level = "warning"
     evidence = ["the snapshot: no other process of a container holds an end of the pipe"]
     if host is None:
@@ -245,6 +248,9 @@ def _alone(pipe: Pipe, host: Host | None) -> list[Finding]:
         elif any("poll" in moment.inside or "select" in moment.inside for moment in moments):
             level = "note"
             evidence.append(f"/proc/{pid}/wchan: {moments[0].inside}: waits for several files")
+        elif any(moment.state == "R" for moment in moments):
+            level = "note"
+            evidence.append(f"/proc/{pid}/stat: it runs, and may be about to fork or to close")
     sentence = (
         f"{_name(process.global_pid, process.command)} alone holds both ends of {pipe.path.text}:"
         f" to read as {_listed(reads)}, to write as {_listed(writes)}."
@@ -265,19 +271,21 @@ def _left_open(pipe: Pipe) -> list[Finding]:
         return []
     readers = {holder.process.global_pid for holder in pipe.readers}
     writers = {holder.process.global_pid for holder in pipe.writers}
-    told = []
-    for pid in both:
-        process = reads[pid][0].process
-        told.append(
-            f"{_name(pid, process.command)} holds both ends of {pipe.path.text}:"
-            f" to read as {_listed([str(holder.descriptor.fd) for holder in reads[pid]])},"
-            f" to write as {_listed([str(holder.descriptor.fd) for holder in writes[pid]])}."
-        )
     effects = []
     if writers - set(both) or len(both) > 1:
         effects.append("A reader sees no end while it holds a write end itself.")
     if readers - set(both) or len(both) > 1:
         effects.append("A writer gets no SIGPIPE while it holds a read end itself.")
+    if not effects:
+        return []
+    told = []
+    for pid in both:
+        process = reads[pid][0].process
+        told.append(
+            f"{_name(pid, process.command)} holds both ends of {pipe.path.text}:"
+            f" to read as {_listed(holder.descriptor.fd for holder in reads[pid])},"
+            f" to write as {_listed(holder.descriptor.fd for holder in writes[pid])}."
+        )
     evidence = ("the snapshot: neither end has close-on-exec, and a read would wait",)
     return [Finding("note", " ".join((*told, *effects)), pipe.path, (), (), evidence)]
 

@@ -169,6 +169,27 @@ def test_a_doubt_makes_it_a_warning(one: Host, doubt: str) -> None:
     assert finding.missing_close
 
 
+@pytest.mark.parametrize(
+    ("moment", "levels"),
+    [
+        (Moment("S", 77, (3, 1), "do_wait", ""), ["warning"]),
+        (Moment("S", 77, (3, 1), "hrtimer_nanosleep", ""), ["warning"]),
+        (Moment("S", 77, (3, 1), "ep_poll", ""), ["note"]),
+        (Moment("R", 77, (3, 1), "", ""), ["note"]),
+        (Moment("T", 77, (3, 1), "do_signal_stop", ""), []),
+        (Moment("t", 77, (3, 1), "ptrace_stop", ""), []),
+    ],
+)
+def test_a_pipe_of_one_process_depends_on_its_state(moment: Moment, levels: list[str]) -> None:
+    found = check(CASE, host([process(19, moment)], ITSELF.ends))
+    assert [finding.level for finding in found] == levels
+
+
+def test_a_pipe_of_one_process_has_no_end_elsewhere() -> None:
+    others = [*ITSELF.ends, *ends(20, read=[12])]
+    assert check(CASE, host([process(19, RESTS), process(20, RESTS)], others)) == ()
+
+
 def test_a_process_behind_a_ring_is_in_none() -> None:
     """Process 20 keeps an end too, but 19 writes to the same pipe as soon as it can go on."""
     others = [*ITSELF.ends, *ends(19, write=[13]), *ends(20, read=[13], write=[13])]
