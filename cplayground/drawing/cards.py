@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from cplayground.drawing import style
 from cplayground.drawing.crowd import Alike, Card, Common, Crowd
 from cplayground.drawing.sheet import several
@@ -17,10 +20,36 @@ _NAME, _ABOUT = Font("sans", 14.5, bold=True), Font("sans", 12)
 _COUNT, _COMMAND, _DETAIL = Font("mono", 14, bold=True), Font("mono", 14), Font("sans", 12)
 _PATH = Font("mono", 13)
 _MOST_ROWS, _MOST_COMMON = 12, 40
+_MANY = 6  # containers; of more, those that are alike become one card
+
+
+class _Merged(NamedTuple):
+    """A card, and the names of the containers that it stands for."""
+
+    card: Card
+    names: tuple[str, ...]
 
 
 def _more(count: int, noun: str) -> str:
     return f"and {several(count, noun)} more"
+
+
+def _beginning(kinds: str, most: float) -> str:
+    """Return as many of the kinds, which are in order of their number, as there is room for."""
+    parts = kinds.split(", ")
+    while len(parts) > 1 and width(", ".join(parts), _DETAIL) > most:
+        parts = [*parts[: -2 if parts[-1] == "…" else -1], "…"]
+    return shortened(", ".join(parts), _DETAIL, most)
+
+
+def _merged(cards: Sequence[Card]) -> list[_Merged]:
+    """Return the cards to draw: of many, those that differ in nothing but their pids are one."""
+    found: dict[object, list[Card]] = {}
+    for at, card in enumerate(cards):
+        rows = tuple((row.command, row.size, row.descriptors) for row in card.alike)
+        plain = len(cards) > _MANY and not any(row.shares or row.marks for row in card.alike)
+        found.setdefault((card.group.about, rows) if plain else at, []).append(card)
+    return [_Merged(some[0], tuple(card.group.name for card in some)) for some in found.values()]
 
 
 def _height(card: Card) -> float:
@@ -31,8 +60,9 @@ def _height(card: Card) -> float:
 def drawn(crowd: Crowd) -> Picture:
     """Return the cards in columns, what is shared below them, and the findings' sentences."""
     count = sum(card.processes for card in crowd.cards)
-    groups = sum(len(card.alike) for card in crowd.cards)
-    columns = max(2, min(_COLUMNS, len(crowd.cards)))
+    merged = _merged(crowd.cards)
+    groups = sum(len(one.card.alike) for one in merged)
+    columns = max(2, min(_COLUMNS, len(merged)))
     wide = 2 * _MARGIN + columns * _CARD + (columns - 1) * _GAP
     heading = f"{several(count, 'process')} in {several(len(crowd.cards), 'container')}"
     caption = f"Alike processes are one row: {groups:,} in all."
@@ -43,11 +73,11 @@ def drawn(crowd: Crowd) -> Picture:
         line(_MARGIN, 64, caption, _CAPTION, "soft"),
     ]
     bottoms = [_TOP] * columns
-    for at, card in enumerate(crowd.cards):
+    for at, one in enumerate(merged):
         column = bottoms.index(min(bottoms))
         x = _MARGIN + column * (_CARD + _GAP)
-        parts.append(_card(card, at, x, bottoms[column]))
-        bottoms[column] += _height(card) + _GAP
+        parts.append(_card(one, at, x, bottoms[column]))
+        bottoms[column] += _height(one.card) + _GAP
     y = max(bottoms)
     if crowd.common:
         shared, y = _shared(crowd.common, y + 12, wide - 2 * _MARGIN)
@@ -56,20 +86,25 @@ def drawn(crowd: Crowd) -> Picture:
     return Picture("\n".join([*parts, *told]), wide, (bottom if told else y) + _MARGIN, "")
 
 
-def _card(card: Card, at: int, x: float, y: float) -> str:
-    name = shortened(card.group.name, _NAME, _CARD - 130)
-    about = shortened(card.group.about, _ABOUT, _CARD - width(name, _NAME) - 44)
+def _card(merged: _Merged, at: int, x: float, y: float) -> str:
+    card, names = merged
+    said, below = card.group.name, several(card.processes, "process")
+    if len(names) > 1:
+        said, below = f"{len(names):,} containers alike", f"{below} each: {', '.join(names)}"
+    about = shortened(card.group.about, _ABOUT, _CARD - 44 - min(width(said, _NAME), 170.0))
+    name = shortened(said, _NAME, _CARD - 44 - width(about, _ABOUT) - 10)
+    below = _beginning(below, _CARD - 44)
     parts = [
-        title(card.group.name, card.group.about),
+        title(said, card.group.about, *names[:200]),
         rectangle(x, y, _CARD, _height(card), "frame", radius=12),
         rectangle(x + 14, y + 12, 5.0, 30.0, "fill", radius=2.5),
         line(x + 28, y + 23, name, _NAME),
         line(x + _CARD - 14, y + 23, about, _ABOUT, "soft", anchor="end") if about else "",
-        line(x + 28, y + 41, several(card.processes, "process"), _DETAIL, "soft"),
+        line(x + 28, y + 41, below, _DETAIL, "soft"),
     ]
     top = y + _HEAD
     for row in card.alike[:_MOST_ROWS]:
-        parts.append(_alike(row, x, top))
+        parts.append(_alike(row, x, top, len(names)))
         top += _ROW
     rest = card.alike[_MOST_ROWS:]
     if rest:
@@ -78,21 +113,22 @@ def _card(card: Card, at: int, x: float, y: float) -> str:
     return element("g", *parts, class_=f"box card c{at % style.COLOURS}")
 
 
-def _alike(row: Alike, x: float, y: float) -> str:
+def _alike(row: Alike, x: float, y: float, containers: int) -> str:
     inner = _CARD - 16
     count = f"{row.size:,} ×"
-    cell = max(46.0, width(count, _COUNT) + 16)
+    cell = max(56.0, width(count, _COUNT) + 16)
     shares = " ".join(f"#{number}" for number in row.shares[:4])
     shares += " …" if len(row.shares) > 4 else ""
-    noun = "PID" if row.size == 1 else "PIDs"
-    pids = shortened(f"{noun} {row.pids}", _DETAIL, 150)
+    pids = f"{'PID' if row.size == 1 else 'PIDs'} {row.pids}"
+    where = f"{pids}, {row.host} on the host"
+    if containers > 1:
+        pids = where = "in each"
+    pids = shortened(pids, _DETAIL, 150)
     room = inner - cell - width(pids, _DETAIL) - 20 - 24 * len(row.marks)
-    details = shortened(row.kinds, _DETAIL, inner - cell - width(shares, _DETAIL) - 24)
+    details = _beginning(row.kinds, inner - cell - width(shares, _DETAIL) - 24)
     parts = [
-        title(
-            f"{count} {row.command}", f"{noun} {row.pids}, {row.host} on the host", row.descriptors
-        ),
-        rectangle(x + 8, y, inner, _ROW - 4, "plain", radius=7),
+        title(f"{count} {row.command}", where, row.descriptors),
+        rectangle(x + 8, y, inner, _ROW - 4, "flaw-wash" if row.marks else "plain", radius=7),
         line(x + 8 + cell - 8, y + 19, count, _COUNT, anchor="end") if row.size > 1 else "",
         line(x + 8 + cell, y + 19, shortened(row.command, _COMMAND, room), _COMMAND),
         line(x + 8 + cell, y + 36, details, _DETAIL, "soft"),
@@ -103,7 +139,7 @@ def _alike(row: Alike, x: float, y: float) -> str:
             badge(x + 8 + inner - 18 - width(pids, _DETAIL) - 12 - 24 * at, y + 15, finding)
         )
     parts.append(line(x + 8 + inner - 10, y + 19, pids, _DETAIL, "soft", anchor="end"))
-    return element("g", *parts, class_="alike box" + (" flawed" if row.marks else ""))
+    return element("g", *parts, class_="alike box")
 
 
 def _shared(common: tuple[Common, ...], y: float, wide: float) -> tuple[list[str], float]:
