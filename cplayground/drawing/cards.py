@@ -9,7 +9,7 @@ from cplayground.drawing import style
 from cplayground.drawing.crowd import Alike, Card, Common, Crowd
 from cplayground.drawing.sheet import several
 from cplayground.drawing.tables import Picture, badge, sentences
-from cplayground.drawing.text import Font, shortened, width
+from cplayground.drawing.text import Font, beginning, shortened, width
 from cplayground.drawing.writing import element, line, rectangle, title
 
 _MARGIN, _GAP, _COLUMNS, _CARD = 32.0, 20.0, 3, 352.0
@@ -32,14 +32,6 @@ class _Merged(NamedTuple):
 
 def _more(count: int, noun: str) -> str:
     return f"and {several(count, noun)} more"
-
-
-def _beginning(kinds: str, most: float) -> str:
-    """Return as many of the kinds, which are in order of their number, as there is room for."""
-    parts = kinds.split(", ")
-    while len(parts) > 1 and width(", ".join(parts), _DETAIL) > most:
-        parts = [*parts[: -2 if parts[-1] == "…" else -1], "…"]
-    return shortened(", ".join(parts), _DETAIL, most)
 
 
 def _merged(cards: Sequence[Card]) -> list[_Merged]:
@@ -93,7 +85,7 @@ def _card(merged: _Merged, at: int, x: float, y: float) -> str:
         said, below = f"{len(names):,} containers alike", f"{below} each: {', '.join(names)}"
     about = shortened(card.group.about, _ABOUT, _CARD - 44 - min(width(said, _NAME), 170.0))
     name = shortened(said, _NAME, _CARD - 44 - width(about, _ABOUT) - 10)
-    below = _beginning(below, _CARD - 44)
+    below = beginning(below, _DETAIL, _CARD - 44)
     parts = [
         title(said, card.group.about, *names[:200]),
         rectangle(x, y, _CARD, _height(card), "frame", radius=12),
@@ -125,7 +117,7 @@ def _alike(row: Alike, x: float, y: float, containers: int) -> str:
         pids = where = "in each"
     pids = shortened(pids, _DETAIL, 150)
     room = inner - cell - width(pids, _DETAIL) - 20 - 24 * len(row.marks)
-    details = _beginning(row.kinds, inner - cell - width(shares, _DETAIL) - 24)
+    details = beginning(row.kinds, _DETAIL, inner - cell - width(shares, _DETAIL) - 24)
     parts = [
         title(f"{count} {row.command}", where, row.descriptors),
         rectangle(x + 8, y, inner, _ROW - 4, "flaw-wash" if row.marks else "plain", radius=7),

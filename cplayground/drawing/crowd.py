@@ -75,11 +75,14 @@ def crowd(snapshot: Snapshot, findings: Sequence[Finding] = ()) -> Crowd:
 
 
 def _parted(processes: Sequence[Process]) -> list[list[Process]]:
-    """Part the processes of a container into groups of alike ones, the largest first."""
+    """Part the processes of a container into groups of alike ones, the largest first.
+
+    Two are alike with the same command and as many descriptors of each kind and mode.
+    """
     by_kind: dict[object, list[Process]] = {}
     by_command: dict[object, list[Process]] = {}
     for process in processes:
-        shape = tuple((one.fd, kind(one.path), mode(one.flags)) for one in process.descriptors)
+        shape = tuple(sorted((kind(one.path), mode(one.flags)) for one in process.descriptors))
         by_kind.setdefault((process.command, shape), []).append(process)
         by_command.setdefault(process.command, []).append(process)
     parts = by_kind if len(by_kind) <= _MOST_ALIKE else by_command

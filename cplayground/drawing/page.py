@@ -27,6 +27,7 @@ _HOW = (
     "write end. A reader sees the end when each write end is closed.",
     "close-on-exec: execve() closes this descriptor. Each process has its own colour and dashes.",
 )
+_APART = "A path in two containers is drawn twice, because each has files of its own."
 _POINT = "Point at a process, an open file or a vnode to see only its curves."
 _HOW_CARDS = (
     "A card is a container. A row is a group of processes with the same command and descriptors "
@@ -173,7 +174,8 @@ def of_sheet(sheet: Sheet) -> str:
         ("Remarks", "long"),
     )
     told = _table("Descriptors: rows with the same open file share it", heads, _rows(sheet))
-    return _section(told, _HOW, _POINT)
+    how = (*_HOW, _APART) if len(sheet.groups) > 1 else _HOW
+    return _section(told, how, _POINT)
 
 
 def of_crowd(crowd: Crowd) -> str:

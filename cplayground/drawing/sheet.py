@@ -238,7 +238,7 @@ def sheet(
             _family(process, commands),
             tuple(sorted(rows[process.global_pid])),
         )
-        for process in snapshot.processes
+        for process in sorted(snapshot.processes, key=lambda one: group_of[one.global_pid])
     )
     named = groups if len(groups) > 1 or snapshot.containers else (Group("", ""),)
     return Sheet(named, tables, tuple(boxes), tuple(stacks), tuple(findings))

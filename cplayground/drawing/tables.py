@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cplayground.drawing import style
 from cplayground.drawing.order import Edge, ordered, placed
 from cplayground.drawing.sheet import Box, Row, Sheet, Stack, Table, ranges, several
-from cplayground.drawing.text import Font, clean, shortened, width, wrapped
+from cplayground.drawing.text import Font, beginning, clean, shortened, width, wrapped
 from cplayground.drawing.writing import element, line, number, rectangle, title
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ _STACK_LEAST, _STACK_MOST, _STACK_TALL, _STACK_GAP = 180.0, 300.0, 48.0, 22.0
 _GUTTER, _WIDE_GUTTER, _LINK = 150.0, 260.0, 64.0
 _TIP = 9.0  # length of an arrow's head
 _ENDS, _ENDS_PAD = 7.0, 8.0  # between the heads at one box, and above the first
+_MOST_NOTES = 3  # notes that are told below the picture
 _MOST_HIGHLIGHTS = 400  # rules for the pointer; a browser is slow with more
 
 
@@ -463,7 +464,7 @@ def _row(sheet: Sheet, table: Table, row: Row, at: int, place: tuple[float, floa
         fds = shortened(_numbers(row), _FD, wide - 24 - width(row.notes[0], _NOTE) - 10)
         parts.append(line(x + 12, y + 18, fds, _FD, "soft"))
         parts.append(line(x + wide - 12, y + 18, row.notes[0], _NOTE, "soft", anchor="end"))
-        parts.append(line(x + 12, y + 36, shortened(row.notes[1], _NOTE, wide - 24), _NOTE, "soft"))
+        parts.append(line(x + 12, y + 36, beginning(row.notes[1], _NOTE, wide - 24), _NOTE, "soft"))
         return element("g", *parts, class_="row")
     middle = y + tall / 2
     fds = _numbers(row)
@@ -552,7 +553,10 @@ def sentences(
 ) -> tuple[list[str], float]:
     """Return the findings' sentences from a height downwards, and where they end."""
     parts = []
+    notes = [at for at, finding in enumerate(findings) if finding.level == "note"]
     for at, finding in enumerate(findings, 1):
+        if at - 1 in notes[_MOST_NOTES:]:
+            continue
         lines = wrapped(clean(finding.sentence), _SENTENCE, wide - 62)
         tall = 20.0 * len(lines) + 18
         flaw = finding.level != "note"
@@ -564,6 +568,10 @@ def sentences(
         )
         parts.append(element("g", title(finding.level), *inside, class_="box finding"))
         y += tall + 10
+    if len(notes) > _MOST_NOTES:
+        more = f"and {several(len(notes) - _MOST_NOTES, 'note')} more: cplayground check"
+        parts.append(line(x + 46, y + 10, more, _NOTE, "soft"))
+        y += 30
     return parts, y - 10
 
 

@@ -123,6 +123,14 @@ def shortened(text: str, font: Font, most: float) -> str:
     return "".join((*units[:start], "…", *units[end:]))
 
 
+def beginning(listed: str, font: Font, most: float) -> str:
+    """Return as many items of a list as there is room for; the first ones matter most."""
+    parts = listed.split(", ")
+    while len(parts) > 1 and width(", ".join(parts), font) > most:
+        parts = [*parts[: -2 if parts[-1] == "…" else -1], "…"]
+    return shortened(", ".join(parts), font, most)
+
+
 def wrapped(text: str, font: Font, most: float) -> tuple[str, ...]:
     """Return the lines of a text, each of at most so many pixels; a longer word is cut."""
     lines: list[str] = []

@@ -198,6 +198,14 @@ def test_a_note_is_told_but_not_red() -> None:
     assert texts(warned).count("missing close()?") == 2
 
 
+def test_a_few_notes_are_told_and_the_others_counted() -> None:
+    snapshot, (finding,) = drawings.story()
+    notes = tuple(finding._replace(level="note", sentence=f"Note {n}.") for n in range(9))
+    element = root(snapshot, (finding, *notes))
+    assert len(list(of_class(element, "finding"))) == 4
+    assert "and 6 notes more: cplayground check" in texts(element)
+
+
 def boxes(made: Sheet) -> list[tuple[str, str, str, int]]:
     return [(one.mode, " ".join(one.flags), one.position, one.holders) for one in made.boxes]
 
