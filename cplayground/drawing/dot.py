@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
+from cplayground.drawing.layout import row_notes
 from cplayground.drawing.sheet import Sheet, ranges, several
 from cplayground.drawing.style import COLOURS, DASHES, LIGHT
-from cplayground.drawing.tables import row_notes
 from cplayground.drawing.text import clean
 
 _STYLES = ("solid", "dashed", "dotted", "bold")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from cplayground.drawing import style
 from cplayground.drawing.crowd import Crowd
+from cplayground.drawing.layout import row_notes
 from cplayground.drawing.sheet import Sheet, ranges, several
-from cplayground.drawing.tables import row_notes
 from cplayground.drawing.text import MONO, SANS, clean
 from cplayground.drawing.writing import element, words
 

@@ -64,26 +64,34 @@ LOOSE = (
 const near = (a, b) => Math.abs(a - b) < 1;
 const named = (one, letter) => [...one.classList]
   .find(name => name[0] === letter && Number(name.slice(1)) >= 0);
-const at = (path, length) => {
-  const spot = path.getPointAtLength(length), matrix = path.getScreenCTM();
-  return {x: spot.x * matrix.a + matrix.e, y: spot.y * matrix.d + matrix.f};
+const spot = (path, whole) => {
+  const at = path.getPointAtLength(whole ? path.getTotalLength() : 0);
+  const matrix = path.getScreenCTM();
+  return {x: at.x * matrix.a + matrix.e, y: at.y * matrix.d + matrix.f};
 };
-const ends = (one, from, to) => {
-  const path = one.querySelector('path'), tip = rect(one.querySelector('path + path'));
-  const start = at(path, 0), end = at(path, path.getTotalLength());
-  return near(start.x, from.right) && start.y > from.top && start.y < from.bottom
-    && near(tip.right, to.left) && end.x > tip.left && end.x < tip.right
-    && tip.top > to.top && tip.bottom < to.bottom;
-};
-all('.edge').filter(one => {
+const meets = (a, b) => near(a.x, b.x) && near(a.y, b.y);
+const leaves = (at, box) => near(at.x, box.right) && at.y > box.top && at.y < box.bottom;
+const arrives = (path, tip, box) => near(tip.right, box.left) && tip.top > box.top
+  && tip.bottom < box.bottom && (end => end.x > tip.left && end.x < tip.right
+  && near(end.y, (tip.top + tip.bottom) / 2))(spot(path, true));
+const box = (what, one, letter) => shape(document.querySelector(`.${what}.${named(one, letter)}`));
+const row = (one, path) => {
   const table = document.querySelector(`.table.${named(one, 't')}`);
-  const row = all(':scope > .row', table)[named(one, 'r').slice(1)];
-  const edges = rect(row.querySelector('path'));
-  const from = {right: shape(table).right, top: edges.top, bottom: edges.bottom};
-  return !ends(one, from, shape(document.querySelector(`.file.${named(one, 'b')}`)));
-}).concat(all('.to-vnode').filter(one => !ends(one,
-  shape(document.querySelector(`.file.${named(one, 'b')}`)),
-  shape(document.querySelector(`.vnode.${named(one, 's')}`))))).map(told)
+  const cell = rect(all(':scope > .row', table)[named(path, 'r').slice(1)].querySelector('path'));
+  return {right: shape(table).right, top: cell.top, bottom: cell.bottom};
+};
+const joined = one => {
+  const way = one.querySelector('.way'), bows = all('.bow', one);
+  const begin = bows.length
+    ? bows.every(bow => leaves(spot(bow), row(one, bow)) && meets(spot(bow, true), spot(way)))
+    : leaves(spot(way), row(one, way));
+  return begin && arrives(way, rect(one.querySelector('.tip')), box('file', one, 'b'));
+};
+const linked = one => leaves(spot(one.querySelector('.link')), box('file', one, 'b'))
+  && arrives(one.querySelector('.link'), rect(one.querySelector('.tip-link')),
+    box('vnode', one, 's'));
+all('.edge').filter(one => !joined(one))
+  .concat(all('.to-vnode').filter(one => !linked(one))).map(told)
 """
 )
 # Texts with too little contrast to what is painted behind them, in SVG and in HTML.
@@ -174,9 +182,11 @@ def test_a_picture_of_everything_is_tidy(scene: str, tab: Tab, tmp_path: Path) -
     tab.show(picture(scene, tmp_path, everything=True))
     tab.look(width=WIDE, height=TALL)
     assert faults(tab) == {}
-    assert tab.ask("document.querySelectorAll('.row').length") == sum(
-        len(process.descriptors) for process in SCENES[scene]()[0].processes
-    )
+    processes = SCENES[scene]()[0].processes
+    many = sum(len(process.descriptors) for process in processes)
+    assert tab.ask("document.querySelectorAll('.row').length") == many
+    # Each row has a curve of its own, or one that meets those of its neighbours.
+    assert tab.ask("document.querySelectorAll('.bow, .way[class*=\" r\"]').length") == many
 
 
 @pytest.mark.parametrize("scene", SCENES)
@@ -231,7 +241,7 @@ def test_the_pointer_fades_the_curves_of_others_without_a_script(tab: Tab, tmp_p
     bright = (
         "[...document.querySelectorAll('.edge')].filter(one => getComputedStyle(one).opacity > 0.5)"
     )
-    assert tab.ask(f"{bright}.length") == 12
+    assert tab.ask(f"{bright}.length") == 9
     tab.ask("document.querySelectorAll('.edge, .box').forEach(e => e.style.transition = 'none')")
 
     def point(selector: str) -> object:
@@ -244,7 +254,7 @@ def test_the_pointer_fades_the_curves_of_others_without_a_script(tab: Tab, tmp_p
 
     shown = cast(list[str], point(".table.t1"))
     assert len(shown) == 3 and all(one.startswith("cat") for one in shown)
-    assert len(cast(list[str], point(".vnode.s0"))) == 6
+    assert len(cast(list[str], point(".vnode.s0"))) == 3
     assert len(cast(list[str], point(".file.b1"))) == 2
     assert len(cast(list[str], point(".table.t1 .row"))) == 1
 
@@ -287,6 +297,7 @@ def test_what_is_not_tidy_is_found(tab: Tab, tmp_path: Path) -> None:
         ("outside of its box", ">missing close()<", f">missing close(){'!' * 60}<"),
         ("texts meet", ">stdin<", ">stdin and much, much more of it<"),
         ("curve ends nowhere", 'class="edge c0', 'transform="translate(3 0)" class="edge c0'),
+        ("curve ends nowhere", 'class="curve bow', 'transform="translate(0 20)" class="curve bow'),
         ("pale", "#565d66", "#a0a5aa"),
     ]
     for name, old, new in spoiled:
