@@ -29,6 +29,7 @@ LOW_BOX, TALL_BOX = 32.0, 50.0
 STACK_LEAST, STACK_MOST, STACK_TALL, STACK_GAP = 180.0, 300.0, 48.0, 22.0
 GUTTER, WIDE_GUTTER, LINK = 150.0, 260.0, 64.0
 TIP = 9.0  # length of an arrow's head
+_MOST_BADGES = 3
 _TURNS = 2  # in which the columns are placed; more change little
 ENDS, ENDS_PAD = 7.0, 8.0  # between the heads at one box, and above the first
 
@@ -61,7 +62,7 @@ def row_notes(row: Row) -> list[Part]:
 
 def badges(row: Row) -> tuple[int, ...]:
     """Return the numbers of findings that a row is marked with."""
-    return tuple(dict.fromkeys((*row.missing, *row.waits)))
+    return tuple(dict.fromkeys((*row.missing, *row.waits)))[:_MOST_BADGES]
 
 
 def row_height(row: Row) -> float:

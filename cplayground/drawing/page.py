@@ -20,7 +20,7 @@ _LEAST = 0.72  # of a picture's own size; on a narrow screen it is moved, not ma
 _LEVELS = {"error": "Error", "warning": "Warning", "note": "Note"}
 _HOW = (
     "Each process has a table of descriptors. A row is a descriptor, and its curve leads to the "
-    "open file that it stands for.",
+    "open file that it stands for. Neighbours that stand for the same one meet in one curve.",
     "An open file has a mode (r, w, rw), flags, and a position. dup() and fork() make more "
     "descriptors of one open file: these share its position. open() makes a new one.",
     "A vnode is the file, pipe or socket itself. A pipe has two open files: its read end and its "

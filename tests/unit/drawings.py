@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable, Mapping, Sequence
 
 from cplayground.findings import Finding
@@ -223,6 +224,47 @@ def hostile() -> Scene:
     make.process((1 << 22) + 1, 3, 1, b"", {})
     said = 'of "</text><script>" \x1b\u202e\ud800\udcff and ' + "漢" * 90 + " in " + "W" * 200
     return make.snapshot(), (Finding("note", said, None, (), (), (said, "\0")),)
+
+
+def chance(seed: int) -> Scene:
+    """Anything: a few processes in up to three namespaces, with findings about any descriptors."""
+    dice = random.Random(seed)
+    make = Maker()
+    kinds = (b"/data/%d", b"pipe:[%d]", b"socket:[%d]", b"anon_inode:[%d]", b"/a/%d (deleted)")
+    files = [
+        make.file(
+            dice.choice(kinds) % dice.randrange(8),
+            dice.choice((0, 1, 2, 3)) | dice.choice((0, APPEND, NONBLOCK, APPEND | NONBLOCK)),
+            dice.choice((0, 1, -1, (1 << 63) - 1)),
+        )
+        for _ in range(dice.randint(1, 20))
+    ]
+    processes = []
+    for pid in range(1, dice.randint(2, 9)):
+        fds = dice.sample(range(dice.choice((6, 70, 1 << 20))), dice.randint(0, 5))
+        fds += range(dice.choice((0, 3, 12)))
+        table = {fd: dice.choice(files) for fd in fds}
+        command = bytes(dice.choices(range(1, 256), k=dice.randint(0, 15)))
+        space, parent = dice.randrange(3), dice.randrange(pid)
+        closes = dice.sample(fds, len(fds) // 2)
+        number = dice.choice((pid, 4_000_000 + pid))
+        made = make.process(
+            number, pid, parent, command, table, exec_closes=closes, namespace=space
+        )
+        processes.append(made)
+    held = [Holder(one, descriptor) for one in processes for descriptor in one.descriptors]
+    findings = tuple(
+        Finding(
+            dice.choice(("error", "warning", "note")),
+            "It waits for an end that never comes. " * dice.randint(1, 9),
+            None,
+            tuple(dice.sample(held, min(len(held), 2))),
+            tuple(dice.sample(held, min(len(held), 3))),
+            (),
+        )
+        for _ in range(dice.choice((0, 1, 7)))
+    )
+    return make.snapshot(), findings
 
 
 def empty() -> Scene:

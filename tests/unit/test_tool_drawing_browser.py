@@ -12,7 +12,7 @@ import pytest
 from cplayground import drawing
 from cplayground.drawing.text import MONO, SANS, Font, width
 from tests.browser import Browser, Tab, chromium
-from tests.unit.drawings import SCENES
+from tests.unit.drawings import SCENES, chance
 
 NARROW, WIDE, PAPER = 360, 1600, 720
 LEAST_CONTRAST = 4.5  # WCAG 2.2, 1.4.3
@@ -187,6 +187,16 @@ def test_a_picture_of_everything_is_tidy(scene: str, tab: Tab, tmp_path: Path) -
     assert tab.ask("document.querySelectorAll('.row').length") == many
     # Each row has a curve of its own, or one that meets those of its neighbours.
     assert tab.ask("document.querySelectorAll('.bow, .way[class*=\" r\"]').length") == many
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_picture_of_anything_is_tidy(seed: int, tab: Tab, tmp_path: Path) -> None:
+    snapshot, findings = chance(seed)
+    path = tmp_path / "picture.svg"
+    path.write_text(drawing.svg(snapshot, findings, fold=3))
+    tab.show(path)
+    tab.look(width=WIDE, height=TALL)
+    assert faults(tab) == {}
 
 
 @pytest.mark.parametrize("scene", SCENES)
