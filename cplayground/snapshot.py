@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cplayground.differences import Change
     from cplayground.facts import Host
     from cplayground.findings import Finding
@@ -151,6 +153,12 @@ class Snapshot:
         from cplayground.findings import check
 
         return check(self, host)
+
+    def svg(self, findings: Sequence[Finding] = ()) -> str:
+        """Return a picture as SVG; :func:`cplayground.drawing.svg` has options."""
+        from cplayground.drawing import svg
+
+        return svg(self, findings)
 
     def diff(self, after: Snapshot) -> tuple[Change, ...]:
         """Return what changed until a later snapshot; see :func:`cplayground.diff`."""

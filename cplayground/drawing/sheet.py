@@ -146,10 +146,11 @@ def grouped(snapshot: Snapshot) -> tuple[tuple[Group, ...], Mapping[int, int]]:
         container = of_pid.get(process.global_pid)
         if container is None:
             key = ("", process.namespace)
-            group = Group(f"PID namespace {process.namespace[:12]}", "")
+            group = Group(process.namespace[:12], "PID namespace")
         else:
             key = (container.runtime, container.id)
-            about = " · ".join(part for part in (container.runtime, container.pod) if part)
+            kept = (container.runtime or "PID namespace", container.pod)
+            about = " · ".join(part for part in kept if part)
             group = Group(clean(container.name), clean(about))
         groups.setdefault(key, group)
         found[process.global_pid] = places.setdefault(key, len(places))

@@ -258,9 +258,10 @@ def _cell(x: float, y: float, wide: float, tall: float, radius: float) -> str:
 
 def badge(x: float, y: float, finding: int) -> str:
     """Return the number of a finding in a red circle."""
+    radius = max(9.0, width(str(finding), _BADGE) / 2 + 3)
     return element(
         "g",
-        element("circle", cx=x, cy=y, r=9.0, class_="flaw-fill"),
+        element("circle", cx=x, cy=y, r=radius, class_="flaw-fill"),
         line(x, y + 4.3, str(finding), _BADGE, "on", anchor="middle"),
         class_="badge",
     )
@@ -327,13 +328,14 @@ def sentences(
         if flaw:
             inside.append(badge(x + 24, y + tall / 2, at))
         inside.extend(
-            line(x + 46, y + 24 + 20 * n, text, _SENTENCE) for n, text in enumerate(lines)
+            line(x + (46 if flaw else 24), y + 24 + 20 * n, text, _SENTENCE)
+            for n, text in enumerate(lines)
         )
         parts.append(element("g", title(finding.level), *inside, class_="box finding"))
         y += tall + 10
     if len(notes) > _MOST_NOTES:
         more = f"and {several(len(notes) - _MOST_NOTES, 'note')} more: cplayground check"
-        parts.append(line(x + 46, y + 10, more, NOTE, "soft"))
+        parts.append(line(x + 24, y + 10, more, NOTE, "soft"))
         y += 30
     return parts, y - 10
 

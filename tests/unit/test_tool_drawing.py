@@ -1,4 +1,7 @@
-"""The pictures as text: well-formed, deterministic, complete; order and places of the boxes."""
+"""The pictures as text: well-formed, deterministic, complete; order and places of the boxes.
+
+``python -m tests.unit.test_tool_drawing`` writes the kept pictures of tests/stories again.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cplayground import drawing
+from cplayground import drawing, parse
 from cplayground.drawing import style
 from cplayground.drawing.crowd import crowd
 from cplayground.drawing.order import Edge, Order, crossings, ordered, placed
@@ -31,6 +34,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
 LEAST_CONTRAST = 4.5  # WCAG 2.2, 1.4.3
 MONO = Font("mono", 13)
+STORIES = sorted((PROJECT / "tests/stories").glob("*.procfile"))
 
 
 def root(
@@ -134,6 +138,11 @@ def test_ranges_are_short() -> None:
 
 
 # Pictures
+
+
+@pytest.mark.parametrize("story", STORIES, ids=lambda path: path.stem)
+def test_the_picture_is_the_one_that_is_kept(story: Path) -> None:
+    assert parse(story.read_bytes()).svg() == story.with_suffix(".svg").read_text("utf-8")
 
 
 @pytest.mark.parametrize("scene", SCENES)
@@ -440,3 +449,8 @@ def test_two_processes_in_a_row_differ_in_colour_and_in_dashes() -> None:
     looks = [(at % style.COLOURS, at % len(style.DASHES)) for at in range(12)]
     assert len(set(looks)) == 12
     assert all(a[0] != b[0] and a[1] != b[1] for a, b in pairwise(looks))
+
+
+if __name__ == "__main__":
+    for one in STORIES:
+        one.with_suffix(".svg").write_text(parse(one.read_bytes()).svg(), encoding="utf-8")

@@ -14,6 +14,7 @@ from cplayground.drawing.text import MONO, SANS, Font, width
 from tests.browser import Browser, Tab, chromium
 from tests.unit.drawings import SCENES, chance
 
+STORIES = sorted((Path(__file__).resolve().parents[1] / "stories").glob("*.svg"))
 NARROW, WIDE, PAPER = 360, 1600, 720
 LEAST_CONTRAST = 4.5  # WCAG 2.2, 1.4.3
 TALL = 6000  # of a window in which each picture is visible as a whole
@@ -175,6 +176,13 @@ def test_a_picture_is_tidy_and_legible(scene: str, tab: Tab, tmp_path: Path) -> 
     for dark in (False, True):
         tab.look(width=WIDE, height=TALL, dark=dark)
         assert faults(tab) == {}, dark
+
+
+@pytest.mark.parametrize("story", STORIES, ids=lambda path: path.stem)
+def test_the_picture_of_a_recorded_story_is_tidy(story: Path, tab: Tab) -> None:
+    tab.show(story)
+    tab.look(width=WIDE, height=TALL)
+    assert faults(tab) == {}
 
 
 @pytest.mark.parametrize("scene", ["sixty", "forked", "hostile"])
