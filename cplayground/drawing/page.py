@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cplayground.drawing import style
 from cplayground.drawing.crowd import Crowd
 from cplayground.drawing.layout import row_notes
-from cplayground.drawing.sheet import Sheet, ranges, several
+from cplayground.drawing.sheet import Sheet, Table, ranges, several
 from cplayground.drawing.text import MONO, SANS, clean
 from cplayground.drawing.writing import element, words
 
@@ -136,11 +136,15 @@ def _table(caption: str, heads: Sequence[tuple[str, str]], rows: Iterable[Sequen
     )
 
 
+def _process(sheet: Sheet, table: Table) -> str:
+    name = f"{_code(table.process.command.text or '(no name)')} {table.process.pid}"
+    group = sheet.groups[table.group].name
+    return f"{name} in {element('bdi', words(group))}" if group else name
+
+
 def _rows(sheet: Sheet) -> Iterator[Sequence[str]]:
     for table in sheet.tables:
-        process = f"{_code(table.process.command.text or '(no name)')} {table.process.pid}"
-        group = sheet.groups[table.group].name
-        process += f" in {element('bdi', words(group))}" if group else ""
+        process = _process(sheet, table)
         if not table.rows:
             yield process, "none", "", "", "", "", "", ""
         for row in table.rows:
@@ -173,7 +177,15 @@ def of_sheet(sheet: Sheet) -> str:
         ("Vnode", "long"),
         ("Remarks", "long"),
     )
-    told = _table("Descriptors: rows with the same open file share it", heads, _rows(sheet))
+    told = _table(
+        "Processes",
+        (("Process", ""), ("On the host", "number"), ("Parent", "number")),
+        (
+            (_process(sheet, one), str(one.process.global_pid), str(one.process.ppid or "outside"))
+            for one in sheet.tables
+        ),
+    )
+    told += _table("Descriptors: rows with the same open file share it", heads, _rows(sheet))
     how = (*_HOW, _APART) if len(sheet.groups) > 1 else _HOW
     return _section(told, how, _POINT)
 

@@ -318,7 +318,9 @@ def test_the_page_has_the_same_facts_as_text() -> None:
     snapshot, findings = drawings.story()
     page = drawing.html(snapshot, findings, title="The story")
     rows = ["".join(one.itertext()) for one in ET.fromstring(page).iter("tr")]
-    assert len(rows) == 1 + sum(len(process.descriptors) for process in snapshot.processes)
+    descriptors = sum(len(process.descriptors) for process in snapshot.processes)
+    assert len(rows) == 1 + len(snapshot.processes) + 1 + descriptors
+    assert "sort 19521217" in rows
     assert "sort 1943w3pipe:[41822]missing close()" in rows
     assert "<h1>The story</h1>" in page
 

@@ -243,8 +243,8 @@ def test_a_screen_reader_is_told_the_picture_and_its_facts(tab: Tab, tmp_path: P
     assert image["name"]["value"].startswith("3 processes, 4 open files")
     assert findings[0].sentence in image["name"]["value"]
     roles = [one["role"]["value"] for one in nodes]
-    assert roles.count("rowheader") == sum(len(p.descriptors) for p in snapshot.processes)
-    assert roles.count("columnheader") == 8 and "main" in roles
+    assert roles.count("rowheader") == 3 + sum(len(p.descriptors) for p in snapshot.processes)
+    assert roles.count("columnheader") == 3 + 8 and "main" in roles
     assert [one["name"]["value"] for one in nodes if one["role"]["value"] == "heading"] == [
         "3 processes, 4 open files",
         "Findings and their evidence",
