@@ -116,9 +116,10 @@ def _read(session: _Session) -> Snapshot:
     source = _source(session)
     if source == "file":
         return _kept(session.given["from"])
+    snapshot = _live(source)
     from cplayground.containers import named
 
-    return named(_live(source))
+    return named(snapshot)
 
 
 def _live(source: str) -> Snapshot:

@@ -54,11 +54,16 @@ def pipes(snapshot: Snapshot) -> tuple[Pipe, ...]:
 
 def shared(snapshot: Snapshot) -> tuple[Shared, ...]:
     """Return the open files that several descriptors hold, by number."""
+    # Counted first: of a million open files most have one holder, and need no list of them.
+    counts = [0] * (1 + max((file.number for file in snapshot.files), default=0))
+    for process in snapshot.processes:
+        for descriptor in process.descriptors:
+            counts[descriptor.file.number] += 1
     held: dict[int, list[Holder]] = {}
     for holder in holders(snapshot):
-        held.setdefault(holder.descriptor.file.number, []).append(holder)
+        number = holder.descriptor.file.number
+        if counts[number] > 1:
+            held.setdefault(number, []).append(holder)
     return tuple(
-        Shared(file, tuple(held[file.number]))
-        for file in snapshot.files
-        if len(held[file.number]) > 1
+        Shared(file, tuple(held[file.number])) for file in snapshot.files if file.number in held
     )

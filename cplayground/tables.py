@@ -179,19 +179,16 @@ def _pad(text: str, width: int, right: bool) -> str:
     return space + text if right else text + space
 
 
-class _Column(NamedTuple):
-    title: str
-    cell: Callable[[Process, Descriptor | None], str]
-    right: bool = False
-    code: str = ""
-
-
 def _lines(
     cells: Iterable[Sequence[str]], widths: Sequence[int], right: Sequence[bool]
 ) -> Iterator[str]:
     for row in cells:
         padded = map(_pad, row, widths, right)
         yield "  ".join(padded).rstrip()
+
+
+def _heading(text: str, style: Style) -> str:
+    return style.paint(fit(text, style.width, style.arrow("…")) if style.width else text, BOLD)
 
 
 def table(
@@ -222,6 +219,14 @@ def wrapped(items: Iterable[str], indent: str, style: Style) -> Iterator[str]:
 # ls
 
 
+class _Column(NamedTuple):
+    title: str
+    cell: Callable[..., str]  # of a process or of a descriptor
+    right: bool = False
+    width: int = 0
+    code: str = ""
+
+
 def ls(
     whole: Snapshot, part: Snapshot, style: Style = PLAIN, *, long: bool = False
 ) -> Iterator[str]:
@@ -232,82 +237,81 @@ def ls(
     numbers = {one.file.number: f"#{n}" for n, one in enumerate(whole.shared(), 1)}
     pipes = {pipe.path: pipe for pipe in whole.pipes()}
     where = places(whole)
-    shown = _ls_columns(numbers, long, part.extended)
-    widths = [columns(one.title) for one in shown]
-    for cells in _ls_cells(part.processes, shown):
-        widths = list(map(max, widths, map(columns, cells)))
-    used = [n for n, one in enumerate(shown) if widths[n] or one.title]
-    shown, widths = [shown[n] for n in used], [widths[n] for n in used]
-    head = "  ".join(_pad(one.title, width, one.right) for one, width in zip(shown, widths))
-    room = style.width - sum(widths) - 2 * len(widths) if style.width and not long else 0
+    # The widths are looked for first, so that the lines of a large table are never in memory.
+    own = [_measured(one, part.processes) for one in _process_columns(long, part.extended)]
+    each = [_measured(one, _descriptors(part)) for one in _descriptor_columns(numbers, long)]
+    each = [one for one in each if one.width]
+    head = "  ".join(_pad(one.title, one.width, one.right) for one in (*own, *each))
+    room = style.width - columns(head) - 2 if style.width and not long else 0
     for count, (container, processes) in enumerate(by_container(part.processes, where)):
         if count:
             yield ""
-        yield style.paint(title(container), BOLD)
+        yield _heading(title(container), style)
         yield style.paint(f"{head}  FILE", BOLD)
         for process in processes:
-            first = True
-            for descriptor in process.descriptors or (None,):
-                cells = [
-                    style.paint(
-                        _pad(one.cell(process, descriptor), width, one.right),
-                        one.code if first or one.code != BOLD else "",
-                    )
-                    for one, width in zip(shown, widths)
+            cells = [_pad(one.cell(process), one.width, one.right) for one in own]
+            if not process.descriptors:
+                cells[-1] = style.paint(cells[-1], BOLD)
+                yield "  ".join([*cells, _pad("-", each[0].width, True)])
+            for place, descriptor in enumerate(process.descriptors):
+                row = [*cells]
+                if not place:
+                    row[-1] = style.paint(row[-1], BOLD)
+                row += [
+                    style.paint(_pad(one.cell(descriptor), one.width, one.right), one.code)
+                    for one in each
                 ]
-                first = False
-                file = _file(process, descriptor, pipes, where, room, style)
-                row = "  ".join([*cells, file])
-                yield row if file else row.rstrip()
+                row.append(_file(process, descriptor, pipes, where, room, style))
+                yield "  ".join(row)
 
 
-def _ls_columns(numbers: Mapping[int, str], long: bool, extended: bool) -> list[_Column]:
-    def of(cell: Callable[[Descriptor], str]) -> Callable[[Process, Descriptor | None], str]:
-        return lambda process, descriptor: "" if descriptor is None else cell(descriptor)
-
+def _process_columns(long: bool, extended: bool) -> list[_Column]:
+    """Return the columns of a process; the last one is its name."""
     more = [
-        _Column("PPID", lambda process, _: str(process.ppid), True),
-        _Column("PGID", lambda process, _: str(process.pgid), True),
+        _Column("PPID", lambda one: str(one.ppid), True),
+        _Column("PGID", lambda one: str(one.pgid), True),
+        *([_Column("STATE", lambda one: one.state)] if extended else []),
     ]
-    if extended:
-        more.append(_Column("STATE", lambda process, _: process.state or ""))
     return [
-        _Column("PID", lambda process, _: str(process.pid), True),
-        _Column("HOST", lambda process, _: str(process.global_pid), True),
+        _Column("PID", lambda one: str(one.pid), True),
+        _Column("HOST", lambda one: str(one.global_pid), True),
         *(more if long else []),
-        _Column("COMMAND", lambda process, _: process.command.text, code=BOLD),
-        _Column("FD", lambda _, one: "-" if one is None else str(one.fd), True),
-        _Column("MODE", of(lambda one: mode(one.flags))),
-        *(
-            [
-                _Column("CLOEXEC", of(lambda one: "yes" if one.close_on_exec else "")),
-                _Column("POSITION", of(lambda one: str(one.position)), True),
-                _Column("FLAGS", of(lambda one: flag_names(one.flags))),
-            ]
-            if long
-            else []
-        ),
-        _Column("", of(lambda one: numbers.get(one.file.number, "")), True, YELLOW),
+        _Column("COMMAND", lambda one: one.command.text),
     ]
 
 
-def _ls_cells(processes: Iterable[Process], shown: Sequence[_Column]) -> Iterator[list[str]]:
-    for process in processes:
-        for descriptor in process.descriptors or (None,):
-            yield [one.cell(process, descriptor) for one in shown]
+def _descriptor_columns(numbers: Mapping[int, str], long: bool) -> list[_Column]:
+    more = [
+        _Column("CLOEXEC", lambda one: "yes" if one.close_on_exec else ""),
+        _Column("POSITION", lambda one: str(one.position), True),
+        _Column("FLAGS", lambda one: flag_names(one.flags)),
+    ]
+    return [
+        _Column("FD", lambda one: str(one.fd), True),
+        _Column("MODE", lambda one: mode(one.flags)),
+        *(more if long else []),
+        _Column("", lambda one: numbers.get(one.file.number, ""), True, code=YELLOW),
+    ]
+
+
+def _measured(column: _Column, things: Iterable[object]) -> _Column:
+    longest = max((columns(column.cell(one)) for one in things), default=0)
+    return column._replace(width=max(longest, columns(column.title)))
+
+
+def _descriptors(snapshot: Snapshot) -> Iterator[Descriptor]:
+    return (one for process in snapshot.processes for one in process.descriptors)
 
 
 def _file(
     process: Process,
-    descriptor: Descriptor | None,
+    descriptor: Descriptor,
     pipes: Mapping[Name, Pipe],
     where: Mapping[int, Container],
     room: int,
     style: Style,
 ) -> str:
     """Return the path, and the other ends of a pipe."""
-    if descriptor is None:
-        return ""
     dots = style.arrow("…")
     path = descriptor.path.text
     ends = pipes.get(descriptor.path)
@@ -370,7 +374,7 @@ def ps(part: Snapshot, style: Style = PLAIN) -> Iterator[str]:
                 _count(len(files), "open file"),
             )
         )
-        yield style.paint(title(container), BOLD) + f": {counts}"
+        yield _heading(f"{title(container)}: {counts}", style)
         groups: dict[tuple[object, ...], list[Process]] = {}
         for process in processes:
             groups.setdefault(alike(process), []).append(process)
