@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
 from cplayground.errors import UsageError
 from cplayground.kinds import KINDS
 
-VERSION: Final = "0.2.0"
+_VERSION: Final = Path(__file__).with_name("VERSION")  # a version and its day
 
 
 class Option(NamedTuple):
@@ -177,7 +178,8 @@ def _parser(command: Command) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"cplayground {VERSION}")
+    version = _VERSION.read_text(encoding="ascii").split()[0]
+    parser.add_argument("--version", action="version", version=f"cplayground {version}")
     for argument in command.arguments:
         parser.add_argument(
             "argument",
