@@ -149,6 +149,9 @@ def _shared_file(number: int, one: Shared, where: dict[int, Container]) -> dict[
     return {
         "file": one.file.number,
         "shown_as": f"#{number}",
+        "mode": mode(one.file.flags),
+        "kind": kind(one.file.path),
+        "path": one.file.path.text,
         "descriptors": len(one.holders),
         "processes": len(processes),
         "containers": len({where[pid].id for pid in processes}),

@@ -124,7 +124,8 @@ def test_the_schema_keeps_what_version_1_promised() -> None:
     promised = {
         "snapshot": {"schema", "source", "fields"},
         "container": {"container", "name", "id", "runtime", "pod"},
-        "shared": {"file", "shown_as", "descriptors", "processes", "containers"},
+        "shared": {"file", "shown_as", "mode", "kind", "path"}
+        | {"descriptors", "processes", "containers"},
         "process": {"container", "namespace_id", "global_pid", "pid", "ppid", "pgid", "command"}
         | {"descriptors"},
         "descriptor": {"fd", "close_on_exec", "file", "position", "flags", "mode", "kind", "path"},
