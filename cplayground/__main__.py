@@ -14,6 +14,11 @@ def run() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+    if (
+        sys.stdout is None or sys.stderr is None
+    ):  # closed: a file that is opened would take its place
+        sys.exit(74)
+
     from cplayground.cli import main
 
     status = main(sys.argv[1:])

@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
 
@@ -36,7 +35,10 @@ class _Session(NamedTuple):
 
 
 def main(words: Sequence[str], environment: Mapping[str, str] = os.environ) -> int:
-    """Run a command line without the program's name, and return its exit status."""
+    """Run a command line without the program's name, and return its exit status.
+
+    Raises BrokenPipeError for a reader of the output that has gone away.
+    """
     try:
         if words[:1] == ["__complete"]:
             from cplayground.completing import complete
@@ -55,7 +57,7 @@ def main(words: Sequence[str], environment: Mapping[str, str] = os.environ) -> i
     except BrokenPipeError:
         raise
     except OSError as error:
-        _say(f"writing failed: {error.strerror}")
+        _say(f"{error.filename or 'reading or writing failed'}: {error.strerror}")
         return Error.status
     return status
 
@@ -102,13 +104,9 @@ def _source(session: _Session) -> str:
     """Return where the snapshot comes from: "module", "walk" or "file"."""
     if session.given["from"] is not None and session.given["walk"]:
         raise UsageError("--from and --walk cannot be combined")
-    return (
-        "file"
-        if session.given["from"] is not None
-        else "walk"
-        if session.given["walk"]
-        else "module"
-    )
+    if session.given["from"] is not None:
+        return "file"
+    return "walk" if session.given["walk"] else "module"
 
 
 def _read(session: _Session) -> Snapshot:
@@ -136,6 +134,8 @@ def _kept(name: str) -> Snapshot:
         return read(name)
     from cplayground.parsing import parse
 
+    if sys.stdin is None:
+        raise UsageError("the standard input is closed")
     return parse(sys.stdin.buffer.read(), origin="standard input")
 
 
@@ -213,12 +213,10 @@ def _watch(session: _Session) -> int:
     if source == "file":
         raise UsageError("a text that was kept does not change: watch reads this host")
     seconds = _period(session.given["argument"])
-    chosen = _filter(session.given)
     from cplayground.containers import named
 
     reading = watching.with_names(lambda: _live(source), named)
-    select(reading(), chosen)  # refuses what is not there now; later it may go
-    rounds = watching.readings(lambda: _if_there(reading(), chosen), seconds)
+    rounds = watching.readings(reading, _filter(session.given), seconds)
     for count, one in enumerate(rounds):
         if not count:
             _say(watching.cost(one, seconds, walk=source == "walk"))
@@ -241,14 +239,6 @@ def _period(word: str | None) -> float:
     if not 0 < seconds <= _LONGEST:
         raise UsageError(f"{word} is not a number of seconds, more than 0 and at most {_LONGEST}")
     return seconds
-
-
-def _if_there(snapshot: Snapshot, chosen: Filter) -> Snapshot:
-    """Choose a part, which is empty once the container or the process has ended."""
-    try:
-        return select(snapshot, chosen)
-    except UsageError:
-        return replace(snapshot, processes=(), files=(), containers=())
 
 
 def _json(session: _Session) -> int:
@@ -278,7 +268,8 @@ def _draw(session: _Session) -> int:
         everything=session.given["all"],
     )
     if output in (None, "-"):
-        _write_pieces((picture,))
+        encoding = sys.stdout.encoding or "utf-8"
+        _write_pieces((picture.encode(encoding, "xmlcharrefreplace").decode(encoding),))
     else:
         Path(output).write_text(picture, encoding="utf-8")
     return 0

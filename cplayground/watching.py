@@ -9,7 +9,9 @@ from typing import Any, Final, NamedTuple
 
 from cplayground.differences import Change, diff
 from cplayground.document import SCHEMA, descriptor, dumped
+from cplayground.errors import UsageError
 from cplayground.names import shown_text
+from cplayground.selecting import Filter, select
 from cplayground.snapshot import Container, Holder, Snapshot
 from cplayground.tables import CYAN, DIM, GREEN, RED, YELLOW, Style, fit, holder_name, mode, places
 
@@ -31,34 +33,47 @@ CLOCK: Final = Clock()
 
 
 class Reading(NamedTuple):
-    """One reading, and what changed since the last one."""
+    """One reading, and what changed in a part of it since the last one."""
 
     wall: float  # seconds since 1970
     took: float  # seconds of reading and parsing
     elapsed: float  # seconds since the last reading; 0 for the first one
-    snapshot: Snapshot
+    whole: Snapshot
     changes: tuple[Change, ...]
     where: Mapping[int, Container]  # by global pid, also of the last reading's processes
 
 
 def readings(
-    read: Callable[[], Snapshot], seconds: float, clock: Clock = CLOCK
+    read: Callable[[], Snapshot], chosen: Filter, seconds: float, clock: Clock = CLOCK
 ) -> Iterator[Reading]:
-    """Yield a reading every ``seconds``, or later if they would take too much of the time."""
+    """Yield a reading every ``seconds``, or later if they would take too much of the time.
+
+    Changes are those of the part that is chosen.  Raises UsageError if a container or process is
+    not there in the first reading; later it may end.
+    """
     last: Snapshot | None = None
     last_at = 0.0
     known: dict[int, Container] = {}
     while True:
         start = clock.now()
-        snapshot = read()
+        whole = read()
         end = clock.now()
-        changes = () if last is None else diff(last, snapshot)
+        part = select(whole, chosen) if last is None else _if_there(whole, chosen)
+        changes = () if last is None else diff(last, part)
         elapsed = 0.0 if last is None else start - last_at
-        now = places(snapshot)
-        yield Reading(clock.wall(), end - start, elapsed, snapshot, changes, {**known, **now})
-        last, last_at, known = snapshot, start, now
+        now = places(whole)
+        yield Reading(clock.wall(), end - start, elapsed, whole, changes, {**known, **now})
+        last, last_at, known = part, start, now
         spent = clock.now() - start
         clock.sleep(max(seconds - spent, spent * (1 / MOST - 1)))
+
+
+def _if_there(whole: Snapshot, chosen: Filter) -> Snapshot:
+    """Choose a part, which is empty once the container or the process has ended."""
+    try:
+        return select(whole, chosen)
+    except UsageError:
+        return Snapshot((), ())
 
 
 def with_names(
@@ -85,7 +100,7 @@ def _processes(snapshot: Snapshot) -> list[tuple[str, int, int]]:
 
 def cost(one: Reading, seconds: float, *, walk: bool) -> str:
     """Return sentences about the cost of a reading, for the observed and for the machine."""
-    processes = one.snapshot.processes
+    processes = one.whole.processes
     descriptors = sum(len(process.descriptors) for process in processes)
     batches = sum(1 + max(len(process.descriptors) - 1, 0) // _BATCH for process in processes)
     period = max(seconds, one.took / MOST)
@@ -135,8 +150,8 @@ def json_lines(one: Reading) -> Iterator[str]:
         time=stamp,
         elapsed=round(one.elapsed, 6),
         took=round(one.took, 6),
-        processes=len(one.snapshot.processes),
-        descriptors=sum(len(process.descriptors) for process in one.snapshot.processes),
+        processes=len(one.whole.processes),
+        descriptors=sum(len(process.descriptors) for process in one.whole.processes),
         changes=len(one.changes),
     )
     for change in one.changes:

@@ -11,9 +11,12 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 from cplayground import tables, watching
+from cplayground.errors import UsageError
+from cplayground.selecting import Filter
 from cplayground.snapshot import Container, Descriptor, Name, OpenFile, Process, Snapshot
 
 PROJECT = Path(__file__).resolve().parents[2]
+EVERYTHING = Filter()
 SCHEMA = json.loads((PROJECT / "cplayground/cplayground-1.schema.json").read_text("ascii"))
 
 
@@ -59,8 +62,10 @@ class Time:
         return read
 
 
-def watched(time: Time, seconds: float, *snapshots: Snapshot) -> list[watching.Reading]:
-    readings = watching.readings(time.reader(*snapshots), seconds, time.clock())
+def watched(
+    time: Time, seconds: float, *snapshots: Snapshot, chosen: Filter = EVERYTHING
+) -> list[watching.Reading]:
+    readings = watching.readings(time.reader(*snapshots), chosen, seconds, time.clock())
     return list(islice(readings, len(snapshots)))
 
 
@@ -120,6 +125,14 @@ def test_a_process_that_ended_keeps_the_name_of_its_container() -> None:
     _first, second = watched(Time(), 1, before, after)
     (change,) = map(json.loads, list(watching.json_lines(second))[1:])
     assert (change["change"], change["container"], change["global_pid"]) == ("closed", "web", 102)
+
+
+def test_a_filter_chooses_the_changes_and_its_process_may_end() -> None:
+    _first, second = watched(Time(), 2, BEFORE, AFTER, chosen=Filter(pids=(102,)))
+    assert texts(second) == ["closed    p2:2/3  rw /tmp/c"]
+    assert "3 descriptors" in watching.cost(_first, 2, walk=False)
+    with pytest.raises(UsageError):
+        watched(Time(), 2, AFTER, chosen=Filter(pids=(102,)))
 
 
 def test_json_fits_the_schema() -> None:
