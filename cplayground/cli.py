@@ -276,10 +276,21 @@ def _draw(session: _Session) -> int:
 
 
 def _doctor(session: _Session) -> int:
+    """Print what is in the way of a reading; the status is the one that a reading has."""
     from cplayground.doctor import diagnose
 
-    _write(tables.findings(diagnose(), session.style))
-    return 0
+    found = diagnose()
+    try:
+        snapshot, status = read(PROCFILE), 0
+    except Error as error:
+        snapshot, status = None, error.status
+        if not found:
+            raise
+    _write(tables.findings(found, session.style))
+    if snapshot is not None and not found:
+        shown = f"{PROCFILE} shows {len(snapshot.processes)} processes"
+        _write([f"Nothing is amiss: {shown}."])
+    return status
 
 
 _COMMANDS: Final = {

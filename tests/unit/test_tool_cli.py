@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import json
 import os
 import pty
 import re
@@ -291,6 +292,61 @@ def test_a_picture_on_standard_output_is_svg_in_any_encoding() -> None:
     assert run("draw", "-o", "-", "--from", HOSTILE)[1] == picture
 
 
+def test_without_a_container_doctor_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["--from", "/dev/null"]) == 0
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(cli, "read", lambda path: Snapshot((), ()))
+    assert cli.main([]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "cplayground doctor" in captured.err
+
+
+def test_doctor_has_the_status_of_a_reading(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = errors.NoModuleError("it is not loaded")
+    monkeypatch.setattr(cli, "read", raising(missing))
+    finding = Finding("error", "It is not there.", None, (), (), ("modprobe cplayground",))
+    monkeypatch.setattr("cplayground.doctor.diagnose", lambda: (finding,))
+    assert run("doctor") == (3, "error: It is not there.\n    modprobe cplayground\n")
+    monkeypatch.setattr("cplayground.doctor.diagnose", lambda: ())
+    assert cli.main(["doctor"]) == 3
+    assert capsys.readouterr().err == "cplayground: it is not loaded\n"
+    monkeypatch.setattr(cli, "read", lambda path: Snapshot((), ()))
+    assert run("doctor") == (0, "Nothing is amiss: /proc/cplayground shows 0 processes.\n")
+
+
+def test_watch_prints_changes_until_the_module_is_gone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after = parse(STORY.read_bytes()), parse(PIPELINE.read_bytes())
+
+    def run_watch(*words: str) -> tuple[str, str]:
+        todo = iter([before, before, after])
+
+        def read(path: str) -> Snapshot:
+            try:
+                return next(todo)
+            except StopIteration:
+                raise errors.NoModuleError("the module was unloaded") from None
+
+        monkeypatch.setattr(cli, "read", read)
+        assert cli.main(["watch", "0.001", *words]) == 3
+        return capsys.readouterr()
+
+    output, told = run_watch()
+    assert len(output.splitlines()) == 10 + 19
+    assert re.search(r"(?m)  closed    sort:3/4 .*pipe:\[11098\]$", output)
+    assert told.startswith("cplayground: A reading of 10 descriptors of 3 processes takes ")
+    assert told.endswith("cplayground: the module was unloaded\n")
+    output, _told = run_watch("--json", "-p", "166")
+    types = [json.loads(line)["type"] for line in output.splitlines()]
+    assert types == ["watch", *["reading"] * 3, *["change"] * 4]
+
+
 # Terminals
 
 
@@ -443,7 +499,7 @@ def test_no_character_of_an_argument_comes_back_as_it_is(text: str) -> None:
 
 
 def raising(error: Exception) -> Any:  # noqa: ANN401
-    def call(words: object) -> None:
+    def call(_argument: object) -> None:
         raise error
 
     return call
