@@ -196,15 +196,15 @@ def until(terminal: int, pattern: str) -> str:
 
 
 def test_zsh_completes(path: str, tmp_path: Path) -> None:
-    (tmp_path / "afile").touch()
+    (tmp_path / "one-file").touch()
     lines = {
         "cplayground dr": "cplayground draw ",
         "cplayground shared --ac": "cplayground shared --across ",
         "cplayground -c ": "cplayground -c web-1 ",
         "cplayground -c web-1 ps --container=w": "cplayground -c web-1 ps --container=web-1 ",
         "cplayground ls --kind pipe,so": "cplayground ls --kind pipe,socket ",
-        "cplayground --from af": "cplayground --from afile ",
-        "cplayground --from=af": "cplayground --from=afile ",
+        "cplayground --from one-f": "cplayground --from one-file ",
+        "cplayground --from=one-f": "cplayground --from=one-file ",
         "cplayground ls ": "cplayground ls ",
     }
     assert zsh(lines, path, tmp_path) == list(lines.values())
