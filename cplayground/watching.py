@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 from cplayground.differences import Change, diff
@@ -119,22 +120,46 @@ def cost(one: Reading, seconds: float, *, walk: bool) -> str:
 
 
 def text(one: Reading, style: Style) -> Iterator[str]:
-    """Yield a line for each change."""
+    """Yield a line for each change; a process that began or ended has one for all descriptors."""
     clock = time.strftime("%H:%M:%S", time.localtime(one.wall))
     several = len({place.id for place in one.where.values()}) > 1
-    for change in one.changes:
-        holder = change.after or change.before
-        if holder is None:
-            continue
-        name = holder_name(holder.process, holder.descriptor.fd)
-        home = one.where[holder.process.global_pid]
-        place = f" ({shown_text(home.name)})" if several else ""
-        what = style.paint(f"{change.what:8}", _CODES.get(change.what, ""))
-        line = f"{name}{place}  {_told(change, one.elapsed, style)}"
+    alive = {
+        (process.namespace, process.global_pid, process.pid) for process in one.whole.processes
+    }
+    for (what, key), group in groupby(one.changes, key=lambda change: (change.what, _key(change))):
+        own = list(group)
+        process = _holder(own[0]).process
+        if what == "closed" and key not in alive:
+            rows = [(_fds(own), "the process has ended")]
+        elif what == "opened" and len(own) == len(process.descriptors) > 1:
+            files = (f"{_holder(c).descriptor.fd} {_file(_holder(c))}" for c in own)
+            rows = [(_fds(own), ", ".join(files))]
+        else:
+            rows = [(_fds([change]), _told(change, one.elapsed, style)) for change in own]
+        place = f" ({shown_text(one.where[process.global_pid].name)})" if several else ""
         room = style.width - len(clock) - 12 if style.width else 0
-        yield f"{style.paint(clock, DIM)}  {what}  " + (
-            fit(line, room, style.arrow("…")) if room > 0 else line
-        )
+        for fds, told in rows:
+            line = f"{holder_name(process, fds)}{place}  {told}"
+            if room > 0:
+                line = fit(line, room, style.arrow("…"))
+            painted = style.paint(f"{what:8}", _CODES.get(what, ""))
+            yield f"{style.paint(clock, DIM)}  {painted}  {line}"
+
+
+def _holder(change: Change) -> Holder:
+    """Return the descriptor after a change, or the one before if it was closed."""
+    holder = change.after or change.before
+    assert holder is not None
+    return holder
+
+
+def _key(change: Change) -> tuple[str, int, int]:
+    process = _holder(change).process
+    return process.namespace, process.global_pid, process.pid
+
+
+def _fds(changes: Sequence[Change]) -> str:
+    return ",".join(str(_holder(change).descriptor.fd) for change in changes)
 
 
 def head_json(seconds: float) -> str:
@@ -155,10 +180,7 @@ def json_lines(one: Reading) -> Iterator[str]:
         changes=len(one.changes),
     )
     for change in one.changes:
-        holder = change.after or change.before
-        if holder is None:
-            continue
-        process = holder.process
+        process = _holder(change).process
         facts: dict[str, Any] = {
             "type": "change",
             "time": stamp,

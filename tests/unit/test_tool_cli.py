@@ -338,8 +338,9 @@ def test_watch_prints_changes_until_the_module_is_gone(
         return capsys.readouterr()
 
     output, told = run_watch()
-    assert len(output.splitlines()) == 10 + 19
-    assert re.search(r"(?m)  closed    sort:3/4 .*pipe:\[11098\]$", output)
+    assert len(output.splitlines()) == 3 + 6
+    assert re.search(r"(?m)  closed    sort:3/0,1,2,4 .*  the process has ended$", output)
+    assert re.search(r"(?m)  opened    tr:3/0,1,2 .*  0 r pipe:\[11675\], 1 w ", output)
     assert told.startswith("cplayground: A reading of 10 descriptors of 3 processes takes ")
     assert told.endswith("cplayground: the module was unloaded\n")
     output, _told = run_watch("--json", "-p", "166")

@@ -84,9 +84,19 @@ def test_each_change_has_a_line() -> None:
         "moved     p1:1/0  r /tmp/a  +2.5 MB/s, now at 5000000",
         "replaced  p1:1/1  w /tmp/b → w /tmp/d",
         "opened    p1:1/4  r /tmp/e",
-        "closed    p2:2/3  rw /tmp/c",
+        "closed    p2:2/3  the process has ended",
     ]
     assert texts(third) == []
+
+
+def test_a_process_that_began_or_ended_has_one_line() -> None:
+    both = snapshot((1, {0: ("a", 0, 0)}), (2, {0: ("b", 0, 0), 1: ("c", 0, 1)}))
+    one = snapshot((1, {0: ("a", 0, 0)}))
+    without = snapshot((1, {}))
+    _first, began, ended, closed = watched(Time(), 2, one, both, one, without)
+    assert texts(began) == ["opened    p2:2/0,1  0 r /tmp/b, 1 w /tmp/c"]
+    assert texts(ended) == ["closed    p2:2/0,1  the process has ended"]
+    assert texts(closed) == ["closed    p1:1/0  r /tmp/a"]
 
 
 def test_a_speed_is_of_the_time_between_the_readings() -> None:
@@ -129,7 +139,7 @@ def test_a_process_that_ended_keeps_the_name_of_its_container() -> None:
 
 def test_a_filter_chooses_the_changes_and_its_process_may_end() -> None:
     _first, second = watched(Time(), 2, BEFORE, AFTER, chosen=Filter(pids=(102,)))
-    assert texts(second) == ["closed    p2:2/3  rw /tmp/c"]
+    assert texts(second) == ["closed    p2:2/3  the process has ended"]
     assert "3 descriptors" in watching.cost(_first, 2, walk=False)
     with pytest.raises(UsageError):
         watched(Time(), 2, AFTER, chosen=Filter(pids=(102,)))
