@@ -12,7 +12,7 @@ from itertools import chain, islice
 from typing import Any, Final
 
 from cplayground.kinds import kind
-from cplayground.names import shown_text
+from cplayground.names import harmless
 from cplayground.snapshot import Container, Descriptor, Process, Shared, Snapshot
 from cplayground.tables import mode, places
 
@@ -129,10 +129,10 @@ def _containers(
         if one.id in shown:
             yield {
                 "container": numbers[one.id],
-                "name": shown_text(one.name),
-                "id": shown_text(one.id),
-                "runtime": shown_text(one.runtime),
-                "pod": shown_text(one.pod),
+                "name": harmless(one.name),
+                "id": harmless(one.id),
+                "runtime": harmless(one.runtime),
+                "pod": harmless(one.pod),
             }
 
 

@@ -27,15 +27,10 @@ def shown(name: bytes) -> str:
     return _visible(name.decode("utf-8", "surrogateescape"), escaped="\\")
 
 
-def shown_text(name: str) -> str:
-    """Return a name that is text, as of a container or a file, in the form of :func:`shown`."""
-    return _visible(name, escaped="\\")
-
-
 def harmless(sentence: str) -> str:
     """Return a text with names that are shown already, without a character for the terminal.
 
-    Its backslashes stay.
+    Its backslashes stay.  Names of containers are such texts.
     """
     return _visible(sentence)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from cplayground.errors import UsageError
-from cplayground.names import shown_text
+from cplayground.names import harmless
 from cplayground.snapshot import Container, Holder, Name, Pipe, Process, Snapshot
 from cplayground.tables import BOLD, NONE_SHOWN, PLAIN, Style, holder_names, places, wrapped
 
@@ -45,7 +45,7 @@ def pipe(whole: Snapshot, target: str, style: Style = PLAIN) -> Iterator[str]:
         yield from _tree(plan, [process], style)
         return
     if not _PIPE.fullmatch(target):
-        raise UsageError(f"{shown_text(target)} is not a pid or pipe:[N]")
+        raise UsageError(f"{target} is not a pid or pipe:[N]")
     found = plan.pipes.get(Name(target.encode("ascii")))
     if found is None:
         raise UsageError(
@@ -116,7 +116,7 @@ def _tree(plan: Pipeline, processes: Sequence[Process], style: Style) -> Iterato
     def process_node(process: Process, entry: str) -> Node:
         def draw() -> tuple[str, list[Node]]:
             place = plan.where[process.global_pid]
-            away = f" in {shown_text(place.name)}" if place.id != home else ""
+            away = f" in {harmless(place.name)}" if place.id != home else ""
             known = again(process.global_pid)
             ends = {} if known else plan.writes.get(process.global_pid, {})
             below = [pipe_node(plan.pipes[path], fds(own)) for path, own in ends.items()]

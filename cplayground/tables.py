@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cplayground.kinds import kind
-from cplayground.names import harmless, shown_text
+from cplayground.names import harmless
 from cplayground.snapshot import (
     Container,
     Descriptor,
@@ -48,6 +48,7 @@ PLAIN: Final = Style()
 BOLD, DIM, RED, GREEN, YELLOW, CYAN = "1", "2", "31", "32", "33", "36"
 _ASCII: Final = {"→": "->", "←": "<-", "…": "...", "├─": "|-", "└─": "`-", "│ ": "| "}
 _LEVELS: Final = {"error": RED, "warning": YELLOW, "note": CYAN}
+_WHOLE_ID = 64  # digits of a runtime's or a namespace's id; a machine's is its name
 _PEERS = 3  # of a pipe's end in a table
 NONE_SHOWN = "none shown"
 # O_* of asm-generic/fcntl.h, as on amd64, which no call drops.  O_LARGEFILE is nearly everywhere.
@@ -115,10 +116,11 @@ def by_container(
 
 def title(container: Container) -> str:
     """Return a line that names a container."""
-    name, id = shown_text(container.name), shown_text(container.id)[:12]
+    name, id = harmless(container.name), harmless(container.id)
+    id = id[:12] if len(id) == _WHOLE_ID else id
     known = [container.runtime or "namespace", *([id] if id != name else [])]
-    pod = f", pod {shown_text(container.pod)}" if container.pod else ""
-    return f"{name} ({' '.join(map(shown_text, known))}{pod})"
+    pod = f", pod {harmless(container.pod)}" if container.pod else ""
+    return f"{name} ({' '.join(map(harmless, known))}{pod})"
 
 
 def holder_name(process: Process, fds: str | int) -> str:
@@ -138,7 +140,7 @@ def holder_names(
         own = list(group)
         process = own[0].process
         place = where[process.global_pid]
-        away = f" ({shown_text(place.name)})" if home and place.id != home else ""
+        away = f" ({harmless(place.name)})" if home and place.id != home else ""
         names.append(holder_name(process, ",".join(str(o.descriptor.fd) for o in own)) + away)
     return names
 
@@ -451,7 +453,7 @@ def _shared_file(
     for _id, group in groupby(sorted(one.holders, key=home), key=home):
         own = list(group)
         place = where[own[0].process.global_pid]
-        indent = f"    {shown_text(place.name)}: " if homes > 1 else "    "
+        indent = f"    {harmless(place.name)}: " if homes > 1 else "    "
         yield from wrapped(holder_names(own, where), indent, style)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from cplayground.differences import Change, diff
 from cplayground.document import SCHEMA, descriptor, dumped
 from cplayground.errors import UsageError
-from cplayground.names import shown_text
+from cplayground.names import harmless
 from cplayground.selecting import Filter, select
 from cplayground.snapshot import Container, Holder, Snapshot
 from cplayground.tables import CYAN, DIM, GREEN, RED, YELLOW, Style, fit, holder_name, mode, places
@@ -107,7 +107,7 @@ def cost(one: Reading, seconds: float, *, walk: bool) -> str:
     period = max(seconds, one.took / MOST)
     facts = [
         f"A reading of {descriptors} descriptors of {len(processes)} processes "
-        f"takes {_seconds(one.took)}, every {period:g} s."
+        f"takes {_seconds(one.took)}, every {period:.3g} s."
     ]
     if walk:
         facts.append("It opens the directory of each process in /proc, and compares by kcmp(2).")
@@ -136,7 +136,7 @@ def text(one: Reading, style: Style) -> Iterator[str]:
             rows = [(_fds(own), ", ".join(files))]
         else:
             rows = [(_fds([change]), _told(change, one.elapsed, style)) for change in own]
-        place = f" ({shown_text(one.where[process.global_pid].name)})" if several else ""
+        place = f" ({harmless(one.where[process.global_pid].name)})" if several else ""
         room = style.width - len(clock) - 12 if style.width else 0
         for fds, told in rows:
             line = f"{holder_name(process, fds)}{place}  {told}"
@@ -185,7 +185,7 @@ def json_lines(one: Reading) -> Iterator[str]:
             "type": "change",
             "time": stamp,
             "change": change.what,
-            "container": shown_text(one.where[process.global_pid].name),
+            "container": harmless(one.where[process.global_pid].name),
             "global_pid": process.global_pid,
             "pid": process.pid,
             "command": process.command.text,
