@@ -59,7 +59,7 @@ def run(
         say(f"would boot Debian's own kernel of {target.suite}, and draw {pictures[0]}")
         return Answer()
     began = time.monotonic()
-    logger.info("the first run makes two small Debians and a disk, which later runs find")
+    logger.info("the first run makes two small Debian systems and a disk, which later runs find")
     made = images.stock_image(settings, target)
     with session.judged(settings, made, variant=target.variant, stock=True, accel=accel) as guest:
         logger.info("compiling a student's program in the guest, with its mistake and without")

@@ -469,7 +469,7 @@ def test_a_guests_disk_has_the_targets_packages(works: Works, disks: list[dict[s
     images.guest_image(works.last)
     (disk,) = disks
     assert (disk["root"], disk["home"].name, disk["repo"]) == ("guest", "guest", works.last.repo)
-    assert disk["packages"][-1] == "cplayground-dkms"
+    assert disk["packages"][-2:] == ["cplayground-dkms", "cplayground"]
     assert {path.name for path in disk["debs"]} == {
         file.path.name for file in works.base().packages
     }
@@ -493,8 +493,9 @@ def test_the_labs_disk_has_no_module(
 def test_the_stock_disk_needs_no_kernel_of_ours(empty: Works, disks: list[dict[str, Any]]) -> None:
     images.stock_image(empty.settings, empty.target)
     (disk,) = disks
-    assert disk["debs"][0].name == "cplayground-dkms.deb"
-    assert list(dict.fromkeys(empty.ran)) == ["fetch", "root", "DKMS packages"]
+    made = [path.name for path in disk["debs"][:2]]
+    assert made == ["cplayground-dkms.deb", "cplayground.deb"]
+    assert list(dict.fromkeys(empty.ran)) == ["fetch", "root", "DKMS packages", "tool package"]
 
 
 def test_module_and_packages_are_checked_again_after_a_change(
