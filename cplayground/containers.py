@@ -5,14 +5,14 @@ cgroup of a process is its container.  Otherwise the PID namespace decides.
 
 Names come from files that runtimes leave on disk, and never from a daemon's socket:
 
-- docker: ``Name`` in ``containers/ID/config.v2.json`` (moby, container/container.go);
+- docker: ``Name`` in ``containers/ID/config.v2.json`` (moby, container/container.go).
 - podman and cri-o: ``names`` in ``overlay-containers/containers.json`` (containers/storage,
   containers.go), and podman's table ``ContainerConfig`` in ``db.sql`` (containers/podman,
-  libpod/sqlite_state_internal.go);
+  libpod/sqlite_state_internal.go).
 - containerd: annotations in the bundle's ``config.json`` (containerd, pkg/cri/annotations;
-  nerdctl, pkg/labels/labels.go: labels are annotations too);
-- cri-o: annotations in ``userdata/config.json`` (cri-o, pkg/annotations);
-- systemd-nspawn: ``/run/systemd/machines/NAME`` (systemd, src/machine/machine.c);
+  nerdctl, pkg/labels/labels.go: labels are annotations too).
+- cri-o: annotations in ``userdata/config.json`` (cri-o, pkg/annotations).
+- systemd-nspawn: ``/run/systemd/machines/NAME`` (systemd, src/machine/machine.c).
 - runc and crun: ``init_process_pid`` in ``state.json`` (opencontainers/runc, libcontainer),
   ``pid`` in ``status`` (containers/crun, src/libcrun/status.c).
 
