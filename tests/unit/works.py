@@ -188,7 +188,7 @@ class Works:
 
         return call
 
-    def fetch(self, *_: object) -> Base:
+    def fetch(self, *_: object, **__: object) -> Base:
         base = self.base()
         for file in base.files:
             if not file.path.exists():
