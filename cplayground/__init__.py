@@ -11,6 +11,7 @@ r"""See what /proc/cplayground shows: containers' processes and their open files
 [(1, 0)]
 """
 
+from cplayground.containers import named
 from cplayground.differences import Change, diff
 from cplayground.errors import (
     Error,
@@ -35,6 +36,7 @@ from cplayground.snapshot import (
     Shared,
     Snapshot,
 )
+from cplayground.walking import walk
 
 __all__ = [
     "KINDS",
@@ -60,7 +62,9 @@ __all__ = [
     "diff",
     "kind",
     "look",
+    "named",
     "parse",
     "read",
     "select",
+    "walk",
 ]
