@@ -302,7 +302,7 @@ def vm(
 
 @command(ACCEL, SUITE, FLAVOUR, VERSION, *RUN, root=True)
 def demo(settings: Settings, target: Target, *, accel: str | None) -> Answer:
-    """Show a first look: a program with a mistake in a guest, found and drawn by the tool.
+    """Show the tool: it finds and draws a mistake in a guest.
 
     ./inv demo
     """
@@ -635,7 +635,7 @@ def measure_reading(
 
 @command(ROUNDS, name="parse")
 def measure_parsing(settings: Settings, target: Target, *, rounds: int) -> None:
-    """Measure what the library of the tool takes to parse a million lines.
+    """Measure what the tool takes to parse a million lines.
 
     ./inv bench.parse --rounds 3
     """

@@ -26,6 +26,7 @@ TASKS = dict(commands_page.commands())
 def test_the_verbs_are_flat_and_the_rest_is_in_collections(here: Here) -> None:
     listed = json.loads(here("--list", "--list-format=json")[1])
     assert {task["name"] for task in listed["tasks"]} == {
+        "demo",
         *("fetch", "build-kernel", "build-module", "package", "sbom", "reproduce", "test", "vm"),
         "gate",
         *("release", "promote", "rollback", "releases", "verify-archive", "sign-archive"),
