@@ -183,8 +183,6 @@ def without_ids(document: dict[str, Any]) -> dict[str, Any]:
         one["name"] = one["id"] = ""
     for one in document["processes"]:
         one["namespace_id"] = known.setdefault(one["namespace_id"], len(known))
-    for one in document["files"]:
-        one["id"] = ""
     return document
 
 
