@@ -47,7 +47,12 @@ class Box:
         for place in Path("/proc").iterdir():
             if place.name.isdigit():
                 with contextlib.suppress(OSError):
-                    stat = (place / "stat").read_text(errors="surrogateescape").rpartition(")")[2].split()
+                    stat = (
+                        (place / "stat")
+                        .read_text(errors="surrogateescape")
+                        .rpartition(")")[2]
+                        .split()
+                    )
                     parents[int(place.name)] = int(stat[1])
         found, todo = [], [self.process.pid]
         while todo:
