@@ -35,7 +35,7 @@ _CONTAINER = (
 )
 _TOOL_S = 20.0
 _STUCK_S = 15.0
-_BLOCKED = 1  # the exit status of "cplayground check" for an error
+_BLOCKED, _ERROR = 1, "error: "  # the status and the first word of "cplayground check"
 _ID = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 
 
@@ -85,7 +85,8 @@ def _with_mistake(guest: Guest) -> str:
     """Run the program until the tool finds that it waits for itself, and return what is seen."""
     _start(guest, "words")
     deadline = time.monotonic() + _STUCK_S * guest.spec.scale
-    while (found := _tool(guest, "check")).status != _BLOCKED:
+    # A Python that fails ends with the same status.
+    while not ((found := _tool(guest, "check")).status == _BLOCKED and _ERROR in found.text):
         if time.monotonic() > deadline:
             raise DemoError(
                 "the tool does not find the pipe that was not closed",

@@ -21,7 +21,14 @@ EXAMPLE = Path(demo.__file__).parents[1] / "cplayground/examples/words.c"
 class Guest:
     """Stands in for a guest: notes the commands, and answers as the tool would."""
 
-    def __init__(self, *, finds: Sequence[int] = (0, 1, 0), output: str = demo._SORTED) -> None:
+    def __init__(
+        self,
+        *,
+        finds: Sequence[int] = (0, 1, 0),
+        output: str = demo._SORTED,
+        error: str = "error: ",
+    ) -> None:
+        self.error = error
         self.spec = SimpleNamespace(scale=1.0)
         self.ran: list[list[str]] = []
         self.finds = iter(finds)
@@ -36,7 +43,9 @@ class Guest:
     def run(self, argv: list[str], **_: object) -> SimpleNamespace:
         self.ran.append(argv)
         status = next(self.finds) if argv[1:] == ["check"] else 0
-        return SimpleNamespace(status=status, text=f"{' '.join(argv)}: {status}\n", stderr=b"")
+        said = self.error if status else ""
+        text = f"{said}{' '.join(argv)}: {status}\n"
+        return SimpleNamespace(status=status, text=text, stderr=b"")
 
     def start(self, argv: list[str], **_: object) -> SimpleNamespace:
         self.ran.append(argv)
@@ -81,12 +90,15 @@ def test_it_shows_each_view_and_leaves_the_pictures(
         assert str(tmp_path / "build/demo" / name) in said
 
 
+@pytest.mark.parametrize(
+    "guest", [Guest(finds=(0, 0)), Guest(finds=(1, 1), error="")], ids=["nothing", "crash"]
+)
 def test_it_fails_if_the_tool_finds_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guest: Guest
 ) -> None:
     monkeypatch.setattr(demo, "_STUCK_S", 0.0)
     with pytest.raises(demo.DemoError, match="was not closed"):
-        run(tmp_path, monkeypatch, Guest(finds=(0, 0, 0)))
+        run(tmp_path, monkeypatch, guest)
     assert not (tmp_path / "build/demo").exists()
 
 

@@ -140,6 +140,7 @@ def test_the_missing_close_is_found(loaded: Guest, words: str) -> None:
         shown = procfile.parse(loaded.read(PROCFILE))
     (sort,) = (one for one in shown if one.command == b"sort")
     (written,) = (one for one in sort.files if one.flags & 3 == 1 and one.fd > 2)
+    assert "error: " in said
     assert "sort" in said and f"{written.fd}" in said
     assert written.path.decode() in said
 
