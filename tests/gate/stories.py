@@ -118,6 +118,7 @@ def scene(round: Round) -> Iterator[Scene]:
         cutter.write_text(_CUTTER_TEXT)
         cutter.chmod(0o755)
         good = guarded.prepare(round, made, **_SETTINGS)
+        _remember(made.root)
         round.apt(made, "install", *names(round.candidate).prebuilt)
         armed = disk.write(made.root.path, round.home / "armed.img", log=made.log)
         with round.copy(made.root, "guard-idle") as taken:
@@ -128,6 +129,16 @@ def scene(round: Round) -> Iterator[Scene]:
         finally:
             armed.unlink()
             idle.unlink()
+
+
+def _remember(tree: Root) -> None:
+    """Let the guard remember that no unit had failed with the good kernel, on this machine."""
+    identity = tree.path / "etc/machine-id"
+    identity.write_text(f"{1:032x}\n")
+    record = tree.path / "var/lib/cplayground-guard/record"
+    record.mkdir(exist_ok=True)
+    (record / "machine-id").write_bytes(identity.read_bytes())
+    (record / "failed-units").write_text("")
 
 
 def _misbehave(round: Round) -> bytes:
