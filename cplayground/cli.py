@@ -28,7 +28,7 @@ _AT_ONCE: Final = 1 << 16  # characters
 
 
 class _Session(NamedTuple):
-    """What a command works with."""
+    """The arguments, the streams and the sources of a command."""
 
     given: Mapping[str, Any]
     style: tables.Style

@@ -290,7 +290,7 @@ class _Named(NamedTuple):
 
 
 class _Disk:
-    """What runtimes have left below ``root``; each file is read once at most."""
+    """Files that runtimes have left below ``root``; each is read once at most."""
 
     def __init__(self, root: str) -> None:
         self._root = root

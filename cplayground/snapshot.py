@@ -1,4 +1,4 @@
-"""What one reading of /proc/cplayground shows: processes, descriptors, open files.
+"""Types for one reading of /proc/cplayground: processes, descriptors, open files.
 
 All types are immutable.  Those with one object for each line are tuples, because a snapshot may
 have a million lines.

@@ -273,7 +273,7 @@ def _line(fd: int, links: int, infos: int) -> _Line | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     flags = int(info[b"flags"], 8)
-    # What cannot change while a file is open.  Linux before 5.14 does not show the inode.
+    # Fields that cannot change while a file is open.  Linux before 5.14 does not show the inode.
     same = (
         info[b"mnt_id"],
         info.get(b"ino") or (after if _NUMBERED.fullmatch(after) else b""),

@@ -450,7 +450,8 @@ rest()
 
 
 def test_makes_jobserver_is_no_alarm(tmp_path: Path) -> None:
-    make = shutil.which("make") or pytest.skip("make is not installed")
+    make = shutil.which("make")
+    assert make is not None, "make is not on this machine: run ./inv, which installs it"
     (tmp_path / "Makefile").write_text(
         "all: one two three\n"
         "one two three:\n\t+@$(MAKE) -s -f Makefile sub-$@\n"
@@ -468,7 +469,8 @@ def test_makes_jobserver_is_no_alarm(tmp_path: Path) -> None:
 
 
 def test_one_make_alone_is_no_alarm(tmp_path: Path) -> None:
-    make = shutil.which("make") or pytest.skip("make is not installed")
+    make = shutil.which("make")
+    assert make is not None, "make is not on this machine: run ./inv, which installs it"
     (tmp_path / "Makefile").write_text("all:\n\t@sleep 1000\n")
     with box(make, "-s", "-j3", "-C", tmp_path) as one:
         until(lambda: command_count(one, "sleep") == 1)
@@ -494,7 +496,8 @@ def test_one_make_alone_is_no_alarm(tmp_path: Path) -> None:
     ],
 )
 def test_bash_makes_no_alarm(script: str, tmp_path: Path) -> None:
-    bash = shutil.which("bash") or pytest.skip("bash is not installed")
+    bash = shutil.which("bash")
+    assert bash is not None
     environment = {**os.environ, "DIR": str(tmp_path), "LC_ALL": "C"}
     with box(bash, "-c", script + "\n:", env=environment, stderr=subprocess.DEVNULL) as one:
         if "sleep" in script:
