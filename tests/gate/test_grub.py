@@ -359,7 +359,7 @@ def test_with_a_damaged_environment_the_good_kernel_starts(
     # The next boot of Linux repairs it, and the kernel is armed again or is left alone.
     armed.guard("probation", booted=seen)
     status = armed.status(seen)
-    # Without room in what is left of the block, the good kernel stays, and the reason is told.
+    # A candidate that is not armed again must not be silent: status tells the reason.
     assert status["state"] in ("armed", "bad") or (status["state"] == "good" and status["reason"])
     seen = armed.start()
     assert is_good(seen) or is_trial(seen), seen
