@@ -561,5 +561,5 @@ CASES = (
     Case(("downgrade",), downgrade),
     Case(("reinstall",), reinstall),
     Case(("remove",), remove),
-    Case(("secure-boot",), secure_boot.secure_boot),
+    Case(("secure-boot", "secure-boot-dkms"), secure_boot.secure_boot),
 )

@@ -1,7 +1,8 @@
-"""The case ``secure-boot``: a server with UEFI and Secure Boot, on which our key is enrolled.
+"""The cases of Secure Boot: a server with UEFI, on which our key is enrolled.
 
 Debian's shim and GRUB start our kernel, which is locked down, and Debian's own kernel.  Before, in
 a boot of GRUB only, shim must refuse our kernel without a signature, and with one of another key.
+Then DKMS builds and signs the module on that server, with a key of the server's own.
 """
 
 from __future__ import annotations
@@ -9,18 +10,20 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 
 from kbuild.archive import operations, records
 from kbuild.archive.release import Release
 from kbuild.core import fs
-from kbuild.core.errors import SigningError
+from kbuild.core.errors import BuildError, SigningError
 from kbuild.core.model import MODULE, Settings
 from kbuild.core.run import run
 from kbuild.gate import efi, server
 from kbuild.gate.machine import Boot, Command
-from kbuild.gate.round import PREBUILT, Round, Trial, names
+from kbuild.gate.round import BUILT, PREBUILT, Round, Trial, names
+from kbuild.gate.server import Server
 from kbuild.gate.steps import boot_both, boot_next
 from kbuild.guest.guest import GuestResult
 from kbuild.guest.spec import Firmware
@@ -46,7 +49,17 @@ _ANOTHER = Command(("modprobe", "i6300esb"), _ASKED_S, status=None)
 _LOADED = Command(("cat", "/proc/modules"), _ASKED_S)
 _INSERT = Command(("insmod", f"/{_UNSIGNED_MODULE}"), _ASKED_S, status=None)
 _TAINT = Command(("cat", "/proc/sys/kernel/tainted"), _ASKED_S)
+_ASKED = (_LOCKDOWN, _ANOTHER, _LOADED, _INSERT, _TAINT)
 _OUT_OF_TREE = 1 << 12
+# The commands by which DKMS of Debian 11 signs; the files' places are those of its sign_helper.sh.
+OLD_DKMS = (
+    (
+        *("openssl", "req", "-new", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "36500"),
+        *("-subj", "/CN=DKMS module signing key/", "-keyout", "/root/mok.priv"),
+        *("-outform", "DER", "-out", "/root/mok.der"),
+    ),
+    (*("sed", "-i", "s|^# sign_tool=|sign_tool=|", "/etc/dkms/framework.conf"),),
+)
 # The kernel's words: of a lockdown; or of IMA's policy, with which Debian's kernels since 6.1 ask
 # for signatures under Secure Boot.  insmod then says "Operation not permitted", or "Key was
 # rejected by service".
@@ -57,26 +70,27 @@ _REFUSED = re.compile(
 
 
 def secure_boot(round: Round, trials: Mapping[str, Trial]) -> None:
-    """Boot the candidate and Debian's kernel under Secure Boot, and see the others refused."""
-    (trial,) = trials.values()
+    """Boot the candidate and Debian's kernel under Secure Boot, and see the others refused.
+
+    The candidate boots again with the module that DKMS built and signed on the server.
+    """
+    trial, built = trials["secure-boot"], trials["secure-boot-dkms"]
     candidate = round.candidate
     signer = certificate(round.settings, candidate)
-    assert signer is not None  # else the case is not judged
-    tree = server.stock(round.settings, round.base, efi=True)
+    assert signer is not None  # else the cases are not judged
+    tree = server.stock(round.settings, round.base, dkms=True, efi=True)
     with round.server(trial.name, tree=tree) as made:
         round.follow(made, round.view.staging)
         round.apt(made, "install", *names(candidate).prebuilt)
         image = made.root.path / f"boot/vmlinuz-{candidate.kernel}"
         enrolled = keyring_package.place_of(signer, made.root.path)
         if enrolled is None:
-            trial.reasons.append(f"the archive's package has not the certificate {signer}")
-            return
+            raise BuildError(f"the archive's package has not the certificate {signer}")
         pem = round.home / "secure-boot.pem"
         pem.write_bytes(signer.pem)
         done = run(["sbverify", "--cert", pem, image], timeout_s=_TIMEOUT_S, check=False)
         if done.returncode != 0:
-            trial.reasons.append(f"the kernel {candidate.kernel} is not signed by {signer}")
-            return
+            raise BuildError(f"the kernel {candidate.kernel} is not signed by {signer}")
         _write_controls(round.settings, made.root.path, image, round.home / "other-key")
         _write_unsigned_module(made.root.path, candidate.kernel)
         boot_next(round, made, round.base.release)
@@ -89,6 +103,7 @@ def secure_boot(round: Round, trials: Mapping[str, Trial]) -> None:
             judge_controls(trial, Path(trial.boots[-1].console))
             efi.write_menu(disk, log=made.log)
             _boot(round, trial, disk, firmware, enrolled)
+        _boot_with_dkms(round, built, made, pem)
 
 
 def certificate(settings: Settings, release: Release) -> Certificate | None:
@@ -105,7 +120,7 @@ def certificate(settings: Settings, release: Release) -> Certificate | None:
     return next(iter(mok.certificates(settings)), None)
 
 
-def _asked(enrolled: Path) -> dict[Command, str]:
+def _asked_of_debian(enrolled: Path) -> dict[Command, str]:
     """Return what Debian's kernel is asked, and what each answer must have.
 
     ``enrolled`` is the certificate's file in the server.
@@ -115,7 +130,7 @@ def _asked(enrolled: Path) -> dict[Command, str]:
 
 
 def _boot(round: Round, trial: Trial, disk: Path, firmware: Firmware, enrolled: Path) -> None:
-    asked = _asked(enrolled)
+    asked = _asked_of_debian(enrolled)
 
     def judge(seen: Boot) -> bool:
         judge_lockdown(trial, seen, asked)
@@ -128,12 +143,51 @@ def _boot(round: Round, trial: Trial, disk: Path, firmware: Firmware, enrolled: 
         "the server with our kernel",
         first=tuple(asked),
         judge=judge,
-        then=(_LOCKDOWN, _ANOTHER, _LOADED, _INSERT, _TAINT),
+        then=_ASKED,
         firmware=firmware,
     )
     assert ours is not None
     judge_lockdown(trial, ours, _LOCKED)
     judge_modules(trial, ours)
+
+
+def _boot_with_dkms(round: Round, trial: Trial, made: Server, pem: Path) -> None:
+    """Boot our kernel with the module of DKMS, whose certificate is enrolled next to ours."""
+    wanted = names(round.candidate)
+    own = _certificate_of_dkms(round, made)
+    round.apt(made, "install", *wanted.dkms)
+    der = made.root.path / own
+    if not der.exists():
+        raise BuildError("DKMS made no certificate for its modules", expected=f"/{own}")
+    other = round.home / "dkms.pem"
+    other.write_text(ssl.DER_cert_to_PEM_cert(der.read_bytes()))
+    firmware = efi.firmware(round.home / "secure-boot-dkms.variables", [pem, other])
+    # GRUB's choice is our kernel again.
+    round.run(made, ["grub-editenv", "/boot/grub/grubenv", "unset", "next_entry"])
+    with round.disk(made, write=efi.write) as disk:
+        seen = round.boot(
+            trial,
+            disk,
+            "the server with the module by DKMS",
+            release=round.candidate.kernel,
+            module=BUILT,
+            commands=_ASKED,
+            firmware=firmware,
+        )
+    judge_lockdown(trial, seen, _LOCKED)
+    judge_modules(trial, seen)
+
+
+def _certificate_of_dkms(round: Round, made: Server) -> Path:
+    """Return where DKMS has its certificate, or will have it with the first module.
+
+    DKMS of Debian 11 signs nothing by itself, so a key is made as docs/howto/secure-boot.md says.
+    """
+    if "mok_signing_key" in (made.root.path / "usr/sbin/dkms").read_text():
+        return Path("var/lib/dkms/mok.pub")
+    for argv in OLD_DKMS:
+        round.run(made, argv)
+    return Path("root/mok.der")
 
 
 # --- controls -----------------------------------------------------------------------------------
