@@ -472,7 +472,7 @@ STORIES: Mapping[str, Tell] = {
     "power-cut-in-arm-before-grub-knows": functools.partial(
         power_cut_in_arm, at="env_change guard_tried *"
     ),
-    "power-cut-in-arm-after-grub-knows": functools.partial(power_cut_in_arm, at="state=armed"),
+    "power-cut-in-arm-after-grub-knows": functools.partial(power_cut_in_arm, at="state=armed *"),
     "power-cut-in-good-between-kernel-and-initrd": functools.partial(
         power_cut_in_good, at='put "?1" initrd.img'
     ),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
+import functools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +21,8 @@ from kbuild.gate.round import Round, Trial
 from kbuild.guest.guest import GuestResult
 from kbuild.guest.outcome import End, Outcome
 from kbuild.guest.verdict import Verdict
+from tests.gate.stories import STORIES
+from tests.unit.server import PROJECT
 
 GOOD, BAD = "6.1.0-57-cplayground-lab", "6.1.0-57-cplayground.2-lab"
 
@@ -194,3 +199,16 @@ def test_a_candidate_that_is_made_good_passes(tmp_path: Path) -> None:
     assert f"starts {GOOD}, not {BAD}" in "\n".join(kept(tmp_path, first, back).reasons)
     still = boot(tmp_path, BAD, end=End.OFF, tried=True, said=status(state="trying", trial=BAD))
     assert "state is 'trying'" in "\n".join(kept(tmp_path, still, second).reasons)
+
+
+def test_each_power_cut_of_the_stories_is_at_one_command_of_the_guard() -> None:
+    script = PROJECT / "guard/root/usr/sbin" / guarded.PROGRAM
+    commands = [one.strip() for one in re.split(r"\|\||&&|;|\n", script.read_text())]
+    cuts = [
+        tell.keywords["at"]
+        for tell in STORIES.values()
+        if isinstance(tell, functools.partial) and "at" in tell.keywords
+    ]
+    assert len(cuts) == 6
+    for at in cuts:
+        assert fnmatch.filter(commands, at), at
