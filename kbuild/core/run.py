@@ -62,10 +62,12 @@ _NO_ROOM = re.compile(
     rb"No space left on device|Disk quota exceeded|File too large|File size limit exceeded"
     rb"|You don't have enough free space|Wrote only \d+ of \d+ bytes"
 )
-# The words of gcc, of its linker, of make and of shells for a program that SIGKILL ended.
+# The words of gcc, of its linker, of make, of shells, of dpkg and of apt for a program that SIGKILL
+# ended.
 _KILLED = re.compile(
     r"fatal error: Killed signal terminated program|terminated with signal 9\b"
-    r"|^make(\[\d+\])?: \*\*\* .*(\] Killed|\] Error 137)$|: line \d+: +\d+ Killed\b|^Killed$",
+    r"|^make(\[\d+\])?: \*\*\* .*(\] Killed|\] Error 137)$|: line \d+: +\d+ Killed\b|^Killed$"
+    r"|subprocess was killed by signal \(Killed\)|^E: Sub-process .* received signal 9\b",
     re.MULTILINE,
 )
 # With less free space than this, a failed program has met a full disk, whatever it says.
@@ -156,6 +158,14 @@ def describe_status(returncode: int) -> str:
         return f"killed by signal {-returncode}"
 
 
+def killed(completed: Completed) -> bool:
+    """Return whether a program that failed, or a child of it, was ended by SIGKILL."""
+    return completed.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL) or (
+        completed.returncode != 0
+        and _KILLED.search(completed.stdout + completed.stderr) is not None
+    )
+
+
 def failure(
     completed: Completed,
     what: str,
@@ -166,8 +176,7 @@ def failure(
     hint: str | None = None,
 ) -> KbuildError:
     """Return the error of a program that failed: KilledError if SIGKILL ended it or a child."""
-    killed = completed.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
-    if killed or _KILLED.search(completed.stdout + completed.stderr):
+    if killed(completed):
         error, hint = KilledError, "give the machine more memory, or set a lower 'jobs'"
     return error(what, found=found, log=log, hint=hint)
 

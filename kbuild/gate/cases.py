@@ -19,7 +19,7 @@ from debian.debian_support import Version
 from kbuild.archive import operations
 from kbuild.archive.release import Release
 from kbuild.core.errors import BuildError
-from kbuild.core.run import Arg, run
+from kbuild.core.run import Arg, failure, killed, run
 from kbuild.core.sandbox import Bind
 from kbuild.gate import installed, listing, machine, rehearsal, secure_boot, wire
 from kbuild.gate.guarded import guard
@@ -107,6 +107,8 @@ def _next_to_a_failing_module(
     round.follow(made, round.view.staging)
     # No package of ours is named: the failure of the other must not be ours.
     done = round.apt(made, "install", *wanted.dkms, check=False)
+    if killed(done):
+        raise failure(done, "apt-get install next to another module", log=made.log)
     half = installed.unconfigured(round, made)
     if done.returncode != 0:
         culprit = re.search(rf"/var/lib/dkms/{_FOREIGN}/|Module {_FOREIGN}[/ ]", done.stdout)
@@ -515,15 +517,15 @@ def reinstall(round: Round, trials: Trials) -> None:
             trial.reasons += _unlike(round, straight, whole, "after a reinstallation")
         image = versions.image_package(kernel)
         for word in (f"Unpacking {image} ", f"Setting up {image} ", "Generating /boot/initrd"):
-            with round.copy(made.root, f"{trial.name}-killed") as killed:
-                _kill_at(round, killed, word, wanted.prebuilt)
-                if not _unfinished(round, killed, wanted.prebuilt):
+            with round.copy(made.root, f"{trial.name}-killed") as cut:
+                _kill_at(round, cut, word, wanted.prebuilt)
+                if not _unfinished(round, cut, wanted.prebuilt):
                     trial.reasons.append(f"the kill at {word!r} came too late to prove anything")
-                round.run(killed, ["dpkg", "--configure", "--pending"])
-                round.apt(killed, "install", "--fix-broken")
-                round.apt(killed, "install", *wanted.prebuilt)
-                installed.require_configured(trial, killed, round)
-                trial.reasons += _unlike(round, straight, killed, f"after a kill at {word!r}")
+                round.run(cut, ["dpkg", "--configure", "--pending"])
+                round.apt(cut, "install", "--fix-broken")
+                round.apt(cut, "install", *wanted.prebuilt)
+                installed.require_configured(trial, cut, round)
+                trial.reasons += _unlike(round, straight, cut, f"after a kill at {word!r}")
 
 
 def _unlike(

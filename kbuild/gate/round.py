@@ -17,9 +17,9 @@ from pathlib import Path
 
 from kbuild.archive.release import Release, View
 from kbuild.core import fs
-from kbuild.core.errors import BuildError, InfrastructureError
+from kbuild.core.errors import InfrastructureError
 from kbuild.core.model import MODULE, PROCFILE, Base, Root, Settings
-from kbuild.core.run import Arg, Completed, describe_status, run
+from kbuild.core.run import Arg, Completed, describe_status, failure, run
 from kbuild.core.sandbox import Bind
 from kbuild.gate import disk, listing, machine, server, wire
 from kbuild.gate.machine import Boot, Command
@@ -173,11 +173,13 @@ class Round:
     ) -> Completed:
         """Run a command in a tree, where the archive is at the same URL as in a booted server.
 
-        Raises BuildError with the lines around the first error if it fails and ``check`` is set.
+        Raises BuildError with the lines around the first error if it fails and ``check`` is set,
+        and KilledError if it or a child was killed by SIGKILL, which says nothing of a release.
         """
         done = made.run(argv, check=False, network=self.network, binds=binds)
         if check and done.returncode != 0:
-            raise BuildError(
+            raise failure(
+                done,
                 f"{shlex.join(os.fspath(one) for one in argv)}: {describe_status(done.returncode)}",
                 found=around_the_error(done.stdout),
                 log=made.log,

@@ -24,7 +24,7 @@ from kbuild.gate import efi, server
 from kbuild.gate.machine import Boot, Command
 from kbuild.gate.round import BUILT, PREBUILT, Round, Trial, names
 from kbuild.gate.server import Server
-from kbuild.gate.steps import boot_both, boot_next
+from kbuild.gate.steps import boot_both, boot_next, of_kernel
 from kbuild.guest.guest import GuestResult
 from kbuild.guest.spec import Firmware
 from kbuild.ship import keyring_package, mok
@@ -155,6 +155,8 @@ def _boot_with_dkms(round: Round, trial: Trial, made: Server, pem: Path) -> None
     """Boot our kernel with the module of DKMS, whose certificate is enrolled next to ours."""
     wanted = names(round.candidate)
     own = _certificate_of_dkms(round, made)
+    # DKMS leaves a module of the same version where it is.
+    round.apt(made, "remove", of_kernel(round.candidate)[1])
     round.apt(made, "install", *wanted.dkms)
     der = made.root.path / own
     if not der.exists():

@@ -22,10 +22,12 @@ from kbuild.core.errors import (
     BuildError,
     FullDiskError,
     InfrastructureError,
+    KilledError,
     SigningError,
     UserError,
 )
 from kbuild.core.model import Package, Settings, Target
+from kbuild.core.run import Completed
 from kbuild.gate import (
     candidate,
     cases,
@@ -456,6 +458,16 @@ def test_a_reason_without_a_known_error_has_the_last_lines() -> None:
     assert around_the_error("\n".join(lines)).splitlines() == lines[-6:]
 
 
+def test_an_apt_that_was_killed_is_no_verdict(tmp_path: Path) -> None:
+    said = "E: Sub-process /usr/bin/dpkg received signal 9."
+    done = Completed(("apt-get",), 100, said, "", 0.1)
+    made = cast(Server, SimpleNamespace(log=tmp_path / "log", run=lambda *_, **__: done))
+    one = cast(Round, SimpleNamespace(network=tmp_path))
+    with pytest.raises(KilledError, match="more memory"):
+        Round.run(one, made, ["apt-get", "install", "x"])
+    assert Round.run(one, made, ["apt-get", "install", "x"], check=False) is done
+
+
 # Verdicts.
 
 
@@ -534,7 +546,8 @@ def test_words_select_cases() -> None:
 
     assert chosen(None) == {*REQUIRED}
     assert chosen("remove") == {"remove"}
-    assert chosen("dkms") == {"install-dkms", "foreign-dkms"}
+    assert chosen("install-dkms") == {"install-dkms", "foreign-dkms"}
+    assert chosen("foreign downgrade") == {"install-dkms", "foreign-dkms", "downgrade"}
     assert chosen("downgrade roll") == {"downgrade", "rollback"}
     with pytest.raises(UserError, match="no case matches 'nothing'"):
         judging.choose("nothing")

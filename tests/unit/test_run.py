@@ -195,6 +195,12 @@ def test_a_killed_program_is_the_machines_failure(tmp_path: Path) -> None:
         ("collect2: fatal error: ld terminated with signal 9 [Killed]", True),
         ("make[3]: *** [scripts/Makefile.build:250: a.o] Error 137", True),
         ("scripts/link-vmlinux.sh: line 62:  4242 Killed    pahole -J", True),
+        (
+            "installed x package subprocess was killed by signal (Killed)",
+            True,
+        ),
+        ("E: Sub-process /usr/bin/dpkg received signal 9.", True),
+        ("E: Sub-process /usr/bin/dpkg received signal 19.", False),
         ("collect2: fatal error: ld terminated with signal 11 [Segmentation fault]", False),
         ("make: *** [Makefile:1: all] Error 1", False),
         ("a.c:9: error: 'Killed' undeclared", False),
