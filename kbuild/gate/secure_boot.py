@@ -58,7 +58,7 @@ OLD_DKMS = (
         *("-subj", "/CN=DKMS module signing key/", "-keyout", "/root/mok.priv"),
         *("-outform", "DER", "-out", "/root/mok.der"),
     ),
-    (*("sed", "-i", "s|^# sign_tool=|sign_tool=|", "/etc/dkms/framework.conf"),),
+    ("sed", "-i", "s|^# sign_tool=|sign_tool=|", "/etc/dkms/framework.conf"),
 )
 # The kernel's words: of a lockdown; or of IMA's policy, with which Debian's kernels since 6.1 ask
 # for signatures under Secure Boot.  insmod then says "Operation not permitted", or "Key was

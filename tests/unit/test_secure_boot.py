@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from kbuild.guest.verdict import Verdict
 from kbuild.ship import keyring_package, mok
 from tests.unit import fake_kernel, releases
 from tests.unit import secure_boot as keys
+from tests.unit.server import PROJECT
 
 MIB = 1 << 20
 MENU = "menuentry 'Debian' {\n\tlinux\t/boot/vmlinuz-6.1.0-57-amd64 ro\n}\n"
@@ -201,6 +203,16 @@ def test_the_signature_of_a_module_is_cut_off() -> None:
     trailer = bytes(8) + len(signature).to_bytes(4, "big") + b"~Module signature appended~\n"
     assert secure_boot.without_signature(module + signature + trailer) == module
     assert secure_boot.without_signature(module) == module
+
+
+def test_dkms_of_debian_11_signs_as_documented() -> None:
+    page = (PROJECT / "docs/howto/secure-boot.md").read_text().partition("\n## DKMS\n")[2]
+    documented = [
+        shlex.split(line)
+        for line in page.replace("\\\n", " ").splitlines()
+        if line[:4] in ("open", "sed ")
+    ]
+    assert documented == [list(argv) for argv in secure_boot.OLD_DKMS]
 
 
 # Without a key.
