@@ -330,7 +330,8 @@ def _public(home: Path, *arguments: Arg) -> Completed:
 def _secret(home: Path, *arguments: Arg, data: bytes | None = None) -> Completed:
     """Run gpg with an agent of its own, which has ended when this returns.
 
-    An agent that starts gpg also ends after it, so a killed run leaves none behind.
+    An agent that starts gpg also ends after it, so a killed run leaves none behind.  It would keep
+    our pipes if it logged to them, as it does of keys that it cannot write, and wait for us.
     """
     # The path of a socket has at most 107 bytes (unix(7)), so TMPDIR is no place for it.
     with tempfile.TemporaryDirectory(prefix="cplayground-gpg-", dir="/tmp") as name:
@@ -340,7 +341,8 @@ def _secret(home: Path, *arguments: Arg, data: bytes | None = None) -> Completed
         try:
             return run(
                 [
-                    *("gpg-agent", "--homedir", scratch, "--quiet", "--daemon", "--"),
+                    *("gpg-agent", "--homedir", scratch, "--log-file", scratch / "agent.log"),
+                    *("--quiet", "--daemon", "--"),
                     *_gpg(scratch, home),
                     *arguments,
                 ],

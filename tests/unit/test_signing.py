@@ -24,6 +24,7 @@ from kbuild.core.model import Settings
 from kbuild.ship import signing
 from kbuild.ship.signing import Role
 from tests.unit import fake_kernel, signed_archive
+from tests.unit.mounts import UNSHARE
 
 RELEASE = b"Origin: x\nSHA256:\n abc 12 main/x\n"
 # Our own agents, as opposed to those of other tests.
@@ -96,12 +97,30 @@ def test_a_key_signs_and_gpgv_names_it(signed: Settings, tmp_path: Path) -> None
 def test_signing_writes_nothing_to_the_keys_and_leaves_no_agent(
     signed: Settings, temporary: str
 ) -> None:
-    """So it also works on a read-only file system."""
     before = {p: (p.stat().st_mtime_ns, p.is_dir()) for p in signed.keys.rglob("*")}
     signing.sign(signed, RELEASE)
     signing.sign_detached(signed, RELEASE)
     assert {p: (p.stat().st_mtime_ns, p.is_dir()) for p in signed.keys.rglob("*")} == before
     assert not agents(temporary)
+
+
+def test_keys_on_a_read_only_file_system_sign(signed: Settings, tmp_path: Path) -> None:
+    """As in the unit of contrib/systemd: gpg-agent then logs an error when it starts."""
+    script = (
+        "import dataclasses, sys; from pathlib import Path\n"
+        "from tests.unit import fake_kernel; from kbuild.ship import signing\n"
+        "top = Path(sys.argv[1])\n"
+        "one = dataclasses.replace(fake_kernel.settings(top), keys=top / 'keys')\n"
+        "sys.stdout.buffer.write(signing.sign(one, b'x\\n'))\n"
+    )
+    mounted = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@"'
+    done = subprocess.run(
+        [*UNSHARE, "sh", "-c", mounted, "sh", signed.keys, sys.executable, "-c", script, tmp_path],
+        env={**os.environ, "PYTHONPATH": str(signed.project), "PYTHONUTF8": "1"},
+        capture_output=True,
+        timeout=60,
+    )
+    assert b"BEGIN PGP SIGNATURE" in done.stdout, done.stderr
 
 
 def test_a_home_with_a_path_too_long_for_a_socket_signs(settings: Settings) -> None:
