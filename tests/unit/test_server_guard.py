@@ -1068,10 +1068,41 @@ def test_links_take_no_room(server: Server) -> None:
     )
 
 
-def test_a_damaged_environment_is_made_again(server: Server) -> None:
-    (server.top / "boot/grub/grubenv").write_text("")
-    server.install(NEW)
+_CUT = "# GRUB Environment Block\nsaved_entry=0\nnext_entry=cplayground-tr"
+
+
+@pytest.mark.parametrize("text", ["", _CUT, "# GRUB Env", "garbage"])
+@pytest.mark.parametrize("armed", [False, True])
+def test_a_damaged_environment_is_made_again(server: Server, text: str, armed: bool) -> None:
+    place = server.top / "boot/grub/grubenv"
+    if armed:
+        server.install(NEW)
+        place.write_text(text)
+        server.come_up(DEBIAN, trial=False)
+        server.guard("probation")
+    else:
+        place.write_text(text)
+        server.install(NEW)
+    assert server.state == ("armed", DEBIAN, NEW)
+    assert place.stat().st_size == 1024
     assert server.environment["next_entry"] == "cplayground-trial"
+    # Whole words of others stay.
+    assert server.environment.get("saved_entry") == ("0" if text == _CUT else None)
+    assert server.boot().slot == "trial"
+    assert server.state == ("good", NEW, "")
+
+
+def test_a_trial_that_cannot_be_armed_again_is_not_bad(server: Server) -> None:
+    server.install(NEW)
+    started = server.load(choice="cplayground-good")
+    server.come_up(started.release, trial=False)
+    path = _without_grubs_environment(server, "*guard_trial=*")
+    server.guard("probation", GUARD_PATH=path)
+    found = server.status()
+    assert (found["state"], found["trial"], found["bad"]) == ("good", "", "")
+    assert "may be full" in found["reason"]
+    server.boot()
+    assert server.state == ("armed", DEBIAN, NEW)
 
 
 def test_variables_of_others_stay(server: Server) -> None:
