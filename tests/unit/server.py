@@ -224,6 +224,7 @@ class Server:
 
     def save(self, found: Mapping[str, str]) -> None:
         text = "# GRUB Environment Block\n" + "".join(f"{k}={v}\n" for k, v in found.items())
+        assert len(text) <= 1024, "GRUB's environment is full"
         (self.top / "boot/grub/grubenv").write_text(text.ljust(1024, "#"))
 
     def load(self, *, writes: bool = True, choice: str = "") -> Started:

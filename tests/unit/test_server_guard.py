@@ -638,6 +638,40 @@ def test_a_full_environment_of_grub_arms_nothing(server: Server) -> None:
     assert server.guard("arm", NEW).returncode == 0
 
 
+def _fill(server: Server) -> None:
+    """Let another program take all the room of GRUB's environment."""
+    found = {name: value for name, value in server.environment.items() if name != "other"}
+    taken = sum(len(f"{name}={value}\n") for name, value in found.items())
+    rest = 1024 - len("# GRUB Environment Block\nother=\n") - taken
+    server.save(found | {"other": "x" * rest})
+
+
+@pytest.mark.parametrize("ends", ["good", "bad", "unloadable"])
+def test_a_trial_ends_also_if_the_environment_of_grub_is_full(server: Server, ends: str) -> None:
+    server.install(NEW)
+    _fill(server)
+    if ends == "unloadable":
+        image = server.top / "boot/cplayground-trial/vmlinuz"
+        image.unlink()
+        image.write_text(json.dumps("garbage"))
+    started = server.boot(judge=False)
+    _fill(server)
+    if ends == "bad":
+        started = server.boot(judge=False)
+        _fill(server)
+    assert started.slot == ("trial" if ends == "good" else "good")
+    server.guard("probation")
+    found = server.status()
+    if ends == "good":
+        assert server.state == ("good", NEW, "")
+        assert server.boot().release == NEW
+    else:
+        assert server.state == ("bad", DEBIAN, "")
+        assert found["reason"].startswith({"bad": "crashed or hung"}.get(ends, ends))
+    assert server.environment["other"]
+    assert server.environment["guard_good"] == (NEW if ends == "good" else DEBIAN)
+
+
 def test_a_rollback_that_does_not_disarm_fails(server: Server) -> None:
     server.install(NEW)
     path = _without_grubs_environment(server, "*unset*")
