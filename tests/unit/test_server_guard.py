@@ -603,6 +603,38 @@ def test_a_clone_is_not_judged_by_the_machine_it_was_made_of(server: Server) -> 
     assert clone.state == ("good", NEW, "")
 
 
+@pytest.mark.parametrize("state", ["bad", "trying", "armed", "good"])
+def test_a_clone_does_not_have_the_trials_of_the_machine_it_was_made_of(
+    server: Server, state: str
+) -> None:
+    if state != "good":
+        server.install(NEW)
+    if state == "bad":
+        server.load()
+        server.boot()
+    if state == "trying":
+        server.boot(judge=False)
+        server.check("stop", STOP)
+        server.guard("probation")
+        (server.top / "etc/cplayground/check.d/stop").unlink()
+    assert server.state[0] == state
+    # An image without an id is still the builder's.
+    image = server.copy(server.top.with_name("image"))
+    image.write("etc/machine-id", "uninitialized\n")
+    image.guard("prepare")
+    assert image.status()["bad"] == (NEW if state == "bad" else "")
+    image.write("etc/machine-id", "0123456789abcdef0123456789abcdef\n")
+    started = image.boot()
+    assert started.release == (NEW if state == "armed" else DEBIAN)
+    found = image.status()
+    assert (found["bad"], found["reason"]) == ("", "")
+    if state in ("bad", "trying"):
+        # It is tried on this machine.
+        assert image.state == ("armed", DEBIAN, NEW)
+        image.boot()
+    assert image.state == ("good", DEBIAN if state == "good" else NEW, "")
+
+
 def test_a_machine_of_an_image_is_not_judged_by_units_that_always_fail(tmp_path: Path) -> None:
     server = Server.new(tmp_path / "server", NEW, DEBIAN, running="6.6.0-of-the-host")
     units = LIBRARY / "check.d/30-units"
