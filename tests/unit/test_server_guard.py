@@ -534,6 +534,19 @@ def test_the_watchdog_is_fed_while_the_root_is_checked(tmp_path: Path) -> None:
     assert 35 <= fed.stat().st_size - before <= 40
 
 
+@pytest.mark.parametrize(
+    ("words", "turns"), [("rootdelay=300", 96), ("rootdelay=5 x=1", 37), ("rootdelay=08", 36)]
+)
+def test_the_watchdog_is_fed_while_the_device_of_the_root_is_awaited(
+    tmp_path: Path, words: str, turns: int
+) -> None:
+    script = in_initramfs(tmp_path, "", words=f"systemd.watchdog_sec=60 {words}")
+    (tmp_path / "proc/7/comm").write_text("sh\n")
+    assert script.wait(timeout=60) == 0
+    # The check of the file system may have had a turn before.
+    assert turns <= (tmp_path / "dev/watchdog").stat().st_size <= turns + 5
+
+
 def test_no_watchdog_is_armed_where_the_root_needs_a_passphrase(tmp_path: Path) -> None:
     script = in_initramfs(tmp_path, "vda2_crypt UUID=1-2-3 none luks\n")
     assert script.wait(timeout=60) == 0
