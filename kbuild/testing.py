@@ -217,7 +217,11 @@ def _keyword(selection: Selection) -> list[str]:
 
 
 def _vm_options(settings: Settings, target: Target, selection: Selection) -> list[str]:
-    """Prepare the guest's image, and return the options that lead the tests to it."""
+    """Prepare the guest's image, and return the options that lead the tests to it.
+
+    The root of the tool's tests comes first: an archive that is gone is told before a compile.
+    """
+    roots.oldest_python_root(settings)
     again = target.options("suite", "flavour", "variant", "version", "fragment")
     again += f" --modules {selection.modules}" if selection.modules != "auto" else ""
     options = []

@@ -80,6 +80,9 @@ GUEST_PACKAGES = (
 # Runtimes whose containers the tests look at, in a guest of their own.
 RUNTIMES = ("bubblewrap", "crun", "podman", "systemd-container")
 
+# The oldest Debian that the tool runs on; debian/cplayground/control.j2 has its Python's version.
+_OLDEST_PYTHON = "bullseye"
+
 _MAKE_TIMEOUT_S = 1800.0
 _FORMAT = "1"
 # apt's message about an InRelease past its Valid-Until.
@@ -98,6 +101,11 @@ def guest_root(settings: Settings, suite: str, tools: Sequence[str] = ()) -> Roo
     """
     kind = "guest-tools" if tools else "guest"
     return make_root(settings, suite, kind, (*guest_packages(suite), *tools))
+
+
+def oldest_python_root(settings: Settings) -> Root:
+    """Return the root with the oldest Python that the tool runs on, and little else."""
+    return make_root(settings, _OLDEST_PYTHON, "python", ("python3",))
 
 
 def compile_packages(suite: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kbuild import testing
-from kbuild.core.errors import UserError
+from kbuild.core.errors import InfrastructureError, UserError
 from kbuild.core.model import Settings, Target
 from kbuild.fetch import roots, source
 from kbuild.gate import candidate, server
@@ -135,6 +135,22 @@ def test_the_gate_has_a_pair_of_releases_and_leaves_the_targets_own_in_place(
     assert said["--disks"] == "server-disks"
     assert candidate.read(Path(said["--candidate"])).id == f"bookworm-cloud-amd64-{judged}"
     assert candidate.read(Path(said["--promoted"])).version == promoted
+
+
+@pytest.mark.parametrize("stock", [False, True])
+def test_an_archive_without_the_oldest_python_is_told_before_a_compile(
+    project: Settings,
+    packaged: list[tuple[str, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    stock: bool,
+) -> None:
+    def gone(settings: Settings, suite: str, *rest: object) -> object:
+        raise InfrastructureError(f"no mirror has {suite}")
+
+    monkeypatch.setattr(roots, "make_root", gone)
+    with pytest.raises(InfrastructureError, match="no mirror has bullseye"):
+        testing.run_tests(project, TARGET, Selection(tiers=("vm",), stock=stock))
+    assert packaged == []
 
 
 @pytest.mark.parametrize("older", ["6.1.192-3", "6.1.200-1"])
