@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from cplayground.kinds import kind
 from cplayground.names import harmless
+from cplayground.naming import mode, places
 from cplayground.snapshot import Container, Descriptor, Process, Shared, Snapshot
-from cplayground.tables import mode, places
 
 SCHEMA: Final = "cplayground/1"
 # Beyond it, a JavaScript number and jq's are not exact.

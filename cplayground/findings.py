@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 from cplayground.facts import End, Host, Seen
 from cplayground.looking import look
-from cplayground.names import shown
+from cplayground.names import harmless, shown
+from cplayground.naming import places, process_name
 from cplayground.proving import Ring, Waiting, alive, rings
 from cplayground.sharing import holders, pipes
-from cplayground.snapshot import Holder, Name, Pipe, Snapshot
+from cplayground.snapshot import Container, Holder, Name, Pipe, Process, Snapshot
 
 __all__ = ["Finding", "Host", "check", "look"]
 
@@ -49,10 +50,14 @@ _STDERR = 2
 
 
 class Finding(NamedTuple):
-    """One fact that a person should know about a pipe."""
+    """One fact that a person should know about a pipe.
+
+    The sentence has the names of the tables, COMMAND:PID/FD with the pid in the container.
+    The evidence gives the pid on the host, which the paths below /proc have.
+    """
 
     level: str  # "error", "warning" or "note"
-    sentence: str  # "PID 19 (sort) waits for the end of pipe:[12], but holds its write end as 4."
+    sentence: str  # "sort:3/0 waits for the end of pipe:[12], but holds its write end as sort:3/4."
     pipe: Name | None
     waiting: tuple[Holder, ...]  # descriptors that wait for the end
     missing_close: tuple[Holder, ...]  # the write ends that keep it from coming
@@ -67,24 +72,30 @@ def check(snapshot: Snapshot, host: Host | None = None) -> tuple[Finding, ...]:
     nothing is proved: there are no errors.
     """
     known = {(h.process.global_pid, h.descriptor.fd): h for h in holders(snapshot)}
+    names = _Names(
+        {process.global_pid: process for process in snapshot.processes},
+        {} if host is None else {process.pid: process for process in host.processes},
+        places(snapshot),
+    )
     found: list[Finding] = []
     if host is not None:
         for ring in rings(host):
-            found.extend(_ring(ring, host, known))
+            found.extend(_ring(ring, host, known, names))
     told = {finding.pipe for finding in found}
     for pipe in pipes(snapshot):
         if pipe.path not in told:
             still = pipe if host is None else _still(pipe, host)
-            found.extend(_alone(still, host) or _left_open(still))
+            found.extend(_alone(still, host, names) or _left_open(still, names))
     return tuple(sorted(found, key=lambda finding: _LEVELS.index(finding.level)))
 
 
 # Proof.
 
 
-def _ring(ring: Ring, host: Host, known: Mapping[tuple[int, int], Holder]) -> Iterator[Finding]:
+def _ring(
+    ring: Ring, host: Host, known: Mapping[tuple[int, int], Holder], names: _Names
+) -> Iterator[Finding]:
     """Yield a finding for each pipe whose end a ring of processes keeps from coming."""
-    seen = {process.pid: process for process in host.processes}
     ends: dict[Name, list[End]] = {pipe: [] for pipe in ring.pipes}
     for end in host.ends:
         if end.writes and end.pipe in ends:
@@ -108,12 +119,13 @@ def _ring(ring: Ring, host: Host, known: Mapping[tuple[int, int], Holder]) -> It
         doubts = list(_doubts(ring, host))
         yield Finding(
             "warning" if doubts else "error",
-            _sentence(pipe, [pid for pid, _ in reading], missing, ring, seen),
+            _sentence(pipe, reading, missing, ring, names),
             pipe,
             waiting,
             missing_close,
             (
-                *(line for pid in concerned for line in _sleeps(pid, ring.waiting[pid])),
+                *names.on_host(concerned),
+                *(line for pid in concerned for line in _sleeps(pid, ring.waiting[pid], names)),
                 *(_place(end) + f": a write end of {pipe.text}" for end in ends[pipe]),
                 f"/proc/*/task/*/fd: no other write end in {len(host.processes)} processes",
                 *(f"not proved: {doubt}" for doubt in doubts),
@@ -128,40 +140,45 @@ def _is_left_over(end: End, waits: Iterable[Waiting]) -> bool:
 
 def _sentence(
     pipe: Name,
-    readers: Iterable[int],
+    reading: Iterable[tuple[int, Waiting]],
     missing: Iterable[End],
     ring: Ring,
-    seen: Mapping[int, Seen],
+    names: _Names,
 ) -> str:
-    readers = list(dict.fromkeys(readers))
-    fds: dict[int, list[int]] = {}
+    fds: dict[int, set[int]] = {}
+    for pid, one in reading:
+        fds.setdefault(pid, set()).update(() if one.fd is None else (one.fd,))
+    readers = list(fds)
+    home, before = names.home(readers[0])
+    who = _listed(names.descriptors(pid, numbers, home) for pid, numbers in fds.items())
+    kept: dict[int, set[int]] = {}
     for end in sorted(missing, key=lambda end: (end.pid not in readers, end)):
-        fds.setdefault(end.pid, []).append(end.fd)
+        kept.setdefault(end.pid, set()).add(end.fd)
     reasons: list[str] = []
-    for pid, numbers in fds.items():
+    for pid, numbers in kept.items():
         name = "its write end" if not reasons else "it"
-        numbered = f"as {_listed(sorted(set(numbers)))}"
+        end_name = names.descriptors(pid, numbers, home)
         if [pid] == readers:
-            reasons.append(f"holds {name} itself {numbered}")
+            reasons.append(f"holds {name} itself as {end_name}")
             continue
         others = (one for one in ring.waiting[pid] if one.pipe != pipe)
-        purpose = next((f" and waits for {_purpose(one, seen)}" for one in others), "")
-        reasons.append(f"{_who(pid, seen)} holds {name} {numbered}{purpose}")
+        purpose = next((f" and waits for {_purpose(one, names, home)}" for one in others), "")
+        reasons.append(f"{end_name} holds {name}{purpose}")
     verb = "waits" if len(readers) == 1 else "wait"
-    who = _listed(_who(pid, seen) for pid in readers)
     if len(reasons) > 4:
         reasons = [*reasons[:3], f"{len(reasons) - 3} more hold it"]
     why = ", and ".join(reasons)
-    return f"{who} {verb} for the end of {pipe.text}, but {why}."
+    return f"{before}{who} {verb} for the end of {pipe.text}, but {why}."
 
 
-def _purpose(one: Waiting, seen: Mapping[int, Seen]) -> str:
+def _purpose(one: Waiting, names: _Names, home: str) -> str:
     if one.pipe is not None:
         return f"the end of {one.pipe.text}"
-    return _listed([_who(pid, seen) for pid in one.children])
+    return _listed([names.process(pid, home) for pid in one.children])
 
 
-def _sleeps(pid: int, waits: Iterable[Waiting]) -> Iterator[str]:
+def _sleeps(pid: int, waits: Iterable[Waiting], names: _Names) -> Iterator[str]:
+    home, _ = names.home(pid)
     for one in waits:
         place = f"/proc/{pid}/task/{one.thread.tid}"
         inside = f" in {one.moment.inside}" if one.moment.inside else ""
@@ -170,7 +187,7 @@ def _sleeps(pid: int, waits: Iterable[Waiting]) -> Iterator[str]:
         elif one.anybody:
             aim = f"{one.call}() for any child"
         else:
-            aim = f"{one.call}() for PID {_listed(one.children)}"
+            aim = f"{one.call}() for {_listed(names.process(pid, home) for pid in one.children)}"
         yield f"{place}/syscall: sleeps{inside}, {aim}"
         yield f"{place}/status: has not run from the first look to the second"
 
@@ -216,7 +233,7 @@ def _still(pipe: Pipe, host: Host) -> Pipe:
     return Pipe(pipe.path, left(pipe.readers), left(pipe.writers))
 
 
-def _alone(pipe: Pipe, host: Host | None) -> list[Finding]:
+def _alone(pipe: Pipe, host: Host | None, names: _Names) -> list[Finding]:
     """Return a warning if the only process that reads a pipe is the only one that writes to it.
 
     It is a note if the process has several threads, waits for several files, or runs: then the
@@ -226,11 +243,13 @@ def _alone(pipe: Pipe, host: Host | None) -> list[Finding]:
     if len(pids) != 1 or not pipe.readers or not pipe.writers or not _is_plain(pipe):
         return []
     (pid,) = pids
-    process = pipe.readers[0].process
     reads = [holder.descriptor.fd for holder in pipe.readers]
     writes = [holder.descriptor.fd for holder in pipe.writers]
     level = "warning"
-    evidence = ["the snapshot: no other process of a container holds an end of the pipe"]
+    evidence = [
+        *names.on_host(pids),
+        "the snapshot: no other process of a container holds an end of the pipe",
+    ]
     if host is None:
         evidence.append("the host's processes were not looked at: one could hold an end too")
     else:
@@ -251,15 +270,17 @@ def _alone(pipe: Pipe, host: Host | None) -> list[Finding]:
         elif any(moment.state == "R" for moment in moments):
             level = "note"
             evidence.append(f"/proc/{pid}/stat: it runs, and may be about to fork or to close")
+    home, before = names.home(pid)
     sentence = (
-        f"{_name(process.global_pid, process.command)} alone holds both ends of {pipe.path.text}:"
-        f" to read as {_listed(reads)}, to write as {_listed(writes)}."
+        f"{before}{names.process(pid, home)} is the only process with an end of {pipe.path.text}:"
+        f" {names.descriptors(pid, reads, home)} to read,"
+        f" {names.descriptors(pid, writes, home)} to write."
         " A read of the empty pipe waits for ever."
     )
     return [Finding(level, sentence, pipe.path, pipe.readers, pipe.writers, tuple(evidence))]
 
 
-def _left_open(pipe: Pipe) -> list[Finding]:
+def _left_open(pipe: Pipe, names: _Names) -> list[Finding]:
     """Return a note if a process keeps the end that it does not need.
 
     Ends with close-on-exec are kept knowingly, as systemd's store of descriptors keeps them.
@@ -280,13 +301,19 @@ def _left_open(pipe: Pipe) -> list[Finding]:
         return []
     told = []
     for pid in both:
-        process = reads[pid][0].process
-        told.append(
-            f"{_name(pid, process.command)} holds both ends of {pipe.path.text}:"
-            f" to read as {_listed(holder.descriptor.fd for holder in reads[pid])},"
-            f" to write as {_listed(holder.descriptor.fd for holder in writes[pid])}."
+        home, before = names.home(pid)
+        read_ends, write_ends = (
+            names.descriptors(pid, [holder.descriptor.fd for holder in those[pid]], home)
+            for those in (reads, writes)
         )
-    evidence = ("the snapshot: neither end has close-on-exec, and a read would wait",)
+        told.append(
+            f"{before}{names.process(pid, home)} holds both ends of {pipe.path.text}:"
+            f" {read_ends} to read, {write_ends} to write."
+        )
+    evidence = (
+        *names.on_host(both),
+        "the snapshot: neither end has close-on-exec, and a read would wait",
+    )
     return [Finding("note", " ".join((*told, *effects)), pipe.path, (), (), evidence)]
 
 
@@ -300,6 +327,50 @@ def _is_plain(pipe: Pipe) -> bool:
 
 
 # Words.
+
+
+class _Names(NamedTuple):
+    """The processes of the snapshot and of the host by global pid, and the containers."""
+
+    processes: Mapping[int, Process]
+    seen: Mapping[int, Seen]
+    where: Mapping[int, Container]
+
+    def home(self, pid: int) -> tuple[str, str]:
+        """Return the id of a process's container, and the beginning of a sentence about it.
+
+        The sentence says the container's name if there are several.
+        """
+        place = self.where.get(pid)
+        if place is None:
+            return "", ""
+        several = any(one.id != place.id for one in self.where.values())
+        return place.id, f"In {harmless(place.name)}, " if several else ""
+
+    def process(self, pid: int, home: str) -> str:
+        """Return the name of a process, with its place if that is not ``home``."""
+        return self._name(pid) + self._away(pid, home)
+
+    def descriptors(self, pid: int, fds: Iterable[int], home: str) -> str:
+        """Return the name of descriptors of a process, as :meth:`process` does."""
+        numbers = ",".join(map(str, sorted(set(fds))))
+        return f"{self._name(pid)}/{numbers}{self._away(pid, home)}"
+
+    def on_host(self, pids: Iterable[int]) -> Iterator[str]:
+        """Yield lines of evidence: the pids that the paths below /proc have."""
+        for pid in sorted(pids):
+            if pid in self.processes:
+                yield f"{process_name(self.processes[pid])} is process {pid} of the host"
+
+    def _name(self, pid: int) -> str:
+        one = self.processes.get(pid)
+        return process_name(one) if one else f"{shown(self.seen[pid].command)}:{pid}"
+
+    def _away(self, pid: int, home: str) -> str:
+        place = self.where.get(pid)
+        if place is None:
+            return " (host)"
+        return "" if place.id == home else f" ({harmless(place.name)})"
 
 
 def _by_pid(those: Iterable[Holder]) -> dict[int, list[Holder]]:
@@ -324,14 +395,6 @@ def _held(
 def _place(end: End) -> str:
     task = f"/task/{end.table}" if end.table != end.pid else ""
     return f"/proc/{end.pid}{task}/fd/{end.fd}"
-
-
-def _who(pid: int, seen: Mapping[int, Seen]) -> str:
-    return _name(pid, seen[pid].command)
-
-
-def _name(pid: int, command: bytes) -> str:
-    return f"PID {pid} ({shown(command)})"
 
 
 def _listed(words: Iterable[object]) -> str:

@@ -8,8 +8,9 @@ from typing import Final, NamedTuple
 
 from cplayground.errors import UsageError
 from cplayground.names import harmless
+from cplayground.naming import holder_names, places, process_name
 from cplayground.snapshot import Container, Holder, Name, Pipe, Process, Snapshot
-from cplayground.tables import BOLD, NONE_SHOWN, PLAIN, Style, holder_names, places, wrapped
+from cplayground.tables import BOLD, NONE_SHOWN, PLAIN, Style, wrapped
 
 # A line of a tree, and what is below it; called when the line is drawn.
 Node = Callable[[], "tuple[str, list[Node]]"]
@@ -72,7 +73,7 @@ def _pipeline(whole: Snapshot) -> Pipeline:
 
 
 def _called(process: Process) -> str:
-    return f"{process.command.text}:{process.pid} (host {process.global_pid})"
+    return f"{process_name(process)} (host {process.global_pid})"
 
 
 def _sources(plan: Pipeline, processes: Iterable[Process]) -> tuple[list[Pipe], list[Process]]:

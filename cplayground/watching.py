@@ -12,9 +12,10 @@ from cplayground.differences import Change, diff
 from cplayground.document import SCHEMA, descriptor, dumped
 from cplayground.errors import UsageError
 from cplayground.names import harmless
+from cplayground.naming import holder_name, mode, places
 from cplayground.selecting import Filter, select
 from cplayground.snapshot import Container, Holder, Snapshot
-from cplayground.tables import CYAN, DIM, GREEN, RED, YELLOW, Style, fit, holder_name, mode, places
+from cplayground.tables import CYAN, DIM, GREEN, RED, YELLOW, Style, fit
 
 # At most this part of the time goes into reading, comparing and telling.
 MOST: Final = 0.05

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from cplayground.drawing.sheet import Group, extras, grouped, kinds, mode, ranges, several
+from cplayground.drawing.sheet import Group, extras, grouped, kinds, ranges, several
 from cplayground.drawing.text import clean
 from cplayground.kinds import kind
 from cplayground.names import shown
+from cplayground.naming import mode
 from cplayground.snapshot import Holder, Process, Snapshot
 
 if TYPE_CHECKING:

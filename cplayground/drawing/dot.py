@@ -8,6 +8,7 @@ from cplayground.drawing.layout import row_notes
 from cplayground.drawing.sheet import Sheet, ranges, several
 from cplayground.drawing.style import COLOURS, DASHES, LIGHT
 from cplayground.drawing.text import clean
+from cplayground.naming import process_name
 
 _STYLES = ("solid", "dashed", "dotted", "bold")
 
@@ -41,8 +42,7 @@ def written(sheet: Sheet) -> str:
     ]
     for at, table in enumerate(sheet.tables):
         colour = LIGHT.processes[at % COLOURS]
-        name = _words(table.process.command.text or "(no name)")
-        head = f'<font color="#ffffff"><b>{name}</b> PID {table.process.pid}</font>'
+        head = f'<font color="#ffffff"><b>{_words(process_name(table.process))}</b></font>'
         rows = [_cell(head, colspan=2, bgcolor=colour)]
         for row_at, row in enumerate(table.rows):
             notes = _words(", ".join(part.text for part in row_notes(row)))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from cplayground.drawing.order import Edge, Order, ordered, placed
 from cplayground.drawing.sheet import Box, Row, Sheet, Stack, Table, ranges, several
 from cplayground.drawing.text import Font, clean, width
+from cplayground.naming import process_name
 
 MARGIN = 32.0
 TOP = 96.0  # below the headings of the columns
@@ -99,9 +100,7 @@ def tables_width(tables: Sequence[Table]) -> float:
     """Return the width of all tables."""
     found = [TABLE_LEAST]
     for table in tables:
-        pid = width(f"PID {table.process.pid}", PID)
-        command = width(clean(table.process.command.text), COMMAND)
-        found.append(min(command, 190) + pid + 40)
+        found.append(width(clean(process_name(table.process)), COMMAND) + 24)
         found.append(width(table.about, ABOUT) + 24)
         found.extend(map(row_width, table.rows))
     return min(TABLE_MOST, max(found))

@@ -11,6 +11,7 @@ from cplayground.drawing.layout import row_notes
 from cplayground.drawing.sheet import Sheet, Table, ranges, several
 from cplayground.drawing.text import MONO, SANS, clean
 from cplayground.drawing.writing import element, words
+from cplayground.naming import process_name
 
 if TYPE_CHECKING:
     from cplayground.findings import Finding
@@ -137,7 +138,7 @@ def _table(caption: str, heads: Sequence[tuple[str, str]], rows: Iterable[Sequen
 
 
 def _process(sheet: Sheet, table: Table) -> str:
-    name = f"{_code(table.process.command.text or '(no name)')} {table.process.pid}"
+    name = _code(process_name(table.process))
     group = sheet.groups[table.group].name
     return f"{name} in {element('bdi', words(group))}" if group else name
 

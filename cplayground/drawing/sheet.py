@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from cplayground.drawing.text import clean
 from cplayground.kinds import kind
 from cplayground.names import shown
+from cplayground.naming import mode, process_name
 from cplayground.snapshot import Descriptor, Holder, Process, Snapshot
 
 if TYPE_CHECKING:
     from cplayground.findings import Finding
 
-_ACCESS = {0: "r", 1: "w", 2: "rw", 3: "ioctl"}
-_O_APPEND, _O_NONBLOCK, _O_PATH = 0o2000, 0o4000, 0o10000000
+_O_APPEND, _O_NONBLOCK = 0o2000, 0o4000
 _END = {"r": "read end", "w": "write end", "rw": "both ends"}
 _STANDARD = {0: "stdin", 1: "stdout", 2: "stderr"}
 _WITH_POSITION = frozenset({"file", "deleted", "memfd", "device"})
@@ -89,11 +89,6 @@ class _Vnode(NamedTuple):
     name: bytes
     kind: str
     files: dict[int, list[Holder]]
-
-
-def mode(flags: int) -> str:
-    """Return how a file is open, in one word: r, w, rw, path, or ioctl for access mode 3."""
-    return "path" if flags & _O_PATH else _ACCESS[flags & 3]
 
 
 def extras(flags: int) -> tuple[str, ...]:
@@ -348,5 +343,5 @@ def _about(vnode: _Vnode) -> str:
 def _family(process: Process, known: Mapping[tuple[str, int], Process]) -> str:
     parent = known.get((process.namespace, process.ppid))
     host = f"{process.global_pid} on the host" if process.global_pid != process.pid else ""
-    child = f"child of {process.ppid}" if parent else ""
+    child = f"child of {clean(process_name(parent))}" if parent else ""
     return " · ".join(part for part in (child, host) if part)

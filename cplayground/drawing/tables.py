@@ -39,6 +39,7 @@ from cplayground.drawing.layout import (
 from cplayground.drawing.sheet import Row, Sheet, Table, ranges, several
 from cplayground.drawing.text import Font, beginning, clean, shortened, width, wrapped
 from cplayground.drawing.writing import element, line, number, rectangle, title
+from cplayground.naming import holder_name, process_name
 
 if TYPE_CHECKING:
     from cplayground.findings import Finding
@@ -79,7 +80,7 @@ def drawn(sheet: Sheet) -> Picture:
 
 def _headings(lay: Layout) -> Iterator[str]:
     for x, name, caption in (
-        (lay.table_x, "Descriptor tables", "one for each process"),
+        (lay.table_x, "Descriptor tables", "one for each process, command:pid"),
         (lay.box_x, "Open files", "made by open() and pipe()"),
         (lay.stack_x, "Vnodes", "files, pipes, sockets"),
     ):
@@ -174,31 +175,28 @@ def _curve(x0: float, y0: float, x1: float, y1: float, bend: float) -> str:
 
 
 def _sentence(sheet: Sheet, table: Table, row: Row) -> str:
-    who = f"{clean(table.process.command.text)} (PID {table.process.pid})"
+    who = clean(holder_name(table.process, ranges(row.fds, 20)))
     if row.box is None:
-        return f"{who}: descriptors {ranges(row.fds, 20)}: {', '.join(row.notes)}"
+        return f"{who}: {', '.join(row.notes)}"
     box = sheet.boxes[row.box]
     name = sheet.stacks[box.stack].name
     notes = ", ".join(part.text for part in row_notes(row))
-    noun = "descriptor" if len(row.fds) == 1 else "descriptors"
-    return f"{who}: {noun} {ranges(row.fds, 20)}{f' ({notes})' if notes else ''} → {name}"
+    return f"{who}{f' ({notes})' if notes else ''} → {name}"
 
 
 def _table(sheet: Sheet, lay: Layout, at: int) -> str:
     table, place = sheet.tables[at], lay.tables[at]
     x, wide = lay.table_x, lay.table_width
     head = head_height(table)
-    pid = f"PID {table.process.pid}"
-    command = clean(table.process.command.text) or "(no name)"
-    short = shortened(command, COMMAND, wide - width(pid, PID) - 36)
+    name = clean(process_name(table.process))
+    short = shortened(name, COMMAND, wide - 24)
     outline = f"M{number(x)} {number(place.top + head)}v{number(10 - head)}q0 -10 10 -10"
     outline += f"h{number(wide - 20)}q10 0 10 10v{number(head - 10)}z"
     parts = [
-        title(f"{command}, {pid}", table.about),
+        title(name, table.about),
         rectangle(x, place.top, wide, place.height, "shape", "card", radius=10),
         element("path", d=outline, class_="fill"),
         line(x + 12, place.top + 21, short, COMMAND, "on"),
-        line(x + wide - 12, place.top + 21, pid, PID, "on", anchor="end"),
     ]
     if table.about:
         about = shortened(table.about, ABOUT, wide - 24)
@@ -274,7 +272,7 @@ def _box(sheet: Sheet, lay: Layout, at: int) -> str:
     block = TALL_BOX if more else LOW_BOX
     y0 = y + (place.height - block) / 2
     held = [
-        f"{clean(table.process.command.text)} (PID {table.process.pid}): {ranges(row.fds)}"
+        clean(holder_name(table.process, ranges(row.fds)))
         for table in sheet.tables
         for row in table.rows
         if row.box == at

@@ -82,12 +82,12 @@ def story() -> Scene:
     sort = make.process(5212, 19, 17, b"sort", {**everywhere, 0: read, 4: write})
     finding = Finding(
         "error",
-        "PID 19 (sort) waits for the end of pipe:[41822], but holds its write end itself as 4. "
-        "The end comes only when every write end is closed.",
+        "sort:19/0 waits for the end of pipe:[41822], but holds its write end itself as sort:19/4, "
+        "and story:17/4 holds it and waits for sort:19.",
         Name(b"pipe:[41822]"),
         (holder(sort, 0),),
         (holder(sort, 4), holder(parent, 4)),
-        ("PID 19 is blocked in read(0): /proc/5212/syscall",),
+        ("/proc/5212/task/5212/syscall: sleeps in pipe_read, read(0) of pipe:[41822]",),
     )
     return make.snapshot(), (finding,)
 
@@ -195,7 +195,8 @@ def thousand() -> Scene:
     stuck = next(one for one in snapshot.processes if one.global_pid == 10_299)
     finding = Finding(
         "warning",
-        "PID 50 (cron) may wait for the end of pipe:[77], whose only write end is its own 4.",
+        "In app-5, cron:50 is the only process with an end of pipe:[77]: cron:50/3 to read, "
+        "cron:50/4 to write. A read of the empty pipe waits for ever.",
         read.path,
         (holder(stuck, 3),),
         (holder(stuck, 4),),

@@ -201,11 +201,11 @@ def test_check_is_1_if_it_found_an_error(
     levels: list[str], words: list[str], status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = tuple(
-        Finding(level, f"PID 3 is in the way ({level}).", None, (), (), ("a fact",))
+        Finding(level, f"p:3 is in the way ({level}).", None, (), (), ("a fact",))
         for level in levels
     )
     monkeypatch.setattr("cplayground.findings.check", lambda snapshot, host: found)
-    expected = [f"{level}: PID 3 is in the way ({level}).\n    a fact\n" for level in levels]
+    expected = [f"{level}: p:3 is in the way ({level}).\n    a fact\n" for level in levels]
     assert run("check", *words, "--from", STORY) == (status, "\n".join(expected))
 
 

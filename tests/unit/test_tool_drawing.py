@@ -188,8 +188,8 @@ def test_the_missing_close_is_marked_at_its_descriptors_and_told_below() -> None
     flawed = list(of_class(element, "flaw"))
     assert len(flawed) == 2
     assert [texts(one, "title")[0] for one in flawed] == [
-        "story (PID 17): descriptor 4 (missing close()) → pipe:[41822]",
-        "sort (PID 19): descriptor 4 (missing close()) → pipe:[41822]",
+        "story:17/4 (missing close()) → pipe:[41822]",
+        "sort:19/4 (missing close()) → pipe:[41822]",
     ]
     (told,) = of_class(element, "finding")
     assert findings[0].sentence == " ".join(texts(told)[1:])
@@ -320,8 +320,8 @@ def test_the_page_has_the_same_facts_as_text() -> None:
     rows = ["".join(one.itertext()) for one in ET.fromstring(page).iter("tr")]
     descriptors = sum(len(process.descriptors) for process in snapshot.processes)
     assert len(rows) == 1 + len(snapshot.processes) + 1 + descriptors
-    assert "sort 19521217" in rows
-    assert "sort 1943w3pipe:[41822]missing close()" in rows
+    assert "sort:19521217" in rows
+    assert "sort:1943w3pipe:[41822]missing close()" in rows
     assert "<h1>The story</h1>" in page
 
 

@@ -201,14 +201,17 @@ def test_the_story_child_that_keeps_the_write_end_is_an_error() -> None:
         finding = only(one.check(), "error")
         _, sort = one.pids()
         ((_, reading),), ((_, kept),) = ends(finding)
+        inner = finding.waiting[0].process.pid
     assert reading == 0
     assert kept > 2
     assert finding.pipe is not None
     assert finding.sentence == (
-        f"PID {sort} (sort) waits for the end of {finding.pipe.text},"
-        f" but holds its write end itself as {kept}."
+        f"sort:{inner}/0 waits for the end of {finding.pipe.text},"
+        f" but holds its write end itself as sort:{inner}/{kept}."
     )
     evidence = "\n".join(finding.evidence)
+    assert inner != sort
+    assert f"sort:{inner} is process {sort} of the host" in evidence
     assert f"/proc/{sort}/task/{sort}/syscall: sleeps" in evidence
     assert f"read(0) of {finding.pipe.text}" in evidence
     assert f"/proc/{sort}/fd/{kept}: a write end of {finding.pipe.text}" in evidence
@@ -219,10 +222,14 @@ def test_a_parent_that_keeps_the_write_end_and_waits_is_an_error() -> None:
         one.asleep(pipe_read=1, do_wait=1)
         finding = only(one.check(), "error")
         parent, child = one.pids()
-    waiting, missing = ends(finding)
-    assert waiting == [("sort", 0)]
+    assert ends(finding)[0] == [("sort", 0)]
     assert [holder.process.global_pid for holder in finding.missing_close] == [parent]
-    assert f"holds its write end as {missing[0][1]} and waits for PID {child}" in finding.sentence
+    there = {holder.process.global_pid: holder.process.pid for holder in finding.waiting}
+    ((keeper, kept),) = ((holder.process, holder.descriptor.fd) for holder in finding.missing_close)
+    assert finding.sentence.endswith(
+        f"{keeper.command.text}:{keeper.pid}/{kept} holds its write end"
+        f" and waits for sort:{there[child]}."
+    )
 
 
 def test_all_that_have_to_close_are_named() -> None:
@@ -305,7 +312,10 @@ def test_a_process_of_the_host_can_be_the_relative_that_waits() -> None:
         os.close(write)
         one.asleep(pipe_read=1)
         finding = only(one.check(), "error")
-        assert f"PID {one.process.pid} (unshare) holds" in finding.sentence
+        assert (
+            f"and unshare:{one.process.pid}/{write} (host) holds it and waits for cat:1."
+            in finding.sentence
+        )
     assert ends(finding) == ([("cat", 0)], [("cat", write)])
 
 
@@ -346,7 +356,7 @@ def test_a_child_that_keeps_an_end_while_the_parent_still_writes_is_a_note() -> 
     with program(story(child_closes=False, parent_closes=False, after="rest()")) as one:
         one.asleep(pipe_read=1, nanosleep=1)
         finding = only(one.check(), "note")
-    assert "(sort) holds both ends" in finding.sentence
+    assert finding.sentence.startswith("sort:2 holds both ends")
     assert "sees no end" in finding.sentence
 
 
@@ -579,7 +589,7 @@ def test_a_file_proves_nothing() -> None:
         one.asleep(pipe_read=1, do_wait=1)
         (finding,) = check(one.snapshot())
     assert finding.level == "warning"
-    assert "alone holds both ends" in finding.sentence
+    assert "is the only process with an end" in finding.sentence
     assert "were not looked at" in "\n".join(finding.evidence)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cplayground.facts import DENIED, End, Host, Moment, Seen, Thread, wait
 from cplayground.findings import check
 from cplayground.proving import rings
-from cplayground.snapshot import Descriptor, Name, OpenFile, Process, Snapshot
+from cplayground.snapshot import Container, Descriptor, Name, OpenFile, Process, Snapshot
 
 STACK = "0x7ffd87100c08 0x7f3cfbb1d503"
 PIPE = Name(b"pipe:[12]")
@@ -96,7 +96,33 @@ def test_a_process_that_waits_for_itself_is_proved() -> None:
     assert [holder.descriptor.fd for holder in finding.waiting] == [12]
     assert [holder.descriptor.fd for holder in finding.missing_close] == [112]
     assert finding.sentence == (
-        "PID 19 (p) waits for the end of pipe:[12], but holds its write end itself as 112."
+        "sort:2/12 waits for the end of pipe:[12], but holds its write end itself as sort:2/112."
+    )
+
+
+def test_a_sentence_tells_containers_apart_and_processes_of_the_host() -> None:
+    """A child of a container waits for the end of a pipe that three other processes keep."""
+    (sort,) = CASE.processes
+    cat = sort._replace(namespace="b" * 64, global_pid=20, pid=1, command=Name(b"cat"))
+    several = replace(
+        CASE,
+        processes=(sort, cat),
+        containers=(
+            Container("web", "c" * 64, "podman", "", (19,)),
+            Container("db", "d" * 64, "podman", "", (20,)),
+        ),
+    )
+    mute = [process(19, reads(12)), process(20, waits(19)), process(21, waits(20), parent=1)]
+    mute = [mute[0]._replace(parent=20), mute[1]._replace(parent=21), mute[2]]
+    held = [*ends(19, read=[12]), *ends(20, write=[12]), *ends(21, write=[12])]
+    (finding,) = check(several, host(mute, held))
+    assert finding.sentence == (
+        "In web, sort:2/12 waits for the end of pipe:[12], but cat:1/112 (db) holds its write end"
+        " and waits for sort:2, and p:21/112 (host) holds it and waits for cat:1 (db)."
+    )
+    assert finding.evidence[:2] == (
+        "sort:2 is process 19 of the host",
+        "cat:1 is process 20 of the host",
     )
 
 
