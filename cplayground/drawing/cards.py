@@ -115,7 +115,7 @@ def _alike(row: Alike, x: float, y: float, containers: int) -> str:
     where = f"{pids}, {row.host} on the host"
     if containers > 1:
         pids = where = "in each"
-    pids = shortened(pids, _DETAIL, 150)
+    pids = beginning(pids, _DETAIL, 150)
     room = inner - cell - width(pids, _DETAIL) - 20 - 24 * len(row.marks)
     details = beginning(row.kinds, _DETAIL, inner - cell - width(shares, _DETAIL) - 24)
     parts = [

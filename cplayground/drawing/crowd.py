@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from cplayground.drawing.sheet import Group, extras, grouped, kinds, ranges, several
@@ -68,11 +68,13 @@ def crowd(snapshot: Snapshot, findings: Sequence[Finding] = ()) -> Crowd:
     members: list[list[Process]] = [[] for _ in groups]
     for process in snapshot.processes:
         members[group_of[process.global_pid]].append(process)
-    cards = tuple(
-        Card(group, len(inside), tuple(_alike(some, shares, marks) for some in _parted(inside)))
-        for group, inside in zip(groups, members)
-    )
-    return Crowd(cards, common, tuple(findings))
+    cards = []
+    for group, inside in zip(groups, members):
+        parts = _parted(inside)
+        unlike = _unlike(parts)
+        rows = tuple(_alike(some, shares, marks, unlike[some[0].command]) for some in parts)
+        cards.append(Card(group, len(inside), rows))
+    return Crowd(tuple(cards), common, tuple(findings))
 
 
 def _parted(processes: Sequence[Process]) -> list[list[Process]]:
@@ -90,17 +92,38 @@ def _parted(processes: Sequence[Process]) -> list[list[Process]]:
     return sorted(parts.values(), key=lambda some: (-len(some), some[0].global_pid))
 
 
+def _most(processes: Iterable[Process]) -> Process:
+    """Return the process that stands for the others, which have less of the same."""
+    return max(processes, key=lambda process: len(process.descriptors))
+
+
+def _unlike(parts: Iterable[Sequence[Process]]) -> Mapping[bytes, list[str]]:
+    """Return the kinds in which groups of one command differ."""
+    found: dict[bytes, list[Counter[str]]] = {}
+    for some in parts:
+        one = _most(some)
+        counts = Counter(kind(descriptor.path) for descriptor in one.descriptors)
+        found.setdefault(one.command, []).append(counts)
+    return {
+        command: [
+            name
+            for name in sorted(set().union(*groups))
+            if len({counts[name] for counts in groups}) > 1
+        ]
+        for command, groups in found.items()
+    }
+
+
 def _alike(
     processes: Sequence[Process],
     shares: Mapping[int, Sequence[int]],
     marks: Mapping[int, Sequence[int]],
+    unlike: Sequence[str],
 ) -> Alike:
     counts = [len(process.descriptors) for process in processes]
     low, high = min(counts), max(counts)
     number = several(low, "descriptor") if low == high else f"{low:,} to {high:,} descriptors"
-    # The process with the most stands for the others, which have less of the same.
-    most = max(processes, key=lambda process: len(process.descriptors))
-    what = kinds(one.path for one in most.descriptors)
+    what = kinds((one.path for one in _most(processes).descriptors), unlike)
     common = sorted({n for process in processes for n in shares.get(process.global_pid, ())})
     found = sorted({n for process in processes for n in marks.get(process.global_pid, ())})
     return Alike(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from cplayground.drawing.order import Edge, Order, ordered, placed
 from cplayground.drawing.sheet import Box, Row, Sheet, Stack, Table, ranges, several
-from cplayground.drawing.text import Font, clean, width
+from cplayground.drawing.text import Font, clean, width, wrapped
 from cplayground.naming import process_name
 
 MARGIN = 32.0
@@ -21,7 +21,7 @@ MODE, DETAIL = Font("mono", 14.5, bold=True), Font("sans", 12)
 NAME = Font("mono", 13)
 
 HEAD, TALL_HEAD = 32.0, 48.0
-ROW, FOLDED_ROW = 28.0, 46.0
+ROW, FOLDED_ROW, FOLDED_LINE = 28.0, 46.0, 17.0
 FD_CELL = 44.0  # at least
 TABLE_LEAST, TABLE_MOST = 200.0, 310.0
 TABLE_GAP, GROUP_HEAD, GROUP_PAD, GROUP_GAP = 26.0, 30.0, 14.0, 28.0
@@ -68,7 +68,14 @@ def badges(row: Row) -> tuple[int, ...]:
 
 def row_height(row: Row) -> float:
     """Return the height of a row."""
-    return FOLDED_ROW if row.box is None else ROW
+    if row.box is not None:
+        return ROW
+    return FOLDED_ROW + FOLDED_LINE * (len(folded_kinds(row)) - 1)
+
+
+def folded_kinds(row: Row) -> tuple[str, ...]:
+    """Return the lines that tell what is folded in a row."""
+    return wrapped(row.notes[1], NOTE, TABLE_MOST - 24, listed=True)
 
 
 def head_height(table: Table) -> float:
@@ -91,7 +98,7 @@ def row_width(row: Row) -> float:
     cell = max(FD_CELL, width(numbers(row), FD) + 24)
     if row.box is None:
         first = width(numbers(row), FD) + width(row.notes[0], NOTE) + 14
-        return 24 + max(first, width(row.notes[1], NOTE))
+        return 24 + max(first, *(width(text, NOTE) for text in folded_kinds(row)))
     said = sum(width(part.text, part.font) + 8 for part in row_notes(row))
     return cell + said + 24 * len(badges(row)) + 20
 

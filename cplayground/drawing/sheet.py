@@ -19,7 +19,8 @@ _O_APPEND, _O_NONBLOCK = 0o2000, 0o4000
 _END = {"r": "read end", "w": "write end", "rw": "both ends"}
 _STANDARD = {0: "stdin", 1: "stdout", 2: "stderr"}
 _WITH_POSITION = frozenset({"file", "deleted", "memfd", "device"})
-_PLURALS = {"process": "processes", "directory": "directories", "epoll": "epolls", "bpf": "bpfs"}
+_PLURALS = {"process": "processes", "inotify": "inotify", "fanotify": "fanotify", "perf": "perf"}
+_NOUNS = {"deleted": "deleted file", "anonymous": "anonymous file"}
 
 Ends = Mapping[tuple[int, int], tuple[int, ...]]  # (global pid, fd): numbers of findings
 
@@ -109,12 +110,18 @@ def several(count: int, noun: str) -> str:
     return f"{count:,} {noun if count == 1 else _PLURALS.get(noun, noun + 's')}"
 
 
-def kinds(paths: Iterable[bytes]) -> str:
-    """Return what kinds paths are, the most frequent first: 40 files, 12 sockets."""
+def kinds(paths: Iterable[bytes], first: Iterable[str] = ()) -> str:
+    """Return what kinds paths are, the most frequent first: 40 files, 12 sockets.
+
+    Those of ``first`` come before them, even if there are none: no sockets, 40 files.
+    """
     counts = Counter(kind(path) for path in paths)
-    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    nouns = {"deleted": "deleted file", "anonymous": "anonymous file"}
-    return ", ".join(several(count, nouns.get(name, name)) for name, count in most)
+    most = sorted(counts, key=lambda name: (-counts[name], name))
+    nouns = {name: _NOUNS.get(name, name) for name in (*first, *most)}
+    return ", ".join(
+        several(counts[name], noun) if counts[name] else f"no {noun}"
+        for name, noun in nouns.items()
+    )
 
 
 def ranges(numbers: Iterable[int], most: int = 4) -> str:

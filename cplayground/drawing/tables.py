@@ -13,6 +13,7 @@ from cplayground.drawing.layout import (
     DETAIL,
     FD,
     FD_CELL,
+    FOLDED_LINE,
     GROUP_PAD,
     LOW_BOX,
     MARGIN,
@@ -27,6 +28,7 @@ from cplayground.drawing.layout import (
     badges,
     box_mode,
     details,
+    folded_kinds,
     head_height,
     holders,
     laid_out,
@@ -37,7 +39,7 @@ from cplayground.drawing.layout import (
     row_notes,
 )
 from cplayground.drawing.sheet import Row, Sheet, Table, ranges, several
-from cplayground.drawing.text import Font, beginning, clean, shortened, width, wrapped
+from cplayground.drawing.text import Font, clean, shortened, width, wrapped
 from cplayground.drawing.writing import element, line, number, rectangle, title
 from cplayground.naming import holder_name, process_name
 
@@ -81,8 +83,8 @@ def drawn(sheet: Sheet) -> Picture:
 def _headings(lay: Layout) -> Iterator[str]:
     for x, name, caption in (
         (lay.table_x, "Descriptor tables", "one for each process, command:pid"),
-        (lay.box_x, "Open files", "made by open() and pipe()"),
-        (lay.stack_x, "Vnodes", "files, pipes, sockets"),
+        (lay.box_x, "Open file table", "made by open() and pipe()"),
+        (lay.stack_x, "Vnode table", "files, pipes, sockets"),
     ):
         yield line(x, 44, name, _HEADING)
         yield line(x, 64, caption, _CAPTION, "soft")
@@ -225,7 +227,10 @@ def _row(sheet: Sheet, table: Table, row: Row, at: int, place: tuple[float, floa
         fds = shortened(numbers(row), FD, wide - 24 - width(row.notes[0], NOTE) - 10)
         parts.append(line(x + 12, y + 18, fds, FD, "soft"))
         parts.append(line(x + wide - 12, y + 18, row.notes[0], NOTE, "soft", anchor="end"))
-        parts.append(line(x + 12, y + 36, beginning(row.notes[1], NOTE, wide - 24), NOTE, "soft"))
+        parts.extend(
+            line(x + 12, y + 36 + FOLDED_LINE * at, text, NOTE, "soft")
+            for at, text in enumerate(folded_kinds(row))
+        )
         return element("g", *parts, class_="row")
     middle = y + tall / 2
     fds = numbers(row)

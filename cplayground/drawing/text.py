@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 # The first font of a list that a machine has is used.  No font of these is wider than the tables.
@@ -131,11 +131,15 @@ def beginning(listed: str, font: Font, most: float) -> str:
     return shortened(", ".join(parts), font, most)
 
 
-def wrapped(text: str, font: Font, most: float) -> tuple[str, ...]:
-    """Return the lines of a text, each of at most so many pixels; a longer word is cut."""
+def wrapped(text: str, font: Font, most: float, *, listed: bool = False) -> tuple[str, ...]:
+    """Return the lines of a text, each of at most so many pixels; a longer word is cut.
+
+    Lines of a list are parted only between its items.
+    """
     lines: list[str] = []
     line = ""
-    for word in _words(text, font, most):
+    words = text.replace(", ", ",\n").split("\n") if listed else text.split()
+    for word in _words(words, font, most):
         longer = f"{line} {word}" if line else word
         if width(longer, font) <= most:
             line = longer
@@ -145,8 +149,8 @@ def wrapped(text: str, font: Font, most: float) -> tuple[str, ...]:
     return (*lines, line) if line or not lines else tuple(lines)
 
 
-def _words(text: str, font: Font, most: float) -> Iterator[str]:
-    for word in text.split():
+def _words(words: Iterable[str], font: Font, most: float) -> Iterator[str]:
+    for word in words:
         if width(word, font) <= most:
             yield word
             continue

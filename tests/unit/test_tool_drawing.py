@@ -131,6 +131,20 @@ def test_wrapped_lines_fit_and_lose_no_word(text: str, most: float) -> None:
     assert "".join("".join(lines).split()) == "".join(text.split())
 
 
+def test_a_list_is_wrapped_between_its_items() -> None:
+    lines = wrapped("5 deleted files, 12 sockets, 1 file", Font("sans", 12), 110, listed=True)
+    assert lines == ("5 deleted files,", "12 sockets, 1 file")
+
+
+def test_groups_of_one_command_tell_how_they_differ() -> None:
+    make = Maker()
+    for pid in range(1, 31):
+        watch = {1: make.file(b"anon_inode:inotify")} if pid > 20 else {}
+        make.process(pid, pid, 0, b"web", {0: make.file(b"/a"), **watch})
+    (card,) = crowd(make.snapshot()).cards
+    assert [row.kinds for row in card.alike] == ["no inotify, 1 file", "1 inotify, 1 file"]
+
+
 def test_ranges_are_short() -> None:
     assert ranges([3, 4, 5, 9, 7, 8]) == "3–5, 7–9"
     assert ranges([1, 2]) == "1, 2"
