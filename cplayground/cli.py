@@ -114,18 +114,22 @@ def _read(session: _Session) -> Snapshot:
     source = _source(session)
     if source == "file":
         return _kept(session.given["from"])
-    snapshot = _live(source)
+    snapshot = _walked() if source == "walk" else read(PROCFILE)
     from cplayground.containers import named
 
     return named(snapshot)
 
 
-def _live(source: str) -> Snapshot:
-    if source == "walk":
-        from cplayground.walking import walk
+def _walked() -> Snapshot:
+    """Walk, and say so if the view is a part: a user may look into his own containers only."""
+    from cplayground.walking import survey, walk
 
-        return walk()
-    return read(PROCFILE)
+    snapshot, hidden = survey()
+    if hidden and not snapshot.processes:
+        return walk()  # its error tells what is missing
+    if hidden:
+        _say(f"{len(hidden)} processes that you may not look into are left out", "run it as root")
+    return snapshot
 
 
 def _kept(name: str) -> Snapshot:
@@ -214,8 +218,9 @@ def _watch(session: _Session) -> int:
         raise UsageError("a text that was kept does not change: watch reads this host")
     seconds = _period(session.given["argument"])
     from cplayground.containers import named
+    from cplayground.walking import walk
 
-    reading = watching.with_names(lambda: _live(source), named)
+    reading = watching.with_names(walk if source == "walk" else lambda: read(PROCFILE), named)
     rounds = watching.readings(reading, _filter(session.given), seconds)
     for count, one in enumerate(rounds):
         if not count:
@@ -261,12 +266,11 @@ def _draw(session: _Session) -> int:
     if output is None and sys.stdout.isatty():
         raise UsageError("a picture is not for a terminal", hint="cplayground draw -o FILE.svg")
     whole, part = _both(session)
-    picture = forms[ending](
-        part,
-        _findings(session, whole, part),
-        fold=drawing.FOLD if fold is None else fold,
-        everything=session.given["all"],
-    )
+    if session.given["all"]:
+        fold = None
+    elif fold is None:
+        fold = drawing.FOLD
+    picture = forms[ending](part, _findings(session, whole, part), fold=fold)
     if output in (None, "-"):
         encoding = sys.stdout.encoding or "utf-8"
         _write_pieces((picture.encode(encoding, "xmlcharrefreplace").decode(encoding),))

@@ -205,13 +205,17 @@ class _Host:
 
     def _why_not_loaded(self, module: Path) -> Iterator[Finding]:
         log = [f"the kernel's log: {line}" for line in self._log()]
-        reasons = [*self._forbidden(), *self._not_trusted(module, log)]
+        demands = self._demands()
+        signed = _is_signed(module) if demands else True
+        reasons = [*self._forbidden(), *self._not_trusted(module, signed, demands, log)]
         yield from reasons
         if not reasons:
+            unknown = f"not checked: the signature that the kernel demands, in {module.suffix}"
             yield _finding(
                 "error",
                 "The module is installed, but not loaded.",
                 f"the running kernel has {module}",
+                *([unknown] if signed is None else []),
                 *log,
                 command=f"modprobe {_MODULE}",
             )
@@ -248,25 +252,26 @@ class _Host:
                             command=f"modprobe --ignore-install {_MODULE}",
                         )
 
-    def _not_trusted(self, module: Path, log: list[str]) -> Iterator[Finding]:
+    def _demands(self) -> list[str]:
+        """Return why the kernel demands signatures of modules; nothing if it does not."""
         lockdown = re.search(r"\[(\w+)\]", _text(self._root / "sys/kernel/security/lockdown"))
         locked = lockdown is not None and lockdown[1] != "none"
         enforced = _text(self._root / "sys/module/module/parameters/sig_enforce").strip() == "Y"
-        if not locked and not enforced:
-            return
-        signed = _is_signed(module)
-        refused = any(re.search("Key was rejected|not available|unavailable", line) for line in log)
-        if signed and not refused:
-            return
         facts = ["the kernel is locked down, as with Secure Boot"] if locked else []
-        facts += ["the kernel demands signatures: sig_enforce is Y"] if enforced else []
-        if signed is False:
-            facts.append(f"{module} is not signed")
+        return facts + (["the kernel demands signatures: sig_enforce is Y"] if enforced else [])
+
+    def _not_trusted(
+        self, module: Path, signed: bool | None, demands: list[str], log: list[str]
+    ) -> Iterator[Finding]:
+        refused = any(re.search("Key was rejected|not available|unavailable", line) for line in log)
+        if not demands or (signed is not False and not refused):
+            return
         key = next((k for k in _KEYS if (self._root / k).exists()), "")
         yield _finding(
             "error",
             "The kernel loads no module without a signature that it trusts.",
-            *facts,
+            *demands,
+            *([f"{module} is not signed"] if signed is False else []),
             *log,
             "after the import, the machine asks at its next start for the password",
             command=f"mokutil --import /{key} && reboot"
@@ -309,7 +314,10 @@ class _Host:
 
 
 def _is_signed(module: Path) -> bool | None:
-    """Tell whether a module has a signature, None if its compression is unknown here."""
+    """Tell whether a module has a signature, None if it cannot be read.
+
+    Python 3.9 decompresses no zstd, and a compressed signature is not found without that.
+    """
     try:
         text = module.read_bytes()
         if module.suffix == ".xz":

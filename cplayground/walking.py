@@ -10,7 +10,15 @@ columns.  Two things differ:
   kcmp(2) looks at it.  If its last descriptor is closed in that moment, the walk closes it.
 
 No file of /proc/PID/fd is opened, and no observed file is asked for its attributes: a server of
-FUSE or NFS could let the walk wait for ever.
+FUSE or NFS could let the walk wait for ever.  readlink(2) and fdinfo ask none: they print what the
+kernel has in memory.
+
+The fdinfo of an epoll can wait, because it takes the epoll's mutex (ep_show_fdinfo of
+fs/eventpoll.c).  epoll_ctl(2) and epoll_wait(2) hold that while they poll the watched files, and
+a file of FUSE asks its server then (fuse_file_poll of fs/fuse/).  With a server that does
+not answer, the walk waits as long as the observed program, and cannot be killed.  The fdinfo of a
+tun device waits for the lock of the network's configuration (tun_chr_show_fdinfo of
+drivers/net/tun.c).  Linux 6.1, 6.12 and 7.3 were read for this.
 """
 
 from __future__ import annotations

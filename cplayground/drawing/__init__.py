@@ -33,63 +33,39 @@ class _Drawn(NamedTuple):
     told: Callable[[], str]  # the facts as tables of HTML
 
 
-def svg(
-    snapshot: Snapshot,
-    findings: Sequence[Finding] = (),
-    *,
-    fold: int = FOLD,
-    everything: bool = False,
-    title: str = "",
-) -> str:
+def svg(snapshot: Snapshot, findings: Sequence[Finding] = (), *, fold: int | None = FOLD) -> str:
     """Return a picture as SVG, which needs no other file.
 
     More than ``fold`` descriptors of a process that nobody shares become one row, and more than
-    MANY processes become cards for each container.  With ``everything`` nothing is left out.
+    MANY processes become cards for each container.  With None nothing is left out.
     """
-    return _svg(_drawn(snapshot, findings, fold, everything, title), findings)
+    return _svg(_drawn(snapshot, findings, fold), findings)
 
 
-def html(
-    snapshot: Snapshot,
-    findings: Sequence[Finding] = (),
-    *,
-    fold: int = FOLD,
-    everything: bool = False,
-    title: str = "",
-) -> str:
+def html(snapshot: Snapshot, findings: Sequence[Finding] = (), *, fold: int | None = FOLD) -> str:
     """Return a page with the picture of :func:`svg`, and the same facts as text.
 
     It needs no other file and no script.
     """
-    drawn = _drawn(snapshot, findings, fold, everything, title)
+    drawn = _drawn(snapshot, findings, fold)
     picture = _svg(drawn, findings)
     return page.page(drawn.title, picture, drawn.picture.width, findings, drawn.told())
 
 
-def dot(
-    snapshot: Snapshot,
-    findings: Sequence[Finding] = (),
-    *,
-    fold: int = FOLD,
-    everything: bool = False,
-) -> str:
-    """Return the three columns as text for Graphviz."""
-    return graphviz.written(sheet(snapshot, findings, fold=None if everything else fold))
+def dot(snapshot: Snapshot, findings: Sequence[Finding] = (), *, fold: int | None = FOLD) -> str:
+    """Return the three columns as text for Graphviz, also of many processes."""
+    return graphviz.written(sheet(snapshot, findings, fold=fold))
 
 
-def _drawn(
-    snapshot: Snapshot, findings: Sequence[Finding], fold: int, everything: bool, title: str
-) -> _Drawn:
-    processes = len(snapshot.processes)
-    if processes > MANY and not everything:
+def _drawn(snapshot: Snapshot, findings: Sequence[Finding], fold: int | None) -> _Drawn:
+    processes = several(len(snapshot.processes), "process")
+    if len(snapshot.processes) > MANY and fold is not None:
         many = crowd(snapshot, findings)
-        said = f"{several(processes, 'process')} in {several(len(many.cards), 'container')}"
-        return _Drawn(
-            cards.drawn(many), title or said, cards.facts(many), lambda: page.of_crowd(many)
-        )
-    few = sheet(snapshot, findings, fold=None if everything else fold)
-    said = f"{several(processes, 'process')}, {several(len(snapshot.files), 'open file')}"
-    return _Drawn(tables.drawn(few), title or said, tables.facts(few), lambda: page.of_sheet(few))
+        title = f"{processes} in {several(len(many.cards), 'container')}"
+        return _Drawn(cards.drawn(many), title, cards.facts(many), lambda: page.of_crowd(many))
+    few = sheet(snapshot, findings, fold=fold)
+    title = f"{processes}, {several(len(snapshot.files), 'open file')}"
+    return _Drawn(tables.drawn(few), title, tables.facts(few), lambda: page.of_sheet(few))
 
 
 def _svg(drawn: _Drawn, findings: Sequence[Finding]) -> str:

@@ -24,7 +24,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cplayground import cli, document, errors, options, parse, pipelines, select, tables
+from cplayground import cli, document, errors, options, parse, pipelines, select, tables, walking
 from cplayground.findings import Finding
 from cplayground.names import unescaped
 from cplayground.selecting import Filter
@@ -153,6 +153,20 @@ def test_bad_usage_is_2_with_a_sentence(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("cplayground: ")
+
+
+def test_a_walk_that_may_not_look_into_all_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A user sees his own containers, or is refused if there is none of them."""
+    snapshot = parse(STORY.read_bytes())
+    monkeypatch.setattr(walking, "survey", lambda: walking.Walk(snapshot, (7, 8)))
+    assert run("json", "--walk")[0] == 0
+    assert "2 processes that you may not look into are left out" in capsys.readouterr().err
+    nothing = walking.Walk(Snapshot((), ()), (7, 8))
+    monkeypatch.setattr(walking, "survey", lambda root="/proc": nothing)
+    assert run("json", "--walk") == (errors.NotPermittedError.status, "")
+    assert "process 7 and 1 others" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

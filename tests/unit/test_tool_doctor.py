@@ -145,6 +145,17 @@ def test_it_is_forbidden(host: Host, path: str, text: str, sentence: str, comman
 UNTRUSTED = "The kernel loads no module without a signature that it trusts."
 
 
+@pytest.mark.parametrize(("suffix", "content"), [(".zst", b"\x28\xb5\x2f\xfd"), (".xz", b"cut")])
+def test_a_signature_that_cannot_be_read_is_not_judged(
+    host: Host, suffix: str, content: bytes
+) -> None:
+    host.write("sys/kernel/security/lockdown", "none [integrity] confidentiality\n")
+    host.install(content, suffix)
+    (one,) = host.diagnose()
+    assert one.sentence == "The module is installed, but not loaded."
+    assert f"not checked: the signature that the kernel demands, in {suffix}" in one.evidence
+
+
 @pytest.mark.parametrize("suffix", ["", ".xz"])
 def test_secure_boot_refuses_an_unsigned_module(host: Host, suffix: str) -> None:
     host.write("sys/kernel/security/lockdown", "none [integrity] confidentiality\n")

@@ -38,9 +38,9 @@ STORIES = sorted((PROJECT / "tests/stories").glob("*.procfile"))
 
 
 def root(
-    snapshot: Snapshot, findings: tuple[Finding, ...] = (), *, everything: bool = False
+    snapshot: Snapshot, findings: tuple[Finding, ...] = (), *, fold: int | None = drawing.FOLD
 ) -> ET.Element:
-    return ET.fromstring(drawing.svg(snapshot, findings, everything=everything))
+    return ET.fromstring(drawing.svg(snapshot, findings, fold=fold))
 
 
 def texts(element: ET.Element, name: str = "text") -> list[str]:
@@ -160,18 +160,18 @@ def test_the_picture_is_the_one_that_is_kept(story: Path) -> None:
 
 
 @pytest.mark.parametrize("scene", SCENES)
-@pytest.mark.parametrize("everything", [False, True])
-def test_a_picture_stands_alone(scene: str, everything: bool) -> None:
+@pytest.mark.parametrize("fold", [drawing.FOLD, None])
+def test_a_picture_stands_alone(scene: str, fold: int | None) -> None:
     snapshot, findings = SCENES[scene]()
-    if everything and scene == "thousand":
+    if fold is None and scene == "thousand":
         snapshot = snapshot.__class__(snapshot.processes[:60], snapshot.files)
-    picture = drawing.svg(snapshot, findings, everything=everything)
+    picture = drawing.svg(snapshot, findings, fold=fold)
     element = ET.fromstring(picture)
     assert element.get("role") == "img"
     labels = element.get("aria-labelledby", "").split()
     described = {one.get("id"): "".join(one.itertext()) for one in element}
     assert all(described[label] for label in labels)
-    page = drawing.html(snapshot, findings, everything=everything)
+    page = drawing.html(snapshot, findings, fold=fold)
     for text in (picture, page):
         named = text.replace('xmlns="http://www.w3.org/2000/svg"', "")
         assert not re.search(r"https?:|url\(|@import|<script|<image|href|src=", named)
@@ -278,7 +278,7 @@ def test_descriptors_that_nobody_shares_fold_into_one_row() -> None:
     assert len(worker.rows) == 4
     assert len(sheet(snapshot, fold=56).tables[0].rows) == 60
     assert len(sheet(snapshot).tables[0].rows) == 60
-    element = root(snapshot, everything=True)
+    element = root(snapshot, fold=None)
     assert len(list(of_class(element, "row"))) == 64
 
 
@@ -330,13 +330,13 @@ def test_a_pipe_between_two_containers_is_shared() -> None:
 
 def test_the_page_has_the_same_facts_as_text() -> None:
     snapshot, findings = drawings.story()
-    page = drawing.html(snapshot, findings, title="The story")
+    page = drawing.html(snapshot, findings)
     rows = ["".join(one.itertext()) for one in ET.fromstring(page).iter("tr")]
     descriptors = sum(len(process.descriptors) for process in snapshot.processes)
     assert len(rows) == 1 + len(snapshot.processes) + 1 + descriptors
     assert "sort:19521217" in rows
     assert "sort:1943w3pipe:[41822]missing close()" in rows
-    assert "<h1>The story</h1>" in page
+    assert f"<h1>3 processes, {len(snapshot.files)} open files</h1>" in page
 
 
 def test_dot_has_each_curve() -> None:

@@ -143,10 +143,10 @@ def ask(tab: Tab, question: str) -> object:
     return tab.ask(f"{{{question}}}")
 
 
-def picture(scene: str, root: Path, *, everything: bool = False) -> Path:
+def picture(scene: str, root: Path, *, fold: int | None = drawing.FOLD) -> Path:
     snapshot, findings = SCENES[scene]()
     path = root / "picture.svg"
-    path.write_text(drawing.svg(snapshot, findings, everything=everything))
+    path.write_text(drawing.svg(snapshot, findings, fold=fold))
     return path
 
 
@@ -187,7 +187,7 @@ def test_the_picture_of_a_recorded_story_is_tidy(story: Path, tab: Tab) -> None:
 
 @pytest.mark.parametrize("scene", ["sixty", "forked", "hostile"])
 def test_a_picture_of_everything_is_tidy(scene: str, tab: Tab, tmp_path: Path) -> None:
-    tab.show(picture(scene, tmp_path, everything=True))
+    tab.show(picture(scene, tmp_path, fold=None))
     tab.look(width=WIDE, height=TALL)
     assert faults(tab) == {}
     processes = SCENES[scene]()[0].processes
@@ -330,7 +330,7 @@ def test_a_wide_table_of_holders_still_ends_at_its_box(tab: Tab, tmp_path: Path)
     snapshot, _ = SCENES["thousand"]()
     few = replace(snapshot, processes=snapshot.processes[:60], containers=())
     path = tmp_path / "many.svg"
-    path.write_text(drawing.svg(few, everything=True))
+    path.write_text(drawing.svg(few, fold=None))
     tab.show(path)
     tab.look(width=WIDE, height=4 * TALL)
     assert faults(tab) == {}
