@@ -88,18 +88,26 @@ def complaints(
     *,
     older: Collection[str],
     signed: bool = False,
+    required: Collection[str] = REQUIRED,
 ) -> tuple[str, ...]:
     """Return why a verdict is no evidence for a release; nothing if it is.
 
     ``packages`` has, by file name, the SHA-256 of each package as it is now.  ``older`` has the
     IDs of the older releases that servers may have; the gate must have started from each.  A
-    release that is ``signed`` for Secure Boot must have been judged under it.
+    release that is ``signed`` for Secure Boot must have been judged under it.  ``required`` has the
+    names of the cases that must be there.
     """
-    return tuple(_complaints(gate, id, packages, older=older, signed=signed))
+    return tuple(_complaints(gate, id, packages, older=older, signed=signed, required=required))
 
 
 def _complaints(
-    gate: Gate, id: str, packages: Mapping[str, str], *, older: Collection[str], signed: bool
+    gate: Gate,
+    id: str,
+    packages: Mapping[str, str],
+    *,
+    older: Collection[str],
+    signed: bool,
+    required: Collection[str],
 ) -> Iterator[str]:
     if gate.id != id:
         yield f"the verdict is for {gate.id}"
@@ -108,7 +116,9 @@ def _complaints(
     names = [one.name for one in gate.cases]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"the case {name} is there twice"
-    for name in REQUIRED:
+    if not names:
+        yield "no case was run"
+    for name in required:
         if name not in names:
             yield f"the case {name} was not run"
     for one in gate.cases:

@@ -235,8 +235,9 @@ def _verdict(reader: _Reader, record: Record) -> None:
         reader.find(path, "it is no verdict", failed.expected or "", failed.found or "")
         return
     packages = {Path(one.path).name: one.sha256 for one in record.packages}
-    # Another release may have been the older one at that time, so only promote asks for it.
-    for one in evidence.complaints(gate, record.id, packages, older=()):
+    # Another release may have been the older one at that time, and the gate of that time may have
+    # had fewer cases, so only staging and promote ask for these.
+    for one in evidence.complaints(gate, record.id, packages, older=(), required=()):
         reader.find(path, one)
 
 

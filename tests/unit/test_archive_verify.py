@@ -70,6 +70,13 @@ def test_a_whole_archive_has_no_findings(given: Settings) -> None:
     assert verify.error(found) is None
 
 
+def test_a_verdict_of_a_gate_with_fewer_cases_is_no_damage(given: Settings) -> None:
+    """The gate gets cases, and what servers have was judged by the gate of its time."""
+    judge_with(given.archive, lambda cases: cases[:-1])
+    assert findings(given) == []
+    assert "was not run" in "\n".join(operations.complaints(given, FIRST.id))
+
+
 def test_what_killed_writers_leave_is_no_damage(given: Settings) -> None:
     for name in (".work.x", "pool/main/x/.y", "releases/.z", "snapshots/.7.x", "dists/.bookworm"):
         (given.archive / name).parent.mkdir(exist_ok=True)
@@ -371,6 +378,18 @@ def verdict_of_other_bytes(root: Path) -> str:
     return f"gate.json: {IMAGE.name} was judged with sha256 {'0' * 64}"
 
 
+def judge_with(root: Path, cases: Callable[[list[Any]], list[Any]]) -> None:
+    path = home(root) / "gate.json"
+    edit(path, lambda raw: raw.update(cases=cases(raw["cases"])))
+    digests = {**records.read(root, FIRST.id).evidence, path.name: fs.sha256_file(path)}
+    edit(home(root) / records.NAME, lambda raw: raw.update(evidence=digests))
+
+
+def verdict_without_cases(root: Path) -> str:
+    judge_with(root, lambda cases: [])
+    return "gate.json: no case was run"
+
+
 def no_verdict(root: Path) -> str:
     (home(root) / "gate.json").unlink()
     digests = {**records.read(root, FIRST.id).evidence}
@@ -391,8 +410,8 @@ def record_directory(root: Path) -> str:
 
 RECORDS = (
     *(evidence_bytes, evidence_missing, evidence_stray, evidence_signature),
-    *(provenance_of_other_bytes, verdict_of_other_bytes, no_verdict, record_stray),
-    record_directory,
+    *(provenance_of_other_bytes, verdict_of_other_bytes, verdict_without_cases, no_verdict),
+    *(record_stray, record_directory),
 )
 
 
