@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +34,9 @@ STORIES = sorted((TEXTS / "stories").glob("*.procfile"))
 CONFORMANCE = sorted((TEXTS / "conformance").glob("*.procfile"))
 REFUSED = sorted((TEXTS / "conformance").glob("refused*/*.procfile"))
 LIBRARY = "usr/lib/python3/dist-packages"
-TIMEOUT_S = 300
-OK, USAGE, NO_MODULE, REFUSED_TEXT = 0, 2, 3, 5
+TIMEOUT_S, SOON_S = 300, 60
+OK, FOUND, USAGE, NO_MODULE, REFUSED_TEXT = 0, 1, 2, 3, 5
+WALK_JSON = ("--walk", "json")
 
 # Run command lines one after the other: the start of a Python takes longer than a command.
 # OUT/ in a command line is an empty directory, whose files are part of the answer.
@@ -60,6 +62,32 @@ names = [one.name for one in pkgutil.walk_packages(cplayground.__path__, "cplayg
 for name in names:
     importlib.import_module(name)
 json.dump([sys.version_info[:2], sorted(names)], sys.stdout)
+"""
+# Use the library as a program would: two texts, and sixty processes, which are drawn as cards.
+LIBRARY_USE = r"""
+import sys
+import cplayground
+from cplayground import drawing
+
+before, after = map(cplayground.read, sys.argv[1:])
+for one in (before.pipes(), before.shared(), before.check(), before.svg()):
+    print(one)
+print(before.diff(after), after.diff(before), before.container(before.processes[0].namespace))
+many = b"".join(
+    b"%s\t%d\t%d\t0\t1\tworker\n" % (b"ab"[pid % 2 :][:1] * 64, pid, pid)
+    + b"0\t0\t%064x\t0\t00\tpipe:[%d]\n1\t0\t%s\t7\t01\t/log\n\n" % (pid, pid // 2, b"c" * 64)
+    for pid in range(100, 160)
+)
+for draw in (drawing.svg, drawing.html, drawing.dot):
+    print(draw(cplayground.parse(many)))
+"""
+ENDLESS = """
+import time
+while True:
+    with open("mark"):
+        os.write(mark, b"x" * 1000)
+        time.sleep(0.1)
+    time.sleep(0.1)
 """
 
 
@@ -107,6 +135,17 @@ def there(root: Root, package: Path) -> Callable[..., Completed]:
         return replace(done, stderr="".join(told))
 
     return enter
+
+
+@pytest.fixture
+def outside(root: Root, package: Path) -> Callable[..., Completed]:
+    """Run a command in the root with the host's processes, which the sandbox does not show."""
+    command: list[Arg] = [run.need("bwrap"), "--ro-bind", root.path, "/", "--dev", "/dev"]
+    command += ["--ro-bind", "/proc", "/proc", "--tmpfs", "/mnt", "--unshare-net"]
+    for bind in binds(package):
+        command += ["--ro-bind", bind.source, bind.target]
+    command += ["--die-with-parent", "--"]
+    return lambda *argv: run.run([*command, *argv], timeout_s=TIMEOUT_S, check=False)
 
 
 def here(*argv: str) -> Completed:
@@ -183,6 +222,14 @@ def test_texts_are_read_and_refused_as_here(there: Callable[..., Completed]) -> 
     assert statuses.count(REFUSED_TEXT) > 40
 
 
+def test_the_library_gives_what_it_gives_here(there: Callable[..., Completed]) -> None:
+    program = (LIBRARY_USE, "stories/story.procfile", "stories/redirect.procfile")
+    theirs, ours = there("python3", "-c", *program), here("-c", *program)
+    assert (theirs.returncode, theirs.stderr) == (OK, "")
+    assert theirs.stdout == ours.stdout
+    assert theirs.stdout.count("</svg>") == 3
+
+
 def test_completion_says_what_it_says_here(there: Callable[..., Completed]) -> None:
     lines = [["__complete", *words] for words in ([""], ["ls", "-"], ["ls", "--kind", ""], ["p"])]
     assert all(said for _, said, _ in compare(there, lines))
@@ -245,19 +292,49 @@ def of_programs(document: dict[str, Any], mark: str) -> list[dict[str, Any]]:
     return chosen
 
 
-def test_the_walk_sees_what_it_sees_here(root: Root, package: Path, tmp_path: Path) -> None:
-    # The sandbox has processes of its own, so this is the root with the host's, read-only.
-    command: list[Arg] = [run.need("bwrap"), "--ro-bind", root.path, "/", "--dev", "/dev"]
-    command += ["--ro-bind", "/proc", "/proc", "--tmpfs", "/mnt", "--unshare-net"]
-    for bind in binds(package):
-        command += ["--ro-bind", bind.source, bind.target]
-    command += ["--die-with-parent", "--", "cplayground", "--walk", "json"]
+def test_the_walk_sees_what_it_sees_here(outside: Callable[..., Completed], tmp_path: Path) -> None:
     with inside(
         tmp_path, "os.pipe(), socket.socketpair(), child(lambda: None), rest()"
     ) as programs:
         mark = programs.mark.decode()
-        theirs = run.run(command, timeout_s=TIMEOUT_S)
-        ours = here("-m", "cplayground", "--walk", "json")
+        theirs, ours = outside("cplayground", *WALK_JSON), here("-m", "cplayground", *WALK_JSON)
+    assert (theirs.returncode, theirs.stderr) == (OK, "")
     first, second = of_programs(json.loads(theirs.stdout), mark)
     assert [first, second] == of_programs(json.loads(ours.stdout), mark)
     assert len(first["descriptors"]) >= 8
+
+
+def test_a_missing_close_is_found_and_drawn(
+    outside: Callable[..., Completed], tmp_path: Path
+) -> None:
+    stuck = "reading, writing = os.pipe()\nprint('ready', flush=True)\nos.read(reading, 1)"
+    with inside(tmp_path, stuck) as programs:
+        (process,) = programs.walk().processes
+        chosen = ["--walk", "-p", str(process.global_pid)]
+        check = ("check", "--strict")
+        deadline = time.monotonic() + SOON_S
+        # It says that it is ready before it reads.  A host's process that not even root may look
+        # into makes a warning of the error.
+        while (theirs := outside("cplayground", *chosen, *check)).returncode != FOUND:
+            assert time.monotonic() < deadline, theirs
+        ours = here("-m", "cplayground", *chosen, *check)
+        picture = outside("cplayground", *chosen, "draw", "-o", "-")
+    assert theirs.stderr == picture.stderr == ""
+    # The evidence counts the host's processes, which come and go.
+    (_, sentence), (_, same) = (one.stdout.split("\n")[0].split(": ", 1) for one in (theirs, ours))
+    assert sentence == same
+    assert process.descriptors[-1].path.text in sentence
+    assert "waits for the end" in sentence and "waits for the end" in picture.stdout
+
+
+def test_watch_tells_changes(outside: Callable[..., Completed], tmp_path: Path) -> None:
+    program = f"print('ready', flush=True)\n{ENDLESS}"
+    with inside(tmp_path, program) as programs:
+        (process,) = programs.walk().processes
+        watch = f"cplayground --walk -p {process.global_pid} watch --json 0.05"
+        line = outside("sh", "-c", f"{watch} | grep -m1 moved").stdout
+        text = outside("sh", "-c", f"{watch.replace(' --json', '')} | grep -m1 moved").stdout
+    change = json.loads(line)
+    jsonschema.Draft202012Validator(SCHEMA).validate(change)
+    assert change["global_pid"] == process.global_pid
+    assert "/mark" in text
