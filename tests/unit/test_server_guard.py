@@ -813,16 +813,27 @@ def test_a_kernel_whose_arming_a_power_cut_interrupted_is_armed_at_the_next_boot
     assert copy.state == ("good", NEW, "")
 
 
-def test_debians_kernel_that_waits_for_a_reboot_is_started(tmp_path: Path) -> None:
+def test_debians_kernel_that_waits_for_a_reboot_is_tried(tmp_path: Path) -> None:
+    """It has never run here, so it is no way back yet."""
     newest = "6.1.0-58-cloud-amd64"
     server = Server.new(tmp_path / "server", DEBIAN, newest)
     assert server.load().release == newest
     server.guard("prepare")
+    assert server.state == ("armed", DEBIAN, newest)
+    other = server.copy(tmp_path / "other")
     assert server.boot().release == newest
+    assert server.state == ("good", newest, "")
     # An administrator returns, and the guard is upgraded.
     assert server.guard("rollback").returncode == 0
     server.guard("prepare")
     assert server.boot().release == DEBIAN
+    # Ours is tried instead of it, and returns to the kernel that ran.
+    other.install(NEW)
+    assert other.state == ("armed", DEBIAN, NEW)
+    other.load()
+    assert other.boot().release == DEBIAN
+    # From here on, Debian's is started as Debian would.
+    assert other.state == ("good", newest, "") and other.status()["bad"] == NEW
 
 
 def test_a_copy_of_a_kernel_is_no_kernel(tmp_path: Path) -> None:
