@@ -40,6 +40,7 @@ from kbuild.lab import mutants as mutations
 from kbuild.lab import stress as stresses
 from kbuild.measure import build as bench_build
 from kbuild.measure import build_cases
+from kbuild.measure import drawing as bench_drawing
 from kbuild.measure import parsing as bench_parsing
 from kbuild.measure import procfile as bench_procfile
 from kbuild.options import (
@@ -646,6 +647,19 @@ def measure_parsing(settings: Settings, target: Target, *, rounds: int) -> None:
     say(f"result: {path}")
 
 
+@command(ROUNDS, name="draw")
+def measure_drawing(settings: Settings, target: Target, *, rounds: int) -> None:
+    """Measure what the tool takes to draw pictures.
+
+    ./inv bench.draw --rounds 3
+    """
+    if settings.dry:
+        say(f"would draw {len(bench_drawing.SCENES)} pictures, {rounds} rounds")
+        return
+    path = bench_drawing.run(settings, rounds=rounds, say=say)
+    say(f"result: {path}")
+
+
 PERCENT = Option(
     "percent", "percentage of the servers that upgrade to it: 10, 50 or 100", kind=int, default=10
 )
@@ -767,6 +781,7 @@ BENCHES = {
     "bench.build": measure_building,
     "bench.procfile": measure_reading,
     "bench.parse": measure_parsing,
+    "bench.draw": measure_drawing,
 }
 
 bench = Collection("bench", *BENCHES.values())

@@ -5,10 +5,7 @@ Each parser reads the same text in a process of its own, in turn, round after ro
 
 from __future__ import annotations
 
-import datetime
 import hashlib
-import os
-import platform
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -107,13 +104,7 @@ def run(settings: Settings, *, rounds: int, say: Callable[[str], None] = print) 
     )
     path = settings.build / "bench" / "parse.json"
     content = {
-        "conditions": {
-            "python": platform.python_version(),
-            "host": f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPUs,"
-            f" load {os.getloadavg()[0]:.1f}",
-            "rounds": str(rounds),
-            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        },
+        "conditions": stats.conditions(rounds),
         "comparisons": [stats.to_json(comparison)],
         "memory_mib": memory,
     }

@@ -6,7 +6,10 @@ all the machine's other work, then affect both values.
 
 from __future__ import annotations
 
+import datetime
 import math
+import os
+import platform
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -22,6 +25,17 @@ class BenchError(KbuildError):
     """A measurement failed, or did not measure what it should."""
 
     kind = "bench"
+
+
+def conditions(rounds: int) -> dict[str, str]:
+    """Return what a reader of a measurement on this machine has to know."""
+    return {
+        "python": platform.python_version(),
+        "host": f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPUs,"
+        f" load {os.getloadavg()[0]:.1f}",
+        "rounds": str(rounds),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
 
 
 @dataclass(frozen=True)

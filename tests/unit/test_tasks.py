@@ -36,7 +36,7 @@ def test_the_verbs_are_flat_and_the_rest_is_in_collections(here: Here) -> None:
     assert names == {
         "keys": {"make", "export", "rotate", "list"},
         "lab": {"try", "stress", "mutants"},
-        "bench": {"build", "parse", "procfile"},
+        "bench": {"build", "draw", "parse", "procfile"},
     }
 
 
