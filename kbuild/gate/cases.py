@@ -27,7 +27,7 @@ from kbuild.gate.machine import Command
 from kbuild.gate.round import BUILT, PREBUILT, Names, Round, Trial, names
 from kbuild.gate.server import Server
 from kbuild.gate.steps import boot_both, boot_next, install_older, of_kernel
-from kbuild.ship import dkms, versions
+from kbuild.ship import dkms, tool_package, versions
 
 # Seconds of a fast machine, for apt in a booted server.
 _UPDATE_S, _INSTALL_S, _AUDIT_S = 60.0, 300.0, 20.0
@@ -470,7 +470,13 @@ def remove(round: Round, trials: Trials) -> None:
         with round.server(f"{trial.name}{'-dkms' if dkms_too else ''}", dkms=dkms_too) as made:
             before = round.record(made)
             round.follow(made, round.view.staging)
+            if dkms_too:
+                # As if the administrator had answered yes.
+                round.run(made, ["sh", "-c", _LET_GROUP_READ])
             round.apt(made, "install", *kind)
+            if dkms_too:
+                there = (made.root.path / _GROUP_FILE).exists()
+                trial.require(there, f"/{_GROUP_FILE} was not written")
             ours = [*installed.ours(round, made), _keyring_name(round)]
             round.apt(made, "remove", *ours)
             for after, allowed in (
@@ -480,13 +486,26 @@ def remove(round: Round, trials: Trials) -> None:
                 if after == "purged":
                     round.apt(made, "purge", *ours)
                 found = listing.differences(
-                    before, round.record(made), allowed=allowed, changing=_LAST_INSTALLED
+                    before,
+                    round.record(made),
+                    allowed=allowed,
+                    changing=(*_LAST_INSTALLED, *(_OF_THE_GROUP if dkms_too else ())),
                 )
                 trial.reasons += [f"{way}, {after}: {one}" for one in found]
+            asked = round.run(made, ["debconf-show", tool_package.PACKAGE]).stdout.strip()
+            trial.require(not asked, f"{way}, purged: debconf still has {asked}")
 
 
-# DKMS makes a key for modules with the first one that it builds, and keeps it.
-_OF_DKMS = (r"var/lib/dkms/mok\.(key|pub)",)
+_LET_GROUP_READ = (
+    f"echo {tool_package.PACKAGE} {tool_package.PACKAGE}/group-reads boolean true"
+    " | debconf-set-selections"
+)
+_GROUP_FILE = "etc/modprobe.d/cplayground-group.conf"
+# System groups stay, because files may still have their numbers.
+_OF_THE_GROUP = (r"etc/g(roup|shadow)-?",)
+# DKMS makes a key for modules with the first one that it builds, and keeps it.  adduser has its
+# lock in /run, which is empty after a boot.
+_OF_DKMS = (r"var/lib/dkms/mok\.(key|pub)", r"run/adduser")
 # The apt of Debian 11 notes the kernel that was installed last, and nothing at its removal.
 _LAST_INSTALLED = (r"etc/apt/apt\.conf\.d/01autoremove-kernels",)
 # Until they are purged, packages keep configuration, and kernels what depmod made, as Debian's do.
@@ -495,6 +514,7 @@ _LEFT_BY_REMOVE = (
     r"var/lib/dpkg/(info/.*|status)",
     r"etc/apt/sources\.list\.d/cplayground.*",
     r"var/(log|cache)/cplayground-dkms.*",
+    re.escape(_GROUP_FILE),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -28,7 +29,7 @@ from kbuild.gate.server import Server
 from kbuild.guest.outcome import MODULE_TAINT
 from kbuild.guest.spec import Accelerator, Firmware, ServerSpec
 from kbuild.lab import oracle, procfile
-from kbuild.ship import dkms, versions
+from kbuild.ship import dkms, tool_package, versions
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ _SHOWN = 5
 _ERROR = re.compile(r"^(dpkg: error|E: |Error! )|unmet dependencies")
 _BEFORE, _AFTER = 6, 12
 _HOLD = Path(__file__).with_name("in_root") / "hold"
+_TOOL_JSON, _TOOL_LS = (tool_package.PACKAGE, "json"), (tool_package.PACKAGE, "ls")
+_OF_DESCRIPTOR = ("fd", "close_on_exec", "flags")  # keys of the tool's JSON
 
 
 @dataclass
@@ -84,8 +87,8 @@ class Names:
 
     @property
     def dkms(self) -> tuple[str, ...]:
-        """The packages for the module that DKMS compiles."""
-        return (self.image, self.headers, dkms.PACKAGE)
+        """The packages for the module that DKMS compiles, and the tool."""
+        return (self.image, self.headers, dkms.PACKAGE, tool_package.PACKAGE)
 
     def pinned(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return the packages as apt takes them with their versions: NAME=VERSION."""
@@ -295,9 +298,9 @@ class Round:
 
         ``what`` names the server in reasons.  It must come up with the kernel ``release`` of
         GRUB's choice.  With ``module`` (:data:`PREBUILT`, :data:`BUILT`) the module must have been
-        loaded by itself from there, and its file must agree with /proc.  With None, this server
-        has no module of ours.  ``commands`` come after that.  ``firmware`` is UEFI's, else the
-        machine has a BIOS.
+        loaded by itself from there, and its file must agree with /proc; with BUILT, so must the
+        tool with the file.  With None, this server has no module of ours.  ``commands`` come after
+        that.  ``firmware`` is UEFI's, else the machine has a BIOS.
         """
         taint = 0 if module is None else MODULE_TAINT
         with self.running(
@@ -354,13 +357,16 @@ def _judge_module(running: machine.Running, place: str) -> Iterator[str]:
         (f"{TOOLS}/{_HOLD.name}", "begin"),
         ("cat", PROCFILE),
         (f"{TOOLS}/observe",),
+        # Names.dkms has the tool.
+        *((_TOOL_JSON, _TOOL_LS) if place == BUILT else ()),
         (f"{TOOLS}/{_HOLD.name}", "end"),
     )
     done = [running.run(Command(argv, _OBSERVED_S)) for argv in commands]
-    _, shown, seen, _ = done
-    if shown is None or seen is None or any(one is None or one.status for one in done):
+    good = [one for one in done if one is not None and one.status == 0]
+    if len(good) < len(done):
         # The boot has the fault already.
         return
+    _, shown, seen, *told, _ = good
     try:
         processes = procfile.parse(shown.stdout)
         found = oracle.differences(processes, oracle.parse(seen.stdout))
@@ -370,3 +376,39 @@ def _judge_module(running: machine.Running, place: str) -> Iterator[str]:
     if not processes:
         yield f"{PROCFILE} is empty while containers run"
     yield from (f"{PROCFILE}: {one}" for one in found[:_SHOWN])
+    if told:
+        document, table = told
+        yield from tool_faults(processes, document.stdout, table.text)
+
+
+def tool_faults(
+    processes: Sequence[procfile.Process], document: bytes, table: str
+) -> Iterator[str]:
+    """Yield how the tool's JSON and its table differ from the module's file."""
+    file = [
+        (
+            one.namespace,
+            (one.pid, one.ns_pid, one.ns_ppid, one.ns_pgid),
+            [(each.fd, each.cloexec, each.flags) for each in one.files],
+        )
+        for one in processes
+    ]
+    try:
+        told = [
+            (
+                one["namespace_id"],
+                tuple(one[key] for key in ("global_pid", "pid", "ppid", "pgid")),
+                [tuple(each[key] for key in _OF_DESCRIPTOR) for each in one["descriptors"]],
+            )
+            for one in json.loads(document)["processes"]
+        ]
+    except (ValueError, LookupError, TypeError) as error:
+        yield f"{shlex.join(_TOOL_JSON)} cannot be read: {error!r}"
+        return
+    if told != file:
+        yield f"{shlex.join(_TOOL_JSON)} differs from {PROCFILE}"
+    lines = [line.split() for line in table.splitlines()]
+    # A process without an open file has a line, too.
+    for one in processes:
+        if not any(line[:2] == [str(one.ns_pid), str(one.pid)] for line in lines):
+            yield f"{shlex.join(_TOOL_LS)} does not show the process {one.pid}"

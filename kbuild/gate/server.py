@@ -49,8 +49,17 @@ PACKAGES = (
 # For a server with UEFI and Secure Boot, in place of the boot loader for a BIOS.
 EFI_PACKAGES = ("grub-efi-amd64", "grub-efi-amd64-signed", "shim-signed", "mokutil")
 _BIOS_PACKAGES = ("grub-pc",)
-# For a server that builds its modules itself.
-DKMS_PACKAGES = ("dkms", "gcc", "libc6-dev", "libelf1", "libssl3", "make")
+# For a server that builds its modules itself, and that has the tool: adduser and python3.
+DKMS_PACKAGES = (
+    "adduser",
+    "dkms",
+    "gcc",
+    "libc6-dev",
+    "libelf1",
+    "libssl3",
+    "make",
+    "python3",
+)
 
 _FORMAT = "1"
 _AGENT_SOURCE = Path(programs.__file__).with_name("agent.c")

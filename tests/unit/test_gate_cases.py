@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ from kbuild.core.errors import (
     UserError,
 )
 from kbuild.core.model import Package, Settings, Target
-from kbuild.core.run import Completed
+from kbuild.core.run import Completed, run
 from kbuild.gate import (
     candidate,
     cases,
@@ -41,8 +42,20 @@ from kbuild.gate import (
 from kbuild.gate.cases import CASES, Case
 from kbuild.gate.machine import Boot
 from kbuild.gate.report import FAILED, NOT_RUN, PASSED, BootSeen, CaseResult, Report
-from kbuild.gate.round import Round, Trial, around_the_error, names
+from kbuild.gate.round import (
+    BUILT,
+    PREBUILT,
+    TOOLS,
+    Round,
+    Trial,
+    _judge_module,
+    around_the_error,
+    names,
+    tool_faults,
+)
 from kbuild.gate.server import Server
+from kbuild.lab import oracle, procfile
+from kbuild.ship import tool_package
 from tests import grub
 from tests.unit.test_versions import (
     BOOTED,
@@ -85,6 +98,74 @@ def round_of(
 ) -> Round:
     view = SimpleNamespace(candidate=NEWER, promoted=promoted)
     return cast(Round, SimpleNamespace(view=view, candidate=NEWER, run=run, end=end))
+
+
+# The tool.
+
+SHOWN = PROJECT / "tests/conformance/basic.procfile"
+
+
+def told(*words: str) -> bytes:
+    """Return what the tool says about the file."""
+    argv = [sys.executable, "-m", "cplayground", "--from", str(SHOWN), *words]
+    return run(argv, timeout_s=60, cwd=PROJECT).stdout.encode()
+
+
+def faults(document: bytes, table: bytes) -> list[str]:
+    return [*tool_faults(procfile.parse(SHOWN.read_bytes()), document, table.decode())]
+
+
+def test_the_tool_must_show_what_the_file_has() -> None:
+    document, table = told("json"), told("ls")
+    assert faults(document, table) == []
+    differs = ["cplayground json differs from /proc/cplayground"]
+    for one, other in ((b'"pid":7', b'"pid":8'), (b'"fd":3', b'"fd":4'), (b"true", b"false")):
+        assert one in document
+        assert faults(document.replace(one, other, 1), table) == differs
+    # As if a filter had left out one process.
+    assert faults(told("-p", "100", "json"), told("-p", "100", "ls")) == [
+        *differs,
+        "cplayground ls does not show the process 2345",
+    ]
+
+
+@pytest.mark.parametrize("document", [b"", b"{", b"[]", b'{"processes":[{}]}', b"\xff"])
+def test_an_answer_of_the_tool_that_is_no_document_is_a_fault(document: bytes) -> None:
+    (fault,) = faults(document, told("ls"))
+    assert fault.startswith("cplayground json cannot be read")
+
+
+class Booted:
+    """Stands in for a booted server: notes the commands, and answers as it would."""
+
+    def __init__(self, **said: bytes) -> None:
+        self.ran: list[str] = []
+        self.said = {
+            "cat": SHOWN.read_bytes(),
+            "modinfo": f"/lib/{BUILT}/cplayground.ko".encode(),
+        } | said
+
+    def run(self, command: machine.Command) -> SimpleNamespace:
+        self.ran.append(" ".join(command.argv))
+        said = self.said.get(command.argv[0].rpartition("/")[2], b"")
+        return SimpleNamespace(status=0, text=said.decode(), stdout=said)
+
+
+def test_the_tool_is_asked_while_containers_run_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The kernel's view is not at stake here.
+    monkeypatch.setattr(oracle, "parse", lambda _: ())
+    monkeypatch.setattr(oracle, "differences", lambda *_: [])
+    assert tool_package.PACKAGE in names(NEWER).dkms
+    assert tool_package.PACKAGE not in names(NEWER).prebuilt
+    asked = ["cplayground json", "cplayground ls"]
+    for place, expected in ((BUILT, asked), (PREBUILT, [])):
+        booted = Booted(cplayground=b"")
+        found = [*_judge_module(cast(machine.Running, booted), place)]
+        begin, end = (booted.ran.index(f"{TOOLS}/hold {word}") for word in ("begin", "end"))
+        assert [one for one in booted.ran[begin:end] if one.startswith("cplayground")] == expected
+        assert any("cplayground json" in one for one in found) is bool(expected)
 
 
 # Files of a tree.
