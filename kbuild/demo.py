@@ -28,10 +28,11 @@ _SOURCE = f"/usr/share/doc/{PACKAGE}/examples/words.c"
 _HOME = "/srv"
 _WORDS = "pear\napple\nfig\nbanana\n"
 _SORTED = "apple\nbanana\nfig\npear\n"
-# A PID namespace makes the container, and pid 1 in it is the program.
+# A PID namespace makes the container, and pid 1 in it is the program.  It reads from us, so we say
+# when its input ends.
 _CONTAINER = (
     *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc"),
-    *("sh", "-c", 'exec "./$0" <fruit.txt >sorted.txt 2>&1'),
+    *("sh", "-c", 'exec "./$0" >sorted.txt 2>&1'),
 )
 _TOOL_S = 20.0
 _STUCK_S = 15.0
@@ -66,7 +67,6 @@ def run(
         for program, options in (("words", ()), ("words-closed", ("-DCLOSED",))):
             argv = ["gcc", *options, "-o", f"{_HOME}/{program}", _SOURCE]
             guest.run(argv, timeout_s=_TOOL_S, check=True)
-        guest.put(_WORDS.encode(), f"{_HOME}/fruit.txt", mode=0o644)
         guest.run(["modprobe", MODULE], timeout_s=_TOOL_S, check=True)
         say(_with_mistake(guest))
         for picture in pictures:
@@ -83,7 +83,7 @@ def run(
 
 def _with_mistake(guest: Guest) -> str:
     """Run the program until the tool finds that it waits for itself, and return what is seen."""
-    _start(guest, "words")
+    _start(guest, "words").close_stdin()
     deadline = time.monotonic() + _STUCK_S * guest.spec.scale
     # A Python that fails ends with the same status.
     while not ((found := _tool(guest, "check")).status == _BLOCKED and _ERROR in found.text):
@@ -110,9 +110,20 @@ def _with_mistake(guest: Guest) -> str:
 
 
 def _corrected(guest: Guest) -> str:
-    """Run the corrected program to its end, and return what is seen."""
-    _start(guest, "words-closed").wait(_TOOL_S, check=True)
+    """Look for mistakes in the corrected program while it runs and at its end, and return its work.
+
+    It runs until its input ends.
+    """
+    program = _start(guest, "words-closed")
+    deadline = time.monotonic() + _STUCK_S * guest.spec.scale
+    while b"\tsort\n" not in guest.read(PROCFILE):
+        if time.monotonic() > deadline:
+            raise DemoError(
+                "the corrected program does not start", expected=f"sort(1) in {PROCFILE}"
+            )
     found = _tool(guest, "check")
+    program.close_stdin()
+    program.wait(_TOOL_S, check=True)
     output = guest.read(f"{_HOME}/sorted.txt").decode()
     if found.status or output != _SORTED:
         raise DemoError(
@@ -120,11 +131,15 @@ def _corrected(guest: Guest) -> str:
             expected=_SORTED,
             found=f"{output}{found.text}",
         )
-    return "\n".join((_part("the program with the close(), which ends"), output))
+    title = "cplayground check, while the program with the close() runs"
+    return "\n".join((_part(title), found.text, _part("its output, as it ends"), output))
 
 
 def _start(guest: Guest, program: str) -> Background:
-    return guest.start([*_CONTAINER, program], cwd=_HOME)
+    """Start a program, and give it its words; its input has not ended."""
+    running = guest.start([*_CONTAINER, program], cwd=_HOME)
+    running.write(_WORDS.encode())
+    return running
 
 
 def _tool(guest: Guest, *argv: str, check: bool = False) -> GuestResult:

@@ -99,8 +99,17 @@ def guest_root(settings: Settings, suite: str, tools: Sequence[str] = ()) -> Roo
 
     With ``tools``, which are further Debian packages, it is a root of its own.
     """
-    kind = "guest-tools" if tools else "guest"
-    return make_root(settings, suite, kind, (*guest_packages(suite), *tools))
+    return make_root(settings, suite, *_of_guest(suite, tools))
+
+
+def why_make_guest(settings: Settings, suite: str, tools: Sequence[str] = ()) -> str | None:
+    """Return why :func:`guest_root` would make a root, or None if the cache has it."""
+    return why_make(settings, suite, *_of_guest(suite, tools))
+
+
+def _of_guest(suite: str, tools: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """Return the kind of a guest's root, and its packages."""
+    return "guest-tools" if tools else "guest", (*guest_packages(suite), *tools)
 
 
 def oldest_python_root(settings: Settings) -> Root:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from kbuild.core import beside
 from kbuild.core.model import Package, Settings, Target
 from kbuild.fetch import roots, source
 from kbuild.guest import image
@@ -36,12 +38,25 @@ def stock_image(settings: Settings, target: Target, *, tools: Sequence[str] = ()
     No kernel is compiled for it, so a suite can be judged within minutes.  With ``tools``, which
     are further Debian packages, it is a disk of its own.
     """
-    base = source.fetch(settings, target, without_source=True)
-    made = Made(settings, target, base=base, root=roots.compile_root(settings, target.suite))
-    packages: list[Package] = []
-    for result in (stages.dkms_packages(made), stages.tool_packages(made)):
-        packages += result.ensure()
+    with _guest_root_meanwhile(settings, target.suite, tools):
+        base = source.fetch(settings, target, without_source=True)
+        made = Made(settings, target, base=base, root=roots.compile_root(settings, target.suite))
+        packages: list[Package] = []
+        for result in (stages.dkms_packages(made), stages.tool_packages(made)):
+            packages += result.ensure()
     return _image(made, "stock", tools, debs=[one.path for one in packages])
+
+
+def _guest_root_meanwhile(
+    settings: Settings, suite: str, tools: Sequence[str]
+) -> AbstractContextManager[None]:
+    """Make the guest's root while the block runs, if it is missing and two processors are there.
+
+    mmdebstrap keeps one processor busy, so two roots take little longer than one.
+    """
+    if settings.jobs < 2 or roots.why_make_guest(settings, suite, tools) is None:
+        return nullcontext()
+    return beside.started(lambda: roots.guest_root(settings, suite, tools))
 
 
 def lab_image(made: Made, *, tools: Sequence[str] = ()) -> GuestImage:

@@ -33,7 +33,10 @@ class Guest:
         self.ran: list[list[str]] = []
         self.finds = iter(finds)
         self.files = {
-            PROCFILE: b"f" * 64 + b"\t9\t1\t0\t0\twords\n\n",
+            PROCFILE: b"f" * 64
+            + b"\t9\t1\t0\t0\twords\n\n"
+            + b"f" * 64
+            + b"\t10\t2\t1\t1\tsort\n\n",
             demo._SOURCE: EXAMPLE.read_bytes(),
             "/tmp/story.svg": b"<svg/>",
             "/tmp/story.html": b"<html/>",
@@ -49,7 +52,12 @@ class Guest:
 
     def start(self, argv: list[str], **_: object) -> SimpleNamespace:
         self.ran.append(argv)
-        return SimpleNamespace(wait=lambda *_, **__: None)
+        note = self.ran.append
+        return SimpleNamespace(
+            write=lambda data: note(["write", data.decode()]),
+            close_stdin=lambda: note(["end of input"]),
+            wait=lambda *_, **__: note(["wait"]),
+        )
 
     def put(self, content: bytes, remote: str, **_: object) -> None:
         self.files[remote] = content
@@ -107,6 +115,28 @@ def test_it_fails_if_the_corrected_program_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guest: Guest
 ) -> None:
     with pytest.raises(demo.DemoError, match="corrected"):
+        run(tmp_path, monkeypatch, guest)
+
+
+def test_the_corrected_program_is_judged_while_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = Guest()
+    said = run(tmp_path, monkeypatch, guest)
+    steps = [one[-1] for one in guest.ran]
+    assert steps[steps.index("words-closed") :] == [
+        *("words-closed", demo._WORDS, "check", "end of input", "wait"),
+    ]
+    assert "cplayground check: 0" in said
+
+
+def test_it_fails_if_the_corrected_program_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "_STUCK_S", 0.0)
+    guest = Guest(finds=(1, 0))
+    guest.files[PROCFILE] = b""
+    with pytest.raises(demo.DemoError, match="does not start"):
         run(tmp_path, monkeypatch, guest)
 
 

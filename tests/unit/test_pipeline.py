@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 import pytest
 
 from kbuild import cleaning
-from kbuild.core import fs, stamp
+from kbuild.core import beside, fs, stamp
 from kbuild.core.errors import GuardError, SigningError
 from kbuild.core.model import Root, Settings, Target
+from kbuild.fetch import roots
 from kbuild.guest import image
 from kbuild.kernel import module
 from kbuild.pipeline import images, lint, stages
@@ -496,6 +498,28 @@ def test_the_stock_disk_needs_no_kernel_of_ours(empty: Works, disks: list[dict[s
     made = [path.name for path in disk["debs"][:2]]
     assert made == ["cplayground-dkms.deb", "cplayground.deb"]
     assert list(dict.fromkeys(empty.ran)) == ["fetch", "root", "DKMS packages", "tool package"]
+
+
+@pytest.mark.parametrize(("jobs", "missing"), [(2, True), (2, False), (1, True)])
+def test_a_missing_root_of_the_guest_is_made_meanwhile(
+    empty: Works,
+    disks: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    jobs: int,
+    missing: bool,
+) -> None:
+    began: list[int] = []
+
+    @contextlib.contextmanager
+    def started(_: object) -> Iterator[None]:
+        began.append(len(empty.ran))
+        yield
+
+    monkeypatch.setattr(beside, "started", started)
+    monkeypatch.setattr(roots, "why_make_guest", lambda *_: "missing" if missing else None)
+    images.stock_image(dataclasses.replace(empty.settings, jobs=jobs), empty.target)
+    assert began == ([0] if jobs > 1 and missing else [])
+    assert disks
 
 
 def test_module_and_packages_are_checked_again_after_a_change(
