@@ -1,6 +1,7 @@
 """The pictures as text: well-formed, deterministic, complete; order and places of the boxes.
 
-``python -m tests.unit.test_tool_drawing`` writes the kept pictures of tests/stories again.
+``python -m tests.unit.test_tool_drawing`` writes the kept pictures of tests/stories again, and
+those of the documents.
 """
 
 from __future__ import annotations
@@ -35,6 +36,16 @@ SVG = "{http://www.w3.org/2000/svg}"
 LEAST_CONTRAST = 4.5  # WCAG 2.2, 1.4.3
 MONO = Font("mono", 13)
 STORIES = sorted((PROJECT / "tests/stories").glob("*.procfile"))
+# The documents' pictures of recorded stories, with what check finds in a text.
+SHOWN = [
+    PROJECT / f"docs/{place}/pictures/{name}.svg"
+    for place, name in (
+        ("howto", "pipeline-of-five"),
+        ("howto", "two-containers"),
+        ("results", "redirect"),
+        ("results", "sixty-descriptors"),
+    )
+]
 
 
 def root(
@@ -157,6 +168,17 @@ def test_ranges_are_short() -> None:
 @pytest.mark.parametrize("story", STORIES, ids=lambda path: path.stem)
 def test_the_picture_is_the_one_that_is_kept(story: Path) -> None:
     assert parse(story.read_bytes()).svg() == story.with_suffix(".svg").read_text("utf-8")
+
+
+def shown(picture: Path) -> str:
+    """Return what ``cplayground draw --from`` makes of the story that a picture shows."""
+    snapshot = parse((PROJECT / "tests/stories" / f"{picture.stem}.procfile").read_bytes())
+    return snapshot.svg(snapshot.check())
+
+
+@pytest.mark.parametrize("picture", SHOWN, ids=lambda path: path.stem)
+def test_the_picture_of_a_document_is_what_the_tool_draws(picture: Path) -> None:
+    assert shown(picture) == picture.read_text("utf-8")
 
 
 @pytest.mark.parametrize("scene", SCENES)
@@ -470,3 +492,5 @@ def test_two_processes_in_a_row_differ_in_colour_and_in_dashes() -> None:
 if __name__ == "__main__":
     for one in STORIES:
         one.with_suffix(".svg").write_text(parse(one.read_bytes()).svg(), encoding="utf-8")
+    for picture in SHOWN:
+        picture.write_text(shown(picture), encoding="utf-8")
