@@ -36,6 +36,8 @@ def select(snapshot: Snapshot, chosen: Filter) -> Snapshot:
     files keep their numbers.  Raises UsageError for a container or a pid that the snapshot does
     not have, and for a kind that does not exist.
     """
+    if chosen == Filter():
+        return snapshot
     unknown = set(chosen.kinds).difference(KINDS)
     if unknown:
         raise UsageError(

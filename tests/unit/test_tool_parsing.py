@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import doctest
+import gc
 import json
 from pathlib import Path
 from unicodedata import category
@@ -263,3 +265,24 @@ def test_a_hostile_name_is_read_and_shown_reversibly(name: bytes) -> None:
         # Python calls no space printable but the one of ASCII.
         assert all(one.isprintable() or category(one) == "Zs" for one in shown.text)
         assert unescaped(shown.text.encode()) == shown
+
+
+@pytest.mark.parametrize("last", [b"", b"not a record\n"])
+def test_only_a_large_text_stops_the_collector_and_it_is_on_again(
+    monkeypatch: pytest.MonkeyPatch, last: bytes
+) -> None:
+    header, line = b"%064x\t2\t1\t0\t1\tsh\n" % 1, b"%d\t0\t%064x\t0\t00\t/a\n"
+    large = header + b"".join(line % (fd, fd) for fd in range(60_000)) + b"\n" + last
+    stopped: list[bool] = []
+    disable = gc.disable
+
+    def noted() -> None:
+        stopped.append(True)
+        disable()
+
+    monkeypatch.setattr(gc, "disable", noted)
+    cplayground.parse(header + b"\n")
+    assert not stopped
+    with pytest.raises(RefusedTextError) if last else contextlib.nullcontext():
+        cplayground.parse(large)
+    assert stopped and gc.isenabled()
