@@ -33,7 +33,9 @@ WORD = "cplayground_guard=trial"
 FAILING_CHECK = "etc/cplayground/check.d/90-gate"
 COMPLAINT = "this check fails on purpose"
 _FAILING = f"#!/bin/sh\necho '{COMPLAINT}'\nexit 1\n"
-_PROBATION, _PATIENCE = "5s", "10s"
+# The checks run at both ends of the probation.  A check that fails on purpose needs no patience.
+_PROBATION, _PATIENCE = "1s", "10s"
+_IMPATIENCE = "2s"
 # A check that failed is repeated after so many seconds.
 _AGAIN_S = 1
 SERVICE = "etc/systemd/system/cplayground-guard.service.d/gate.conf"
@@ -179,6 +181,7 @@ def guard(round: Round, trials: Mapping[str, Trial]) -> None:
             return
         with round.disk(made) as disk:
             kept(round, trial, disk)
+        configure(made, {"PATIENCE": _IMPATIENCE})
         check = made.root.path / FAILING_CHECK
         check.write_text(_FAILING)
         check.chmod(0o755)
