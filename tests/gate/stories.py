@@ -470,14 +470,14 @@ STORIES: Mapping[str, Tell] = {
         power_cut_in_arm, at='put "?1" initrd.img'
     ),
     "power-cut-in-arm-before-grub-knows": functools.partial(
-        power_cut_in_arm, at="env_change guard_tried *"
+        power_cut_in_arm, at="env_change guard_tried=*"
     ),
     "power-cut-in-arm-after-grub-knows": functools.partial(power_cut_in_arm, at="state=armed *"),
     "power-cut-in-good-between-kernel-and-initrd": functools.partial(
         power_cut_in_good, at='put "?1" initrd.img'
     ),
     "power-cut-in-good-before-grub-forgets": functools.partial(
-        power_cut_in_good, at='env_change "guard_good=*'
+        power_cut_in_good, at='disarm "guard_good=*'
     ),
     "power-cut-in-good-before-it-is-written": functools.partial(
         power_cut_in_good, at="state=good good=*"
