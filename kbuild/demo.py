@@ -28,12 +28,14 @@ _SOURCE = f"/usr/share/doc/{PACKAGE}/examples/words.c"
 _HOME = "/srv"
 _WORDS = "pear\napple\nfig\nbanana\n"
 _SORTED = "apple\nbanana\nfig\npear\n"
-# A PID namespace makes the container, and pid 1 in it is the program.  It reads from us, so we say
-# when its input ends.
+# A PID namespace makes the container, and pid 1 in it is the program.
 _CONTAINER = (
     *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc"),
-    *("sh", "-c", 'exec "./$0" >sorted.txt 2>&1'),
+    *("sh", "-c"),
 )
+_FROM_FILE = 'exec "./$0" <fruit.txt >sorted.txt 2>&1'
+# It reads from us, so we say when its input ends.
+_FROM_US = 'exec "./$0" >sorted.txt 2>&1'
 _TOOL_S = 20.0
 _STUCK_S = 15.0
 _BLOCKED, _ERROR = 1, "error: "  # the status and the first word of "cplayground check"
@@ -67,6 +69,7 @@ def run(
         for program, options in (("words", ()), ("words-closed", ("-DCLOSED",))):
             argv = ["gcc", *options, "-o", f"{_HOME}/{program}", _SOURCE]
             guest.run(argv, timeout_s=_TOOL_S, check=True)
+        guest.put(_WORDS.encode(), f"{_HOME}/fruit.txt", mode=0o644)
         guest.run(["modprobe", MODULE], timeout_s=_TOOL_S, check=True)
         say(_with_mistake(guest))
         for picture in pictures:
@@ -83,7 +86,7 @@ def run(
 
 def _with_mistake(guest: Guest) -> str:
     """Run the program until the tool finds that it waits for itself, and return what is seen."""
-    _start(guest, "words").close_stdin()
+    _start(guest, _FROM_FILE, "words")
     deadline = time.monotonic() + _STUCK_S * guest.spec.scale
     # A Python that fails ends with the same status.
     while not ((found := _tool(guest, "check")).status == _BLOCKED and _ERROR in found.text):
@@ -114,7 +117,8 @@ def _corrected(guest: Guest) -> str:
 
     It runs until its input ends.
     """
-    program = _start(guest, "words-closed")
+    program = _start(guest, _FROM_US, "words-closed")
+    program.write(_WORDS.encode())
     deadline = time.monotonic() + _STUCK_S * guest.spec.scale
     while b"\tsort\n" not in guest.read(PROCFILE):
         if time.monotonic() > deadline:
@@ -135,11 +139,8 @@ def _corrected(guest: Guest) -> str:
     return "\n".join((_part(title), found.text, _part("its output, as it ends"), output))
 
 
-def _start(guest: Guest, program: str) -> Background:
-    """Start a program, and give it its words; its input has not ended."""
-    running = guest.start([*_CONTAINER, program], cwd=_HOME)
-    running.write(_WORDS.encode())
-    return running
+def _start(guest: Guest, script: str, program: str) -> Background:
+    return guest.start([*_CONTAINER, script, program], cwd=_HOME)
 
 
 def _tool(guest: Guest, *argv: str, check: bool = False) -> GuestResult:
