@@ -113,7 +113,7 @@ def _with_mistake(guest: Guest) -> str:
 
 
 def _corrected(guest: Guest) -> str:
-    """Look for mistakes in the corrected program while it runs and at its end, and return its work.
+    """Look for mistakes in the corrected program while it runs, and return its work.
 
     It runs until its input ends.
     """

@@ -38,8 +38,9 @@ def stock_image(settings: Settings, target: Target, *, tools: Sequence[str] = ()
     No kernel is compiled for it, so a suite can be judged within minutes.  With ``tools``, which
     are further Debian packages, it is a disk of its own.
     """
+    # Before the roots: both need the indexes that it fetches.
+    base = source.fetch(settings, target, without_source=True)
     with _guest_root_meanwhile(settings, target.suite, tools):
-        base = source.fetch(settings, target, without_source=True)
         made = Made(settings, target, base=base, root=roots.compile_root(settings, target.suite))
         packages: list[Package] = []
         for result in (stages.dkms_packages(made), stages.tool_packages(made)):
