@@ -508,17 +508,18 @@ def test_a_missing_root_of_the_guest_is_made_meanwhile(
     jobs: int,
     missing: bool,
 ) -> None:
-    began: list[int] = []
+    began: list[list[str]] = []
 
     @contextlib.contextmanager
     def started(_: object) -> Iterator[None]:
-        began.append(len(empty.ran))
+        began.append(list(dict.fromkeys(empty.ran)))
         yield
 
     monkeypatch.setattr(beside, "started", started)
     monkeypatch.setattr(roots, "why_make_guest", lambda *_: "missing" if missing else None)
     images.stock_image(dataclasses.replace(empty.settings, jobs=jobs), empty.target)
-    assert began == ([0] if jobs > 1 and missing else [])
+    # Both roots need the indexes that fetch brings.
+    assert began == ([["fetch"]] if jobs > 1 and missing else [])
     assert disks
 
 
