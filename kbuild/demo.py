@@ -136,7 +136,9 @@ def _corrected(guest: Guest) -> str:
             found=f"{output}{found.text}",
         )
     title = "cplayground check, while the program with the close() runs"
-    return "\n".join((_part(title), found.text, _part("its output, as it ends"), output))
+    return "\n".join(
+        (_part(title), found.text or "(nothing)\n", _part("its output, as it ends"), output)
+    )
 
 
 def _start(guest: Guest, script: str, program: str) -> Background:
