@@ -252,7 +252,8 @@ def test_processes_that_come_and_go_do_no_harm(tmp_path: Path) -> None:
             assert pids == sorted(set(pids))
             resting = [table(p) for p in snapshot.processes if p.pid in (1, 2)]
             assert len(resting) == 2
-            assert [*resting[0]] == [*resting[1]] == [0, 1, 2, 3]
+            # The child may still close what it was started with.
+            assert all(one.keys() >= {0, 1, 2, 3} for one in resting)
             # A file that stays open during the whole walk is one.
             assert all(resting[0][fd].file is resting[1][fd].file for fd in range(4))
             for process in snapshot.processes:
